@@ -1,0 +1,2 @@
+//! bin/hvb
+fn main() {}

@@ -1,0 +1,191 @@
+//! Guest physical addresses, page frame numbers and page counts.
+
+use core::fmt;
+
+/// Bytes in a page, here and on the wire.
+pub const PAGE_SIZE: u64 = 4096;
+
+const PAGE_SHIFT: u32 = 12;
+
+/// A guest physical address, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gpa(u64);
+
+impl Gpa {
+    /// The address `bytes`.
+    #[must_use]
+    pub const fn new(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
+    /// The address in bytes.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The address `bytes` further up, or `None` where that wraps.
+    #[must_use]
+    pub const fn checked_add(self, bytes: u64) -> Option<Self> {
+        match self.0.checked_add(bytes) {
+            Some(sum) => Some(Self(sum)),
+            None => None,
+        }
+    }
+
+    /// Offset of the address inside its page, in bytes.
+    #[must_use]
+    pub const fn page_offset(self) -> u64 {
+        self.0 & (PAGE_SIZE - 1)
+    }
+
+    /// The page that holds the address, or `None` above [`Gpfn::MAX`].
+    #[must_use]
+    pub const fn gpfn(self) -> Option<Gpfn> {
+        Gpfn::new(self.0 >> PAGE_SHIFT)
+    }
+}
+
+impl fmt::Display for Gpa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// A guest page frame number: the number of a 4 KiB page in guest physical memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gpfn(u64);
+
+impl Gpfn {
+    /// The first number above all pages: x86-64 physical addresses have at most 52 bits, and the
+    /// Dynamic Memory wire format has 40 bits for a page number. It only appears as the exclusive
+    /// end of a range.
+    pub const MAX: Self = Self(1 << 40);
+
+    /// Page `number`, or `None` above [`Gpfn::MAX`].
+    #[must_use]
+    pub const fn new(number: u64) -> Option<Self> {
+        if number <= Self::MAX.0 { Some(Self(number)) } else { None }
+    }
+
+    /// The page number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// Address of the page's first byte.
+    #[must_use]
+    pub const fn gpa(self) -> Gpa {
+        Gpa::new(self.0 << PAGE_SHIFT)
+    }
+
+    /// The page `count` further up, or `None` above [`Gpfn::MAX`].
+    #[must_use]
+    pub const fn checked_add(self, count: PageCount) -> Option<Self> {
+        match self.0.checked_add(count.0) {
+            Some(sum) => Self::new(sum),
+            None => None,
+        }
+    }
+}
+
+impl fmt::Display for Gpfn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// A number of 4 KiB pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageCount(u64);
+
+impl PageCount {
+    /// No pages.
+    pub const ZERO: Self = Self(0);
+
+    /// `pages` pages.
+    #[must_use]
+    pub const fn new(pages: u64) -> Self {
+        Self(pages)
+    }
+
+    /// The whole pages in `bytes`; a remainder is dropped.
+    #[must_use]
+    pub const fn from_bytes(bytes: u64) -> Self {
+        Self(bytes >> PAGE_SHIFT)
+    }
+
+    /// The number of pages.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// Whether there are no pages.
+    #[must_use]
+    pub const fn is_zero(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The pages in bytes, at most `u64::MAX`.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.0.saturating_mul(PAGE_SIZE)
+    }
+
+    /// The sum, or `None` where it wraps.
+    #[must_use]
+    pub const fn checked_add(self, other: Self) -> Option<Self> {
+        match self.0.checked_add(other.0) {
+            Some(sum) => Some(Self(sum)),
+            None => None,
+        }
+    }
+
+    /// The difference, or `None` where `other` is larger.
+    #[must_use]
+    pub const fn checked_sub(self, other: Self) -> Option<Self> {
+        match self.0.checked_sub(other.0) {
+            Some(difference) => Some(Self(difference)),
+            None => None,
+        }
+    }
+
+    /// The sum, at most `u64::MAX`.
+    #[must_use]
+    pub const fn saturating_add(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
+    /// The difference, zero where `other` is larger.
+    #[must_use]
+    pub const fn saturating_sub(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+}
+
+impl fmt::Display for PageCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_of_an_address_is_rounded_down() {
+        assert_eq!(Gpa::new(0x1fff).gpfn(), Gpfn::new(1));
+        assert_eq!(Gpa::new(0x1fff).page_offset(), 0xfff);
+    }
+
+    #[test]
+    fn page_numbers_end_at_52_address_bits() {
+        assert_eq!(Gpfn::MAX.gpa(), Gpa::new(1 << 52));
+        assert_eq!(Gpfn::new((1 << 40) + 1), None);
+        assert_eq!(Gpfn::MAX.checked_add(PageCount::new(1)), None);
+        assert_eq!(Gpfn::MAX.checked_add(PageCount::new(u64::MAX)), None);
+    }
+}

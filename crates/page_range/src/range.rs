@@ -1,0 +1,119 @@
+//! A run of neighbouring pages.
+
+use core::fmt;
+
+use crate::{Gpfn, PageCount};
+
+/// Why two numbers do not make a [`PageRange`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RangeError {
+    /// The count is zero.
+    Empty,
+    /// The range would end above [`Gpfn::MAX`].
+    TooHigh,
+}
+
+impl fmt::Display for RangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "page range is empty",
+            Self::TooHigh => "page range ends above the 52-bit address space",
+        })
+    }
+}
+
+impl core::error::Error for RangeError {}
+
+/// Neighbouring pages: at least one, and all below [`Gpfn::MAX`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageRange {
+    start: Gpfn,
+    end: Gpfn,
+}
+
+impl PageRange {
+    /// The `count` pages from `start` up.
+    ///
+    /// # Errors
+    /// [`RangeError`] for an empty range and for one that leaves the address space.
+    pub const fn new(start: Gpfn, count: PageCount) -> Result<Self, RangeError> {
+        if count.is_zero() {
+            return Err(RangeError::Empty);
+        }
+        match start.checked_add(count) {
+            Some(end) => Ok(Self { start, end }),
+            None => Err(RangeError::TooHigh),
+        }
+    }
+
+    /// The pages from `start` up to, not including, `end`; `None` where there are none.
+    #[must_use]
+    pub fn between(start: Gpfn, end: Gpfn) -> Option<Self> {
+        (start < end).then_some(Self { start, end })
+    }
+
+    /// The first page.
+    #[must_use]
+    pub const fn start(self) -> Gpfn {
+        self.start
+    }
+
+    /// The page after the last one.
+    #[must_use]
+    pub const fn end(self) -> Gpfn {
+        self.end
+    }
+
+    /// The number of pages, at least one.
+    #[must_use]
+    pub const fn count(self) -> PageCount {
+        PageCount::new(self.end.get().saturating_sub(self.start.get()))
+    }
+
+    /// The pages that are in both ranges.
+    #[must_use]
+    pub fn intersection(self, other: Self) -> Option<Self> {
+        Self::between(self.start.max(other.start), self.end.min(other.end))
+    }
+
+    /// Whether `gpfn` is one of the pages.
+    #[must_use]
+    pub fn contains(self, gpfn: Gpfn) -> bool {
+        self.start <= gpfn && gpfn < self.end
+    }
+}
+
+impl fmt::Display for PageRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}, {})", self.start, self.end)
+    }
+}
+
+impl fmt::Debug for PageRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, count: u64) -> Result<PageRange, RangeError> {
+        PageRange::new(Gpfn::new(start).unwrap(), PageCount::new(count))
+    }
+
+    #[test]
+    fn a_range_is_never_empty_and_never_too_high() {
+        assert_eq!(range(5, 0), Err(RangeError::Empty));
+        assert_eq!(range(1 << 40, 1), Err(RangeError::TooHigh));
+        assert_eq!(range((1 << 40) - 1, 1).unwrap().end(), Gpfn::MAX);
+    }
+
+    #[test]
+    fn intersection_is_the_common_part() {
+        let both = range(10, 10).unwrap().intersection(range(15, 10).unwrap()).unwrap();
+        assert_eq!((both.start().get(), both.count().get()), (15, 5));
+        assert_eq!(range(10, 10).unwrap().intersection(range(20, 1).unwrap()), None);
+    }
+}

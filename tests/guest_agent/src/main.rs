@@ -1,0 +1,2 @@
+//! tests/guest_agent
+fn main() {}
