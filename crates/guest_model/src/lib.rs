@@ -1,3 +1,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
-//! guest_model
+//! A guest for tests: a VMBus client and a Dynamic Memory client, both without I/O.
+
+extern crate alloc;
+
+pub mod vmbus;

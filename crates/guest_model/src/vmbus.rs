@@ -1,0 +1,1 @@
+//! A VMBus client and the guest side of its rings, for tests.
