@@ -1,0 +1,75 @@
+//! Versions of the VMBus protocol.
+
+use core::fmt;
+
+/// A version of the VMBus protocol: any number a guest may name, known or not.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(u32);
+
+impl Version {
+    /// Below all versions: what a message that always existed is gated on.
+    pub(super) const ANY: Self = Self(0);
+    /// Windows 8, Server 2012: event flags for all channels, target VP in OPEN.
+    pub const V2_4: Self = Self::new(2, 4);
+    /// Windows 8.1, Server 2012 R2: control messages go to a VP of the guest's choice.
+    pub const V3_0: Self = Self::new(3, 0);
+    /// Windows 10, Server 2016.
+    pub const V4_0: Self = Self::new(4, 0);
+    /// Windows 10 RS3: MODIFYCHANNEL.
+    pub const V4_1: Self = Self::new(4, 1);
+    /// Connection ID 4 for INITIATE_CONTACT; the host names the ID of all later messages.
+    pub const V5_0: Self = Self::new(5, 0);
+    /// Windows 10 RS4: target VTL in INITIATE_CONTACT.
+    pub const V5_1: Self = Self::new(5, 1);
+    /// Windows 10 RS5, Server 2019.
+    pub const V5_2: Self = Self::new(5, 2);
+    /// Server 2022: MODIFYCHANNEL gets a response.
+    pub const V5_3: Self = Self::new(5, 3);
+
+    /// The versions this crate speaks, oldest first. Version 6.0 adds feature flags and a wider OPEN
+    /// that nobody in scope needs; versions below 2.4 use a shared interrupt page.
+    pub const KNOWN: [Self; 8] = [
+        Self::V2_4,
+        Self::V3_0,
+        Self::V4_0,
+        Self::V4_1,
+        Self::V5_0,
+        Self::V5_1,
+        Self::V5_2,
+        Self::V5_3,
+    ];
+
+    const fn new(major: u16, minor: u16) -> Self {
+        Self((major as u32) << 16 | minor as u32)
+    }
+
+    /// The version as it is on the wire: major number in the upper half.
+    #[must_use]
+    pub const fn from_wire(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The number on the wire.
+    #[must_use]
+    pub const fn to_wire(self) -> u32 {
+        self.0
+    }
+
+    /// Whether this is one of [`Version::KNOWN`].
+    #[must_use]
+    pub fn is_known(self) -> bool {
+        Self::KNOWN.contains(&self)
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0 >> 16, self.0 & 0xffff)
+    }
+}
+
+impl fmt::Debug for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
