@@ -4,6 +4,8 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::todo,
+    clippy::unreachable,
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects
 )]
@@ -19,6 +21,8 @@ extern crate std;
 
 mod addr;
 mod range;
+mod set;
 
 pub use addr::{Gpa, Gpfn, PAGE_SIZE, PageCount};
 pub use range::{PageRange, RangeError};
+pub use set::PageRangeSet;
