@@ -1,0 +1,1 @@
+//! The view the bus has of guest memory.

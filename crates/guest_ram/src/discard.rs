@@ -1,0 +1,106 @@
+//! Giving pages back to the host.
+
+use std::io;
+
+use page_range::{PageRange, PageRangeSet};
+use thiserror::Error;
+use vm_memory::{GuestMemoryBackend, GuestRegionCollection};
+
+use crate::ram::RamRegion;
+
+/// Pages could not be given back.
+#[derive(Debug, Error)]
+pub enum DiscardError {
+    /// The range holds a page that is not guest RAM.
+    #[error("pages {0} are not all guest RAM")]
+    NotRam(PageRange),
+    /// The kernel refused.
+    #[error("cannot give pages {range} back to the host")]
+    System {
+        /// The pages.
+        range: PageRange,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+pub(crate) fn discard(
+    memory: &GuestRegionCollection<RamRegion>,
+    ranges: &[PageRange],
+) -> Result<(), DiscardError> {
+    let merged: PageRangeSet = ranges.iter().copied().collect();
+    let mut first_error = Ok(());
+    for range in merged.iter() {
+        first_error = first_error.and(discard_range(memory, range));
+    }
+    first_error
+}
+
+fn discard_range(
+    memory: &GuestRegionCollection<RamRegion>,
+    range: PageRange,
+) -> Result<(), DiscardError> {
+    let mut left = range.count();
+    for region in memory.iter() {
+        if let Some(part) = region.range().intersection(range) {
+            region.discard(part).map_err(|source| DiscardError::System { range: part, source })?;
+            left = left.saturating_sub(part.count());
+        }
+    }
+    if left.is_zero() { Ok(()) } else { Err(DiscardError::NotRam(range)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use page_range::{Gpfn, PageCount};
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::{Backend, GuestRam, HugePages, RamConfig};
+
+    fn ram(backend: Backend) -> GuestRam {
+        let size = PageCount::from_bytes(16 << 20);
+        GuestRam::new(&RamConfig { size, backend, huge_pages: HugePages::Off }).unwrap()
+    }
+
+    fn pages(start: u64, count: u64) -> PageRange {
+        PageRange::new(Gpfn::new(start).unwrap(), PageCount::new(count)).unwrap()
+    }
+
+    fn fill(ram: &GuestRam) {
+        ram.memory().write_slice(&vec![0xa5; 16 << 20], GuestAddress(0)).unwrap();
+    }
+
+    fn byte(ram: &GuestRam, page: u64) -> u8 {
+        ram.memory().read_obj(GuestAddress(page * 4096)).unwrap()
+    }
+
+    #[test]
+    fn discarded_pages_read_as_zeros_and_their_neighbours_stay() {
+        for backend in [Backend::Anonymous, Backend::Memfd] {
+            let ram = ram(backend);
+            fill(&ram);
+            ram.discard(&[pages(20, 5), pages(10, 10), pages(100, 1)]).unwrap();
+            let zeros: Vec<u64> = (0..4096).filter(|page| byte(&ram, *page) == 0).collect();
+            assert_eq!(zeros, (10..25).chain(100..101).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn pages_outside_ram_are_refused_and_the_others_still_go() {
+        let ram = ram(Backend::Anonymous);
+        fill(&ram);
+        let result = ram.discard(&[pages(4095, 2), pages(7, 1)]);
+        assert!(matches!(result, Err(DiscardError::NotRam(_))));
+        assert_eq!(byte(&ram, 7), 0);
+    }
+
+    #[test]
+    fn everything_can_go_at_once() {
+        let ram = ram(Backend::Memfd);
+        fill(&ram);
+        ram.discard_all().unwrap();
+        assert!((0..4096).all(|page| byte(&ram, page) == 0));
+    }
+}

@@ -1,0 +1,180 @@
+//! One mapping of host memory, and the system calls on it.
+
+// UNSAFETY: mapping, unmapping and discarding memory are system calls on raw addresses.
+#![expect(unsafe_code, reason = "mmap, madvise and fallocate work on raw addresses")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::ptr::{self, NonNull};
+
+use vm_memory::VolatileSlice;
+
+/// What guest memory is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// Private anonymous memory: the cheapest to discard. The default.
+    #[default]
+    Anonymous,
+    /// A memfd, mapped shared: for memory that other processes must see. Discarding costs some
+    /// fifty times as much where anonymous memory has huge pages.
+    Memfd,
+}
+
+/// Host addresses are congruent to guest addresses modulo this, so that a huge page of the host
+/// backs exactly one huge page of the guest.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Memory of this process that backs a range of guest memory; unmapped on drop.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+    memfd: Option<File>,
+}
+
+// SAFETY: the mapping is plain memory without thread affinity; it is reached only through
+// `VolatileSlice` and through system calls.
+unsafe impl Send for Mapping {}
+// SAFETY: as for `Send`: concurrent access goes through `VolatileSlice`, which is volatile.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes at a host address congruent to `guest_address` modulo 2 MiB.
+    pub(crate) fn new(backend: Backend, guest_address: u64, len: usize) -> io::Result<Self> {
+        let memfd = match backend {
+            Backend::Anonymous => None,
+            Backend::Memfd => Some(memfd(len)?),
+        };
+        let reservation = len
+            .checked_add(HUGE_PAGE)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let reserved = reserve(reservation)?;
+        let wanted = usize::try_from(guest_address % HUGE_PAGE as u64).unwrap_or(0);
+        let have = reserved.as_ptr() as usize % HUGE_PAGE;
+        let lead = (HUGE_PAGE + wanted - have) % HUGE_PAGE;
+        // SAFETY: `lead` is below `HUGE_PAGE`, by which the reservation is longer than `len`.
+        let start = unsafe { reserved.add(lead) };
+        let mapped = map_fixed(start, len, memfd.as_ref());
+        unmap(reserved, lead);
+        // SAFETY: `lead + len` is at most the reservation's length.
+        let tail = unsafe { start.add(len) };
+        unmap(tail, reservation - lead - len);
+        if let Err(error) = mapped {
+            unmap(start, len);
+            return Err(error);
+        }
+        Ok(Self { start, len, memfd })
+    }
+
+    /// Bytes in the mapping.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Host address of the byte at `offset`, which must be inside.
+    pub(crate) fn host_address(&self, offset: usize) -> Option<*mut u8> {
+        (offset < self.len).then(|| self.start.as_ptr().wrapping_add(offset))
+    }
+
+    /// The bytes from `offset` on, for volatile access; `None` outside the mapping.
+    pub(crate) fn slice(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_>> {
+        if offset.checked_add(count)? > self.len {
+            return None;
+        }
+        // SAFETY: the range is inside the mapping, which lives as long as `self` is borrowed and
+        // is only ever accessed through volatile slices.
+        Some(unsafe { VolatileSlice::new(self.start.as_ptr().wrapping_add(offset), count) })
+    }
+
+    /// Asks the kernel for huge pages, or for none.
+    pub(crate) fn advise_huge_pages(&self, wanted: bool) -> io::Result<()> {
+        let advice = if wanted { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+        self.advise(0, self.len, advice)
+    }
+
+    /// Gives `count` bytes from `offset` on back to the host; they read as zeros afterwards.
+    pub(crate) fn discard(&self, offset: usize, count: usize) -> io::Result<()> {
+        match &self.memfd {
+            // On a shared mapping MADV_DONTNEED would only drop our view of the pages; they stay
+            // in the memfd until a hole is punched.
+            Some(memfd) => punch_hole(memfd, offset, count),
+            None => self.advise(offset, count, libc::MADV_DONTNEED),
+        }
+    }
+
+    fn advise(&self, offset: usize, count: usize, advice: libc::c_int) -> io::Result<()> {
+        if offset.checked_add(count).is_none_or(|end| end > self.len) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let start = self.start.as_ptr().wrapping_add(offset);
+        // SAFETY: the range is inside this mapping, and nothing relies on its content staying:
+        // it is guest memory, reached through volatile accesses only.
+        let result = unsafe { libc::madvise(start.cast(), count, advice) };
+        check(result)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        unmap(self.start, self.len);
+    }
+}
+
+fn memfd(len: usize) -> io::Result<File> {
+    // SAFETY: the name is a valid C string, and the call touches nothing else.
+    let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
+    check(fd)?;
+    // SAFETY: `fd` was just returned to us and belongs to nobody else.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(len as u64)?;
+    Ok(file)
+}
+
+fn reserve(len: usize) -> io::Result<NonNull<u8>> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: without MAP_FIXED the kernel picks an address that nothing else uses.
+    let address = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+    pointer(address)
+}
+
+fn map_fixed(start: NonNull<u8>, len: usize, memfd: Option<&File>) -> io::Result<()> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let (flags, fd) = match memfd {
+        Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
+        None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+    };
+    let flags = flags | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    // SAFETY: the range lies inside a reservation that the caller made for it and uses for
+    // nothing else, so MAP_FIXED replaces only that.
+    let address = unsafe { libc::mmap(start.as_ptr().cast(), len, protection, flags, fd, 0) };
+    pointer(address).map(|_| ())
+}
+
+fn unmap(start: NonNull<u8>, len: usize) {
+    if len > 0 {
+        // SAFETY: the caller owns the range and does not touch it again.
+        unsafe { libc::munmap(start.as_ptr().cast(), len) };
+    }
+}
+
+fn punch_hole(file: &File, offset: usize, count: usize) -> io::Result<()> {
+    let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let offset = libc::off_t::try_from(offset).map_err(invalid)?;
+    let count = libc::off_t::try_from(count).map_err(invalid)?;
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: works on a descriptor that `file` keeps open, and on no memory of ours directly.
+    let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, count) };
+    check(result)
+}
+
+fn pointer(address: *mut libc::c_void) -> io::Result<NonNull<u8>> {
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(address.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,71 @@
+//! The Hyper-V ioctls that kvm-ioctls does not wrap.
+
+// UNSAFETY: ioctls take raw pointers.
+#![expect(unsafe_code, reason = "ioctls take raw pointers")]
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::{CpuId, KVMIO, kvm_cpuid2, kvm_hyperv_eventfd, kvm_signal_mask};
+use kvm_ioctls::{VcpuFd, VmFd};
+use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_ref};
+use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
+
+ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
+ioctl_iow_nr!(KVM_HYPERV_EVENTFD, KVMIO, 0xbd, kvm_hyperv_eventfd);
+ioctl_iowr_nr!(KVM_GET_SUPPORTED_HV_CPUID, KVMIO, 0xc1, kvm_cpuid2);
+
+/// Room for the leaves KVM returns: ten in Linux 6.12.
+const MAX_HV_LEAVES: usize = 32;
+
+/// All that KVM could offer in Hyper-V leaves: a maximum, not a table for a guest.
+pub(crate) fn supported_hv_cpuid(vcpu: &VcpuFd) -> io::Result<CpuId> {
+    let mut leaves =
+        CpuId::new(MAX_HV_LEAVES).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+    let pointer = leaves.as_mut_fam_struct_ptr();
+    // SAFETY: the structure has room for the number of entries that it says, and the kernel
+    // writes at most so many and then corrects the number.
+    let result = unsafe { ioctl_with_mut_ptr(vcpu, KVM_GET_SUPPORTED_HV_CPUID(), pointer) };
+    check(result)?;
+    Ok(leaves)
+}
+
+/// Assigns or takes away the eventfd of a connection.
+pub(crate) fn hyperv_eventfd(vm: &VmFd, assignment: &kvm_hyperv_eventfd) -> io::Result<()> {
+    // SAFETY: the kernel only reads the structure.
+    let result = unsafe { ioctl_with_ref(vm, KVM_HYPERV_EVENTFD(), assignment) };
+    check(result)
+}
+
+/// `kvm_signal_mask` with its tail: the kernel's signal set has 64 bits.
+#[repr(C)]
+struct SignalMask {
+    len: u32,
+    blocked: [u8; 8],
+}
+
+/// Sets the signals that are blocked while the vCPU is in `KVM_RUN`; bit n−1 stands for signal n.
+pub(crate) fn set_signal_mask(vcpu: &VcpuFd, blocked: u64) -> io::Result<()> {
+    let mask = SignalMask { len: 8, blocked: blocked.to_ne_bytes() };
+    // SAFETY: the kernel reads `len` and then as many bytes behind it, all in the structure.
+    let result = unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) };
+    check(result)
+}
+
+/// The signals this thread blocks, in the same form.
+pub(crate) fn blocked_signals() -> io::Result<u64> {
+    let mut blocked = 0_u64;
+    // SAFETY: no new set is given, and the old one, 8 bytes as told, goes to `blocked`.
+    let result =
+        unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, 0, &raw mut blocked, 8) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(blocked) }
+}
+
+/// A descriptor number, as the kernel wants it.
+pub(crate) fn raw_fd(fd: &impl AsRawFd) -> i32 {
+    fd.as_raw_fd()
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
