@@ -11,7 +11,8 @@
 )]
 //! The host side of the Hyper-V VMBus, without I/O.
 //!
-//! - [`protocol`]: the control messages, identifiers, versions and ring constants, as bytes.
+//! - [`protocol`]: the control messages, identifiers, versions and ring constants, as bytes;
+//! - [`ring`]: a channel's two rings in [`GuestMemory`].
 //!
 //! Everything a guest says is hostile: it is copied once, checked, and only then used; nothing here
 //! panics on any input, and all that a guest can make grow has a stated limit.
@@ -20,4 +21,8 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod memory;
 pub mod protocol;
+pub mod ring;
+
+pub use memory::{AccessError, GuestMemory};

@@ -1,0 +1,187 @@
+//! The pages of one ring, and copying that wraps at its end.
+
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use page_range::{Gpa, Gpfn, PAGE_SIZE};
+
+use super::RingError;
+use crate::{
+    AccessError, GuestMemory,
+    protocol::ring::{PACKET_ALIGN, READ_INDEX, WRITE_INDEX},
+};
+
+const PAGE_LEN: u32 = 1 << 12;
+const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
+
+/// One ring in guest memory. Positions are byte offsets in the data area, below [`size`](Self::size).
+#[derive(Debug)]
+pub(super) struct RingPages {
+    control: Gpa,
+    data: Vec<Gpfn>,
+    size: u32,
+}
+
+impl RingPages {
+    /// The ring in `pages`; `None` if there are less than two, or far too many.
+    pub(super) fn new(pages: &[Gpfn]) -> Option<Self> {
+        let (control, data) = pages.split_first()?;
+        let size = u32::try_from(data.len()).ok()?.checked_mul(PAGE_LEN)?;
+        (size > 0).then(|| Self { control: control.gpa(), data: data.to_vec(), size })
+    }
+
+    /// Bytes of the data area.
+    pub(super) const fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// Bytes written and not read.
+    pub(super) const fn used(&self, write: u32, read: u32) -> u32 {
+        match write.checked_sub(read) {
+            Some(used) => used,
+            None => self.size.wrapping_sub(read).wrapping_add(write),
+        }
+    }
+
+    /// Bytes that are not used. Of these a sender leaves at least 8 alone.
+    pub(super) const fn free(&self, write: u32, read: u32) -> u32 {
+        self.size.wrapping_sub(self.used(write, read))
+    }
+
+    /// The position `by` bytes on; `by` is below the size.
+    pub(super) const fn advance(&self, position: u32, by: u32) -> u32 {
+        let sum = position.wrapping_add(by);
+        if sum >= self.size { sum.wrapping_sub(self.size) } else { sum }
+    }
+
+    /// Loads a control word.
+    pub(super) fn load<M: GuestMemory>(
+        &self,
+        mem: &M,
+        word: u64,
+        order: Ordering,
+    ) -> Result<u32, AccessError> {
+        mem.load_u32(self.word(word), order)
+    }
+
+    /// Stores a control word.
+    pub(super) fn store<M: GuestMemory>(
+        &self,
+        mem: &M,
+        word: u64,
+        value: u32,
+        order: Ordering,
+    ) -> Result<(), AccessError> {
+        mem.store_u32(self.word(word), value, order)
+    }
+
+    /// Loads the write index, once, and checks it.
+    pub(super) fn load_write_index<M: GuestMemory>(&self, mem: &M) -> Result<u32, RingError> {
+        let value = self.load(mem, WRITE_INDEX, Ordering::Acquire)?;
+        if self.is_position(value) { Ok(value) } else { Err(RingError::WriteIndex(value)) }
+    }
+
+    /// Loads the read index, once, and checks it.
+    pub(super) fn load_read_index<M: GuestMemory>(&self, mem: &M) -> Result<u32, RingError> {
+        let value = self.load(mem, READ_INDEX, Ordering::Acquire)?;
+        if self.is_position(value) { Ok(value) } else { Err(RingError::ReadIndex(value)) }
+    }
+
+    /// Copies the data from `position` on to `buf`.
+    pub(super) fn read<M: GuestMemory>(
+        &self,
+        mem: &M,
+        mut position: u32,
+        mut buf: &mut [u8],
+    ) -> Result<(), AccessError> {
+        while !buf.is_empty() {
+            let piece = self.piece(position, buf.len());
+            let (now, rest) = buf.split_at_mut_checked(piece.len).unwrap_or_default();
+            mem.read(piece.gpa, now)?;
+            position = piece.next;
+            buf = rest;
+        }
+        Ok(())
+    }
+
+    /// Copies `buf` to the data area from `position` on and returns the position behind it.
+    pub(super) fn write<M: GuestMemory>(
+        &self,
+        mem: &M,
+        mut position: u32,
+        mut buf: &[u8],
+    ) -> Result<u32, AccessError> {
+        while !buf.is_empty() {
+            let piece = self.piece(position, buf.len());
+            let (now, rest) = buf.split_at_checked(piece.len).unwrap_or_default();
+            mem.write(piece.gpa, now)?;
+            position = piece.next;
+            buf = rest;
+        }
+        Ok(position)
+    }
+
+    const fn word(&self, offset: u64) -> Gpa {
+        Gpa::new(self.control.get() | offset)
+    }
+
+    const fn is_position(&self, value: u32) -> bool {
+        value < self.size && value.is_multiple_of(PACKET_ALIGN)
+    }
+
+    /// The part of the `wanted` bytes from `position` on that is in one page.
+    fn piece(&self, position: u32, wanted: usize) -> Piece {
+        let offset = position % PAGE_LEN;
+        let page = (position / PAGE_LEN) as usize;
+        let start = self.data.get(page).map_or(self.control, |page| page.gpa());
+        let left_in_page = PAGE_LEN.wrapping_sub(offset);
+        let len = u32::try_from(wanted).map_or(left_in_page, |wanted| wanted.min(left_in_page));
+        Piece {
+            gpa: Gpa::new(start.get() | u64::from(offset)),
+            len: len as usize,
+            next: self.advance(position, len),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Piece {
+    gpa: Gpa,
+    len: usize,
+    /// The position behind it.
+    next: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ring() -> RingPages {
+        let pages: Vec<_> = [7, 9, 8].into_iter().map(|n| Gpfn::new(n).unwrap()).collect();
+        RingPages::new(&pages).unwrap()
+    }
+
+    #[test]
+    fn pieces_end_with_their_page() {
+        let piece = |gpa, len, next| Piece { gpa: Gpa::new(gpa), len, next };
+        assert_eq!(ring().piece(0, 10_000), piece(9 << 12, 4096, 4096));
+        assert_eq!(ring().piece(4088, 16), piece((9 << 12) + 4088, 8, 4096));
+        assert_eq!(ring().piece(8188, 16), piece((8 << 12) + 4092, 4, 0));
+    }
+
+    #[test]
+    fn an_empty_ring_is_all_free_and_wraps() {
+        let ring = ring();
+        assert_eq!((ring.used(64, 64), ring.free(64, 64)), (0, 8192));
+        assert_eq!((ring.used(8, 8184), ring.free(8, 8184)), (16, 8176));
+        assert_eq!(ring.advance(8184, 16), 8);
+        assert_eq!(ring.advance(8184, 8), 0);
+    }
+
+    #[test]
+    fn indices_outside_the_ring_or_between_packets_are_no_positions() {
+        for (value, good) in [(0, true), (8184, true), (8192, false), (4, false), (!7, false)] {
+            assert_eq!(ring().is_position(value), good, "{value}");
+        }
+    }
+}

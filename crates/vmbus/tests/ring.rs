@@ -1,0 +1,425 @@
+//! The rings against the simplest correct model, and against a guest that keeps no rule.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use page_range::{Gpa, Gpfn};
+use proptest::{collection::vec, prelude::*, sample::subsequence};
+use vmbus::{
+    AccessError, GuestMemory,
+    protocol::ring::PacketKind,
+    ring::{ChannelRings, RingError, RingLayout, Sent},
+};
+
+const PAGES: usize = 16;
+const WRITE_INDEX: u64 = 0;
+const READ_INDEX: u64 = 4;
+const MASK: u64 = 8;
+const PENDING: u64 = 12;
+const FEATURES: u64 = 64;
+
+/// Pages 0 to 15, as bytes; checks what is promised of the accesses.
+struct Memory(RefCell<Vec<u8>>);
+
+impl Memory {
+    fn new() -> Self {
+        Self(RefCell::new(vec![0; PAGES << 12]))
+    }
+
+    fn range(&self, gpa: Gpa, len: usize) -> Result<std::ops::Range<usize>, AccessError> {
+        let start = usize::try_from(gpa.get()).unwrap();
+        assert!(len == 0 || start >> 12 == (start + len - 1) >> 12, "access crosses a page");
+        if start + len > PAGES << 12 {
+            Err(AccessError { gpa, len })
+        } else {
+            Ok(start..start + len)
+        }
+    }
+}
+
+impl GuestMemory for Memory {
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), AccessError> {
+        buf.copy_from_slice(&self.0.borrow()[self.range(gpa, buf.len())?]);
+        Ok(())
+    }
+
+    fn write(&self, gpa: Gpa, buf: &[u8]) -> Result<(), AccessError> {
+        self.0.borrow_mut()[self.range(gpa, buf.len())?].copy_from_slice(buf);
+        Ok(())
+    }
+
+    fn load_u32(&self, gpa: Gpa, order: Ordering) -> Result<u32, AccessError> {
+        AtomicU32::new(0).load(order);
+        let mut bytes = [0; 4];
+        self.read(gpa, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn store_u32(&self, gpa: Gpa, value: u32, order: Ordering) -> Result<(), AccessError> {
+        AtomicU32::new(0).store(value, order);
+        self.write(gpa, &value.to_le_bytes())
+    }
+}
+
+/// One ring from the guest's side, byte by byte.
+struct GuestRing<'m> {
+    mem: &'m Memory,
+    pages: Vec<Gpfn>,
+}
+
+impl GuestRing<'_> {
+    fn size(&self) -> u32 {
+        u32::try_from((self.pages.len() - 1) << 12).unwrap()
+    }
+
+    fn get(&self, word: u64) -> u32 {
+        self.mem
+            .load_u32(self.pages[0].gpa().checked_add(word).unwrap(), Ordering::Relaxed)
+            .unwrap()
+    }
+
+    fn set(&self, word: u64, value: u32) {
+        let gpa = self.pages[0].gpa().checked_add(word).unwrap();
+        self.mem.store_u32(gpa, value, Ordering::Relaxed).unwrap();
+    }
+
+    fn byte(&self, position: u32) -> Gpa {
+        let position = position % self.size();
+        let page = self.pages[1 + (position >> 12) as usize];
+        page.gpa().checked_add(u64::from(position & 0xfff)).unwrap()
+    }
+
+    fn put(&self, bytes: &[u8]) {
+        let mut position = self.get(WRITE_INDEX);
+        for byte in bytes {
+            self.mem.write(self.byte(position), &[*byte]).unwrap();
+            position = (position + 1) % self.size();
+        }
+        self.set(WRITE_INDEX, position);
+    }
+
+    fn take(&self, len: u32) -> Vec<u8> {
+        let start = self.get(READ_INDEX);
+        let mut bytes = vec![0; len as usize];
+        for (byte, position) in bytes.iter_mut().zip(start..) {
+            self.mem.read(self.byte(position), std::slice::from_mut(byte)).unwrap();
+        }
+        self.set(READ_INDEX, (start + len) % self.size());
+        bytes
+    }
+
+    fn used(&self) -> u32 {
+        (self.get(WRITE_INDEX) + self.size() - self.get(READ_INDEX)) % self.size()
+    }
+}
+
+fn padded(payload: &[u8]) -> Vec<u8> {
+    let mut bytes = payload.to_vec();
+    bytes.resize(payload.len().next_multiple_of(8), 0);
+    bytes
+}
+
+fn packet(payload: &[u8], transaction: u64, start: u32, flags: u16) -> Vec<u8> {
+    let body = padded(payload);
+    let len8 = u16::try_from(2 + body.len() / 8).unwrap();
+    let mut bytes = Vec::new();
+    for half in [6, 2, len8, flags] {
+        bytes.extend(half.to_le_bytes());
+    }
+    bytes.extend(transaction.to_le_bytes());
+    bytes.extend(body);
+    bytes.extend((u64::from(start) << 32).to_le_bytes());
+    bytes
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    HostSends(Vec<u8>),
+    HostReceives(usize),
+    GuestSends(Vec<u8>, bool),
+    GuestReceives,
+    GuestMasks(bool),
+}
+
+fn payload() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![vec(any::<u8>(), 0..64), vec(any::<u8>(), 0..4200)]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        payload().prop_map(Op::HostSends),
+        (1_usize..6).prop_map(Op::HostReceives),
+        (payload(), any::<bool>()).prop_map(|(payload, flag)| Op::GuestSends(payload, flag)),
+        Just(Op::GuestReceives),
+        any::<bool>().prop_map(Op::GuestMasks),
+    ]
+}
+
+/// Distinct pages in any order, and where they split.
+fn geometry() -> impl Strategy<Value = (Vec<Gpfn>, usize)> {
+    let pages: Vec<_> = (0..PAGES as u64).map(|n| Gpfn::new(n).unwrap()).collect();
+    subsequence(pages, 4..12)
+        .prop_shuffle()
+        .prop_flat_map(|pages| (2..=pages.len() - 2).prop_map(move |at| (pages.clone(), at)))
+}
+
+/// Both directions as plain queues.
+struct Model<'m> {
+    rings: ChannelRings<&'m Memory>,
+    incoming: GuestRing<'m>,
+    outgoing: GuestRing<'m>,
+    to_host: VecDeque<(Vec<u8>, u64, bool)>,
+    to_guest: VecDeque<Vec<u8>>,
+    transaction: u64,
+}
+
+impl<'m> Model<'m> {
+    fn new(mem: &'m Memory, pages: &[Gpfn], at: usize, start: u32) -> Self {
+        let layout = RingLayout::new(pages, at).unwrap();
+        let incoming = GuestRing { mem, pages: layout.incoming().to_vec() };
+        let outgoing = GuestRing { mem, pages: layout.outgoing().to_vec() };
+        for ring in [&incoming, &outgoing] {
+            let start = (start % ring.size()) & !7;
+            ring.set(WRITE_INDEX, start);
+            ring.set(READ_INDEX, start);
+        }
+        incoming.set(FEATURES, 1);
+        let rings = ChannelRings::open(mem, &layout).unwrap();
+        assert_eq!((outgoing.get(FEATURES), outgoing.get(PENDING)), (1, 0));
+        let (to_host, to_guest) = Default::default();
+        Self { rings, incoming, outgoing, to_host, to_guest, transaction: 0 }
+    }
+
+    fn step(&mut self, op: Op) {
+        self.transaction += 1;
+        match op {
+            Op::HostSends(payload) => self.host_sends(&payload),
+            Op::HostReceives(count) => self.host_receives(count),
+            Op::GuestSends(payload, completion) => self.guest_sends(payload, completion),
+            Op::GuestReceives => self.guest_receives(),
+            Op::GuestMasks(mask) => self.outgoing.set(MASK, mask.into()),
+        }
+    }
+
+    fn host_sends(&mut self, payload: &[u8]) {
+        let start = self.outgoing.get(WRITE_INDEX);
+        let bytes = packet(payload, self.transaction, start, 0);
+        let total = u32::try_from(bytes.len()).unwrap();
+        let free = self.outgoing.size() - self.outgoing.used();
+        let expected = if total >= self.outgoing.size() {
+            Err(RingError::TooLong { payload: payload.len(), ring: self.outgoing.size() })
+        } else if free > total {
+            let signal = self.to_guest.is_empty() && self.outgoing.get(MASK) == 0;
+            self.to_guest.push_back(bytes);
+            Ok(Sent::Written { signal })
+        } else {
+            Ok(Sent::Full)
+        };
+        assert_eq!(self.rings.send(payload, self.transaction), expected);
+        if expected == Ok(Sent::Full) {
+            assert_eq!(self.outgoing.get(PENDING), total);
+        } else if expected.is_ok() {
+            assert_eq!(self.outgoing.get(PENDING), 0);
+        }
+    }
+
+    fn guest_receives(&mut self) {
+        let Some(expected) = self.to_guest.pop_front() else {
+            return assert_eq!(self.outgoing.used(), 0);
+        };
+        assert_eq!(self.outgoing.take(u32::try_from(expected.len()).unwrap()), expected);
+    }
+
+    fn guest_sends(&mut self, payload: Vec<u8>, completion: bool) {
+        let start = self.incoming.get(WRITE_INDEX);
+        let bytes = packet(&payload, self.transaction, start, completion.into());
+        let total = u32::try_from(bytes.len()).unwrap();
+        if self.incoming.size() - self.incoming.used() > total {
+            self.incoming.put(&bytes);
+            self.incoming.set(PENDING, 0);
+            self.to_host.push_back((padded(&payload), self.transaction, completion));
+        } else {
+            self.incoming.set(PENDING, total);
+        }
+    }
+
+    fn host_receives(&mut self, count: usize) {
+        let pending = self.incoming.get(PENDING);
+        let free_before = self.incoming.size() - self.incoming.used();
+        let mut buf = Vec::new();
+        for _ in 0..count {
+            let info = self.rings.receive(&mut buf).unwrap();
+            let Some((payload, transaction, completion)) = self.to_host.pop_front() else {
+                assert_eq!(info, None);
+                assert_eq!((self.incoming.used(), self.incoming.get(MASK)), (0, 0));
+                break;
+            };
+            let info = info.unwrap();
+            assert_eq!((info.kind, info.transaction_id), (PacketKind::DATA_IN_BAND, transaction));
+            assert_eq!((&buf, info.completion_requested), (&payload, completion));
+        }
+        let signal = self.rings.end_receive().unwrap();
+        let free = self.incoming.size() - self.incoming.used();
+        let in_use: usize = self.to_host.iter().map(|(payload, ..)| payload.len() + 24).sum();
+        assert_eq!(free as usize, self.incoming.size() as usize - in_use);
+        assert_eq!(signal, pending != 0 && free_before <= pending && free > pending);
+        assert_eq!(self.incoming.get(MASK), 0);
+    }
+}
+
+proptest! {
+    #[test]
+    fn rings_carry_packets_and_signal_like_the_model(
+        (pages, at) in geometry(),
+        start in any::<u32>(),
+        ops in vec(op(), 1..80),
+    ) {
+        let mem = Memory::new();
+        let mut model = Model::new(&mem, &pages, at, start);
+        for op in ops {
+            model.step(op);
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Attack {
+    Word { ring: bool, word: u64, value: u32 },
+    Bytes { at: u64, bytes: Vec<u8> },
+    Receive,
+    Send(usize),
+}
+
+fn attack() -> impl Strategy<Value = Attack> {
+    let word = prop_oneof![0_u64..4, Just(16)].prop_map(|n| n * 4);
+    let index = (0_u32..0x1000).prop_map(|n| n * 8);
+    let value = prop_oneof![any::<u32>(), index];
+    let small = vec(prop_oneof![Just(0_u8), 0_u8..8, any::<u8>()], 1..64);
+    prop_oneof![
+        (any::<bool>(), word, value).prop_map(|(ring, word, value)| Attack::Word {
+            ring,
+            word,
+            value
+        }),
+        (0..(PAGES as u64) << 12, small).prop_map(|(at, bytes)| Attack::Bytes { at, bytes }),
+        Just(Attack::Receive),
+        (0_usize..20_000).prop_map(Attack::Send),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_guest_can_make_the_rings_panic_or_go_on_for_ever(
+        pages in vec(0..PAGES as u64 + 1, 4..12),
+        at in 2_usize..10,
+        attacks in vec(attack(), 1..200),
+    ) {
+        let pages: Vec<_> = pages.into_iter().map(|n| Gpfn::new(n).unwrap()).collect();
+        let mem = Memory::new();
+        let layout = RingLayout::new(&pages, at);
+        prop_assume!(layout.is_ok());
+        let layout = layout.unwrap();
+        let mut rings = ChannelRings::open(&mem, &layout);
+        let mut buf = Vec::new();
+        for attack in attacks {
+            match attack {
+                Attack::Word { ring, word, value } => {
+                    let pages = if ring { layout.incoming() } else { layout.outgoing() };
+                    let _ = mem.store_u32(Gpa::new(pages[0].gpa().get() + word), value, Ordering::Relaxed);
+                }
+                Attack::Bytes { at, bytes } => {
+                    for (gpa, byte) in (at..(PAGES as u64) << 12).zip(bytes) {
+                        mem.write(Gpa::new(gpa), &[byte]).unwrap();
+                    }
+                }
+                Attack::Receive => {
+                    let most = layout.incoming().len() * 4096 / 24 + 1;
+                    let Ok(rings) = &mut rings else { continue };
+                    let packets = (0..=most).take_while(|_| matches!(rings.receive(&mut buf), Ok(Some(_))));
+                    prop_assert!(packets.count() <= most);
+                    let _ = rings.end_receive();
+                }
+                Attack::Send(len) => {
+                    let Ok(rings) = &mut rings else { continue };
+                    let _ = rings.send(&vec![0; len], 0);
+                }
+            }
+        }
+    }
+}
+
+fn five_and_five() -> (Vec<Gpfn>, RingLayout) {
+    let pages: Vec<_> = (0..10).map(|n| Gpfn::new(n).unwrap()).collect();
+    let layout = RingLayout::new(&pages, 5).unwrap();
+    (pages, layout)
+}
+
+#[test]
+fn impossible_indices_are_refused_at_open() {
+    let (pages, layout) = five_and_five();
+    for page in [pages[0], pages[5]] {
+        for word in [WRITE_INDEX, READ_INDEX] {
+            for value in [4, 16384, u32::MAX] {
+                let mem = Memory::new();
+                let gpa = page.gpa().checked_add(word).unwrap();
+                mem.store_u32(gpa, value, Ordering::Relaxed).unwrap();
+                assert!(ChannelRings::open(&mem, &layout).is_err());
+            }
+        }
+    }
+}
+
+#[test]
+fn rings_outside_memory_are_refused_at_open() {
+    let pages: Vec<_> = (100..110).map(|n| Gpfn::new(n).unwrap()).collect();
+    let layout = RingLayout::new(&pages, 5).unwrap();
+    let mem = Memory::new();
+    assert!(matches!(ChannelRings::open(&mem, &layout), Err(RingError::Access(_))));
+}
+
+#[test]
+fn a_read_index_ahead_of_the_host_is_refused() {
+    let (pages, layout) = five_and_five();
+    let mem = Memory::new();
+    let mut rings = ChannelRings::open(&mem, &layout).unwrap();
+    rings.send(&[0; 8], 0).unwrap();
+    mem.store_u32(pages[5].gpa().checked_add(READ_INDEX).unwrap(), 40, Ordering::Relaxed).unwrap();
+    assert_eq!(rings.send(&[0; 8], 0), Err(RingError::ReadIndex(40)));
+}
+
+#[test]
+fn own_indices_are_never_read_back() {
+    let (pages, layout) = five_and_five();
+    let mem = Memory::new();
+    let mut rings = ChannelRings::open(&mem, &layout).unwrap();
+    rings.send(&[0; 8], 0).unwrap();
+    mem.store_u32(pages[5].gpa(), 0x1000, Ordering::Relaxed).unwrap();
+    assert_eq!(rings.send(&[0; 8], 0), Ok(Sent::Written { signal: false }));
+    assert_eq!(mem.load_u32(pages[5].gpa(), Ordering::Relaxed), Ok(64));
+}
+
+#[test]
+fn a_packet_without_length_stops_the_channel() {
+    let (_, layout) = five_and_five();
+    let mem = Memory::new();
+    let mut rings = ChannelRings::open(&mem, &layout).unwrap();
+    mem.store_u32(Gpa::new(WRITE_INDEX), 64, Ordering::Relaxed).unwrap();
+    let error = rings.receive(&mut Vec::new());
+    assert_eq!(error, Err(RingError::PacketLength { len: 0, used: 64 }));
+}
+
+#[test]
+fn a_completion_repeats_the_transaction() {
+    let (_, layout) = five_and_five();
+    let mem = Memory::new();
+    let mut rings = ChannelRings::open(&mem, &layout).unwrap();
+    assert_eq!(rings.complete(7), Ok(Sent::Written { signal: true }));
+    let mut bytes = [0; 24];
+    mem.read(Gpa::new(6 << 12), &mut bytes).unwrap();
+    let mut expected = [0; 24];
+    expected[..16].copy_from_slice(&[11, 0, 2, 0, 2, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(bytes, expected);
+}
