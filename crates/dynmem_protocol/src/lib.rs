@@ -1,3 +1,53 @@
 #![no_std]
 #![forbid(unsafe_code)]
-//! dynmem_protocol
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::todo,
+    clippy::unreachable,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+//! The wire format of Hyper-V Dynamic Memory: parse and emit, no state.
+//!
+//! One packet of the channel's ring carries one message: an 8-byte header and a body, all little
+//! endian. [`GuestMessage::parse`] is the way in for the host, [`HostMessage::parse`] for a guest;
+//! past them no count is unchecked. Each message type has an `emit`. [`MESSAGES`] lists them all.
+//!
+//! Sources: Linux `drivers/hv/hv_balloon.c`; for what Linux does not define (hot remove, the
+//! response bits) QEMU `include/hw/hyperv/dynmem-proto.h`.
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod balloon;
+mod error;
+mod header;
+mod hot_add;
+mod hot_remove;
+mod info;
+mod message;
+mod negotiation;
+mod parse;
+mod range_list;
+mod range_word;
+mod status;
+mod version;
+
+pub use balloon::{BalloonRequest, BalloonResponse, UnballoonRequest, UnballoonResponse};
+pub use error::ParseError;
+pub use header::MAX_HOST_MESSAGE;
+pub use hot_add::{HotAddRequest, HotAddResponse, HotAddResult};
+pub use hot_remove::{HotRemoveRequest, HotRemoveResponse};
+pub use info::InfoMessage;
+pub use message::{Direction, MESSAGES, MessageInfo, MessageType};
+pub use negotiation::{
+    Capabilities, CapabilitiesReport, CapabilitiesResponse, VersionRequest, VersionResponse,
+};
+pub use parse::{GuestBody, GuestMessage, HostBody, HostMessage};
+pub use range_list::{MAX_RANGES, RangeList, RangeListError, RangeWords};
+pub use range_word::{MAX_RANGE_PAGES, RangeTooLong, RangeWord};
+pub use status::StatusReport;
+pub use version::Version;

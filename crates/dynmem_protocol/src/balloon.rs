@@ -1,0 +1,144 @@
+//! Pages to the host and back (messages 6 to 9).
+
+use alloc::vec::Vec;
+
+use page_range::PageCount;
+use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::header::{Frame, emit};
+use crate::{MAX_HOST_MESSAGE, MAX_RANGES, MessageType, ParseError, RangeList, RangeWords};
+
+/// Linux `struct dm_balloon`, after the header.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct BalloonRequestBody {
+    pages: U32,
+    reserved: U32,
+}
+const _: () = assert!(size_of::<BalloonRequestBody>() == 16 - 8);
+
+/// Message 6: the host wants pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BalloonRequest {
+    /// How many. The wire has 32 bits; more is sent as the most there is.
+    pub pages: PageCount,
+}
+
+impl BalloonRequest {
+    pub(crate) fn parse(frame: &Frame<'_>) -> Result<Self, ParseError> {
+        let (body, _) = frame.body::<BalloonRequestBody>()?;
+        Ok(Self { pages: PageCount::new(body.pages.get().into()) })
+    }
+
+    /// The bytes of the message.
+    #[must_use]
+    pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        let body = BalloonRequestBody {
+            pages: U32::new(u32::try_from(self.pages.get()).unwrap_or(u32::MAX)),
+            reserved: U32::ZERO,
+        };
+        emit(MessageType::BALLOON_REQUEST, transaction_id, &body, RangeWords::default())
+    }
+}
+
+/// Linux `struct dm_balloon_response`, after the header and before the ranges.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct BalloonResponseBody {
+    reserved: U32,
+    /// Bit 0: more pages; bits 1 to 31: range count.
+    more_and_count: U32,
+}
+const _: () = assert!(size_of::<BalloonResponseBody>() == 16 - 8);
+
+/// Message 7: pages the host owns from now on. Several may answer one request; they may bring
+/// less than was asked for, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BalloonResponse<'a> {
+    /// Another response to the same request follows.
+    pub more_pages: bool,
+    /// The pages, in any order; nothing about them is checked but the format.
+    pub ranges: RangeWords<'a>,
+}
+
+impl<'a> BalloonResponse<'a> {
+    pub(crate) fn parse(frame: &Frame<'a>) -> Result<Self, ParseError> {
+        let (body, tail) = frame.body::<BalloonResponseBody>()?;
+        let word = body.more_and_count.get();
+        Ok(Self { more_pages: word & 1 != 0, ranges: frame.ranges(tail, word >> 1)? })
+    }
+
+    /// The bytes of the message.
+    #[must_use]
+    pub fn emit(transaction_id: u32, more_pages: bool, ranges: &RangeList) -> Vec<u8> {
+        let ranges = ranges.words();
+        let body = BalloonResponseBody {
+            reserved: U32::ZERO,
+            more_and_count: U32::new((count_field(ranges) << 1) | u32::from(more_pages)),
+        };
+        emit(MessageType::BALLOON_RESPONSE, transaction_id, &body, ranges)
+    }
+}
+
+/// Linux `struct dm_unballoon_request`, after the header and before the ranges. The two fields lie
+/// otherwise than in a balloon response.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct UnballoonRequestBody {
+    /// Bit 0: more pages; the rest reserved.
+    more: U32,
+    range_count: U32,
+}
+const _: () = assert!(size_of::<UnballoonRequestBody>() == 16 - 8);
+const _: () = assert!(16 + MAX_RANGES * 8 <= MAX_HOST_MESSAGE);
+
+/// Message 8: pages the guest owns again. The guest answers the message without `more_pages` only.
+///
+/// Linux frees the pages with no check at all, so a host names only pages it has from this guest,
+/// and each of them once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnballoonRequest<'a> {
+    /// Another message of the same request follows.
+    pub more_pages: bool,
+    /// The pages.
+    pub ranges: RangeWords<'a>,
+}
+
+impl<'a> UnballoonRequest<'a> {
+    pub(crate) fn parse(frame: &Frame<'a>) -> Result<Self, ParseError> {
+        let (body, tail) = frame.body::<UnballoonRequestBody>()?;
+        Ok(Self {
+            more_pages: body.more.get() & 1 != 0,
+            ranges: frame.ranges(tail, body.range_count.get())?,
+        })
+    }
+
+    /// The bytes of the message, at most [`MAX_HOST_MESSAGE`].
+    #[must_use]
+    pub fn emit(transaction_id: u32, more_pages: bool, ranges: &RangeList) -> Vec<u8> {
+        let ranges = ranges.words();
+        let body = UnballoonRequestBody {
+            more: U32::new(more_pages.into()),
+            range_count: U32::new(count_field(ranges)),
+        };
+        emit(MessageType::UNBALLOON_REQUEST, transaction_id, &body, ranges)
+    }
+}
+
+/// Message 9: the guest took all pages of an unballoon request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnballoonResponse;
+
+impl UnballoonResponse {
+    /// The bytes of the message.
+    #[must_use]
+    pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        emit(MessageType::UNBALLOON_RESPONSE, transaction_id, &(), RangeWords::default())
+    }
+}
+
+/// The number of ranges for a count field; a [`RangeList`] never has more than fit.
+pub(crate) fn count_field(ranges: RangeWords<'_>) -> u32 {
+    u32::try_from(ranges.len()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,134 @@
+//! New memory for the guest (messages 10 and 11).
+
+use alloc::vec::Vec;
+
+use page_range::PageCount;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::header::{Frame, emit};
+use crate::{MessageType, ParseError, RangeWord, RangeWords};
+
+/// Linux `struct dm_hot_add`, after the header.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct HotAddRequestBody {
+    range: U64,
+}
+const _: () = assert!(size_of::<HotAddRequestBody>() == 16 - 8);
+
+/// Linux `struct dm_hot_add_with_region`, after the header.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct HotAddWithRegionBody {
+    range: U64,
+    region: U64,
+}
+const _: () = assert!(size_of::<HotAddWithRegionBody>() == 24 - 8);
+
+/// Message 10: memory the guest may use from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HotAddRequest {
+    /// The pages backed now.
+    pub range: RangeWord,
+    /// The addresses the guest should set aside; without it, the guest rounds `range` outwards.
+    /// The two forms have one type number and differ in size.
+    pub region: Option<RangeWord>,
+}
+
+impl HotAddRequest {
+    pub(crate) fn parse(frame: &Frame<'_>) -> Result<Self, ParseError> {
+        match frame.size() {
+            16 => {
+                let (body, _) = frame.body::<HotAddRequestBody>()?;
+                Ok(Self { range: RangeWord::from_wire(body.range.get()), region: None })
+            }
+            24 => {
+                let (body, _) = frame.body::<HotAddWithRegionBody>()?;
+                Ok(Self {
+                    range: RangeWord::from_wire(body.range.get()),
+                    region: Some(RangeWord::from_wire(body.region.get())),
+                })
+            }
+            size => Err(ParseError::HotAddForm { size }),
+        }
+    }
+
+    /// The bytes of the message.
+    #[must_use]
+    pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        let range = U64::new(self.range.to_wire());
+        let number = MessageType::HOT_ADD_REQUEST;
+        match self.region {
+            None => {
+                emit(number, transaction_id, &HotAddRequestBody { range }, RangeWords::default())
+            }
+            Some(region) => {
+                let body = HotAddWithRegionBody { range, region: U64::new(region.to_wire()) };
+                emit(number, transaction_id, &body, RangeWords::default())
+            }
+        }
+    }
+}
+
+/// The guest's verdict on a hot-add request; any number is possible on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HotAddResult(u32);
+
+impl HotAddResult {
+    /// Nothing was added, but a later request may succeed.
+    pub const FAILURE: Self = Self(0);
+    /// The pages named were added; no pages with success means never ask again.
+    pub const SUCCESS: Self = Self(1);
+
+    /// The number as it came.
+    #[must_use]
+    pub const fn from_wire(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The number as it goes.
+    #[must_use]
+    pub const fn to_wire(self) -> u32 {
+        self.0
+    }
+}
+
+/// Linux `struct dm_hot_add_response`, after the header.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct HotAddResponseBody {
+    pages: U32,
+    result: U32,
+}
+const _: () = assert!(size_of::<HotAddResponseBody>() == 16 - 8);
+
+/// Message 11: how much of a hot-add request the guest took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HotAddResponse {
+    /// Pages added, from the start of the range up; not necessarily online. The wire has 32 bits;
+    /// more is sent as the most there is.
+    pub pages: PageCount,
+    /// What it means when that is not all.
+    pub result: HotAddResult,
+}
+
+impl HotAddResponse {
+    pub(crate) fn parse(frame: &Frame<'_>) -> Result<Self, ParseError> {
+        let (body, _) = frame.body::<HotAddResponseBody>()?;
+        Ok(Self {
+            pages: PageCount::new(body.pages.get().into()),
+            result: HotAddResult::from_wire(body.result.get()),
+        })
+    }
+
+    /// The bytes of the message.
+    #[must_use]
+    pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        let body = HotAddResponseBody {
+            pages: U32::new(u32::try_from(self.pages.get()).unwrap_or(u32::MAX)),
+            result: U32::new(self.result.to_wire()),
+        };
+        emit(MessageType::HOT_ADD_RESPONSE, transaction_id, &body, RangeWords::default())
+    }
+}

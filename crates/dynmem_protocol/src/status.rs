@@ -1,0 +1,70 @@
+//! The guest's memory pressure (message 5).
+
+use alloc::vec::Vec;
+
+use page_range::PageCount;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::header::{Frame, emit};
+use crate::{MessageType, ParseError, RangeWords};
+
+/// Linux `struct dm_status`, after the header.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct StatusReportBody {
+    available: U64,
+    committed: U64,
+    page_file: U64,
+    zero_and_free: U64,
+    page_file_writes: U32,
+    io_difference: U32,
+}
+const _: () = assert!(size_of::<StatusReportBody>() == 48 - 8);
+
+/// Message 5: how much memory the guest has and wants, about once a second. Never answered.
+///
+/// All numbers are the guest's word and may be anything. Linux fills the first two only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StatusReport {
+    /// Pages the guest can use without swapping.
+    pub available: PageCount,
+    /// Pages committed. Linux adds ballooned pages, hot-added pages not yet online and its floor.
+    pub committed: PageCount,
+    /// Pages in all page files together.
+    pub page_file: PageCount,
+    /// Pages on the zeroed and free lists.
+    pub zero_and_free: PageCount,
+    /// Running count of page file writes.
+    pub page_file_writes: u32,
+    /// How well the file cache works.
+    pub io_difference: u32,
+}
+
+impl StatusReport {
+    pub(crate) fn parse(frame: &Frame<'_>) -> Result<Self, ParseError> {
+        let (body, _) = frame.body::<StatusReportBody>()?;
+        Ok(Self {
+            available: PageCount::new(body.available.get()),
+            committed: PageCount::new(body.committed.get()),
+            page_file: PageCount::new(body.page_file.get()),
+            zero_and_free: PageCount::new(body.zero_and_free.get()),
+            page_file_writes: body.page_file_writes.get(),
+            io_difference: body.io_difference.get(),
+        })
+    }
+
+    /// The bytes of the message.
+    #[must_use]
+    pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        let body = StatusReportBody {
+            available: U64::new(self.available.get()),
+            committed: U64::new(self.committed.get()),
+            page_file: U64::new(self.page_file.get()),
+            zero_and_free: U64::new(self.zero_and_free.get()),
+            page_file_writes: U32::new(self.page_file_writes),
+            io_difference: U32::new(self.io_difference),
+        };
+        emit(MessageType::STATUS_REPORT, transaction_id, &body, RangeWords::default())
+    }
+}
