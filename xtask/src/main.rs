@@ -1,2 +1,87 @@
-//! xtask
-fn main() {}
+//! The project's tasks: `cargo xtask TASK`.
+
+mod cache;
+mod guest;
+mod host;
+mod image;
+mod kernels;
+mod lint;
+mod modules;
+mod packages;
+mod rig;
+mod suite;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Tasks of the hv-balloon project.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Runs a command where KVM has Hyper-V support: here, or in an emulated machine.
+    Rig(rig::RigArgs),
+    /// Runs all tests, those that need KVM in the rig where this machine cannot.
+    Test(test::TestArgs),
+    /// Checks what the compiler does not: layers, purity, file sizes.
+    Lint,
+    /// Installs and downloads all that the rig and the test guest need, ahead of time.
+    Prepare {
+        /// Takes the newest kernels even where some are cached.
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// Builds the test guest and prints the paths of its kernel and initramfs.
+    GuestImage,
+    /// Runs the test programs of a plan; what `test` starts in the rig.
+    #[command(hide = true)]
+    Suite {
+        /// The plan that `test` wrote.
+        plan: std::path::PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Rig(args) => Ok(rig::main(&args)),
+        Task::Test(args) => test::main(&args),
+        Task::Lint => lint::main(),
+        Task::Prepare { refresh } => prepare(refresh),
+        Task::GuestImage => {
+            let guest = guest::build()?;
+            println!("kernel {}\ninitrd {}", guest.kernel.display(), guest.initrd.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Suite { plan } => suite::run_plan(&plan),
+    }
+}
+
+fn prepare(refresh: bool) -> Result<ExitCode> {
+    if refresh {
+        kernels::forget_choices()?;
+    }
+    guest::build()?;
+    if let host::HyperV::Absent(_) = host::probe() {
+        rig::prepare()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

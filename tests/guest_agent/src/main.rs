@@ -1,2 +1,20 @@
-//! tests/guest_agent
-fn main() {}
+//! Process 1 of the test guest, and the helper processes it starts from the same file.
+
+use std::process::ExitCode;
+
+use guest_agent::{agent, boot};
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let outcome = match args.next().as_deref() {
+        Some("hold") => agent::memory::hold(args),
+        Some("dirty") => agent::memory::dirty(args),
+        _ => agent::serve_console(),
+    };
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    eprintln!("@err {error}");
+    if std::process::id() == 1 {
+        eprintln!("@err {}", boot::power_off());
+    }
+    ExitCode::FAILURE
+}

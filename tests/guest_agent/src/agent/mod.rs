@@ -1,0 +1,130 @@
+//! The test guest's agent: line commands on the serial console.
+//!
+//! When the guest is up the agent writes `@up UPTIME`, with the modules that did not load. Then it
+//! reads commands, one a line. Each is answered by any number of lines that start with `| ` and one
+//! last line, `@ok …` or `@err …`. Everything else on the console is the kernel's.
+//!
+//! | command | answer |
+//! | --- | --- |
+//! | `ping` | |
+//! | `uptime` | seconds since boot |
+//! | `meminfo` | `MemTotal`, `MemFree`, `MemAvailable`, `Committed_AS` in KiB, as `NAME=VALUE` |
+//! | `fill SEED MIB` | a process takes that much memory and fills it with a known pattern |
+//! | `check SEED` | pages checked; `@err` with the first page that differs |
+//! | `free SEED` | that process gives its memory back |
+//! | `dirty MIB` | memory was touched and freed, so the host had to provide it |
+//! | `insmod NAME`, `rmmod NAME` | |
+//! | `dmesg [FILTER]` | kernel messages that hold FILTER, as `\| ` lines, and their count |
+//! | `debugfs-balloon` | what the guest's driver says of itself, as `\| ` lines |
+//! | `cat PATH`, `write PATH VALUE` | |
+//! | `sysrq C` | |
+//! | `reboot`, `poweroff` | `@ok`, then the machine goes |
+
+mod kernel;
+pub mod memory;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+
+use crate::boot;
+use memory::Holders;
+
+/// Brings the guest up and obeys the console until the machine goes down.
+///
+/// # Errors
+///
+/// The console is gone, or the guest could not be brought up.
+pub fn serve_console() -> io::Result<()> {
+    boot::mount_kernel_file_systems()?;
+    let _ = boot::mount_fs("debugfs", "debugfs", "/sys/kernel/debug", "");
+    let failed = boot::load_modules()?;
+    kernel::prepare()?;
+
+    let console = open_console()?;
+    let mut agent = Agent { console: console.try_clone()?, holders: Holders::default() };
+    let failed: String = failed.iter().map(|(name, why)| format!(" ({name}: {why})")).collect();
+    agent.line(&format!("@up {}{failed}", kernel::uptime()?))?;
+    for line in BufReader::new(console).lines() {
+        agent.answer(line?.trim())?;
+    }
+    Err(io::Error::other("the console was closed"))
+}
+
+fn open_console() -> io::Result<File> {
+    let console = OpenOptions::new().read(true).write(true).open("/dev/ttyS0")?;
+    let mut settings = tcgetattr(console.as_fd())?;
+    cfmakeraw(&mut settings);
+    tcsetattr(console.as_fd(), SetArg::TCSANOW, &settings)?;
+    Ok(console)
+}
+
+struct Agent {
+    console: File,
+    holders: Holders,
+}
+
+impl Agent {
+    fn answer(&mut self, line: &str) -> io::Result<()> {
+        if line.is_empty() {
+            return Ok(());
+        }
+        match self.obey(line) {
+            Ok(text) => self.line(format!("@ok {text}").trim_end()),
+            Err(error) => self.line(&format!("@err {error}")),
+        }
+    }
+
+    fn obey(&mut self, line: &str) -> io::Result<String> {
+        let words: Vec<&str> = line.splitn(3, ' ').collect();
+        match *words.as_slice() {
+            ["ping"] => Ok(String::new()),
+            ["uptime"] => kernel::uptime(),
+            ["meminfo"] => kernel::meminfo(),
+            ["fill", seed, mib] => self.holders.fill(number(seed)?, number(mib)?),
+            ["check", seed] => self.holders.check(number(seed)?),
+            ["free", seed] => self.holders.free(number(seed)?),
+            ["dirty", mib] => memory::dirty_in_child(number(mib)?),
+            ["insmod", name] => boot::load_module(name).map(|()| String::new()),
+            ["rmmod", name] => kernel::remove_module(name),
+            ["dmesg"] => self.quote(&kernel::messages("")?),
+            ["dmesg", filter] => self.quote(&kernel::messages(filter)?),
+            ["dmesg", first, rest] => self.quote(&kernel::messages(&format!("{first} {rest}"))?),
+            ["debugfs-balloon"] => self.quote_file("/sys/kernel/debug/hv-balloon"),
+            ["cat", path] => self.quote_file(path),
+            ["write", path, value] => std::fs::write(path, value).map(|()| String::new()),
+            ["sysrq", key] => std::fs::write("/proc/sysrq-trigger", key).map(|()| String::new()),
+            ["reboot"] => self.leave(RebootMode::RB_AUTOBOOT),
+            ["poweroff"] => self.leave(RebootMode::RB_POWER_OFF),
+            _ => Err(io::Error::other(format!("no such command: {line}"))),
+        }
+    }
+
+    fn leave(&mut self, how: RebootMode) -> io::Result<String> {
+        self.line("@ok")?;
+        nix::sys::termios::tcdrain(self.console.as_fd())?;
+        match reboot(how)? {}
+    }
+
+    fn quote_file(&mut self, path: &str) -> io::Result<String> {
+        self.quote(&std::fs::read_to_string(path)?)
+    }
+
+    fn quote(&mut self, text: &str) -> io::Result<String> {
+        for line in text.lines() {
+            self.line(&format!("| {line}"))?;
+        }
+        Ok(text.lines().count().to_string())
+    }
+
+    fn line(&mut self, text: &str) -> io::Result<()> {
+        self.console.write_all(format!("{text}\n").as_bytes())
+    }
+}
+
+fn number(text: &str) -> io::Result<u64> {
+    text.parse().map_err(|_| io::Error::other(format!("not a number: {text}")))
+}

@@ -1,0 +1,72 @@
+//! The first steps of an init program: mounts and kernel modules.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+
+/// Where the image keeps its kernel modules, as `NAME.ko`.
+pub const MODULES: &str = "/modules";
+
+/// The file in [`MODULES`] that lists module names, one a line, in the order to load them.
+pub const MODULE_ORDER: &str = "order";
+
+/// Mounts `proc`, `sysfs` and `devtmpfs` at their usual places.
+///
+/// # Errors
+///
+/// A mount point cannot be created or mounted.
+pub fn mount_kernel_file_systems() -> io::Result<()> {
+    for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
+        mount_fs(kind, kind, target, "")?;
+    }
+    Ok(())
+}
+
+/// Mounts a file system of `kind` at `target`, which is created if missing.
+///
+/// # Errors
+///
+/// The mount point cannot be created or mounted; the text names both.
+pub fn mount_fs(kind: &str, source: &str, target: &str, options: &str) -> io::Result<()> {
+    fs::create_dir_all(target)?;
+    mount(Some(source), target, Some(kind), MsFlags::empty(), Some(options))
+        .map_err(|e| io::Error::other(format!("mount {kind} {source} on {target}: {e}")))
+}
+
+/// Loads every module of the image in order; returns the names that failed, with the reason.
+///
+/// # Errors
+///
+/// The list of modules cannot be read. A module that the kernel refuses is not an error here:
+/// `hv_vmbus` does that on every machine without Hyper-V.
+pub fn load_modules() -> io::Result<Vec<(String, String)>> {
+    let order = fs::read_to_string(Path::new(MODULES).join(MODULE_ORDER))?;
+    let failed = |name: &str| load_module(name).err().map(|e| (name.to_owned(), e.to_string()));
+    Ok(order.lines().filter_map(failed).collect())
+}
+
+/// Loads one module of the image by name; a module that is there already is fine.
+///
+/// # Errors
+///
+/// No such file in the image, or the kernel refuses the module.
+pub fn load_module(name: &str) -> io::Result<()> {
+    let file = File::open(Path::new(MODULES).join(format!("{name}.ko")))?;
+    match finit_module(&file, c"", ModuleInitFlags::empty()) {
+        Ok(()) | Err(nix::Error::EEXIST) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Powers the machine off; returns only if the kernel refuses.
+pub fn power_off() -> io::Error {
+    nix::unistd::sync();
+    match reboot(RebootMode::RB_POWER_OFF) {
+        Ok(never) => match never {},
+        Err(e) => e.into(),
+    }
+}

@@ -1,0 +1,115 @@
+//! Debian's kernels, unpacked but not installed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::cache::{Cache, write_whole};
+use crate::packages;
+
+/// A kernel to get: the package that depends on the current one, and the release to take it from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source {
+    package: &'static str,
+    suite: Option<&'static str>,
+}
+
+/// The rig's kernel; the cloud one has no 9p.
+pub(crate) const RIG: Source = Source { package: "linux-image-amd64", suite: None };
+
+/// The test guest's kernel.
+pub(crate) const GUEST: Source = Source { package: "linux-image-cloud-amd64", suite: None };
+
+/// An unpacked kernel.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    /// The bootable image.
+    pub(crate) image: PathBuf,
+    /// The directory with its modules.
+    pub(crate) modules: PathBuf,
+}
+
+/// Finds a kernel in the cache, or downloads it there.
+///
+/// A kernel that is cached stays in use until [`forget_choices`]: results stay comparable, and
+/// work goes on without a network.
+///
+/// # Errors
+///
+/// It cannot be downloaded, or is laid out in an unknown way.
+pub(crate) fn get(source: Source) -> Result<Kernel> {
+    let cache = Cache::open()?;
+    let choice = cache.path(&choice_name(source));
+    if let Ok(package) = fs::read_to_string(&choice)
+        && let Ok(kernel) = locate(&cache.path(&package), &package)
+    {
+        return Ok(kernel);
+    }
+    let package = packages::depends(source.package, source.suite)?
+        .into_iter()
+        .find(|name| name.starts_with(IMAGE))
+        .with_context(|| format!("{} depends on no kernel", source.package))?;
+    let tree = cache.path(&package);
+    if locate(&tree, &package).is_err() {
+        download(&cache, &package, source.suite, &tree)?;
+    }
+    let kernel = locate(&tree, &package)?;
+    write_whole(&choice, package.as_bytes())?;
+    Ok(kernel)
+}
+
+/// Makes the next [`get`] take the newest kernels.
+///
+/// # Errors
+///
+/// The cache cannot be written to.
+pub(crate) fn forget_choices() -> Result<()> {
+    let cache = Cache::open()?;
+    for source in [RIG, GUEST] {
+        let choice = cache.path(&choice_name(source));
+        if choice.exists() {
+            fs::remove_file(choice)?;
+        }
+    }
+    Ok(())
+}
+
+const IMAGE: &str = "linux-image-";
+
+fn choice_name(source: Source) -> String {
+    format!("{}.{}", source.package, source.suite.unwrap_or("current"))
+}
+
+fn download(cache: &Cache, package: &str, suite: Option<&str>, tree: &Path) -> Result<()> {
+    eprintln!("downloading Debian's {package}");
+    // Newer kernels come in parts: the image's package then depends on those that hold the files.
+    let parts = packages::depends(package, suite)?;
+    let holds_files =
+        |p: &String| p.starts_with("linux-binary-") || p.starts_with("linux-modules-");
+    let mut wanted: Vec<String> = parts.into_iter().filter(holds_files).collect();
+    wanted.push(package.to_owned());
+    let workshop = cache.workshop()?;
+    packages::unpack(&wanted, suite, workshop.path())?;
+    if tree.exists() {
+        fs::remove_dir_all(tree)?;
+    }
+    fs::rename(workshop.path().join("tree"), tree)?;
+    Ok(())
+}
+
+/// Finds the files in either layout: `/lib` and `/boot`, or all of it under `/usr/lib/modules`.
+fn locate(tree: &Path, package: &str) -> Result<Kernel> {
+    let release = package.strip_prefix(IMAGE).unwrap_or(package);
+    let find = |candidates: [PathBuf; 2]| {
+        candidates.into_iter().map(|c| tree.join(c)).find(|path| path.exists())
+    };
+    let images = [format!("boot/vmlinuz-{release}"), format!("usr/lib/modules/{release}/vmlinuz")];
+    let modules = [format!("lib/modules/{release}"), format!("usr/lib/modules/{release}")];
+    let image = find(images.map(PathBuf::from));
+    let modules = find(modules.map(PathBuf::from));
+    let (Some(image), Some(modules)) = (image, modules) else {
+        anyhow::bail!("no kernel {release} in {}", tree.display());
+    };
+    Ok(Kernel { image, modules })
+}

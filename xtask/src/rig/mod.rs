@@ -1,0 +1,179 @@
+//! The rig: runs a command where KVM can be a Hyper-V host.
+//!
+//! Where this machine's KVM can, the command simply runs. Elsewhere QEMU's software emulation of a
+//! processor with SVM runs Debian's kernel, whose `kvm_amd` has all of Hyper-V, and the command
+//! runs in that machine, on this machine's files: read-only, under a layer that is thrown away.
+
+mod link;
+mod machine;
+mod terminal;
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use guest_agent::rig::{JOB_FILE, Job};
+
+use crate::host::{self, HyperV};
+use crate::image::Initramfs;
+use crate::{guest, kernels, modules, packages};
+use machine::Machine;
+
+/// The exit status that says that the rig failed, not the command in it.
+const RIG_FAILED: u8 = 125;
+
+/// `cargo xtask rig`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RigArgs {
+    /// Processors of the emulated machine.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) cpus: u32,
+    /// Memory of the emulated machine in MiB, or with a suffix M or G [default: 60 % of this
+    /// machine's, at most 12G].
+    #[arg(long, value_parser = parse_mib)]
+    pub(crate) memory: Option<u64>,
+    /// Ends the command after so many seconds [default: never].
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u64>,
+    /// A directory the command may really write to; may be given several times.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) writable: Vec<PathBuf>,
+    /// Emulates even where it is not needed.
+    #[arg(long)]
+    pub(crate) emulate: bool,
+    /// The command and its arguments.
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// Runs the command; its exit status is the answer, 125 if the rig itself failed.
+pub(crate) fn main(args: &RigArgs) -> ExitCode {
+    let outcome = match host::probe() {
+        HyperV::Present if !args.emulate => exec(&args.command),
+        HyperV::Present => emulate(args, "asked to"),
+        HyperV::Absent(reason) => emulate(args, &reason),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: rig: {error:#}");
+        ExitCode::from(RIG_FAILED)
+    })
+}
+
+/// Gets all that an emulated machine needs.
+///
+/// # Errors
+///
+/// Something cannot be installed, downloaded or built.
+pub(crate) fn prepare() -> Result<()> {
+    packages::ensure_installed(&[packages::QEMU])?;
+    initramfs(None).map(drop)
+}
+
+fn exec(command: &[String]) -> Result<ExitCode> {
+    let error = Command::new(&command[0]).args(&command[1..]).exec();
+    Err(error).with_context(|| command[0].clone())
+}
+
+fn emulate(args: &RigArgs, reason: &str) -> Result<ExitCode> {
+    packages::ensure_installed(&[packages::QEMU])?;
+    let memory_mib = match args.memory {
+        Some(mib) => mib,
+        None => (host::memory_mib()? * 6 / 10).min(12 * 1024),
+    };
+    let job = job(args)?;
+    eprintln!(
+        "rig: {reason}, so this runs in an emulated machine that has it ({} CPUs, {} MiB)",
+        args.cpus, memory_mib
+    );
+    let spec = machine::Spec {
+        kernel: kernels::get(kernels::RIG)?.image,
+        initramfs: initramfs(Some(&job))?,
+        cpus: args.cpus,
+        memory_mib,
+        writable: job.writable.clone(),
+    };
+    let terminal = job.terminal.is_some();
+    let machine = Machine::start(&spec)?;
+    link::relay(machine, terminal, args.timeout.map(Duration::from_secs))
+}
+
+fn initramfs(job: Option<&Job>) -> Result<Vec<u8>> {
+    const MODULES: [&str; 7] =
+        ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm", "kvm_amd"];
+    let kernel = kernels::get(kernels::RIG)?;
+    let mut image = Initramfs::default();
+    image.add_program("/init", &guest::static_program("rig_init")?)?;
+    image.add_modules(&modules::with_dependencies(&kernel.modules, &MODULES)?)?;
+    if let Some(job) = job {
+        image.add_file(JOB_FILE, &serde_json::to_vec(job)?)?;
+    }
+    image.finish()
+}
+
+fn job(args: &RigArgs) -> Result<Job> {
+    let mut writable = Vec::new();
+    for (n, dir) in args.writable.iter().enumerate() {
+        std::fs::create_dir_all(dir)?;
+        writable.push((format!("writable{n}"), dir.canonicalize()?));
+    }
+    Ok(Job {
+        command: args.command.clone(),
+        env: std::env::vars().filter(|(name, _)| is_passed(name)).collect(),
+        cwd: std::env::current_dir()?,
+        writable,
+        terminal: terminal::size_if_interactive(),
+    })
+}
+
+/// Whether a variable of the caller's environment means something to the command in the rig.
+fn is_passed(name: &str) -> bool {
+    const NAMES: [&str; 11] = [
+        "PATH",
+        "HOME",
+        "USER",
+        "LANG",
+        "LC_ALL",
+        "TERM",
+        "TZ",
+        "TMPDIR",
+        "CI",
+        "NO_COLOR",
+        "LD_LIBRARY_PATH",
+    ];
+    const PREFIXES: [&str; 4] = ["RUST", "CARGO_", "HVB_", "HV_BALLOON_"];
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn parse_mib(text: &str) -> Result<u64> {
+    let (digits, unit) = match text.strip_suffix(['G', 'g']) {
+        Some(digits) => (digits, 1024),
+        None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
+    };
+    let count: u64 = digits.parse().context("not a size such as 4096, 4096M or 4G")?;
+    let mib = count.checked_mul(unit).context("too big")?;
+    ensure!(mib >= 512, "less than the 512 MiB that the emulated machine needs");
+    Ok(mib)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_mebibytes_unless_they_say_otherwise() {
+        assert_eq!(parse_mib("4096").unwrap(), 4096);
+        assert_eq!(parse_mib("4096M").unwrap(), 4096);
+        assert_eq!(parse_mib("4G").unwrap(), 4096);
+        for bad in ["", "G", "4T", "-1", "100", "99999999999999999999G"] {
+            assert!(parse_mib(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_command_gets_what_configures_it_and_not_the_rest() {
+        assert!(["PATH", "RUST_LOG", "CARGO_MANIFEST_DIR", "HVB_BIN"].into_iter().all(is_passed));
+        assert!(!["SSH_AUTH_SOCK", "DISPLAY", "PWD"].into_iter().any(is_passed));
+    }
+}
