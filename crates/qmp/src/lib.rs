@@ -1,1 +1,41 @@
-//! qmp
+#![forbid(unsafe_code)]
+//! QEMU's monitor protocol (QMP) and the few human monitor (HMP) commands that go with it: a server
+//! that QEMU's own clients accept, and a client that talks to ours and to QEMU's.
+//!
+//! [`Server`] listens on a UNIX socket and serves several clients at once. What it controls is
+//! behind the [`Machine`] trait: this crate knows no device. [`EventSender`] carries events to every
+//! client that has negotiated, and never blocks its caller.
+//!
+//! [`Client`] is the other side: blocking, one command at a time, with a deadline on each.
+//!
+//! No input from a client can block, slow down or end another client or the machine: every client
+//! has its own two threads, a cap on the length of a command ([`MAX_COMMAND_BYTES`]) and a bounded
+//! queue of unsent output ([`MAX_UNSENT_BYTES`]).
+//!
+//! Wording, error classes and framing follow what QEMU 10.0 answers; where the two differ the type
+//! or constant concerned says so.
+
+mod client;
+mod commands;
+mod event;
+mod framer;
+mod hmp;
+mod machine;
+mod outbox;
+mod server;
+mod session;
+mod socket;
+
+pub use client::{Client, ClientError, ReceivedEvent};
+pub use commands::XQueryBalloonStatus;
+pub use event::{Event, EventSender};
+pub use machine::{BalloonStatus, Machine, MonitorError};
+pub use outbox::MAX_UNSENT_BYTES;
+pub use qapi_qmp::{HvBalloonInfo, RunState, ShutdownCause};
+pub use qapi_spec::ErrorClass;
+pub use server::{MAX_CLIENTS, Server};
+pub use session::MAX_COMMAND_BYTES;
+pub use socket::ServerError;
+
+/// QEMU's typed commands and answers, for use with [`Client::run`].
+pub use qapi_qmp as qapi;

@@ -1,0 +1,377 @@
+//! A blocking QMP client for our server and for QEMU's.
+
+use crate::framer::{FrameError, Framer};
+use crate::socket::{MAX_PATH_BYTES, connect_within};
+use nix::errno::Errno;
+use qapi_qmp::VersionInfo;
+use qapi_spec::{Command, ErrorClass};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The longest message taken from a server, in bytes. QEMU's schema, the longest of all, has some
+/// 250 KB.
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// The most events kept while nobody asks for them; the oldest go first.
+const MAX_KEPT_EVENTS: usize = 1024;
+
+/// A connection to a QMP server, past negotiation.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    stream: UnixStream,
+    framer: Framer,
+    events: VecDeque<ReceivedEvent>,
+    version: VersionInfo,
+    timeout: Duration,
+    last_id: u64,
+}
+
+/// An event as it came from the server.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct ReceivedEvent {
+    /// Its name, for example `BALLOON_CHANGE`.
+    #[serde(rename = "event")]
+    pub name: String,
+    /// What it says; null if nothing.
+    #[serde(default)]
+    pub data: Value,
+}
+
+/// Why a server could not be asked, or did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing is there.
+    #[error("{}: no such socket: is the virtual machine running?", .path.display())]
+    NoSocket {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// Something other than a socket is there.
+    #[error("{}: not a socket: give the path that follows --qmp", .path.display())]
+    NotASocket {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// The socket is there but nobody listens on it.
+    #[error("{}: nobody listens on this socket: its virtual machine has ended", .path.display())]
+    NobodyListens {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// This user may not use the socket.
+    #[error("{}: permission denied: run this as the user who runs the virtual machine", .path.display())]
+    Permission {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// The kernel has no room for so long a socket path.
+    #[error(
+        "{}: socket paths must be 1 to {MAX_PATH_BYTES} bytes long: change directory and use a relative path",
+        .path.display()
+    )]
+    PathLength {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// The server accepts nobody, or says nothing.
+    #[error(
+        "{}: no QMP greeting within {:.0?}: not a QMP socket, or another client holds it (QEMU serves one client per socket)",
+        .path.display(), .timeout
+    )]
+    NoGreeting {
+        /// The server's path.
+        path: PathBuf,
+        /// How long we waited.
+        timeout: Duration,
+    },
+    /// The server speaks something else.
+    #[error("{}: not a QMP socket: it says {said}", .path.display())]
+    NotQmp {
+        /// The server's path.
+        path: PathBuf,
+        /// The beginning of what it said.
+        said: String,
+    },
+    /// The server speaks QMP but turned us away.
+    #[error("{}: refused: {desc}", .path.display())]
+    TurnedAway {
+        /// The server's path.
+        path: PathBuf,
+        /// Its reason.
+        desc: String,
+    },
+    /// The server hung up.
+    #[error("{}: the connection ended: the virtual machine has gone", .path.display())]
+    Closed {
+        /// The server's path.
+        path: PathBuf,
+    },
+    /// No answer came in time.
+    #[error("{}: no answer to '{command}' within {:.0?}", .path.display(), .timeout)]
+    Timeout {
+        /// The server's path.
+        path: PathBuf,
+        /// What we asked.
+        command: String,
+        /// How long we waited.
+        timeout: Duration,
+    },
+    /// The server executed the command and failed.
+    #[error("{command}: {desc}")]
+    Command {
+        /// What we asked.
+        command: String,
+        /// QEMU's error class, or another word.
+        class: Value,
+        /// Its reason.
+        desc: String,
+    },
+    /// The answer has another shape than the command's.
+    #[error("{command}: unexpected answer: {source}")]
+    Answer {
+        /// What we asked.
+        command: String,
+        /// What does not fit.
+        source: serde_json::Error,
+    },
+    /// The system refuses.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// The server's path.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl ClientError {
+    /// Whether the server answered with an error of this class.
+    pub fn is_class(&self, wanted: &ErrorClass) -> bool {
+        matches!(self, Self::Command { class, .. } if *class == json!(wanted))
+    }
+}
+
+/// A line from the server.
+enum Message {
+    Event(ReceivedEvent),
+    Answer { id: Value, result: Result<Value, Failure> },
+}
+
+#[derive(Deserialize)]
+struct Failure {
+    class: Value,
+    desc: String,
+}
+
+impl Client {
+    /// Connects to the server at `path` and negotiates. `timeout` holds for this and for each
+    /// command.
+    ///
+    /// # Errors
+    /// There is no server, it does not answer, or it does not speak QMP.
+    pub fn connect(path: &Path, timeout: Duration) -> Result<Self, ClientError> {
+        let stream =
+            connect_within(path, timeout).map_err(|errno| connect_error(path, errno, timeout))?;
+        let mut client = Self {
+            path: path.to_owned(),
+            stream,
+            framer: Framer::new(MAX_MESSAGE_BYTES),
+            events: VecDeque::new(),
+            version: VersionInfo { qemu: triple(0, 0, 0), package: String::new() },
+            timeout,
+            last_id: 0,
+        };
+        client.version = client.greeting()?;
+        client.execute("qmp_capabilities", json!({}))?;
+        Ok(client)
+    }
+
+    /// Who answers, from the greeting.
+    pub fn version(&self) -> &VersionInfo {
+        &self.version
+    }
+
+    /// Executes a typed command, from [`crate::qapi`] for example.
+    ///
+    /// # Errors
+    /// The server fails the command, does not answer in time, or answers something else.
+    pub fn run<C: Command>(&mut self, command: &C) -> Result<C::Ok, ClientError> {
+        let unexpected = |source| ClientError::Answer { command: C::NAME.to_owned(), source };
+        let arguments = serde_json::to_value(command).map_err(unexpected)?;
+        let answer = self.execute(C::NAME, arguments)?;
+        serde_json::from_value(answer).map_err(unexpected)
+    }
+
+    /// Executes a command. `arguments` is an object. Events that come in the meantime are kept for
+    /// [`next_event`](Self::next_event).
+    ///
+    /// # Errors
+    /// The server fails the command or does not answer in time.
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, ClientError> {
+        self.last_id += 1;
+        let wanted = json!(self.last_id);
+        let request = json!({ "execute": command, "arguments": arguments, "id": wanted });
+        let deadline = Instant::now() + self.timeout;
+        self.stream.write_all(format!("{request}\n").as_bytes()).map_err(|e| self.io_error(e))?;
+        loop {
+            let result = match self.receive(deadline)? {
+                None => return Err(self.timed_out(command)),
+                // The id of a late answer is an older one; a parse error has none.
+                Some(Message::Answer { id, result }) if id == wanted || id.is_null() => result,
+                Some(Message::Answer { .. }) => continue,
+                Some(Message::Event(event)) => {
+                    self.keep(event);
+                    continue;
+                }
+            };
+            return result.map_err(|Failure { class, desc }| ClientError::Command {
+                command: command.to_owned(),
+                class,
+                desc,
+            });
+        }
+    }
+
+    /// The next event, or `None` if there is none within `timeout`.
+    ///
+    /// # Errors
+    /// The server hung up.
+    pub fn next_event(&mut self, timeout: Duration) -> Result<Option<ReceivedEvent>, ClientError> {
+        if let Some(event) = self.events.pop_front() {
+            return Ok(Some(event));
+        }
+        let deadline = Instant::now() + timeout;
+        loop {
+            match self.receive(deadline)? {
+                None => return Ok(None),
+                Some(Message::Event(event)) => return Ok(Some(event)),
+                Some(Message::Answer { .. }) => {}
+            }
+        }
+    }
+
+    fn greeting(&mut self) -> Result<VersionInfo, ClientError> {
+        let deadline = Instant::now() + self.timeout;
+        let Some(mut value) = self.receive_value(deadline)? else {
+            let path = self.path.clone();
+            return Err(ClientError::NoGreeting { path, timeout: self.timeout });
+        };
+        let version = value.pointer_mut("/QMP/version").map(Value::take);
+        if let Some(version) = version.and_then(|v| VersionInfo::deserialize(v).ok()) {
+            return Ok(version);
+        }
+        match value.pointer("/error/desc").and_then(Value::as_str) {
+            Some(desc) => {
+                Err(ClientError::TurnedAway { path: self.path.clone(), desc: desc.to_owned() })
+            }
+            None => Err(self.not_qmp(&value.to_string())),
+        }
+    }
+
+    fn receive(&mut self, deadline: Instant) -> Result<Option<Message>, ClientError> {
+        let Some(mut value) = self.receive_value(deadline)? else {
+            return Ok(None);
+        };
+        if value.get("event").is_some() {
+            let event = ReceivedEvent::deserialize(&value);
+            return event
+                .map(|event| Some(Message::Event(event)))
+                .map_err(|_| self.not_qmp(&value.to_string()));
+        }
+        let id = value.get_mut("id").map(Value::take).unwrap_or_default();
+        if let Some(result) = value.get_mut("return").map(Value::take) {
+            return Ok(Some(Message::Answer { id, result: Ok(result) }));
+        }
+        match value.get("error").map(Failure::deserialize) {
+            Some(Ok(failure)) => Ok(Some(Message::Answer { id, result: Err(failure) })),
+            _ => Err(self.not_qmp(&value.to_string())),
+        }
+    }
+
+    /// The next value on the wire, or `None` after the deadline.
+    fn receive_value(&mut self, deadline: Instant) -> Result<Option<Value>, ClientError> {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            if let Some(message) = self.framer.next_message() {
+                return message.map(Some).map_err(|error: FrameError| {
+                    self.not_qmp(&format!("something that is no JSON ({error})"))
+                });
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            self.stream.set_read_timeout(Some(left)).map_err(|e| self.io_error(e))?;
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(ClientError::Closed { path: self.path.clone() }),
+                Ok(count) => self.framer.push(&buffer[..count]),
+                Err(error) if is_timeout(&error) => {}
+                Err(error) => return Err(self.io_error(error)),
+            }
+        }
+    }
+
+    fn keep(&mut self, event: ReceivedEvent) {
+        if self.events.len() == MAX_KEPT_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    fn not_qmp(&self, said: &str) -> ClientError {
+        let said = said.chars().take(80).collect();
+        ClientError::NotQmp { path: self.path.clone(), said }
+    }
+
+    fn timed_out(&self, command: &str) -> ClientError {
+        ClientError::Timeout {
+            path: self.path.clone(),
+            command: command.to_owned(),
+            timeout: self.timeout,
+        }
+    }
+
+    fn io_error(&self, source: io::Error) -> ClientError {
+        let path = self.path.clone();
+        match source.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                ClientError::Closed { path }
+            }
+            _ => ClientError::Io { path, source },
+        }
+    }
+}
+
+fn triple(major: i64, minor: i64, micro: i64) -> qapi_qmp::VersionTriple {
+    qapi_qmp::VersionTriple { major, minor, micro }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+    matches!(error.kind(), Interrupted | TimedOut | WouldBlock)
+}
+
+fn connect_error(path: &Path, errno: Errno, timeout: Duration) -> ClientError {
+    let path = path.to_owned();
+    match errno {
+        Errno::ENAMETOOLONG => ClientError::PathLength { path },
+        Errno::ENOENT | Errno::ENOTDIR => ClientError::NoSocket { path },
+        // Linux refuses the connection also where there is a file or directory.
+        Errno::ECONNREFUSED if !is_socket(&path) => ClientError::NotASocket { path },
+        Errno::ECONNREFUSED => ClientError::NobodyListens { path },
+        Errno::EACCES => ClientError::Permission { path },
+        Errno::EAGAIN => ClientError::NoGreeting { path, timeout },
+        errno => ClientError::Io { path, source: errno.into() },
+    }
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.file_type().is_socket())
+}

@@ -1,0 +1,147 @@
+//! Events: what happened, its JSON line, and the handle that sends it to every client.
+
+use crate::server::Hub;
+use qapi_qmp::ShutdownCause;
+use qapi_qmp::{BALLOON_CHANGE, HV_BALLOON_STATUS_REPORT, HvBalloonInfo, RESET, SHUTDOWN};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// Something that happened to the machine. Sizes are in bytes.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// `BALLOON_CHANGE`: the guest's size changed, to `actual`.
+    BalloonChange {
+        /// The guest's size now.
+        actual: u64,
+    },
+    /// `X_BALLOON_STOPPED`: the guest stays short of its target. QEMU has no such event.
+    BalloonStopped {
+        /// The size that was asked for.
+        target: u64,
+        /// The guest's size now.
+        actual: u64,
+        /// Why, in a few words.
+        reason: String,
+    },
+    /// `HV_BALLOON_STATUS_REPORT`: the guest reported its memory pressure.
+    StatusReport {
+        /// Bytes the guest uses or cannot use.
+        committed: u64,
+        /// Bytes the guest could give away.
+        available: u64,
+    },
+    /// `RESET`: the machine starts again.
+    Reset {
+        /// Whether the guest asked for it.
+        guest: bool,
+        /// What caused it.
+        reason: ShutdownCause,
+    },
+    /// `SHUTDOWN`: the machine ends.
+    Shutdown {
+        /// Whether the guest asked for it.
+        guest: bool,
+        /// What caused it.
+        reason: ShutdownCause,
+    },
+}
+
+impl Event {
+    /// The event's name on the wire.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::BalloonChange { .. } => "BALLOON_CHANGE",
+            Self::BalloonStopped { .. } => "X_BALLOON_STOPPED",
+            Self::StatusReport { .. } => "HV_BALLOON_STATUS_REPORT",
+            Self::Reset { .. } => "RESET",
+            Self::Shutdown { .. } => "SHUTDOWN",
+        }
+    }
+
+    /// Whether a newer event of this kind makes an unsent older one pointless.
+    pub(crate) fn is_a_state(&self) -> bool {
+        matches!(self, Self::BalloonChange { .. } | Self::StatusReport { .. })
+    }
+
+    /// The event as QMP words it, stamped with `at`, the time since the UNIX epoch.
+    pub(crate) fn to_json(&self, at: Duration) -> Value {
+        json!({
+            "timestamp": { "seconds": at.as_secs(), "microseconds": at.subsec_micros() },
+            "event": self.name(),
+            "data": self.data(),
+        })
+    }
+
+    fn data(&self) -> Value {
+        match *self {
+            Self::BalloonChange { actual } => {
+                value_of(BALLOON_CHANGE { actual: i64::try_from(actual).unwrap_or(i64::MAX) })
+            }
+            Self::BalloonStopped { target, actual, ref reason } => {
+                json!({ "target": target, "actual": actual, "reason": reason })
+            }
+            Self::StatusReport { committed, available } => {
+                value_of(HV_BALLOON_STATUS_REPORT { data: HvBalloonInfo { committed, available } })
+            }
+            Self::Reset { guest, reason } => value_of(RESET { guest, reason }),
+            Self::Shutdown { guest, reason } => value_of(SHUTDOWN { guest, reason }),
+        }
+    }
+}
+
+/// A QAPI structure as JSON. They hold only strings, numbers, booleans and lists of those, so this
+/// cannot fail; `null` would stand for a failure.
+pub(crate) fn value_of(data: impl Serialize) -> Value {
+    serde_json::to_value(data).unwrap_or(Value::Null)
+}
+
+/// Sends events to every client that has negotiated. Cheap to clone, usable from any thread, also
+/// after the server is gone (then it does nothing).
+#[derive(Clone, Debug)]
+pub struct EventSender {
+    hub: Arc<Hub>,
+}
+
+impl EventSender {
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        Self { hub }
+    }
+
+    /// Queues the event for every client. Never waits for one.
+    ///
+    /// A client that has not read earlier `BALLOON_CHANGE` or `HV_BALLOON_STATUS_REPORT` events gets
+    /// only the newest. One whose queue is full nevertheless is disconnected: it would otherwise miss
+    /// an event without knowing.
+    pub fn emit(&self, event: &Event) {
+        // A clock before 1970 is no reason to lose an event.
+        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.hub.broadcast(event, at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_look_like_those_of_qemu() {
+        let at = Duration::new(1_795_405_320, 897_760_999);
+        let reset = Event::Reset { guest: false, reason: ShutdownCause::host_qmp_system_reset };
+        assert_eq!(
+            reset.to_json(at),
+            json!({
+                "timestamp": { "seconds": 1_795_405_320, "microseconds": 897_760 },
+                "event": "RESET",
+                "data": { "guest": false, "reason": "host-qmp-system-reset" },
+            })
+        );
+        let quit = Event::Shutdown { guest: true, reason: ShutdownCause::guest_shutdown };
+        assert_eq!(quit.data(), json!({ "guest": true, "reason": "guest-shutdown" }));
+        assert_eq!(Event::BalloonChange { actual: 4096 }.data(), json!({ "actual": 4096 }));
+        let report = Event::StatusReport { committed: 1, available: 2 };
+        assert_eq!(report.data(), json!({ "committed": 1, "available": 2 }));
+    }
+}

@@ -1,0 +1,229 @@
+//! The human monitor: one line in, text out. Failures are text too, as QEMU does it.
+
+use crate::machine::Machine;
+use qapi_qmp::RunState;
+use qapi_spec::Enum;
+use std::fmt::Write;
+
+const MIB: u64 = 1 << 20;
+
+/// Name, operands and description of each command; `info` subjects by their full name.
+const COMMANDS: &[(&str, &str, &str)] = &[
+    ("balloon", " target", "set the size the guest should have, in MiB"),
+    ("help", " [command]", "list the commands, or explain one"),
+    ("info", " [subject]", "show something about the machine"),
+    ("info balloon", " ", "show the guest's present size in MiB"),
+    ("info status", " ", "show whether the machine runs"),
+    ("quit", " ", "end the machine and its process"),
+    ("system_reset", " ", "reset the machine"),
+];
+
+/// Executes one line. The answer is empty or lines that end in CR LF.
+pub(crate) fn execute(machine: &dyn Machine, line: &str) -> String {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    match *words {
+        [] => String::new(),
+        ["balloon", ref operands @ ..] => balloon(machine, operands),
+        ["help" | "?"] => help(|name| !name.starts_with("info ")),
+        ["info"] | ["help" | "?", "info"] => help(|name| name.starts_with("info ")),
+        ["help" | "?", ref name @ ..] => help_on(&name.join(" ")),
+        ["info", "balloon"] => info_balloon(machine),
+        ["info", "status"] => info_status(machine.status()),
+        ["info", subject @ ("balloon" | "status"), ..] => {
+            extraneous(subject, &words[..2].join(" "))
+        }
+        ["info", subject, ..] => unknown(&format!("info {subject}")),
+        ["quit" | "q"] => silently(|| machine.quit()),
+        ["system_reset"] => silently(|| machine.system_reset()),
+        [name @ ("quit" | "q" | "system_reset"), ..] => extraneous(name, name),
+        [name, ..] => unknown(name),
+    }
+}
+
+fn silently(action: impl FnOnce()) -> String {
+    action();
+    String::new()
+}
+
+fn balloon(machine: &dyn Machine, operands: &[&str]) -> String {
+    let (size, more) = match *operands {
+        [] => return usage("unexpected end of expression", "balloon"),
+        [size, ref more @ ..] => (size, !more.is_empty()),
+    };
+    let (mib, rest) = match number(size) {
+        Ok(found) => found,
+        Err(problem) => return usage(&problem, "balloon"),
+    };
+    if more || !rest.is_empty() {
+        return extraneous("balloon", "balloon");
+    }
+    // QEMU lets large numbers of MiB wrap around; here they are no size.
+    match mib.checked_mul(MIB).filter(|&bytes| bytes > 0 && i64::try_from(bytes).is_ok()) {
+        None => failure("Parameter 'value' expects a size"),
+        Some(bytes) => match machine.balloon(bytes) {
+            Ok(()) => String::new(),
+            Err(error) => failure(&error.desc),
+        },
+    }
+}
+
+/// The number `text` begins with, decimal or hexadecimal, and what follows it.
+fn number(text: &str) -> Result<(u64, &str), String> {
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None => (text.strip_prefix('+').unwrap_or(text), 10),
+    };
+    if digits.starts_with('-') {
+        return Err("enter a positive value".to_owned());
+    }
+    let end = digits.find(|c: char| !c.is_digit(radix)).unwrap_or(digits.len());
+    let (digits, rest) = digits.split_at(end);
+    if digits.is_empty() {
+        return Err(match rest.chars().next() {
+            Some(c) => format!("invalid char '{c}' in expression"),
+            None => "unexpected end of expression".to_owned(),
+        });
+    }
+    let value = u64::from_str_radix(digits, radix).map_err(|_| "number too large".to_owned())?;
+    Ok((value, rest))
+}
+
+fn info_balloon(machine: &dyn Machine) -> String {
+    match machine.query_balloon() {
+        Ok(bytes) => format!("balloon: actual={}\r\n", bytes / MIB),
+        Err(error) => failure(&error.desc),
+    }
+}
+
+fn info_status(status: RunState) -> String {
+    match status {
+        RunState::running => "VM status: running\r\n".to_owned(),
+        RunState::paused => "VM status: paused\r\n".to_owned(),
+        other => format!("VM status: paused ({})\r\n", other.name()),
+    }
+}
+
+fn help(wanted: impl Fn(&str) -> bool) -> String {
+    COMMANDS.iter().filter(|(name, ..)| wanted(name)).fold(String::new(), |mut text, entry| {
+        let (name, operands, description) = entry;
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{name}{operands} -- {description}\r\n");
+        text
+    })
+}
+
+fn help_on(wanted: &str) -> String {
+    let text = help(|name| name == wanted);
+    if text.is_empty() { unknown(wanted) } else { text }
+}
+
+fn failure(desc: &str) -> String {
+    format!("Error: {desc}\r\n")
+}
+
+fn unknown(name: &str) -> String {
+    format!("unknown command: '{name}'\r\n")
+}
+
+fn extraneous(name: &str, help: &str) -> String {
+    usage(&format!("{name}: extraneous characters at the end of line"), help)
+}
+
+fn usage(problem: &str, command: &str) -> String {
+    format!("{problem}\r\nTry \"help {command}\" for more information\r\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::MonitorError;
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<String>>);
+
+    impl Recorder {
+        fn note(&self, what: impl Into<String>) {
+            self.0.lock().unwrap().push(what.into());
+        }
+    }
+
+    impl Machine for Recorder {
+        fn status(&self) -> RunState {
+            RunState::running
+        }
+        fn balloon(&self, bytes: u64) -> Result<(), MonitorError> {
+            self.note(format!("balloon {bytes}"));
+            if bytes > 1 << 40 { Err(MonitorError::generic("too much")) } else { Ok(()) }
+        }
+        fn query_balloon(&self) -> Result<u64, MonitorError> {
+            Ok(1024 * MIB + 5)
+        }
+        fn system_reset(&self) {
+            self.note("reset");
+        }
+        fn quit(&self) {
+            self.note("quit");
+        }
+    }
+
+    fn say(line: &str) -> String {
+        execute(&Recorder::default(), line)
+    }
+
+    fn effects(line: &str) -> Vec<String> {
+        let machine = Recorder::default();
+        assert_eq!(execute(&machine, line), "");
+        machine.0.into_inner().unwrap()
+    }
+
+    #[test]
+    fn commands_reach_the_machine() {
+        assert_eq!(effects("balloon 64"), ["balloon 67108864"]);
+        assert_eq!(effects(" balloon\t0x40\n"), ["balloon 67108864"]);
+        assert_eq!(effects("balloon +5"), ["balloon 5242880"]);
+        assert_eq!(effects("system_reset"), ["reset"]);
+        assert_eq!(effects("quit"), ["quit"]);
+        assert_eq!(effects("q"), ["quit"]);
+        assert_eq!(effects("  "), [""; 0]);
+    }
+
+    #[test]
+    fn questions_are_answered_as_qemu_does() {
+        assert_eq!(say("info balloon"), "balloon: actual=1024\r\n");
+        assert_eq!(say("  info   status  "), "VM status: running\r\n");
+        assert_eq!(info_status(RunState::prelaunch), "VM status: paused (prelaunch)\r\n");
+        assert_eq!(info_status(RunState::paused), "VM status: paused\r\n");
+    }
+
+    #[test]
+    fn mistakes_are_worded_as_qemu_does() {
+        let hint = |problem: &str, command: &str| {
+            format!("{problem}\r\nTry \"help {command}\" for more information\r\n")
+        };
+        let extra = ": extraneous characters at the end of line";
+        assert_eq!(say("xyz"), "unknown command: 'xyz'\r\n");
+        assert_eq!(say("info xyz"), "unknown command: 'info xyz'\r\n");
+        assert_eq!(say("help xyz"), "unknown command: 'xyz'\r\n");
+        assert_eq!(say("balloon"), hint("unexpected end of expression", "balloon"));
+        assert_eq!(say("balloon x"), hint("invalid char 'x' in expression", "balloon"));
+        assert_eq!(say("balloon 0x"), hint("unexpected end of expression", "balloon"));
+        assert_eq!(say("balloon -5"), hint("enter a positive value", "balloon"));
+        assert_eq!(say("balloon 99999999999999999999"), hint("number too large", "balloon"));
+        assert_eq!(say("balloon 64M"), hint(&format!("balloon{extra}"), "balloon"));
+        assert_eq!(say("balloon 1 2"), hint(&format!("balloon{extra}"), "balloon"));
+        assert_eq!(say("info status x"), hint(&format!("status{extra}"), "info status"));
+        assert_eq!(say("system_reset 1"), hint(&format!("system_reset{extra}"), "system_reset"));
+        assert_eq!(say("balloon 0"), "Error: Parameter 'value' expects a size\r\n");
+        assert_eq!(say("balloon 17592186044415"), "Error: Parameter 'value' expects a size\r\n");
+        assert_eq!(say("balloon 8796093022207"), "Error: too much\r\n");
+    }
+
+    #[test]
+    fn help_lists_and_explains() {
+        assert!(say("help").lines().any(|line| line.starts_with("balloon target -- ")));
+        assert!(!say("?").contains("info status"));
+        assert!(say("info").lines().all(|line| line.starts_with("info ")));
+        assert_eq!(say("help info status"), "info status  -- show whether the machine runs\r\n");
+    }
+}

@@ -1,0 +1,142 @@
+//! The client against servers that are not ours: odd ones, and none at all.
+
+use qmp::{Client, ClientError, qapi};
+use serde_json::json;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const IMPATIENCE: Duration = Duration::from_millis(100);
+
+const GREETING: &str = concat!(
+    r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "#,
+    r#""package": "Debian 1:10.0.2"}, "capabilities": ["oob"], "new": {}}}"#
+);
+
+/// Serves one client with `serve` and returns the socket's path.
+fn serve(
+    serve: impl FnOnce(BufReader<UnixStream>) + Send + 'static,
+) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("qmp");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || serve(BufReader::new(listener.accept().unwrap().0)));
+    (directory, path)
+}
+
+/// Says each text in turn, waiting for a line from the client between two of them.
+fn script(texts: &'static [&'static str]) -> (tempfile::TempDir, PathBuf) {
+    serve(move |mut stream| {
+        for text in texts {
+            stream.get_mut().write_all(text.as_bytes()).unwrap();
+            let mut line = String::new();
+            stream.read_line(&mut line).unwrap();
+        }
+    })
+}
+
+fn connect_error(path: &Path) -> ClientError {
+    Client::connect(path, IMPATIENCE).unwrap_err()
+}
+
+#[test]
+fn a_server_that_says_more_than_expected_is_understood() {
+    let (_directory, path) = script(&[
+        GREETING,
+        r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}{"return": {}, "id": 1}"#,
+        concat!(
+            r#"{"return": {}, "id": 77}{"event": "RTC_CHANGE", "data": {"offset": 78}, "x": 1}"#,
+            r#"{"return": {"actual": 5, "unknown": []}, "id": 2}"#
+        ),
+    ]);
+    let mut client = Client::connect(&path, PATIENCE).unwrap();
+    assert_eq!(client.version().qemu.major, 10);
+    assert_eq!(client.run(&qapi::query_balloon {}).unwrap().actual, 5);
+    assert_eq!(client.next_event(PATIENCE).unwrap().unwrap().name, "STOP");
+    let event = client.next_event(PATIENCE).unwrap().unwrap();
+    assert_eq!((&*event.name, event.data), ("RTC_CHANGE", json!({"offset": 78})));
+}
+
+#[test]
+fn an_answer_of_another_shape_is_an_error() {
+    let (_directory, path) = script(&[
+        GREETING,
+        r#"{"return": {}, "id": 1}"#,
+        r#"{"return": {"actual": "x"}, "id": 2}"#,
+    ]);
+    let mut client = Client::connect(&path, PATIENCE).unwrap();
+    let error = client.run(&qapi::query_balloon {}).unwrap_err();
+    assert!(matches!(error, ClientError::Answer { .. }), "{error}");
+}
+
+#[test]
+fn a_silent_server_is_given_up() {
+    let (_directory, path) = serve(keep_open);
+    assert!(matches!(connect_error(&path), ClientError::NoGreeting { .. }));
+}
+
+/// Keeps the connection open until the process ends.
+fn keep_open(stream: BufReader<UnixStream>) {
+    std::mem::forget(stream);
+}
+
+#[test]
+fn a_server_that_never_accepts_is_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("qmp");
+    let _listener = UnixListener::bind(&path).unwrap();
+    assert!(matches!(connect_error(&path), ClientError::NoGreeting { .. }));
+}
+
+#[test]
+fn a_server_of_another_protocol_is_named_so() {
+    for said in ["SSH-2.0-OpenSSH_9.2\r\n", "220 mail ready\n", "{\"jsonrpc\": \"2.0\"}\n"] {
+        let (_directory, path) = serve(move |mut stream| {
+            stream.get_mut().write_all(said.as_bytes()).unwrap();
+            keep_open(stream);
+        });
+        let error = connect_error(&path);
+        assert!(matches!(error, ClientError::NotQmp { .. }), "{said}: {error}");
+    }
+}
+
+#[test]
+fn a_server_that_hangs_up_is_noticed() {
+    let (_directory, path) = script(&[GREETING, r#"{"return": {}, "id": 1}"#]);
+    let mut client = Client::connect(&path, PATIENCE).unwrap();
+    let error = client.run(&qapi::query_status {}).unwrap_err();
+    assert!(matches!(error, ClientError::Closed { .. }), "{error}");
+}
+
+#[test]
+fn a_command_without_an_answer_times_out() {
+    let (_directory, path) = serve(|mut stream| {
+        stream.get_mut().write_all(GREETING.as_bytes()).unwrap();
+        stream.get_mut().write_all(br#"{"return": {}, "id": 1}"#).unwrap();
+        keep_open(stream);
+    });
+    let mut client = Client::connect(&path, Duration::from_secs(1)).unwrap();
+    let error = client.run(&qapi::query_status {}).unwrap_err();
+    assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
+    assert_eq!(client.next_event(IMPATIENCE).unwrap(), None);
+}
+
+#[test]
+fn what_is_no_server_is_said_plainly() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("missing");
+    assert!(matches!(connect_error(&path), ClientError::NoSocket { .. }));
+    let path = directory.path().join("file");
+    std::fs::write(&path, "").unwrap();
+    assert!(matches!(connect_error(&path), ClientError::NotASocket { .. }));
+    assert!(matches!(connect_error(directory.path()), ClientError::NotASocket { .. }));
+    let path = directory.path().join("stale");
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(matches!(connect_error(&path), ClientError::NobodyListens { .. }));
+    let path = directory.path().join("x".repeat(200));
+    assert!(matches!(connect_error(&path), ClientError::PathLength { .. }));
+    assert!(matches!(connect_error(Path::new("")), ClientError::PathLength { .. }));
+}
