@@ -37,16 +37,17 @@ pub fn mount_fs(kind: &str, source: &str, target: &str, options: &str) -> io::Re
         .map_err(|e| io::Error::other(format!("mount {kind} {source} on {target}: {e}")))
 }
 
-/// Loads every module of the image in order; returns the names that failed, with the reason.
+/// Loads the modules of the image in order, but those to `skip`; returns the names that failed,
+/// with the reason.
 ///
 /// # Errors
 ///
 /// The list of modules cannot be read. A module that the kernel refuses is not an error here:
 /// `hv_vmbus` does that on every machine without Hyper-V.
-pub fn load_modules() -> io::Result<Vec<(String, String)>> {
+pub fn load_modules(skip: &[String]) -> io::Result<Vec<(String, String)>> {
     let order = fs::read_to_string(Path::new(MODULES).join(MODULE_ORDER))?;
     let failed = |name: &str| load_module(name).err().map(|e| (name.to_owned(), e.to_string()));
-    Ok(order.lines().filter_map(failed).collect())
+    Ok(order.lines().filter(|name| !skip.iter().any(|s| s == name)).filter_map(failed).collect())
 }
 
 /// Loads one module of the image by name; a module that is there already is fine.

@@ -18,6 +18,22 @@ pub(super) fn prepare() -> io::Result<()> {
     fs::write("/proc/sys/kernel/sysrq", "1")
 }
 
+/// The modules that `agent.skip=` on the kernel's command line names.
+pub(super) fn modules_to_skip() -> io::Result<Vec<String>> {
+    let line = fs::read_to_string("/proc/cmdline")?;
+    let list = line.split_whitespace().find_map(|word| word.strip_prefix("agent.skip="));
+    Ok(list.unwrap_or_default().split(',').map(str::to_owned).collect())
+}
+
+/// The names in a directory, one a line.
+pub(super) fn list(path: &str) -> io::Result<String> {
+    let names: io::Result<Vec<String>> =
+        fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().display().to_string())).collect();
+    let mut names = names?;
+    names.sort();
+    Ok(names.join("\n"))
+}
+
 pub(super) fn uptime() -> io::Result<String> {
     let text = fs::read_to_string("/proc/uptime")?;
     Ok(text.split(' ').next().unwrap_or_default().to_owned())

@@ -4,6 +4,8 @@
 //! reads commands, one a line. Each is answered by any number of lines that start with `| ` and one
 //! last line, `@ok …` or `@err …`. Everything else on the console is the kernel's.
 //!
+//! The kernel command line may name modules not to load at the start: `agent.skip=NAME,NAME`.
+//!
 //! | command | answer |
 //! | --- | --- |
 //! | `ping` | |
@@ -16,7 +18,8 @@
 //! | `insmod NAME`, `rmmod NAME` | |
 //! | `dmesg [FILTER]` | kernel messages that hold FILTER, as `\| ` lines, and their count |
 //! | `debugfs-balloon` | what the guest's driver says of itself, as `\| ` lines |
-//! | `cat PATH`, `write PATH VALUE` | |
+//! | `cat PATH`, `ls PATH` | contents, as `\| ` lines |
+//! | `write PATH VALUE` | |
 //! | `sysrq C` | |
 //! | `reboot`, `poweroff` | `@ok`, then the machine goes |
 
@@ -41,7 +44,7 @@ use memory::Holders;
 pub fn serve_console() -> io::Result<()> {
     boot::mount_kernel_file_systems()?;
     let _ = boot::mount_fs("debugfs", "debugfs", "/sys/kernel/debug", "");
-    let failed = boot::load_modules()?;
+    let failed = boot::load_modules(&kernel::modules_to_skip()?)?;
     kernel::prepare()?;
 
     let console = open_console()?;
@@ -95,6 +98,7 @@ impl Agent {
             ["dmesg", first, rest] => self.quote(&kernel::messages(&format!("{first} {rest}"))?),
             ["debugfs-balloon"] => self.quote_file("/sys/kernel/debug/hv-balloon"),
             ["cat", path] => self.quote_file(path),
+            ["ls", path] => self.quote(&kernel::list(path)?),
             ["write", path, value] => std::fs::write(path, value).map(|()| String::new()),
             ["sysrq", key] => std::fs::write("/proc/sysrq-trigger", key).map(|()| String::new()),
             ["reboot"] => self.leave(RebootMode::RB_AUTOBOOT),

@@ -31,7 +31,7 @@ fn main() {
 
 fn boot_and_run() -> io::Result<()> {
     boot::mount_kernel_file_systems()?;
-    let failed = boot::load_modules()?;
+    let failed = boot::load_modules(&[])?;
     let link = Link::open(open_port().map_err(|e| io::Error::other(format!("{e} {failed:?}")))?)?;
     let outcome = run(&link);
     nix::unistd::sync();
