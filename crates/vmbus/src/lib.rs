@@ -12,7 +12,8 @@
 //! The host side of the Hyper-V VMBus, without I/O.
 //!
 //! - [`protocol`]: the control messages, identifiers, versions and ring constants, as bytes;
-//! - [`ring`]: a channel's two rings in [`GuestMemory`].
+//! - [`ring`]: a channel's two rings in [`GuestMemory`];
+//! - [`Server`]: connections, offers, GPADLs, opening and closing.
 //!
 //! Everything a guest says is hostile: it is copied once, checked, and only then used; nothing here
 //! panics on any input, and all that a guest can make grow has a stated limit.
@@ -24,5 +25,10 @@ extern crate std;
 mod memory;
 pub mod protocol;
 pub mod ring;
+mod server;
 
 pub use memory::{AccessError, GuestMemory};
+pub use server::{
+    Action, ChannelId, Faults, MAX_CHANNELS, MAX_GPADL_PAGES, MAX_GPADLS, MAX_QUEUED_MESSAGES,
+    Offer, OfferError, PostError, Server, ServerConfig,
+};

@@ -1,0 +1,177 @@
+//! The channels, and what each is to the guest.
+
+use alloc::collections::BTreeMap;
+
+use super::{ChannelId, Offer};
+use crate::protocol::{ConnectionId, GpadlId, OpenId, Relid, wire};
+
+/// Channels that a server may have, those included that the guest has not released.
+pub const MAX_CHANNELS: usize = 128;
+
+/// The connection ID of the channel with relid 0, were there one; the IDs of the others follow.
+/// Anything above the IDs of the message ports would do.
+const FIRST_CONNECTION_ID: u32 = 0x1000;
+
+#[derive(Debug, Default)]
+pub(super) struct Channels {
+    channels: BTreeMap<ChannelId, Channel>,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) offer: Offer,
+    pub(super) relid: Relid,
+    pub(super) presence: Presence,
+    pub(super) state: ChannelState,
+}
+
+/// What the guest knows of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// Nothing, in this connection.
+    Unannounced,
+    /// It was offered.
+    Offered,
+    /// It was offered, and the guest does not want it.
+    Released,
+    /// It was withdrawn; the relid is the guest's until it releases it.
+    Rescinded,
+    /// Nothing any more. The channel goes when it has closed.
+    Gone,
+}
+
+/// What the channel's device does with its rings.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ChannelState {
+    /// Nothing.
+    Closed,
+    /// The driver was told to open.
+    Opening { gpadl: GpadlId, open_id: OpenId },
+    /// It uses them.
+    Open { gpadl: GpadlId },
+    /// The driver was told to close. The guest may open again before that is done.
+    Closing { gpadl: GpadlId, reopen: Option<wire::Open> },
+}
+
+impl Channel {
+    pub(super) const fn connection_id(&self) -> ConnectionId {
+        ConnectionId::new(FIRST_CONNECTION_ID | self.relid.get())
+    }
+
+    pub(super) const fn is_closed(&self) -> bool {
+        matches!(self.state, ChannelState::Closed)
+    }
+
+    /// The GPADL that the device may be using.
+    pub(super) const fn ring_gpadl(&self) -> Option<GpadlId> {
+        match self.state {
+            ChannelState::Closed => None,
+            ChannelState::Opening { gpadl, .. }
+            | ChannelState::Open { gpadl }
+            | ChannelState::Closing { gpadl, .. } => Some(gpadl),
+        }
+    }
+
+    /// Starts closing, and forgets that the guest wants to open again. Returns whether the driver
+    /// must be told.
+    pub(super) const fn close(&mut self) -> bool {
+        match self.state {
+            ChannelState::Closed => false,
+            ChannelState::Opening { gpadl, .. } | ChannelState::Open { gpadl } => {
+                self.state = ChannelState::Closing { gpadl, reopen: None };
+                true
+            }
+            ChannelState::Closing { gpadl, .. } => {
+                self.state = ChannelState::Closing { gpadl, reopen: None };
+                false
+            }
+        }
+    }
+
+    /// Whether the guest may use the channel's relid for anything but winding up.
+    const fn is_offered(&self) -> bool {
+        matches!(self.presence, Presence::Offered)
+    }
+
+    /// Whether it is a device of this identity that is not withdrawn.
+    fn is_live(&self, offer: &Offer) -> bool {
+        self.offer == *offer && !matches!(self.presence, Presence::Rescinded | Presence::Gone)
+    }
+}
+
+impl Channels {
+    /// Adds a channel with the lowest free relid; `None` if there are too many.
+    pub(super) fn add(&mut self, offer: Offer) -> Option<ChannelId> {
+        if self.channels.len() >= MAX_CHANNELS {
+            return None;
+        }
+        let relid = (Relid::MIN.get()..=Relid::MAX.get()).map(Relid::new).find(|relid| {
+            let mut channels = self.channels.values();
+            channels.all(|channel| channel.relid != *relid)
+        })?;
+        let id = ChannelId(self.next_id);
+        self.next_id = self.next_id.saturating_add(1);
+        let (presence, state) = (Presence::Unannounced, ChannelState::Closed);
+        self.channels.insert(id, Channel { offer, relid, presence, state });
+        Some(id)
+    }
+
+    pub(super) fn has_live(&self, offer: &Offer) -> bool {
+        self.channels.values().any(|channel| channel.is_live(offer))
+    }
+
+    pub(super) fn get_mut(&mut self, id: ChannelId) -> Option<&mut Channel> {
+        self.channels.get_mut(&id)
+    }
+
+    pub(super) fn remove(&mut self, id: ChannelId) {
+        self.channels.remove(&id);
+    }
+
+    /// The channel that the guest knows by `relid`, also if it is withdrawn.
+    pub(super) fn by_relid(&mut self, relid: u32) -> Option<(ChannelId, &mut Channel)> {
+        self.channels.iter_mut().find_map(|(id, channel)| {
+            let known = matches!(channel.presence, Presence::Offered | Presence::Rescinded);
+            (known && channel.relid.get() == relid).then_some((*id, channel))
+        })
+    }
+
+    /// The channel that is offered to the guest under `relid`.
+    pub(super) fn offered(&mut self, relid: u32) -> Option<(ChannelId, &mut Channel)> {
+        self.by_relid(relid).filter(|(_, channel)| channel.is_offered())
+    }
+
+    /// Takes the next channel to tell the guest of. One that replaces a withdrawn channel waits
+    /// until the guest has released that: Linux drops an offer of a device that it has.
+    pub(super) fn announce_next(&mut self) -> Option<&Channel> {
+        let id = self.channels.iter().find_map(|(id, channel)| {
+            let unknown = channel.presence == Presence::Unannounced;
+            let replaced = self
+                .channels
+                .values()
+                .any(|other| other.presence == Presence::Rescinded && other.offer == channel.offer);
+            (unknown && !replaced).then_some(*id)
+        })?;
+        let channel = self.channels.get_mut(&id)?;
+        channel.presence = Presence::Offered;
+        Some(channel)
+    }
+
+    /// Forgets what the guest knows, starts closing what is open, and removes what is withdrawn.
+    /// Calls `tell` for each channel whose driver must be told to close.
+    pub(super) fn disconnect(&mut self, mut tell: impl FnMut(ChannelId)) {
+        self.channels.retain(|id, channel| {
+            if channel.close() {
+                tell(*id);
+            }
+            let withdrawn = matches!(channel.presence, Presence::Rescinded | Presence::Gone);
+            channel.presence = if withdrawn { Presence::Gone } else { Presence::Unannounced };
+            !(withdrawn && channel.is_closed())
+        });
+    }
+
+    pub(super) fn all_closed(&self) -> bool {
+        self.channels.values().all(Channel::is_closed)
+    }
+}

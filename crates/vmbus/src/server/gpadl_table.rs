@@ -1,0 +1,146 @@
+//! The GPADLs of a connection.
+
+use alloc::collections::BTreeMap;
+
+use page_range::Gpfn;
+
+use super::{
+    ChannelId,
+    gpadl::{Assembly, GpadlPages},
+};
+use crate::protocol::{GpadlId, Relid, wire};
+
+/// GPADLs that a connection may have. The balloon has one; network and storage a handful each.
+pub const MAX_GPADLS: usize = 256;
+
+/// Pages, and headers of page ranges, that all GPADLs of a connection may have: 384 MiB of guest
+/// memory, as Hyper-V before 2019 has it (Linux `Documentation/virt/hyperv/vmbus.rst`).
+pub const MAX_GPADL_PAGES: usize = 384 << 8;
+
+#[derive(Debug, Default)]
+pub(super) struct GpadlTable {
+    gpadls: BTreeMap<GpadlId, Gpadl>,
+    /// Words of the range lists, complete or announced.
+    words: usize,
+}
+
+#[derive(Debug)]
+struct Gpadl {
+    channel: ChannelId,
+    relid: Relid,
+    words: usize,
+    state: GpadlState,
+}
+
+#[derive(Debug)]
+enum GpadlState {
+    Assembling(Assembly),
+    Ready(GpadlPages),
+    /// The guest wants it back, and gets it when the channel has closed.
+    TearingDown,
+}
+
+/// How far a GPADL is after one of its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// More messages are to come.
+    Partial,
+    /// The GPADL may be used.
+    Created(Relid),
+    /// The GPADL was refused and is forgotten.
+    Refused(Relid),
+}
+
+impl GpadlTable {
+    /// Starts a GPADL with the list's first words.
+    pub(super) fn begin(
+        &mut self,
+        channel: ChannelId,
+        header: &wire::GpadlHeader,
+        list: &[u8],
+        limit: Gpfn,
+    ) -> Progress {
+        let id = GpadlId::new(header.gpadl.get());
+        let relid = Relid::new(header.relid.get());
+        let refused = Progress::Refused(relid);
+        // Bodies name no channel, so an ID must be unique on the whole bus.
+        if self.gpadls.contains_key(&id) || self.gpadls.len() >= MAX_GPADLS {
+            return refused;
+        }
+        let Some(assembly) = Assembly::new(header.range_buflen.get(), header.range_count.get())
+        else {
+            return refused;
+        };
+        let words = assembly.wanted();
+        if words > MAX_GPADL_PAGES.saturating_sub(self.words) {
+            return refused;
+        }
+        self.words = self.words.saturating_add(words);
+        let state = GpadlState::Assembling(assembly);
+        self.gpadls.insert(id, Gpadl { channel, relid, words, state });
+        self.add(id, list, limit).unwrap_or(refused)
+    }
+
+    /// Adds the next words of the list; `None` if no such GPADL is being built.
+    pub(super) fn add(&mut self, id: GpadlId, list: &[u8], limit: Gpfn) -> Option<Progress> {
+        let gpadl = self.gpadls.get_mut(&id)?;
+        let GpadlState::Assembling(assembly) = &mut gpadl.state else { return None };
+        if !assembly.add(list) {
+            return Some(Progress::Partial);
+        }
+        let relid = gpadl.relid;
+        let Some(pages) = assembly.finish(limit) else {
+            self.remove(id);
+            return Some(Progress::Refused(relid));
+        };
+        gpadl.state = GpadlState::Ready(pages);
+        Some(Progress::Created(relid))
+    }
+
+    /// The pages of a GPADL of `channel` that may be used.
+    pub(super) fn pages(&self, id: GpadlId, channel: ChannelId) -> Option<&GpadlPages> {
+        let gpadl = self.gpadls.get(&id).filter(|gpadl| gpadl.channel == channel)?;
+        match &gpadl.state {
+            GpadlState::Ready(pages) => Some(pages),
+            GpadlState::Assembling(_) | GpadlState::TearingDown => None,
+        }
+    }
+
+    /// The channel that the GPADL is for.
+    pub(super) fn channel(&self, id: GpadlId) -> Option<ChannelId> {
+        self.gpadls.get(&id).map(|gpadl| gpadl.channel)
+    }
+
+    /// Keeps the GPADL's ID in use until its channel has closed.
+    pub(super) fn tear_down(&mut self, id: GpadlId) {
+        if let Some(gpadl) = self.gpadls.get_mut(&id) {
+            gpadl.state = GpadlState::TearingDown;
+        }
+    }
+
+    /// Removes a GPADL that waits for `channel` to close, if there is one.
+    pub(super) fn take_torn_down(&mut self, channel: ChannelId) -> Option<GpadlId> {
+        let (id, _) = self.gpadls.iter().find(|(_, gpadl)| {
+            gpadl.channel == channel && matches!(gpadl.state, GpadlState::TearingDown)
+        })?;
+        let id = *id;
+        self.remove(id);
+        Some(id)
+    }
+
+    pub(super) fn remove(&mut self, id: GpadlId) {
+        if let Some(gpadl) = self.gpadls.remove(&id) {
+            self.words = self.words.saturating_sub(gpadl.words);
+        }
+    }
+
+    /// Removes all GPADLs of a channel.
+    pub(super) fn remove_channel(&mut self, channel: ChannelId) {
+        self.gpadls.retain(|_, gpadl| gpadl.channel != channel);
+        self.words = self.gpadls.values().map(|gpadl| gpadl.words).sum();
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}

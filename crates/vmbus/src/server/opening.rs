@@ -1,0 +1,168 @@
+//! Opening and closing channels.
+
+use super::{
+    Action, ChannelId, Server,
+    channels::{ChannelState, Presence},
+    count,
+};
+use crate::{
+    protocol::{ConnectionId, GpadlId, HostMessage, OpenId, Relid, Version, VpIndex, wire},
+    ring::RingLayout,
+};
+
+/// An OPEN that holds.
+struct Checked {
+    channel: ChannelId,
+    gpadl: GpadlId,
+    rings: RingLayout,
+    target_vp: Option<VpIndex>,
+    relid: Relid,
+    connection_id: ConnectionId,
+}
+
+impl Server {
+    /// The driver has done [`Action::Open`], or could not: the rings were not in guest memory or
+    /// held impossible indices. Ignored if the channel is to close already.
+    pub fn open_finished(&mut self, id: ChannelId, ok: bool) {
+        let Some(channel) = self.channels.get_mut(id) else { return };
+        let ChannelState::Opening { gpadl, open_id } = channel.state else { return };
+        channel.state = if ok { ChannelState::Open { gpadl } } else { ChannelState::Closed };
+        let relid = channel.relid.get();
+        if !ok {
+            count(&mut self.faults.opens_refused);
+        }
+        self.send_open_result(relid, open_id, ok);
+    }
+
+    /// The driver has done [`Action::Close`]: the device is quiet and its rings are not touched any
+    /// more. Ignored if nothing was to close.
+    pub fn close_finished(&mut self, id: ChannelId) {
+        let Some(channel) = self.channels.get_mut(id) else { return };
+        let ChannelState::Closing { reopen, .. } = channel.state else { return };
+        channel.state = ChannelState::Closed;
+        while let Some(gpadl) = self.gpadls.take_torn_down(id) {
+            self.send_torndown(gpadl);
+        }
+        if let Some(open) = reopen {
+            self.on_open(&open);
+        }
+        self.remove_if_gone(id);
+        self.finish_drain();
+    }
+
+    pub(super) fn on_open(&mut self, open: &wire::Open) {
+        match self.channels.by_relid(open.relid.get()) {
+            // Hyper-V does not answer; the guest stops waiting when it sees the rescind.
+            Some((_, channel)) if channel.presence == Presence::Rescinded => return,
+            Some((_, channel)) => {
+                if let ChannelState::Closing { reopen: reopen @ None, .. } = &mut channel.state {
+                    *reopen = Some(*open);
+                    return;
+                }
+            }
+            None => count(&mut self.faults.unknown_channels),
+        }
+        match self.check_open(open) {
+            Some(checked) => self.start_opening(checked, OpenId::new(open.open_id.get())),
+            None => {
+                count(&mut self.faults.opens_refused);
+                let open_id = OpenId::new(open.open_id.get());
+                self.send_open_result(open.relid.get(), open_id, false);
+            }
+        }
+    }
+
+    fn check_open(&mut self, open: &wire::Open) -> Option<Checked> {
+        let (id, channel) = self.channels.offered(open.relid.get())?;
+        if !channel.is_closed() {
+            return None;
+        }
+        let gpadl = GpadlId::new(open.ring_gpadl.get());
+        let pages = self.gpadls.pages(gpadl, id).filter(|pages| pages.is_plain)?;
+        let offset = usize::try_from(open.downstream_offset.get()).ok()?;
+        let rings = RingLayout::new(&pages.pages, offset).ok()?;
+        let vp = VpIndex::new(open.target_vp.get());
+        let target_vp = if vp == VpIndex::NONE {
+            None
+        } else if vp.get() < self.config.vp_count {
+            Some(vp)
+        } else {
+            return None;
+        };
+        let (relid, connection_id) = (channel.relid, channel.connection_id());
+        Some(Checked { channel: id, gpadl, rings, target_vp, relid, connection_id })
+    }
+
+    fn start_opening(&mut self, checked: Checked, open_id: OpenId) {
+        let Checked { channel, gpadl, rings, target_vp, relid, connection_id } = checked;
+        if let Some(channel) = self.channels.get_mut(channel) {
+            channel.state = ChannelState::Opening { gpadl, open_id };
+        }
+        self.outbox.push(Action::Open { channel, rings, target_vp, relid, connection_id });
+    }
+
+    /// Gets no answer. Closing a closed channel that was rescinded is what guests do.
+    pub(super) fn on_close(&mut self, relid: u32) {
+        let Some((id, channel)) = self.channels.by_relid(relid) else {
+            return count(&mut self.faults.unknown_channels);
+        };
+        if channel.is_closed() && channel.presence != Presence::Rescinded {
+            count(&mut self.faults.out_of_state);
+        }
+        self.close(id);
+    }
+
+    pub(super) fn close(&mut self, channel: ChannelId) {
+        if self.channels.get_mut(channel).is_some_and(|channel| channel.close()) {
+            self.outbox.push(Action::Close { channel });
+        }
+    }
+
+    /// From 5.3 on the guest waits for the answer; before, it expects none.
+    pub(super) fn on_modify_channel(&mut self, modify: &wire::ModifyChannel) {
+        let vp = VpIndex::new(modify.target_vp.get());
+        let has_vp = vp.get() < self.config.vp_count;
+        let channel = self.channels.offered(modify.relid.get()).filter(|(_, channel)| {
+            matches!(channel.state, ChannelState::Opening { .. } | ChannelState::Open { .. })
+        });
+        let status = match channel {
+            Some((id, _)) if has_vp => {
+                self.outbox.set_target(id, vp);
+                wire::STATUS_SUCCESS
+            }
+            _ => {
+                count(&mut self.faults.changes_refused);
+                wire::STATUS_FAILURE
+            }
+        };
+        if self.version() >= Some(Version::V5_3) {
+            self.send(HostMessage::ModifyChannelResponse(wire::ModifyChannelResponse {
+                relid: modify.relid,
+                status: status.into(),
+            }));
+        }
+    }
+
+    /// Crash dumps go to storage, and there is none here.
+    pub(super) fn on_open_reserved(&mut self, open: &wire::OpenReserved) {
+        count(&mut self.faults.opens_refused);
+        self.send_open_result(open.relid.get(), OpenId::new(0), false);
+    }
+
+    /// Answered all the same, since the guest waits.
+    pub(super) fn on_close_reserved(&mut self, close: &wire::CloseReserved) {
+        count(&mut self.faults.out_of_state);
+        self.send(HostMessage::CloseReservedResponse(wire::CloseReservedResponse {
+            relid: close.relid,
+        }));
+    }
+
+    fn send_open_result(&mut self, relid: u32, open_id: OpenId, ok: bool) {
+        let status = if ok { wire::STATUS_SUCCESS } else { wire::STATUS_FAILURE };
+        self.send(HostMessage::OpenResult(wire::OpenResult {
+            relid: relid.into(),
+            open_id: open_id.get().into(),
+            status: status.into(),
+        }));
+    }
+}
