@@ -1,2 +1,31 @@
-//! bin/hvb
-fn main() {}
+#![forbid(unsafe_code)]
+//! `hvb`: a small virtual machine monitor with Hyper-V Dynamic Memory, and the commands to talk to
+//! a running one, or to QEMU.
+
+mod balloon;
+mod cli;
+mod info;
+mod monitor;
+mod report;
+mod run;
+mod size;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return report::usage(&error),
+    };
+    let result = report::start_logging().and_then(|()| match cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Balloon(args) => balloon::run(&args),
+        Command::Info(args) => info::run(&args),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report::failure(&error),
+    }
+}

@@ -189,7 +189,7 @@ impl Client {
             last_id: 0,
         };
         client.version = client.greeting()?;
-        client.execute("qmp_capabilities", json!({}))?;
+        client.execute("qmp_capabilities", Value::Null)?;
         Ok(client)
     }
 
@@ -209,14 +209,15 @@ impl Client {
         serde_json::from_value(answer).map_err(unexpected)
     }
 
-    /// Executes a command. `arguments` is an object. Events that come in the meantime are kept for
-    /// [`next_event`](Self::next_event).
+    /// Executes a command. `arguments` is an object, or null for none. Events that come in the
+    /// meantime are kept for [`next_event`](Self::next_event).
     ///
     /// # Errors
     /// The server fails the command or does not answer in time.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, ClientError> {
         self.last_id += 1;
         let wanted = json!(self.last_id);
+        let arguments = if arguments.is_null() { json!({}) } else { arguments };
         let request = json!({ "execute": command, "arguments": arguments, "id": wanted });
         let deadline = Instant::now() + self.timeout;
         self.stream.write_all(format!("{request}\n").as_bytes()).map_err(|e| self.io_error(e))?;

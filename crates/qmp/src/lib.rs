@@ -33,6 +33,7 @@ pub use machine::{BalloonStatus, Machine, MonitorError};
 pub use outbox::MAX_UNSENT_BYTES;
 pub use qapi_qmp::{HvBalloonInfo, RunState, ShutdownCause};
 pub use qapi_spec::ErrorClass;
+pub use serde_json::Value;
 pub use server::{MAX_CLIENTS, Server};
 pub use session::MAX_COMMAND_BYTES;
 pub use socket::ServerError;

@@ -52,6 +52,9 @@ pub trait Machine: Send + Sync {
 }
 
 /// What `x-query-balloon-status` returns. Sizes are in bytes.
+///
+/// Once [`Machine::balloon`] has returned, `target` and `stopped` are those of that call: a client
+/// that waits for the guest must not see why an earlier target was not reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BalloonStatus {
@@ -59,7 +62,7 @@ pub struct BalloonStatus {
     pub state: String,
     /// The guest's present size.
     pub actual: u64,
-    /// The size last asked for; absent when none was.
+    /// The size last asked for, rounded as the device rounds; absent when none was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<u64>,
     /// How long until the device will act on a target, in milliseconds, while it waits for a guest

@@ -1,0 +1,138 @@
+//! Decides from what is seen of a guest whether it still moves towards its target.
+
+use std::time::Duration;
+
+/// Sizes closer than this are the same: guests give and take whole pages.
+const PAGE: u64 = 4096;
+
+/// What is seen of the guest at one moment. Sizes are in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sample {
+    pub(crate) actual: u64,
+    /// The target as the device rounded it, if it says.
+    pub(crate) target: Option<u64>,
+    /// How long until the device acts at all, if it says.
+    pub(crate) ready_in: Option<Duration>,
+    /// Why the guest will not reach the target, if the device says so.
+    pub(crate) stopped: Option<String>,
+}
+
+/// What to make of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Reached,
+    Moving,
+    /// The guest stays where it is, for this reason.
+    Stuck(String),
+}
+
+/// Watches one resize.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    target: u64,
+    nearest: u64,
+    /// When the guest last came nearer.
+    since: Duration,
+    patience: Duration,
+}
+
+impl Watch {
+    /// Watches a guest of `start` bytes on its way to `target`, giving up after `patience` without
+    /// progress.
+    pub(crate) fn new(target: u64, start: u64, patience: Duration) -> Self {
+        Self { target, nearest: start.abs_diff(target), since: Duration::ZERO, patience }
+    }
+
+    /// The target in bytes, as rounded by the device once that is known.
+    pub(crate) fn target(&self) -> u64 {
+        self.target
+    }
+
+    /// Takes in what is seen at `now`, the time since the resize began.
+    pub(crate) fn observe(&mut self, now: Duration, sample: Sample) -> Verdict {
+        self.target = sample.target.unwrap_or(self.target);
+        let distance = sample.actual.abs_diff(self.target);
+        if distance < PAGE {
+            return Verdict::Reached;
+        }
+        if let Some(reason) = sample.stopped {
+            return Verdict::Stuck(reason);
+        }
+        if distance < self.nearest || sample.ready_in.is_some() {
+            self.nearest = self.nearest.min(distance);
+            self.since = now;
+        }
+        if now.saturating_sub(self.since) < self.patience {
+            return Verdict::Moving;
+        }
+        Verdict::Stuck(format!("no progress for {} s", self.patience.as_secs()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn watch() -> Watch {
+        Watch::new(512 * MIB, 1024 * MIB, Duration::from_secs(10))
+    }
+
+    fn at(watch: &mut Watch, seconds: u64, mib: u64) -> Verdict {
+        let sample = Sample { actual: mib * MIB, ..Sample::default() };
+        watch.observe(Duration::from_secs(seconds), sample)
+    }
+
+    fn stuck() -> Verdict {
+        Verdict::Stuck("no progress for 10 s".to_owned())
+    }
+
+    #[test]
+    fn a_guest_that_moves_in_time_is_waited_for() {
+        let mut watch = watch();
+        assert_eq!(at(&mut watch, 9, 1000), Verdict::Moving);
+        assert_eq!(at(&mut watch, 18, 900), Verdict::Moving);
+        assert_eq!(at(&mut watch, 27, 600), Verdict::Moving);
+        assert_eq!(at(&mut watch, 36, 512), Verdict::Reached);
+    }
+
+    #[test]
+    fn a_guest_that_stays_or_turns_back_is_stuck() {
+        let mut still = watch();
+        assert_eq!(at(&mut still, 9, 1024), Verdict::Moving);
+        assert_eq!(at(&mut still, 10, 1024), stuck());
+        let mut swaying = watch();
+        assert_eq!(at(&mut swaying, 5, 700), Verdict::Moving);
+        assert_eq!(at(&mut swaying, 10, 800), Verdict::Moving);
+        assert_eq!(at(&mut swaying, 14, 700), Verdict::Moving);
+        assert_eq!(at(&mut swaying, 15, 750), stuck());
+    }
+
+    #[test]
+    fn less_than_a_page_is_no_difference() {
+        let sample = Sample { actual: 512 * MIB + PAGE - 1, ..Sample::default() };
+        assert_eq!(watch().observe(Duration::ZERO, sample), Verdict::Reached);
+    }
+
+    #[test]
+    fn what_the_device_says_counts() {
+        let mut watch = watch();
+        let settling = Sample {
+            actual: 1024 * MIB,
+            ready_in: Some(Duration::from_secs(20)),
+            ..Sample::default()
+        };
+        assert_eq!(watch.observe(Duration::from_secs(30), settling), Verdict::Moving);
+        assert_eq!(at(&mut watch, 39, 1024), Verdict::Moving);
+        let rounded = Sample { actual: 514 * MIB, target: Some(514 * MIB), ..Sample::default() };
+        assert_eq!(watch.observe(Duration::from_secs(39), rounded), Verdict::Reached);
+        let refused = Sample {
+            actual: 600 * MIB,
+            stopped: Some("nothing left".to_owned()),
+            ..Sample::default()
+        };
+        let verdict = watch.observe(Duration::from_secs(39), refused);
+        assert_eq!(verdict, Verdict::Stuck("nothing left".to_owned()));
+    }
+}

@@ -1,0 +1,260 @@
+//! The command line. Stable: options are added, not changed.
+
+use crate::size::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The most vCPUs: beyond it APIC IDs need more than 8 bits.
+const MAX_CPUS: u32 = 254;
+
+/// The longest wait that makes sense, in seconds.
+const MAX_SECONDS: u64 = 24 * 60 * 60;
+
+/// Boot and resize virtual machines with Hyper-V Dynamic Memory.
+#[derive(Debug, Parser)]
+#[command(name = "hvb", version, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "HVB_LOG sets what is logged to stderr, for example HVB_LOG=debug.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a Linux kernel in a virtual machine.
+    Run(RunArgs),
+    /// Set the memory of a running virtual machine.
+    Balloon(BalloonArgs),
+    /// Show the state of a running virtual machine.
+    Info(InfoArgs),
+}
+
+/// `hvb run`
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct RunArgs {
+    /// Linux kernel to boot (bzImage).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: PathBuf,
+
+    /// Initial RAM disk for the kernel.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// Kernel command line.
+    #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
+    pub(crate) append: String,
+
+    /// Number of virtual CPUs.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = cpus)]
+    pub(crate) cpus: u32,
+
+    /// Memory the guest boots with, for example 512M or 4G.
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = page_multiple)]
+    pub(crate) memory: ByteSize,
+
+    /// Memory the guest may grow to; by default what it boots with.
+    #[arg(long, value_name = "SIZE", value_parser = page_multiple)]
+    pub(crate) max_memory: Option<ByteSize>,
+
+    /// Make a monitor (QMP) socket here.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) qmp: Option<PathBuf>,
+
+    /// Where the guest's serial console goes: stdio, file:PATH or none.
+    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = serial)]
+    pub(crate) serial: Serial,
+
+    /// Let the guest report its memory pressure each second.
+    #[arg(long)]
+    pub(crate) status_report: bool,
+
+    /// Wait this long before the first request to a new guest: auto or SECONDS. auto is 50 s,
+    /// which Windows needs, and no wait for Linux.
+    #[arg(long, value_name = "SECONDS", default_value = "auto", value_parser = settle)]
+    pub(crate) settle: Settle,
+
+    /// Huge pages behind the guest's memory.
+    #[arg(long, value_name = "KIND", value_enum, default_value = "thp")]
+    pub(crate) hugepages: HugePages,
+}
+
+/// `hvb balloon`
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct BalloonArgs {
+    /// Monitor (QMP) socket of the virtual machine.
+    pub(crate) socket: PathBuf,
+
+    /// Memory the guest is to have, for example 512M or 4G.
+    #[arg(value_parser = size)]
+    pub(crate) size: ByteSize,
+
+    /// Wait until the guest has followed.
+    #[arg(long)]
+    pub(crate) wait: bool,
+
+    /// With --wait: give up after this long without progress.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+}
+
+/// `hvb info`
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct InfoArgs {
+    /// Monitor (QMP) socket of the virtual machine.
+    pub(crate) socket: PathBuf,
+}
+
+/// Where the guest's serial console goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Serial {
+    Stdio,
+    File(PathBuf),
+    None,
+}
+
+/// The wait before the first request to a new guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settle {
+    /// As long as the guest's kind needs.
+    Auto,
+    Fixed(Duration),
+}
+
+/// Huge pages behind the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HugePages {
+    /// Small pages only.
+    Off,
+    /// Transparent huge pages where the host has them.
+    Thp,
+    /// 2 MiB pages from the host's pool.
+    #[value(name = "2M")]
+    Mib2,
+    /// 1 GiB pages from the host's pool.
+    #[value(name = "1G")]
+    Gib1,
+}
+
+fn size(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|error| format!("invalid size '{text}': {error}"))
+}
+
+fn page_multiple(text: &str) -> Result<ByteSize, String> {
+    let size = size(text)?;
+    if size.bytes() % 4096 != 0 {
+        return Err(format!("invalid size '{text}': memory comes in pages of 4096 bytes"));
+    }
+    Ok(size)
+}
+
+fn cpus(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(0) => Err(format!("invalid number of vCPUs '{text}': a guest needs at least 1")),
+        Ok(count @ 1..=MAX_CPUS) => Ok(count),
+        _ => Err(format!("invalid number of vCPUs '{text}': give a number from 1 to {MAX_CPUS}")),
+    }
+}
+
+fn serial(text: &str) -> Result<Serial, String> {
+    match text.split_once(':') {
+        None if text == "stdio" => Ok(Serial::Stdio),
+        None if text == "none" => Ok(Serial::None),
+        Some(("file", path)) if !path.is_empty() => Ok(Serial::File(path.into())),
+        _ => Err(format!("invalid serial console '{text}': give stdio, file:PATH or none")),
+    }
+}
+
+fn settle(text: &str) -> Result<Settle, String> {
+    match text {
+        "auto" => Ok(Settle::Auto),
+        _ => Ok(Settle::Fixed(whole_seconds(text).ok_or_else(|| {
+            format!("invalid wait '{text}': give auto or seconds from 0 to {MAX_SECONDS}")
+        })?)),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    whole_seconds(text)
+        .filter(|time| !time.is_zero())
+        .ok_or_else(|| format!("invalid time '{text}': give seconds from 1 to {MAX_SECONDS}"))
+}
+
+fn whole_seconds(text: &str) -> Option<Duration> {
+    let seconds = text.parse().ok().filter(|&seconds: &u64| seconds <= MAX_SECONDS)?;
+    Some(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn run(arguments: &str) -> RunArgs {
+        let words = ["hvb", "run", "--kernel", "k"].into_iter().chain(arguments.split_whitespace());
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Run(arguments) => arguments,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_has_defaults() {
+        let expected = RunArgs {
+            kernel: "k".into(),
+            initrd: None,
+            append: String::new(),
+            cpus: 1,
+            memory: "1G".parse().unwrap(),
+            max_memory: None,
+            qmp: None,
+            serial: Serial::Stdio,
+            status_report: false,
+            settle: Settle::Auto,
+            hugepages: HugePages::Thp,
+        };
+        assert_eq!(run(""), expected);
+    }
+
+    #[test]
+    fn run_takes_every_option() {
+        let expected = RunArgs {
+            kernel: "k".into(),
+            initrd: Some("i".into()),
+            append: "-x=1".into(),
+            cpus: 4,
+            memory: "512M".parse().unwrap(),
+            max_memory: Some("4G".parse().unwrap()),
+            qmp: Some("q".into()),
+            serial: Serial::File("log:1".into()),
+            status_report: true,
+            settle: Settle::Fixed(Duration::from_secs(3)),
+            hugepages: HugePages::Mib2,
+        };
+        let arguments = "--initrd i --append -x=1 --cpus 4 --memory 512M --max-memory 4G --qmp q \
+                         --serial file:log:1 --status-report --settle 3 --hugepages 2M";
+        assert_eq!(run(arguments), expected);
+        assert_eq!(run("--hugepages 1G --serial none").hugepages, HugePages::Gib1);
+    }
+
+    #[test]
+    fn values_are_checked() {
+        assert!(cpus("0").unwrap_err().contains("at least 1"));
+        assert!(cpus("255").unwrap_err().contains("1 to 254"));
+        assert!(cpus("two").is_err());
+        assert_eq!(cpus("254"), Ok(254));
+        assert!(serial("file:").is_err());
+        assert!(serial("tcp:1").is_err());
+        assert!(settle("-1").is_err());
+        assert!(settle("86401").is_err());
+        assert_eq!(settle("0"), Ok(Settle::Fixed(Duration::ZERO)));
+        assert!(seconds("0").is_err());
+        assert!(page_multiple("4097").is_err());
+        assert!(size("12Q").unwrap_err().starts_with("invalid size '12Q': "));
+    }
+}

@@ -1,0 +1,28 @@
+//! Talking to a machine's monitor, with errors made for the command line.
+
+use anyhow::{Result, anyhow};
+use qmp::{Client, ClientError, ErrorClass};
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a monitor may take for one answer. A busy QEMU takes seconds.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Connects to the monitor at `socket`.
+pub(crate) fn connect(socket: &Path) -> Result<Client> {
+    Ok(Client::connect(socket, ANSWER)?)
+}
+
+/// Adds to a command's failure whose it was and, where known, what helps.
+pub(crate) fn explain(socket: &Path, error: ClientError) -> anyhow::Error {
+    let socket = socket.display();
+    if error.is_class(&ErrorClass::DeviceNotActive) {
+        return anyhow!(
+            "{socket}: {error}: the guest's driver has not opened the device, or there is none; check the guest's kernel log"
+        );
+    }
+    match error {
+        ClientError::Command { .. } | ClientError::Answer { .. } => anyhow!("{socket}: {error}"),
+        error => error.into(),
+    }
+}

@@ -1,0 +1,137 @@
+//! A monitor with a make-believe guest, and the program under test.
+
+use qmp::{BalloonStatus, Machine, MonitorError, RunState, Server};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+
+/// A guest that takes one step towards its target whenever it is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guest {
+    actual: u64,
+    boot: u64,
+    target: u64,
+    step: u64,
+    floor: u64,
+    tells_status: bool,
+}
+
+impl Guest {
+    /// A guest of this many bytes, none for one without a driver, that follows at once.
+    pub(crate) fn new(boot: u64) -> Self {
+        Self { actual: boot, boot, target: boot, step: u64::MAX, floor: 0, tells_status: true }
+    }
+
+    pub(crate) fn with_step(self, step: u64) -> Self {
+        Self { step, ..self }
+    }
+
+    /// The guest gives nothing below this size.
+    pub(crate) fn with_floor(self, floor: u64) -> Self {
+        Self { floor, ..self }
+    }
+
+    /// The monitor has only QEMU's commands.
+    pub(crate) fn without_status(self) -> Self {
+        Self { tells_status: false, ..self }
+    }
+
+    fn look(&mut self) -> u64 {
+        let (low, high) =
+            (self.actual.saturating_sub(self.step), self.actual.saturating_add(self.step));
+        self.actual = self.target.max(self.floor).clamp(low, high);
+        self.actual
+    }
+}
+
+/// The guest behind its monitor.
+pub(crate) struct SharedGuest(Mutex<Guest>);
+
+impl SharedGuest {
+    /// The size last asked for.
+    pub(crate) fn target(&self) -> u64 {
+        self.0.lock().unwrap().target
+    }
+}
+
+impl Machine for SharedGuest {
+    fn status(&self) -> RunState {
+        RunState::running
+    }
+
+    fn balloon(&self, bytes: u64) -> Result<(), MonitorError> {
+        let mut guest = self.0.lock().unwrap();
+        if bytes > guest.boot {
+            return Err(MonitorError::generic("more than the guest has"));
+        }
+        guest.target = bytes;
+        Ok(())
+    }
+
+    fn query_balloon(&self) -> Result<u64, MonitorError> {
+        match self.0.lock().unwrap().look() {
+            0 => Err(MonitorError::device_not_active("No balloon device has been activated")),
+            bytes => Ok(bytes),
+        }
+    }
+
+    fn system_reset(&self) {}
+
+    fn quit(&self) {}
+
+    fn balloon_status(&self) -> Result<BalloonStatus, MonitorError> {
+        let mut guest = self.0.lock().unwrap();
+        if !guest.tells_status {
+            return Err(MonitorError::generic("no status"));
+        }
+        let actual = guest.look();
+        let stopped = actual == guest.floor && guest.target < guest.floor;
+        Ok(BalloonStatus {
+            state: "idle".to_owned(),
+            actual,
+            target: Some(guest.target),
+            ready_in_ms: None,
+            stopped: stopped.then(|| "no more to give".to_owned()),
+        })
+    }
+}
+
+/// A running monitor.
+pub(crate) struct Monitor {
+    pub(crate) guest: Arc<SharedGuest>,
+    path: String,
+    _server: Server,
+    _directory: tempfile::TempDir,
+}
+
+impl Monitor {
+    pub(crate) fn start(guest: Guest) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("qmp");
+        let guest = Arc::new(SharedGuest(Mutex::new(guest)));
+        let server = Server::start(&path, guest.clone()).unwrap();
+        let path = path.to_str().unwrap().to_owned();
+        Self { guest, path, _server: server, _directory: directory }
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+pub(crate) fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hvb"));
+    command.args(arguments).env_remove("HVB_LOG");
+    command
+}
+
+pub(crate) fn hvb(arguments: &[&str]) -> Output {
+    command(arguments).output().unwrap()
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}

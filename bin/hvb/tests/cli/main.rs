@@ -1,0 +1,5 @@
+//! The program from the outside: what it prints and how it ends.
+
+mod balloon;
+mod common;
+mod errors;
