@@ -1,3 +1,78 @@
 #![no_std]
 #![forbid(unsafe_code)]
-//! hv_balloon
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::todo,
+    clippy::unreachable,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+//! The host side (VSP) of Hyper-V Dynamic Memory: events in, actions out.
+//!
+//! [`Device`] takes pages from a guest and gives them back, so that the guest has the size an
+//! operator set. It does no I/O and has no clock; a driver runs it:
+//!
+//! 1. [`Device::handle`] one event, with the time since the VM started,
+//! 2. [`Device::poll_action`] until `None`, carrying out each action,
+//! 3. sleep until the next event or [`Device::next_deadline`], which is answered by
+//!    [`Event::Deadline`].
+//!
+//! ```text
+//!             opened            version             capabilities
+//!   Closed ──────────► AwaitVersion ──► AwaitCaps ──────────────► Settling
+//!     ▲                                                              │ settle time over
+//!     │ no discard in flight              ┌── short answer ──┐       ▼
+//!   Closing ◄── closed or reset,          │     Pausing ──►  ├───── Idle ◄──┐
+//!               from any state            │      1 s         ▼       │      │ all pages returned
+//!                                         └──────────── Ballooning   └─► Unballooning
+//! ```
+//!
+//! What holds, whatever the guest sends:
+//!
+//! - A page is given back only after the guest gave it and its discard ended, and only once.
+//! - A page the guest names that is not its RAM is never discarded.
+//! - [`Snapshot::actual`] is the RAM assigned less the pages whose discard succeeded.
+//! - One transaction at a time; at most one message with the driver; at most two discards.
+//! - [`Action::CloseFinished`] comes only when no discard is in flight, since the next user of the
+//!   memory does not know which pages were out.
+//!
+//! Sources: Linux `drivers/hv/hv_balloon.c` for what the guest does; QEMU `hw/hyperv/hv-balloon.c`
+//! for what Windows guests bear.
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod action;
+mod balloon;
+mod books;
+mod config;
+mod device;
+mod event;
+mod fault;
+#[cfg(any(test, debug_assertions))]
+mod invariants;
+mod negotiate;
+mod notice;
+mod outbox;
+mod snapshot;
+mod state;
+mod step;
+mod target;
+mod unballoon;
+
+pub use action::{Action, DiscardId};
+pub use balloon::{BALLOON_TIMEOUT, MAX_BALLOON_REQUEST, MAX_SHORT_ANSWERS, SHORT_ANSWER_PAUSE};
+pub use books::{MAX_DISCARDS_IN_FLIGHT, MAX_FOREIGN_RANGES};
+pub use config::{Config, DEFAULT_SETTLE, Settle};
+pub use device::Device;
+pub use dynmem_protocol::{StatusReport, Version};
+pub use event::Event;
+pub use fault::{FaultCounts, GuestFault};
+pub use notice::{Notice, Transaction};
+pub use snapshot::Snapshot;
+pub use state::StateName;
+pub use target::{StopReason, TargetError};
+pub use unballoon::{MAX_UNBALLOON_MESSAGE, UNBALLOON_TIMEOUT};

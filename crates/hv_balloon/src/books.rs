@@ -1,0 +1,259 @@
+//! Who has which page.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+use dynmem_protocol::RangeWords;
+use page_range::{PageCount, PageRange, PageRangeSet};
+
+use crate::DiscardId;
+
+/// The most discards the driver has at a time: one at work, one waiting behind it. Pages that come
+/// meanwhile are merged into the next one.
+pub const MAX_DISCARDS_IN_FLIGHT: usize = 2;
+
+/// The most ranges of pages that are not RAM the device remembers. RAM bounds all other sets; these
+/// a guest could name without end.
+pub const MAX_FOREIGN_RANGES: usize = 4096;
+
+/// The pages, by where they are. A page of RAM is in at most one of the sets; one that is in none
+/// is the guest's.
+#[derive(Debug, Default)]
+pub(crate) struct Books {
+    /// All RAM of the guest, wherever it is.
+    ram: PageRangeSet,
+    /// Given by the guest, not yet handed to a discard.
+    pending: PageRangeSet,
+    /// Being discarded.
+    discarding: BTreeMap<DiscardId, PageRangeSet>,
+    /// Given by the guest, discarded.
+    ballooned: PageRangeSet,
+    /// Given by the guest, but the discard failed.
+    undiscarded: PageRangeSet,
+    /// Given back to the guest, which has not confirmed it. They were ballooned before.
+    returning: PageRangeSet,
+    /// Given by the guest, but not its RAM.
+    foreign: PageRangeSet,
+    next_discard: u64,
+}
+
+/// What one message brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    /// Pages of RAM the guest had until now.
+    pub(crate) fresh: PageCount,
+    /// Pages named twice or held already.
+    pub(crate) duplicate: PageCount,
+    /// Pages that are not RAM.
+    pub(crate) foreign: PageCount,
+    /// Pages that are not RAM and that are not remembered.
+    pub(crate) forgotten: PageCount,
+    /// Ranges that name no pages.
+    pub(crate) bad_ranges: u64,
+}
+
+impl Accepted {
+    /// Whether the message named any page.
+    pub(crate) const fn is_empty(self) -> bool {
+        self.fresh.is_zero()
+            && self.duplicate.is_zero()
+            && self.foreign.is_zero()
+            && self.forgotten.is_zero()
+    }
+}
+
+impl Books {
+    pub(crate) fn new(ram: PageRangeSet) -> Self {
+        Self { ram, ..Self::default() }
+    }
+
+    /// Pages of RAM, wherever they are.
+    pub(crate) const fn assigned(&self) -> PageCount {
+        self.ram.len()
+    }
+
+    /// Pages the host provides.
+    pub(crate) const fn actual(&self) -> PageCount {
+        self.assigned().saturating_sub(self.ballooned.len()).saturating_sub(self.returning.len())
+    }
+
+    /// Pages the guest can use, as far as the host knows.
+    pub(crate) fn present(&self) -> PageCount {
+        self.assigned().saturating_sub(self.in_flight()).saturating_sub(self.returnable())
+    }
+
+    /// Pages given whose discard has not ended.
+    pub(crate) fn in_flight(&self) -> PageCount {
+        self.discarding
+            .values()
+            .fold(self.pending.len(), |sum, pages| sum.saturating_add(pages.len()))
+    }
+
+    /// Pages of RAM that may be given back now.
+    pub(crate) const fn returnable(&self) -> PageCount {
+        self.ballooned.len().saturating_add(self.undiscarded.len())
+    }
+
+    pub(crate) const fn undiscarded(&self) -> PageCount {
+        self.undiscarded.len()
+    }
+
+    pub(crate) const fn foreign(&self) -> PageCount {
+        self.foreign.len()
+    }
+
+    /// Takes pages the guest gave. Nothing but the words' format was checked before.
+    pub(crate) fn accept(&mut self, words: RangeWords<'_>) -> Accepted {
+        let mut accepted = Accepted::default();
+        let mut fresh = PageRangeSet::new();
+        for word in words.iter() {
+            let Ok(range) = word.range() else {
+                accepted.bad_ranges = accepted.bad_ranges.saturating_add(1);
+                continue;
+            };
+            for part in self.ram.intersection(range) {
+                let twice = part.count().saturating_sub(fresh.insert(part));
+                accepted.duplicate = accepted.duplicate.saturating_add(twice);
+            }
+            self.accept_foreign(range, &mut accepted);
+        }
+        for held in [&self.pending, &self.ballooned, &self.undiscarded]
+            .into_iter()
+            .chain(self.discarding.values())
+        {
+            let known: Vec<PageRange> =
+                fresh.iter().flat_map(|range| held.intersection(range)).collect();
+            for range in known {
+                accepted.duplicate = accepted.duplicate.saturating_add(fresh.remove(range));
+            }
+        }
+        // A page that comes back before the guest confirmed it was with the guest all right.
+        for range in fresh.iter() {
+            self.returning.remove(range);
+        }
+        accepted.fresh = self.pending.insert_set(&fresh);
+        accepted
+    }
+
+    /// Remembers the parts of `range` that are not RAM, as long as there is room.
+    fn accept_foreign(&mut self, range: PageRange, accepted: &mut Accepted) {
+        for part in self.ram.difference(range) {
+            if self.foreign.range_count() >= MAX_FOREIGN_RANGES {
+                accepted.forgotten = accepted.forgotten.saturating_add(part.count());
+                continue;
+            }
+            let added = self.foreign.insert(part);
+            accepted.foreign = accepted.foreign.saturating_add(added);
+            let twice = part.count().saturating_sub(added);
+            accepted.duplicate = accepted.duplicate.saturating_add(twice);
+        }
+    }
+
+    /// Hands all pending pages to a new discard, unless there are none or enough discards run.
+    pub(crate) fn start_discard(&mut self) -> Option<(DiscardId, Vec<PageRange>)> {
+        if self.pending.is_empty() || self.discarding.len() >= MAX_DISCARDS_IN_FLIGHT {
+            return None;
+        }
+        let id = DiscardId(self.next_discard);
+        self.next_discard = self.next_discard.wrapping_add(1);
+        let pages = core::mem::take(&mut self.pending);
+        let ranges = pages.iter().collect();
+        self.discarding.insert(id, pages);
+        Some((id, ranges))
+    }
+
+    /// A discard ended. Says how many pages it had, `None` where there is no such discard.
+    pub(crate) fn finish_discard(&mut self, id: DiscardId, ok: bool) -> Option<PageCount> {
+        let pages = self.discarding.remove(&id)?;
+        let destination = if ok { &mut self.ballooned } else { &mut self.undiscarded };
+        Some(destination.insert_set(&pages))
+    }
+
+    /// Lets failed discards be tried again.
+    pub(crate) fn retry_discards(&mut self) {
+        let failed = core::mem::take(&mut self.undiscarded);
+        self.pending.insert_set(&failed);
+    }
+
+    /// Takes pages to give back: first all that are not RAM, at most `room` at a time, then at most
+    /// `owed` of RAM. Says how many pages of RAM they are.
+    pub(crate) fn take_returnable(
+        &mut self,
+        owed: PageCount,
+        room: PageCount,
+    ) -> Option<(PageRange, PageCount)> {
+        if let Some(range) = self.foreign.take_last(room) {
+            return Some((range, PageCount::ZERO));
+        }
+        // Pages that were never discarded cost the host nothing to give back.
+        let max = owed.min(room);
+        let range = match self.undiscarded.take_last(max) {
+            Some(range) => range,
+            None => {
+                let range = self.ballooned.take_last(max)?;
+                self.returning.insert(range);
+                range
+            }
+        };
+        Some((range, range.count()))
+    }
+
+    /// The guest has all pages that were given back.
+    pub(crate) fn finish_return(&mut self) {
+        self.returning.clear();
+    }
+
+    /// The guest forgot the balloon: all RAM is its own again. Gives the discards that still run.
+    pub(crate) fn forget(&mut self) -> BTreeSet<DiscardId> {
+        let discards = self.discarding.keys().copied().collect();
+        let ram = core::mem::take(&mut self.ram);
+        *self = Self { ram, next_discard: self.next_discard, ..Self::default() };
+        discards
+    }
+}
+
+#[cfg(any(test, debug_assertions))]
+impl Books {
+    /// Above this many ranges the sets are not compared page by page: debug builds run real guests.
+    const THOROUGH: usize = 512;
+
+    /// Asserts what holds whatever the guest sent.
+    pub(crate) fn check(&self) {
+        assert!(self.discarding.len() <= MAX_DISCARDS_IN_FLIGHT, "too many discards in flight");
+        assert!(
+            self.pending.is_empty() || self.discarding.len() == MAX_DISCARDS_IN_FLIGHT,
+            "pages wait although a discard could start"
+        );
+        assert!(self.foreign.range_count() <= MAX_FOREIGN_RANGES, "too many foreign ranges");
+        let sets: Vec<&PageRangeSet> =
+            [&self.pending, &self.ballooned, &self.undiscarded, &self.returning]
+                .into_iter()
+                .chain(self.discarding.values())
+                .collect();
+        let given = sets.iter().fold(PageCount::ZERO, |sum, set| sum.saturating_add(set.len()));
+        assert!(given <= self.assigned(), "more pages out than there are");
+        if sets.iter().map(|set| set.range_count()).sum::<usize>() > Self::THOROUGH {
+            return;
+        }
+        let mut union = PageRangeSet::new();
+        for range in sets.into_iter().flat_map(PageRangeSet::iter) {
+            assert!(self.ram.contains_range(range), "{range} is out but not RAM");
+            assert_eq!(union.insert(range), range.count(), "{range} is in two sets");
+        }
+        for range in self.foreign.iter() {
+            assert_eq!(self.ram.intersection(range).next(), None, "{range} is foreign and RAM");
+        }
+    }
+
+    /// Whether all RAM is the guest's.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.present() == self.assigned()
+            && self.actual() == self.assigned()
+            && self.foreign.is_empty()
+    }
+
+    /// Whether pages were given back that the guest has not confirmed.
+    pub(crate) const fn is_returning(&self) -> bool {
+        !self.returning.is_empty()
+    }
+}

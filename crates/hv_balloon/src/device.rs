@@ -1,0 +1,144 @@
+//! The device: its data, its table of events, its queue of actions.
+
+use alloc::collections::VecDeque;
+use core::time::Duration;
+
+use dynmem_protocol::{GuestBody, GuestMessage, MessageType, StatusReport};
+use page_range::PageCount;
+
+use crate::books::Books;
+use crate::outbox::Outbox;
+use crate::state::State;
+use crate::target::Goal;
+use crate::{Action, Config, Event, FaultCounts, GuestFault, Notice, Settle};
+
+/// The host side of Dynamic Memory for one guest. See the crate's documentation for how to run it.
+#[derive(Debug)]
+pub struct Device {
+    pub(crate) settle: Settle,
+    pub(crate) status_reports: bool,
+    /// The time of the last event.
+    pub(crate) now: Duration,
+    pub(crate) state: State,
+    pub(crate) books: Books,
+    pub(crate) goal: Option<Goal>,
+    pub(crate) outbox: Outbox,
+    /// For requests of ours; guests do not echo it.
+    pub(crate) transaction_id: u32,
+    pub(crate) status: Option<StatusReport>,
+    pub(crate) faults: FaultCounts,
+    /// The size last announced.
+    announced: PageCount,
+    actions: VecDeque<Action>,
+}
+
+impl Device {
+    /// A device for a guest that has not started.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let books = Books::new(config.boot_ram);
+        Self {
+            settle: config.settle,
+            status_reports: config.status_reports,
+            now: Duration::ZERO,
+            state: State::Closed,
+            announced: books.actual(),
+            books,
+            goal: None,
+            outbox: Outbox::default(),
+            transaction_id: 0,
+            status: None,
+            faults: FaultCounts::default(),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Takes in what happened at `now`, the time since the VM started. Call
+    /// [`Device::poll_action`] until `None` afterwards.
+    pub fn handle(&mut self, now: Duration, event: Event<'_>) {
+        self.now = self.now.max(now);
+        match event {
+            Event::ChannelOpened { guest_os_id } => self.on_channel_opened(guest_os_id),
+            Event::ChannelClosed => self.close(),
+            Event::Packet(packet) => self.on_packet(packet),
+            Event::Sent => self.on_sent(),
+            Event::SetTarget(target) => self.on_set_target(target),
+            Event::Discarded { id, ok } => self.on_discarded(id, ok),
+            Event::SystemReset => self.on_system_reset(),
+            Event::Deadline => self.on_deadline(),
+        }
+        self.advance();
+        self.announce_size();
+        #[cfg(any(test, debug_assertions))]
+        crate::invariants::check(self);
+    }
+
+    /// The next thing to do, until there is none.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front().or_else(|| self.outbox.poll().map(Action::Send))
+    }
+
+    /// When [`Event::Deadline`] is due, as time since the VM started.
+    #[must_use]
+    pub const fn next_deadline(&self) -> Option<Duration> {
+        self.state.deadline()
+    }
+
+    fn on_packet(&mut self, packet: &[u8]) {
+        let message = match GuestMessage::parse(packet) {
+            Ok(message) => message,
+            Err(error) => return self.fault(GuestFault::Malformed(error)),
+        };
+        let id = message.transaction_id;
+        match message.body {
+            GuestBody::VersionRequest(request) => self.on_version_request(id, request),
+            GuestBody::CapabilitiesReport(report) => self.on_capabilities_report(id, report),
+            GuestBody::StatusReport(report) => self.on_status_report(report),
+            GuestBody::BalloonResponse(response) => self.on_balloon_response(response),
+            GuestBody::UnballoonResponse(_) => self.on_unballoon_response(),
+            GuestBody::HotAddResponse(_) | GuestBody::HotRemoveResponse(_) => {
+                self.out_of_state(message.body.message_type());
+            }
+        }
+    }
+
+    fn on_status_report(&mut self, report: StatusReport) {
+        if self.state.session().is_none() {
+            return self.out_of_state(MessageType::STATUS_REPORT);
+        }
+        self.status = Some(report);
+        if self.status_reports {
+            self.notify(Notice::StatusReport(report));
+        }
+    }
+
+    pub(crate) fn act(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
+    pub(crate) fn notify(&mut self, notice: Notice) {
+        self.act(Action::Notify(notice));
+    }
+
+    pub(crate) fn fault(&mut self, fault: GuestFault) {
+        self.faults.count(fault);
+        self.notify(Notice::Fault(fault));
+    }
+
+    pub(crate) fn out_of_state(&mut self, message: MessageType) {
+        self.fault(GuestFault::OutOfState { message, state: self.state.name() });
+    }
+
+    pub(crate) fn announce_size(&mut self) {
+        let actual = self.books.actual();
+        if actual != self.announced {
+            self.announced = actual;
+            self.notify(Notice::SizeChanged { actual });
+        }
+    }
+
+    /// The time `wait` from now.
+    pub(crate) const fn after(&self, wait: Duration) -> Duration {
+        self.now.saturating_add(wait)
+    }
+}

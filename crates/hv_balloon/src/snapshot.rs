@@ -1,0 +1,77 @@
+//! The device at a glance.
+
+use core::time::Duration;
+
+use dynmem_protocol::{StatusReport, Version};
+use page_range::PageCount;
+
+use crate::state::State;
+use crate::target::Goal;
+use crate::{Device, FaultCounts, StateName, StopReason};
+
+/// What the device knows of itself and the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Where it is.
+    pub state: StateName,
+    /// Pages the operator wants the guest to have, since a target was set.
+    pub target: Option<PageCount>,
+    /// Why the device stopped short of the target, when it did.
+    pub last_stop: Option<StopReason>,
+    /// Pages the host provides: `assigned` less those whose discard succeeded and that the guest
+    /// has not confirmed to have back.
+    pub actual: PageCount,
+    /// Pages of RAM the guest was given.
+    pub assigned: PageCount,
+    /// Pages the host has back: `assigned` less `actual`.
+    pub ballooned: PageCount,
+    /// Pages the guest gave whose discard has not ended.
+    pub in_flight: PageCount,
+    /// Pages the guest gave that the host failed to discard.
+    pub undiscarded: PageCount,
+    /// Pages the guest gave that are not its RAM.
+    pub foreign: PageCount,
+    /// The protocol version, from its acceptance on.
+    pub version: Option<Version>,
+    /// While settling: when the guest may be asked first, as time since the VM started.
+    pub ready_at: Option<Duration>,
+    /// While settling: how long until then, counted from the last event handled.
+    pub ready_in: Option<Duration>,
+    /// The guest's last status report since it opened the channel.
+    pub status: Option<StatusReport>,
+    /// What the guest did wrong since the device was made.
+    pub faults: FaultCounts,
+}
+
+impl Device {
+    /// The device at a glance.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let version = match self.state {
+            State::AwaitCaps { version, .. } => Some(version),
+            _ => self.state.session().map(|session| session.version),
+        };
+        let ready_at = match self.state {
+            State::Settling { until, .. } => Some(until),
+            _ => None,
+        };
+        let assigned = self.books.assigned();
+        let actual = self.books.actual();
+        Snapshot {
+            state: self.state.name(),
+            target: self.goal.map(|goal| goal.target),
+            last_stop: self.goal.and_then(Goal::stop_reason),
+            actual,
+            assigned,
+            ballooned: assigned.saturating_sub(actual),
+            in_flight: self.books.in_flight(),
+            undiscarded: self.books.undiscarded(),
+            foreign: self.books.foreign(),
+            version,
+            ready_at,
+            ready_in: ready_at.map(|at| at.saturating_sub(self.now)),
+            status: self.status,
+            faults: self.faults,
+        }
+    }
+}
