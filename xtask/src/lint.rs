@@ -1,5 +1,162 @@
-use anyhow::Result;
+//! `cargo xtask lint`: the project's rules that no compiler checks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
+
+use crate::workspace;
+
+/// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
+const LAYERS: [(&str, &[&str]); 10] = [
+    ("page_range", &[]),
+    ("dynmem_protocol", &["page_range"]),
+    ("hv_balloon", &["dynmem_protocol", "page_range"]),
+    ("vmbus", &["page_range"]),
+    ("guest_model", &["dynmem_protocol", "page_range", "vmbus"]),
+    ("guest_ram", &["page_range", "vmbus"]),
+    ("kvm_hyperv", &["page_range", "vmbus"]),
+    ("qmp", &[]),
+    (
+        "vmm",
+        &["dynmem_protocol", "guest_ram", "hv_balloon", "kvm_hyperv", "page_range", "qmp", "vmbus"],
+    ),
+    ("hvb", &["qmp", "vmm"]),
+];
+
+/// Crates without input, output, clock or unsafe code.
+const PURE: [&str; 5] = ["page_range", "dynmem_protocol", "hv_balloon", "vmbus", "guest_model"];
+
+/// Crates that may contain unsafe code.
+const UNSAFE: [&str; 2] = ["guest_ram", "kvm_hyperv"];
+
+/// No file has more lines than a reader can keep in mind.
+const MAX_LINES: usize = 600;
+
+/// Checks the workspace; prints each finding on a line.
 pub(crate) fn main() -> Result<ExitCode> {
-    Ok(ExitCode::SUCCESS)
+    let metadata = MetadataCommand::new().current_dir(workspace::root()).no_deps().exec()?;
+    let findings = check(&metadata)?;
+    for finding in &findings {
+        eprintln!("{finding}");
+    }
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn check(metadata: &Metadata) -> Result<Vec<String>> {
+    let mut findings = Vec::new();
+    for package in metadata.workspace_packages() {
+        let dir = package.manifest_path.parent().context("no directory")?;
+        if dir.starts_with(metadata.workspace_root.join("crates"))
+            || dir.starts_with(metadata.workspace_root.join("bin"))
+        {
+            findings.extend(check_layers(package, metadata));
+        }
+        if PURE.contains(&package.name.as_str()) {
+            findings.extend(check_purity(dir.as_std_path())?);
+        }
+        let manifest = fs::read_to_string(&package.manifest_path)?;
+        if !manifest.contains("[lints]\nworkspace = true") {
+            findings.push(format!("{}: takes no lints from the workspace", package.manifest_path));
+        }
+        for file in rust_files(dir.as_std_path())? {
+            findings.extend(check_file(&file, UNSAFE.contains(&package.name.as_str()))?);
+        }
+    }
+    Ok(findings)
+}
+
+fn check_layers(package: &Package, metadata: &Metadata) -> Vec<String> {
+    let Some((_, allowed)) = LAYERS.iter().find(|(name, _)| *name == package.name.as_str()) else {
+        return vec![format!("{}: has no layer: give it one in xtask's lint", package.name)];
+    };
+    let ours = metadata.workspace_packages();
+    package
+        .dependencies
+        .iter()
+        // Tests may look down from above: they do not ship.
+        .filter(|dependency| dependency.kind != DependencyKind::Development)
+        .map(|dependency| dependency.name.as_str())
+        .filter(|name| ours.iter().any(|package| package.name.as_str() == *name))
+        .filter(|name| !allowed.contains(name))
+        .map(|name| format!("{}: may not depend on {name}: it is not below it", package.name))
+        .collect()
+}
+
+fn check_purity(dir: &Path) -> Result<Vec<String>> {
+    let file = dir.join("src/lib.rs");
+    let text = fs::read_to_string(&file)?;
+    let missing = ["#![no_std]", "#![forbid(unsafe_code)]"]
+        .into_iter()
+        .filter(|attribute| !text.lines().any(|line| line == *attribute));
+    Ok(missing.map(|a| format!("{}: a pure crate without {a}", file.display())).collect())
+}
+
+fn check_file(file: &Path, may_be_unsafe: bool) -> Result<Vec<String>> {
+    let text = fs::read_to_string(file)?;
+    let mut findings = Vec::new();
+    let lines = text.lines().count();
+    if lines > MAX_LINES {
+        findings
+            .push(format!("{}: {lines} lines: split it, {MAX_LINES} is the most", file.display()));
+    }
+    // The workspace denies unsafe code, so only a line like this can let it in.
+    let opens_door = |line: &str| {
+        let line = line.trim_start();
+        line.starts_with('#')
+            && line.contains("unsafe_code")
+            && (line.contains("allow(") || line.contains("expect(") || line.contains("warn("))
+    };
+    if !may_be_unsafe && text.lines().any(opens_door) {
+        findings.push(format!("{}: unsafe code: only {UNSAFE:?} may have any", file.display()));
+    }
+    Ok(findings)
+}
+
+fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(rust_files(&path)?);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn findings_in(text: &str, may_be_unsafe: bool) -> Vec<String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        check_file(file.path(), may_be_unsafe).unwrap()
+    }
+
+    #[test]
+    fn long_files_are_found() {
+        assert_eq!(findings_in(&"\n".repeat(MAX_LINES), false), Vec::<String>::new());
+        assert_eq!(findings_in(&"\n".repeat(MAX_LINES + 1), false).len(), 1);
+    }
+
+    #[test]
+    fn unsafe_code_is_found_where_it_is_let_in() {
+        let text = "#![cfg_attr(test, expect(unsafe_code, reason = \"x\"))]\nfn f() {}\n";
+        assert_eq!(findings_in(text, false).len(), 1);
+        assert_eq!(findings_in(text, true), Vec::<String>::new());
+        assert_eq!(findings_in("#![forbid(unsafe_code)]\n", false), Vec::<String>::new());
+    }
+
+    #[test]
+    fn layers_only_name_crates_below() {
+        for (n, (_, below)) in LAYERS.iter().enumerate() {
+            let earlier: Vec<&str> = LAYERS[..n].iter().map(|(name, _)| *name).collect();
+            assert!(below.iter().all(|name| earlier.contains(name)), "{below:?}");
+        }
+    }
 }

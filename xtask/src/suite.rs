@@ -1,5 +1,187 @@
-use anyhow::Result;
-use std::process::ExitCode;
-pub(crate) fn run_plan(_: &std::path::Path) -> Result<ExitCode> {
+//! Runs compiled test programs one after the other and counts what they did.
+
+use std::fmt;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+/// Test programs and how to run them.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// The programs, in order.
+    pub(crate) programs: Vec<Program>,
+    /// Arguments for each of them.
+    pub(crate) args: Vec<String>,
+    /// Whether to show output as it comes and not only that of failures: for slow tests.
+    pub(crate) live: bool,
+}
+
+/// A test program, as cargo built it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Program {
+    /// What to call it.
+    pub(crate) label: String,
+    /// The file.
+    pub(crate) executable: PathBuf,
+    /// The directory of its package: where cargo would run it.
+    pub(crate) dir: PathBuf,
+}
+
+/// What became of tests.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// They passed.
+    pub(crate) passed: u64,
+    /// They failed, or took their program down.
+    pub(crate) failed: u64,
+    /// They are marked to be left out.
+    pub(crate) ignored: u64,
+}
+
+/// What the last line of [`run_plan`] starts with.
+const TOTAL: &str = "suite-total";
+
+/// Runs the plan in a file: `cargo xtask suite`. The last line says what became of the tests.
+///
+/// # Errors
+///
+/// There is no such plan, or a program cannot be started.
+pub(crate) fn run_plan(plan: &Path) -> Result<ExitCode> {
+    let text = std::fs::read(plan).with_context(|| plan.display().to_string())?;
+    let tally = run(&serde_json::from_slice(&text)?)?;
+    println!("{TOTAL} {} {} {}", tally.passed, tally.failed, tally.ignored);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The tally in that last line.
+pub(crate) fn parse_total(line: &str) -> Option<Tally> {
+    let mut numbers = line.strip_prefix(TOTAL)?.split_whitespace().map(|n| n.parse().ok());
+    let mut next = || numbers.next().flatten();
+    Some(Tally { passed: next()?, failed: next()?, ignored: next()? })
+}
+
+/// Runs a plan here.
+///
+/// # Errors
+///
+/// A program cannot be started. A test that fails is no error.
+pub(crate) fn run(plan: &Plan) -> Result<Tally> {
+    let mut total = Tally::default();
+    for program in &plan.programs {
+        let mut command = Command::new(&program.executable);
+        command.args(&plan.args).current_dir(&program.dir);
+        command.env("CARGO_MANIFEST_DIR", &program.dir);
+        total.add(run_one(&program.label, &mut command, plan.live)?);
+    }
+    Ok(total)
+}
+
+/// Runs one test program, or anything else that sums up as libtest does, and prints what it did.
+///
+/// # Errors
+///
+/// It cannot be started.
+pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<Tally> {
+    if live {
+        println!("  {label}");
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    // Both kinds of output in the order they came would need one pipe; failures print to stdout.
+    command.stderr(Stdio::inherit());
+    let mut child = command.spawn().with_context(|| format!("cannot run {label}"))?;
+    let mut tally = Tally::default();
+    let mut kept = Vec::new();
+    for line in BufReader::new(child.stdout.take().context("no pipe")?).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        if let Some(part) = parse_result(&line) {
+            tally.add(part);
+        }
+        match live {
+            true => print_live(&line),
+            false => kept.push(line),
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() && tally.failed == 0 {
+        kept.push(format!("{label} ended with {status}"));
+        tally.failed += 1;
+    }
+    if tally.failed > 0 {
+        println!("{}", kept.join("\n"));
+    }
+    if tally != Tally::default() && !live {
+        println!("  {label:<32} {tally}");
+    }
+    std::io::stdout().flush()?;
+    Ok(tally)
+}
+
+/// libtest's lines without its headings and blank lines.
+fn print_live(line: &str) {
+    if !line.is_empty() && !line.starts_with("running ") {
+        println!("    {line}");
+    }
+}
+
+impl Tally {
+    /// Adds another.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+
+    /// How many tests there were.
+    pub(crate) fn count(&self) -> u64 {
+        self.passed + self.failed + self.ignored
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)?;
+        match self.ignored {
+            0 => Ok(()),
+            ignored => write!(f, ", {ignored} skipped"),
+        }
+    }
+}
+
+/// `test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; …`
+fn parse_result(line: &str) -> Option<Tally> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let count = |word: &str| {
+        let part = counts.split("; ").find_map(|part| part.strip_suffix(word));
+        part.and_then(|number| number.trim().parse().ok())
+    };
+    Some(Tally { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_result_line_of_libtest_is_understood() {
+        let line = "test result: FAILED. 12 passed; 2 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.50s";
+        assert_eq!(parse_result(line), Some(Tally { passed: 12, failed: 2, ignored: 1 }));
+        assert_eq!(parse_result("test x ... ok"), None);
+    }
+
+    #[test]
+    fn the_total_survives_the_trip_through_the_rig() {
+        let tally = Tally { passed: 3, failed: 0, ignored: 1 };
+        assert_eq!(parse_total(&format!("{TOTAL} 3 0 1")), Some(tally));
+        assert_eq!(parse_total(&format!("{TOTAL} 3 0")), None);
+        assert_eq!(parse_total("test result: ok."), None);
+    }
+
+    #[test]
+    fn a_program_that_dies_without_a_word_counts_as_a_failure() {
+        let tally = run_one("false", &mut Command::new("false"), false).unwrap();
+        assert_eq!(tally, Tally { passed: 0, failed: 1, ignored: 0 });
+    }
 }

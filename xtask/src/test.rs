@@ -1,7 +1,172 @@
-use anyhow::Result;
-use std::process::ExitCode;
+//! `cargo xtask test`: all tests of the workspace.
+//!
+//! Tests that need a KVM with Hyper-V are those of the package `e2e` and those in test programs
+//! named `kvm_…`. They run all in one rig; every other test runs right here.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use cargo_metadata::{Artifact, Message};
+use clap::ValueEnum;
+
+use crate::cache::write_whole;
+use crate::suite::{self, Plan, Program, Tally};
+use crate::{guest, workspace};
+
+/// How long the tests in the rig may take, in seconds: several times what they need.
+const RIG_LIMIT: &str = "2400";
+
+/// `cargo xtask test`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct TestArgs {}
-pub(crate) fn main(_: &TestArgs) -> Result<ExitCode> {
-    Ok(ExitCode::SUCCESS)
+pub(crate) struct TestArgs {
+    /// Runs only a part of the tests.
+    #[arg(long)]
+    only: Option<Part>,
+    /// A filter, and other arguments for each test program.
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+/// A part of the tests, by what they need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Tests that run on any Linux.
+    Host,
+    /// Tests that need a KVM with Hyper-V, or the rig.
+    Kvm,
+}
+
+/// Builds and runs the tests; fails if any failed, or did not run though it should have.
+pub(crate) fn main(args: &TestArgs) -> Result<ExitCode> {
+    let (kvm, host): (Vec<Program>, Vec<Program>) =
+        test_programs()?.into_iter().partition(needs_kvm);
+    let mut total = Tally::default();
+    if args.only != Some(Part::Kvm) {
+        println!("tests on this machine");
+        total.add(suite::run(&Plan { programs: host, args: args.args.clone(), live: false })?);
+        total.add(doc_tests(&args.args)?);
+    }
+    if args.only != Some(Part::Host) {
+        println!("tests that need KVM with Hyper-V");
+        total.add(kvm_tests(kvm, &args.args)?);
+    }
+    println!("{total}");
+    ensure!(total.count() > 0, "no test matches {}", args.args.join(" "));
+    Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn needs_kvm(program: &Program) -> bool {
+    let (package, target) = program.label.split_once(' ').unwrap_or_default();
+    target.starts_with("kvm_") || (package == "e2e" && target != "unit")
+}
+
+/// Builds all test programs.
+fn test_programs() -> Result<Vec<Program>> {
+    let artifacts = build(&["test", "--workspace", "--no-run"])?;
+    let programs = artifacts.into_iter().filter(|artifact| artifact.profile.test);
+    Ok(programs.filter_map(program).collect())
+}
+
+fn program(artifact: Artifact) -> Option<Program> {
+    let dir = artifact.manifest_path.parent()?;
+    let target = match artifact.target.is_test() {
+        true => artifact.target.name.as_str(),
+        false => "unit",
+    };
+    Some(Program {
+        label: format!("{} {target}", dir.file_name()?),
+        executable: artifact.executable?.into(),
+        dir: dir.into(),
+    })
+}
+
+/// Runs cargo and collects what it built.
+fn build(args: &[&str]) -> Result<Vec<Artifact>> {
+    let mut cargo = workspace::cargo();
+    cargo.args(args).args(["--quiet", "--message-format=json-render-diagnostics"]);
+    let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut artifacts = Vec::new();
+    for message in Message::parse_stream(BufReader::new(child.stdout.take().context("no pipe")?)) {
+        if let Message::CompilerArtifact(artifact) = message?
+            && artifact.executable.is_some()
+        {
+            artifacts.push(artifact);
+        }
+    }
+    ensure!(child.wait()?.success(), "the build failed");
+    Ok(artifacts)
+}
+
+fn doc_tests(args: &[String]) -> Result<Tally> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "--workspace", "--doc", "--quiet", "--"]).args(args);
+    suite::run_one("examples in documentation", &mut cargo, false)
+}
+
+/// Runs the programs where KVM has Hyper-V, and makes sure that no test was lost on the way.
+fn kvm_tests(programs: Vec<Program>, args: &[String]) -> Result<Tally> {
+    ensure!(!programs.is_empty(), "no test program needs KVM: where have they gone?");
+    let expected = programs.iter().map(|p| count_tests(p, args)).sum::<Result<u64>>()?;
+    if expected == 0 {
+        ensure!(!args.is_empty(), "the test programs that need KVM hold no test");
+        println!("  none matches {}", args.join(" "));
+        return Ok(Tally::default());
+    }
+    let guest = guest::build()?;
+    let hvb = build(&["build", "--package", "hvb", "--bin", "hvb"])?;
+    let hvb = hvb.into_iter().find_map(|a| a.executable).context("cargo built no hvb")?;
+
+    let plan = Plan { programs, args: one_at_a_time(args), live: true };
+    let file = workspace::target().join("kvm-tests.json");
+    write_whole(&file, &serde_json::to_vec(&plan)?)?;
+    let xtask = std::env::current_exe()?;
+    let mut rig = Command::new(&xtask);
+    rig.args(["rig", "--timeout", RIG_LIMIT, "--"]).arg(&xtask).arg("suite").arg(&file);
+    rig.env("HVB_BIN", hvb).env("HVB_TEST_KERNEL", guest.kernel);
+    rig.env("HVB_TEST_INITRD", guest.initrd);
+    let tally = run_in_rig(&mut rig)?;
+    ensure!(
+        tally.count() == expected,
+        "{expected} tests need KVM, but only {} were run: see above",
+        tally.count()
+    );
+    Ok(tally)
+}
+
+/// Shows the output of the suite as it comes, and takes the tally from its end.
+fn run_in_rig(rig: &mut Command) -> Result<Tally> {
+    let mut child = rig.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut tally = None;
+    for line in BufReader::new(child.stdout.take().context("no pipe")?).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        match suite::parse_total(&line) {
+            Some(total) => tally = Some(total),
+            None => println!("{line}"),
+        }
+    }
+    let status = child.wait()?;
+    match tally {
+        Some(tally) if status.success() => Ok(tally),
+        _ => bail!("the tests that need KVM did not run to their end ({status})"),
+    }
+}
+
+/// One guest at a time: a guest needs all of the machine, and more so an emulated one.
+fn one_at_a_time(args: &[String]) -> Vec<String> {
+    let mut args = args.to_vec();
+    if !args.iter().any(|arg| arg.starts_with("--test-threads")) {
+        args.push("--test-threads=1".to_owned());
+    }
+    args
+}
+
+/// How many tests of a program match; asking needs no KVM.
+fn count_tests(program: &Program, args: &[String]) -> Result<u64> {
+    let mut command = Command::new(&program.executable);
+    command.args(args).args(["--list", "--format", "terse"]).current_dir(&program.dir);
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "{} cannot list its tests", program.label);
+    let tests = output.stdout.lines().map_while(Result::ok).filter(|l| l.ends_with(": test"));
+    Ok(u64::try_from(tests.count())?)
 }
