@@ -1,1 +1,43 @@
-//! End-to-end tests.
+#![forbid(unsafe_code)]
+//! The host's side of the end-to-end tests: runs `hvb` with a real Linux guest and talks to both.
+//!
+//! The tests need a KVM with Hyper-V, a guest kernel and an initramfs with `guest_agent`:
+//! `cargo xtask test` provides them. Under a plain `cargo test` they fail and say so; a test that
+//! is skipped without a word would be worse.
+
+mod agent;
+mod console;
+mod setup;
+mod vm;
+
+pub use agent::{Agent, Answer, Meminfo};
+pub use setup::{Setup, hvb};
+pub use vm::{Vm, VmConfig};
+
+/// Bytes in a MiB.
+pub const MIB: u64 = 1 << 20;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// How long anything may take that takes seconds in an emulated machine.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Asks `probe` until it yields something.
+///
+/// # Errors
+///
+/// `probe` fails, or yields nothing within [`PATIENCE`]; `what` then names what was waited for.
+pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = probe()? {
+            return Ok(found);
+        }
+        if Instant::now() > deadline {
+            bail!("{what}: not within {PATIENCE:?}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,132 @@
+//! Speaks with `guest_agent` on the guest's console.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::console::Console;
+use crate::{MIB, PATIENCE};
+
+/// The agent in a guest that is up.
+#[derive(Debug)]
+pub struct Agent {
+    pub(crate) console: Console,
+}
+
+/// An answer of the agent.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    /// What followed `@ok`.
+    pub text: String,
+    /// The lines before.
+    pub lines: Vec<String>,
+}
+
+/// The guest's view of its memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meminfo {
+    /// `MemTotal`: what the kernel manages; less when the balloon has taken some.
+    pub total: u64,
+    /// `MemFree`.
+    pub free: u64,
+    /// `MemAvailable`.
+    pub available: u64,
+}
+
+impl Agent {
+    /// Waits until a guest that boots says that it is up; returns its time since boot.
+    ///
+    /// # Errors
+    ///
+    /// It does not come up, or not all its modules load.
+    pub fn wait_up(&mut self) -> Result<Duration> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let line = self.console.next_line(deadline).context("waiting for the guest to boot")?;
+            let Some((_, text)) = line.split_once("@up ") else { continue };
+            let seconds: f64 =
+                text.parse().with_context(|| format!("the guest is up but {text}"))?;
+            return Ok(Duration::from_secs_f64(seconds));
+        }
+    }
+
+    /// Gives a command and waits for the answer.
+    ///
+    /// # Errors
+    ///
+    /// The agent answers `@err`, or not at all.
+    pub fn ask(&mut self, command: &str) -> Result<Answer> {
+        self.console.send(command).with_context(|| format!("`{command}`"))?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut answer = Answer::default();
+        loop {
+            let line = self.console.next_line(deadline).with_context(|| format!("`{command}`"))?;
+            if let Some(text) = line.strip_prefix("@ok") {
+                text.trim().clone_into(&mut answer.text);
+                return Ok(answer);
+            }
+            if let Some(text) = line.strip_prefix("@err ") {
+                bail!("`{command}` in the guest: {text}");
+            }
+            if let Some(text) = line.strip_prefix("| ") {
+                answer.lines.push(text.to_owned());
+            }
+        }
+    }
+
+    /// Gives a command that the guest does not survive.
+    ///
+    /// # Errors
+    ///
+    /// The console is gone.
+    pub fn tell(&mut self, command: &str) -> Result<()> {
+        self.console.send(command)
+    }
+
+    /// The guest's view of its memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::ask`].
+    pub fn meminfo(&mut self) -> Result<Meminfo> {
+        let text = self.ask("meminfo")?.text;
+        let field = |name: &str| {
+            let value = text.split(' ').find_map(|f| f.strip_prefix(name)?.strip_prefix('='));
+            let kib: u64 = value.with_context(|| format!("no {name} in {text}"))?.parse()?;
+            anyhow::Ok(kib * 1024)
+        };
+        Ok(Meminfo {
+            total: field("MemTotal")?,
+            free: field("MemFree")?,
+            available: field("MemAvailable")?,
+        })
+    }
+
+    /// Lets a process in the guest hold `bytes` of known data.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::ask`].
+    pub fn fill(&mut self, seed: u64, bytes: u64) -> Result<()> {
+        self.ask(&format!("fill {seed} {}", bytes / MIB)).map(drop)
+    }
+
+    /// Lets that process verify its data.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::ask`]; also when a byte is not what it was.
+    pub fn check(&mut self, seed: u64) -> Result<()> {
+        self.ask(&format!("check {seed}")).map(drop)
+    }
+
+    /// Lets the guest touch nearly all its free memory, so that the host has to provide it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::ask`].
+    pub fn dirty_free_memory(&mut self) -> Result<()> {
+        let mib = (self.meminfo()?.available / MIB).saturating_sub(48);
+        self.ask(&format!("dirty {mib}")).map(drop)
+    }
+}

@@ -1,0 +1,75 @@
+//! The guest's serial console: everything it said, and its lines as they come.
+
+use std::io::{Read, Write};
+use std::process::{ChildStdin, ChildStdout};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+/// The console of a running `hvb`, over its standard input and output.
+#[derive(Debug)]
+pub(crate) struct Console {
+    input: ChildStdin,
+    lines: Receiver<String>,
+    said: Arc<Mutex<String>>,
+}
+
+impl Console {
+    pub(crate) fn new(input: ChildStdin, output: ChildStdout) -> Self {
+        let (sender, lines) = channel();
+        let said = Arc::new(Mutex::new(String::new()));
+        let log = Arc::clone(&said);
+        thread::spawn(move || listen(output, &log, &sender));
+        Self { input, lines, said }
+    }
+
+    pub(crate) fn send(&mut self, line: &str) -> Result<()> {
+        self.input.write_all(format!("{line}\n").as_bytes())?;
+        Ok(self.input.flush()?)
+    }
+
+    /// The next line, without its end.
+    ///
+    /// # Errors
+    ///
+    /// None came until the deadline, or none can come any more.
+    pub(crate) fn next_line(&self, deadline: Instant) -> Result<String> {
+        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => Ok(line),
+            Err(RecvTimeoutError::Timeout) => bail!("the guest's console is silent"),
+            Err(RecvTimeoutError::Disconnected) => bail!("hvb closed the guest's console"),
+        }
+    }
+
+    /// The last lines of all that was said.
+    pub(crate) fn tail(&self) -> String {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines: Vec<&str> = said.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+fn listen(mut output: ChildStdout, log: &Mutex<String>, lines: &Sender<String>) {
+    let mut buffer = [0; 4096];
+    let mut partial = Vec::new();
+    while let Ok(length @ 1..) = output.read(&mut buffer) {
+        let text = String::from_utf8_lossy(&buffer[..length]).replace('\r', "");
+        log.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
+        for &byte in &buffer[..length] {
+            match byte {
+                b'\n' => {
+                    let line = String::from_utf8_lossy(&partial).into_owned();
+                    partial.clear();
+                    if lines.send(line).is_err() {
+                        return;
+                    }
+                }
+                b'\r' => {}
+                byte => partial.push(byte),
+            }
+        }
+    }
+}

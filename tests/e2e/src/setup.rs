@@ -1,0 +1,47 @@
+//! Where the parts of the tests are.
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result};
+
+/// What `cargo xtask test` built for the tests.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The program under test.
+    pub hvb: PathBuf,
+    /// Debian's kernel.
+    pub kernel: PathBuf,
+    /// An initramfs with `guest_agent`.
+    pub initrd: PathBuf,
+}
+
+impl Setup {
+    /// Takes the paths from `HVB_BIN`, `HVB_TEST_KERNEL` and `HVB_TEST_INITRD`.
+    ///
+    /// # Errors
+    ///
+    /// They are not set: the tests were not started by `cargo xtask test`.
+    pub fn from_env() -> Result<Self> {
+        let path = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .with_context(|| format!("{name} is not set: run these with `cargo xtask test`"))
+        };
+        Ok(Self {
+            hvb: path("HVB_BIN")?,
+            kernel: path("HVB_TEST_KERNEL")?,
+            initrd: path("HVB_TEST_INITRD")?,
+        })
+    }
+}
+
+/// Runs `hvb` to its end, without input.
+///
+/// # Errors
+///
+/// It cannot be run.
+pub fn hvb(args: &[&str]) -> Result<Output> {
+    let setup = Setup::from_env()?;
+    Ok(Command::new(setup.hvb).args(args).stdin(Stdio::null()).output()?)
+}

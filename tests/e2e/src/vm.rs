@@ -1,0 +1,264 @@
+//! A running `hvb run` with the test guest in it.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use qmp::{BalloonStatus, Client, ClientError, ErrorClass, Value, XQueryBalloonStatus, qapi};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::agent::Agent;
+use crate::console::Console;
+use crate::setup::Setup;
+use crate::{MIB, PATIENCE, wait_for};
+
+/// How to start a guest.
+#[derive(Debug, Clone)]
+pub struct VmConfig {
+    /// Its processors.
+    pub cpus: u32,
+    /// Its memory at boot, in bytes.
+    pub memory: u64,
+    /// More of the kernel command line.
+    pub append: &'static str,
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self { cpus: 1, memory: 1024 * MIB, append: "" }
+    }
+}
+
+/// A guest that has come up.
+///
+/// A test ends it with [`Vm::power_off`] or another of the methods that wait for the end. One that
+/// is dropped before means a test that failed: then the last words of guest and `hvb` are printed.
+#[derive(Debug)]
+pub struct Vm {
+    child: Child,
+    /// The agent in the guest.
+    pub agent: Agent,
+    /// A client of the monitor.
+    pub monitor: Client,
+    dir: TempDir,
+    ended: bool,
+}
+
+impl Vm {
+    /// Boots a guest with 1 GiB and waits until it is up and its balloon driver is there.
+    ///
+    /// # Errors
+    ///
+    /// It does not come up.
+    pub fn boot(cpus: u32) -> Result<Self> {
+        let mut vm = Self::start(&VmConfig { cpus, ..VmConfig::default() })?;
+        vm.wait_for_driver()?;
+        Ok(vm)
+    }
+
+    /// Boots a guest and waits until its agent is up.
+    ///
+    /// # Errors
+    ///
+    /// It does not come up.
+    pub fn start(config: &VmConfig) -> Result<Self> {
+        let setup = Setup::from_env()?;
+        let dir = tempfile::Builder::new().prefix("hvb-test-").tempdir()?;
+        let mut child = Command::new(&setup.hvb)
+            .arg("run")
+            .arg("--kernel")
+            .arg(&setup.kernel)
+            .arg("--initrd")
+            .arg(&setup.initrd)
+            .args(["--append", &format!("console=ttyS0 panic=-1 quiet {}", config.append)])
+            .args(["--cpus", &config.cpus.to_string()])
+            .args(["--memory", &format!("{}M", config.memory / MIB)])
+            .args(["--serial", "stdio", "--qmp"])
+            .arg(dir.path().join("qmp"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(dir.path().join("stderr"))?)
+            .spawn()
+            .with_context(|| setup.hvb.display().to_string())?;
+        let input = child.stdin.take().context("no pipe")?;
+        let output = child.stdout.take().context("no pipe")?;
+        let agent = Agent { console: Console::new(input, output) };
+        let monitor = match connect_to_new(&dir.path().join("qmp"), &mut child) {
+            Ok(monitor) => monitor,
+            Err(error) => {
+                let words = fs::read_to_string(dir.path().join("stderr")).unwrap_or_default();
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(error.context(words));
+            }
+        };
+        let mut vm = Self { child, agent, monitor, dir, ended: false };
+        vm.agent.wait_up()?;
+        Ok(vm)
+    }
+
+    /// The path of the monitor's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("qmp")
+    }
+
+    /// Another client of the monitor.
+    ///
+    /// # Errors
+    ///
+    /// The monitor does not answer.
+    pub fn connect(&self) -> Result<Client> {
+        Ok(Client::connect(&self.socket(), PATIENCE)?)
+    }
+
+    /// Waits until the guest's balloon driver has the device open.
+    ///
+    /// # Errors
+    ///
+    /// It does not come.
+    pub fn wait_for_driver(&mut self) -> Result<u64> {
+        let monitor = &mut self.monitor;
+        wait_for("the guest's balloon driver", || match monitor.run(&qapi::query_balloon {}) {
+            Ok(info) => Ok(Some(info.actual.unsigned_abs())),
+            Err(error) if error.is_class(&ErrorClass::DeviceNotActive) => Ok(None),
+            Err(error) => Err(error.into()),
+        })
+    }
+
+    /// The guest's size in bytes, as the monitor says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::run`].
+    pub fn actual(&mut self) -> Result<u64> {
+        Ok(self.monitor.run(&qapi::query_balloon {})?.actual.unsigned_abs())
+    }
+
+    /// The balloon's state in detail.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::run`].
+    pub fn balloon_status(&mut self) -> Result<BalloonStatus> {
+        Ok(self.monitor.run(&XQueryBalloonStatus {})?)
+    }
+
+    /// Asks for a guest of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::execute`].
+    pub fn set_target(&mut self, bytes: u64) -> Result<(), ClientError> {
+        self.monitor.execute("balloon", json!({ "value": bytes })).map(drop)
+    }
+
+    /// Asks for a guest of `bytes` and waits until it has that size.
+    ///
+    /// # Errors
+    ///
+    /// It does not get there, or stops short of it.
+    pub fn resize(&mut self, bytes: u64) -> Result<()> {
+        self.set_target(bytes)?;
+        wait_for(&format!("a guest of {} MiB", bytes / MIB), || {
+            let status = self.balloon_status()?;
+            let stopped = status.stopped.as_ref().filter(|_| status.actual != bytes);
+            ensure!(stopped.is_none(), "the guest stopped short of {bytes}: {status:?}");
+            Ok((status.actual == bytes).then_some(()))
+        })
+        .with_context(|| format!("{:?}", self.balloon_status()))
+    }
+
+    /// Waits for an event of this name and returns what it says.
+    ///
+    /// # Errors
+    ///
+    /// It does not come.
+    pub fn wait_event(&mut self, name: &str) -> Result<Value> {
+        let monitor = &mut self.monitor;
+        wait_for(name, || {
+            let event = monitor.next_event(Duration::from_secs(1))?;
+            Ok(event.filter(|event| event.name == name).map(|event| event.data))
+        })
+    }
+
+    /// Memory of the `hvb` process that the host provides, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone.
+    pub fn resident(&self) -> Result<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Rss:")).context("no Rss")?;
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(kib * 1024)
+    }
+
+    /// Lets the guest power itself off and checks that all ends well.
+    ///
+    /// # Errors
+    ///
+    /// The end is not clean.
+    pub fn power_off(mut self) -> Result<()> {
+        self.agent.ask("poweroff")?;
+        self.end()
+    }
+
+    /// Sends `hvb` a signal.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(self.child.id().try_into()?).context("no process")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Waits for an end that was asked for: status 0, no socket, no complaint.
+    ///
+    /// # Errors
+    ///
+    /// The end is not clean, or does not come.
+    pub fn end(mut self) -> Result<()> {
+        let status = self.wait()?;
+        let words = fs::read_to_string(self.dir.path().join("stderr"))?;
+        ensure!(status.success(), "hvb ended with {status}: {words}");
+        ensure!(words.is_empty(), "hvb complained: {words}");
+        ensure!(!self.socket().exists(), "hvb left its socket behind");
+        self.ended = true;
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<ExitStatus> {
+        wait_for("the end of hvb", || Ok(self.child.try_wait()?))
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let _ = self.child.kill();
+        let status = self.child.wait();
+        println!("-- guest's console:\n{}", self.agent.console.tail());
+        let words = fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default();
+        println!("-- hvb ({status:?}):\n{words}");
+    }
+}
+
+/// The socket is there a moment after the process.
+fn connect_to_new(socket: &Path, child: &mut Child) -> Result<Client> {
+    wait_for("hvb's monitor", || {
+        if let Some(status) = child.try_wait()? {
+            anyhow::bail!("hvb ended at once ({status})");
+        }
+        match Client::connect(socket, PATIENCE) {
+            Ok(client) => Ok(Some(client)),
+            Err(ClientError::NoSocket { .. } | ClientError::NobodyListens { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    })
+}

@@ -1,0 +1,24 @@
+//! `hvb` with Debian's kernel in it, seen from the guest, the host and the monitor.
+
+mod bad_input;
+mod life;
+mod monitor;
+mod resize;
+
+/// Makes a test for one and one for two vCPUs of each function.
+macro_rules! on_one_and_two_cpus {
+    ($($name:ident),* $(,)?) => {$(
+        mod $name {
+            #[test]
+            fn one_cpu() -> anyhow::Result<()> {
+                super::$name(1)
+            }
+
+            #[test]
+            fn two_cpus() -> anyhow::Result<()> {
+                super::$name(2)
+            }
+        }
+    )*};
+}
+pub(crate) use on_one_and_two_cpus;

@@ -1,0 +1,78 @@
+//! Clients of the monitor do not disturb each other.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+use anyhow::{Result, ensure};
+use e2e::{MIB, PATIENCE, Vm};
+use serde_json::{Value, json};
+
+use crate::on_one_and_two_cpus;
+
+on_one_and_two_cpus! { clients_do_not_disturb_each_other }
+
+fn clients_do_not_disturb_each_other(cpus: u32) -> Result<()> {
+    let mut vm = Vm::boot(cpus)?;
+    vm.agent.fill(1, 128 * MIB)?;
+    let mut watcher = vm.connect()?;
+    for round in 0..3 {
+        let mut garbage = raw_client(&vm)?;
+        garbage.write_all(b"\x00\xff{]\"\n{\"execute\": 5}\n{{{{[[[[\n\"\n")?;
+        let mut hanging_up = raw_client(&vm)?;
+        hanging_up.write_all(b"{\"execute\": \"qmp_capabilities\"}\n{\"execute\": \"ballo")?;
+
+        vm.set_target((512 + round) * MIB)?;
+        hanging_up.shutdown(Shutdown::Both)?;
+        drop(hanging_up);
+        garbage.write_all(&[b'['; 1 << 16])?;
+        vm.resize((512 + round) * MIB)?;
+
+        // Never answered, never read: it only must not hold anyone up.
+        drop(garbage);
+        vm.resize(1024 * MIB)?;
+        let status = watcher.execute("query-status", Value::Null)?;
+        ensure!(status["status"] == json!("running"), "{status}");
+    }
+    let event = watcher.next_event(PATIENCE)?;
+    ensure!(event.as_ref().is_some_and(|e| e.name == "BALLOON_CHANGE"), "{event:?}");
+    vm.agent.check(1)?;
+    vm.power_off()
+}
+
+/// A connection that has read the greeting and keeps to no rule from there.
+fn raw_client(vm: &Vm) -> Result<UnixStream> {
+    let mut stream = UnixStream::connect(vm.socket())?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut byte = [0];
+    while byte != *b"\n" {
+        stream.read_exact(&mut byte)?;
+    }
+    Ok(stream)
+}
+
+#[test]
+fn targets_that_make_no_sense_are_refused_with_a_reason() -> Result<()> {
+    let mut vm = Vm::boot(1)?;
+    for value in [json!(0), json!(-1), json!(2048 * MIB), json!("1G"), Value::Null] {
+        let answer = vm.monitor.execute("balloon", json!({ "value": value }));
+        let error = answer.expect_err("no such target").to_string();
+        ensure!(error.len() > "balloon: ".len() && !error.contains('\n'), "{value}: {error}");
+    }
+    ensure!(vm.actual()? == 1024 * MIB, "the guest has {}", vm.actual()?);
+    vm.power_off()
+}
+
+#[test]
+fn human_monitor_resizes_and_quits() -> Result<()> {
+    let mut vm = Vm::boot(1)?;
+    let mut human =
+        |line: &str| vm.monitor.execute("human-monitor-command", json!({ "command-line": line }));
+    ensure!(human("info status")? == json!("VM status: running\r\n"));
+    ensure!(human("balloon 768")? == json!(""));
+    let reached = json!("balloon: actual=768\r\n");
+    e2e::wait_for("768 MiB", || Ok((human("info balloon")? == reached).then_some(())))?;
+    human("quit")?;
+    vm.end()
+}
