@@ -102,6 +102,12 @@ impl<M: GuestMemory> GuestRings<M> {
         fence(SeqCst);
     }
 
+    /// Whether the host has sent nothing more.
+    pub fn is_empty(&self) -> bool {
+        let (read, write) = self.indices(&self.to_guest);
+        read == write
+    }
+
     /// Moves the read index from `before` to `now`; returns whether that made the room that the
     /// host waits for.
     fn free(&self, before: u32, now: u32) -> bool {

@@ -73,19 +73,21 @@ impl Channel {
         }
     }
 
-    /// Starts closing, and forgets that the guest wants to open again. Returns whether the driver
-    /// must be told.
+    /// Starts closing. Returns whether the driver must be told.
     pub(super) const fn close(&mut self) -> bool {
         match self.state {
-            ChannelState::Closed => false,
+            ChannelState::Closed | ChannelState::Closing { .. } => false,
             ChannelState::Opening { gpadl, .. } | ChannelState::Open { gpadl } => {
                 self.state = ChannelState::Closing { gpadl, reopen: None };
                 true
             }
-            ChannelState::Closing { gpadl, .. } => {
-                self.state = ChannelState::Closing { gpadl, reopen: None };
-                false
-            }
+        }
+    }
+
+    /// Forgets that the guest wants to open again.
+    pub(super) const fn cancel_reopen(&mut self) {
+        if let ChannelState::Closing { reopen, .. } = &mut self.state {
+            *reopen = None;
         }
     }
 
@@ -165,6 +167,7 @@ impl Channels {
             if channel.close() {
                 tell(*id);
             }
+            channel.cancel_reopen();
             let withdrawn = matches!(channel.presence, Presence::Rescinded | Presence::Gone);
             channel.presence = if withdrawn { Presence::Gone } else { Presence::Unannounced };
             !(withdrawn && channel.is_closed())

@@ -109,6 +109,7 @@ impl Server {
         if channel.is_closed() && channel.presence != Presence::Rescinded {
             count(&mut self.faults.out_of_state);
         }
+        channel.cancel_reopen();
         self.close(id);
     }
 

@@ -1,0 +1,198 @@
+//! Server and client in one machine, with a device that the test drives.
+
+use std::{collections::VecDeque, mem::take, sync::Arc};
+
+use guest_model::vmbus::{Client, Event, GuestRings, Post, SharedMemory};
+use page_range::Gpfn;
+use vmbus::{
+    Action, ChannelId, Offer, PostError, Server, ServerConfig,
+    protocol::{ConnectionId, GpadlId, Guid, HostMessage, Message, Relid, Version, VpIndex},
+    ring::ChannelRings,
+};
+
+pub(crate) const OFFER: Offer =
+    Offer { interface: Guid::from_digits(0xb0b), instance: Guid::from_digits(0x1) };
+pub(crate) const MEMORY_PAGES: u64 = 1024;
+
+pub(crate) struct Pair {
+    pub(crate) mem: Arc<SharedMemory>,
+    pub(crate) server: Server,
+    pub(crate) client: Client,
+    pub(crate) channel: ChannelId,
+    /// The device's rings while the channel is open.
+    pub(crate) rings: Option<ChannelRings<Arc<SharedMemory>>>,
+    /// Where the device would signal the guest.
+    pub(crate) target_vp: Option<VpIndex>,
+    /// Whether the device takes its time: closes wait for [`Pair::finish_closing`].
+    pub(crate) slow_device: bool,
+    pub(crate) closing: Vec<ChannelId>,
+    /// Whether the guest takes its messages out of the slots.
+    pub(crate) guest_reads: bool,
+    pub(crate) slots: VecDeque<(VpIndex, Message)>,
+    /// Where the last message went.
+    pub(crate) message_vp: Option<VpIndex>,
+    events: Vec<Event>,
+}
+
+impl Pair {
+    /// A host with four VPs and one device that speaks up to `host`, and a guest that speaks up to
+    /// `guest` and wants its messages on VP 3.
+    pub(crate) fn new(host: Version, guest: Version) -> Self {
+        let page_limit = Gpfn::new(MEMORY_PAGES).unwrap();
+        let mut server = Server::new(ServerConfig { vp_count: 4, page_limit, max_version: host });
+        let channel = server.offer(OFFER).unwrap();
+        Self {
+            mem: Arc::new(SharedMemory::new(usize::try_from(MEMORY_PAGES).unwrap())),
+            server,
+            client: Client::new(guest, VpIndex::new(3)),
+            channel,
+            rings: None,
+            target_vp: None,
+            slow_device: false,
+            closing: Vec::new(),
+            guest_reads: true,
+            slots: VecDeque::new(),
+            message_vp: None,
+            events: Vec::new(),
+        }
+    }
+
+    /// A connection, with the device offered under the relid returned.
+    pub(crate) fn connected(version: Version) -> (Self, Relid) {
+        let mut pair = Self::new(Version::V5_3, version);
+        let relid = pair.connect();
+        (pair, relid)
+    }
+
+    /// Connects and asks for offers.
+    pub(crate) fn connect(&mut self) -> Relid {
+        self.client.connect();
+        self.run();
+        self.client.request_offers();
+        let events = self.run();
+        let [.., Event::Offered(offer), Event::OffersDelivered] = events[..] else {
+            panic!("{events:?}")
+        };
+        Relid::new(offer.relid.get())
+    }
+
+    /// A connection with the channel open on pages 10 to 19.
+    pub(crate) fn opened(
+        version: Version,
+    ) -> (Self, Relid, GpadlId, GuestRings<Arc<SharedMemory>>) {
+        let (mut pair, relid) = Self::connected(version);
+        let (gpadl, rings) = pair.open(relid);
+        (pair, relid, gpadl, rings)
+    }
+
+    /// Opens the channel on pages 10 to 19.
+    pub(crate) fn open(&mut self, relid: Relid) -> (GpadlId, GuestRings<Arc<SharedMemory>>) {
+        let pages = pages(10, 10);
+        let gpadl = self.client.create_gpadl(relid, &pages);
+        assert_eq!(self.run(), [Event::GpadlCreated(gpadl, true)]);
+        let rings = GuestRings::new(self.mem.clone(), &pages, 5);
+        self.client.open(relid, gpadl, 5, VpIndex::new(1));
+        assert_eq!(self.run(), [Event::Opened(relid, true)]);
+        (gpadl, rings)
+    }
+
+    /// Lets both sides act until nothing moves; returns what the guest's drivers saw.
+    pub(crate) fn run(&mut self) -> Vec<Event> {
+        loop {
+            let mut idle = true;
+            while let Some(post) = self.client.poll_post() {
+                idle = false;
+                let status = self.post(post).map_or_else(|error| error.hypercall_status(), |()| 0);
+                self.client.posted(post, status);
+                self.act();
+            }
+            self.act();
+            while self.guest_reads
+                && let Some((vp, message)) = self.slots.pop_front()
+            {
+                idle = false;
+                self.message_vp = Some(vp);
+                self.client.receive(message.as_bytes());
+            }
+            while let Some(event) = self.client.poll_event() {
+                self.events.push(event);
+            }
+            if idle {
+                return take(&mut self.events);
+            }
+        }
+    }
+
+    /// Posts one message; the actions stay with the server.
+    pub(crate) fn post(&mut self, post: Post) -> Result<(), PostError> {
+        self.server.handle_message(post.connection_id, post.message.as_bytes())
+    }
+
+    /// Posts a message past the client and returns the host's answers.
+    pub(crate) fn raw(&mut self, message: Message) -> Vec<HostMessage> {
+        self.post(Post { connection_id: ConnectionId::MESSAGE, message }).unwrap();
+        self.answers()
+    }
+
+    /// Takes the host's messages out of the slots, past the client.
+    pub(crate) fn answers(&mut self) -> Vec<HostMessage> {
+        self.act();
+        let slots = take(&mut self.slots);
+        slots
+            .into_iter()
+            .map(|(vp, message)| {
+                self.message_vp = Some(vp);
+                HostMessage::parse(message.as_bytes(), Version::V5_3).unwrap().0
+            })
+            .collect()
+    }
+
+    /// Does all that the server wants.
+    pub(crate) fn act(&mut self) {
+        while let Some(action) = self.server.poll_action() {
+            match action {
+                Action::Send { vp, message } => self.slots.push_back((vp, message)),
+                Action::DropQueuedMessages => self.slots.clear(),
+                Action::Open { channel, rings, target_vp, .. } => {
+                    self.rings = ChannelRings::open(self.mem.clone(), &rings).ok();
+                    self.target_vp = target_vp;
+                    self.server.open_finished(channel, self.rings.is_some());
+                }
+                Action::Close { channel } => {
+                    self.rings = None;
+                    self.closing.push(channel);
+                    if !self.slow_device {
+                        self.finish_closing();
+                    }
+                }
+                Action::SetTargetVp { target_vp, .. } => self.target_vp = Some(target_vp),
+            }
+        }
+    }
+
+    /// The device is quiet at last.
+    pub(crate) fn finish_closing(&mut self) {
+        for channel in take(&mut self.closing) {
+            self.server.close_finished(channel);
+        }
+    }
+
+    /// One packet there and one back.
+    pub(crate) fn exchange(&mut self, guest: &mut GuestRings<Arc<SharedMemory>>) {
+        let host = self.rings.as_mut().expect("the channel is open");
+        let mut buf = Vec::new();
+        assert_eq!(guest.send(b"guest to host 16", 1), Ok(true));
+        assert_eq!(host.receive(&mut buf).unwrap().unwrap().transaction_id, 1);
+        assert_eq!(buf, b"guest to host 16");
+        assert_eq!(host.receive(&mut buf), Ok(None));
+        assert_eq!(host.end_receive(), Ok(false));
+        let sent = host.send(b"host to guest 16", 2).unwrap();
+        assert_eq!(sent, vmbus::ring::Sent::Written { signal: true });
+        let packet = guest.receive().unwrap();
+        assert_eq!((&packet.payload[..], packet.transaction_id), (&b"host to guest 16"[..], 2));
+    }
+}
+
+pub(crate) fn pages(first: u64, count: u64) -> Vec<Gpfn> {
+    (first..first + count).map(|number| Gpfn::new(number).unwrap()).collect()
+}
