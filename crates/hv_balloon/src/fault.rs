@@ -13,7 +13,7 @@ pub enum GuestFault {
     #[error("guest sent a malformed message: {0}")]
     Malformed(ParseError),
     /// A message that has no meaning now; dropped.
-    #[error("guest sent a {message} while {state}")]
+    #[error("guest sent \"{message}\" in state {state}")]
     OutOfState {
         /// Its type.
         message: MessageType,
@@ -49,7 +49,7 @@ pub enum GuestFault {
     },
     /// Pages nobody was waiting for, perhaps after a timeout; taken all the same, since the guest
     /// has them no more.
-    #[error("guest gave {pages} pages while {state}")]
+    #[error("guest gave {pages} pages unasked in state {state}")]
     UnaskedResponse {
         /// How many were new.
         pages: PageCount,

@@ -38,12 +38,15 @@ impl Device {
         self.state = State::Unballooning { session, all_sent: !more_pages, deadline };
     }
 
+    /// Only the last message of a request is confirmed, and only once it is in the ring.
     pub(crate) fn on_unballoon_response(&mut self) {
-        let State::Unballooning { session, all_sent: true, .. } = self.state else {
-            return self.out_of_state(MessageType::UNBALLOON_RESPONSE);
-        };
-        self.books.finish_return();
-        self.end_transaction(session);
+        match self.state {
+            State::Unballooning { session, all_sent: true, .. } if self.outbox.is_idle() => {
+                self.books.finish_return();
+                self.end_transaction(session);
+            }
+            _ => self.out_of_state(MessageType::UNBALLOON_RESPONSE),
+        }
     }
 
     /// Pages the guest lacks to its target, whether or not they may be returned yet.

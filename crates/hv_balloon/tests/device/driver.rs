@@ -1,0 +1,191 @@
+//! A driver for tests: carries out the device's actions on lists the test can look at.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use dynmem_protocol::*;
+use hv_balloon::{Action, Config, Device, DiscardId, Event, Notice, Settle, StateName};
+use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
+
+pub(crate) const RAM_PAGES: u64 = 8192;
+
+pub(crate) fn pages(count: u64) -> PageCount {
+    PageCount::new(count)
+}
+
+pub(crate) fn range(start: u64, count: u64) -> PageRange {
+    PageRange::new(Gpfn::new(start).unwrap(), pages(count)).unwrap()
+}
+
+/// RAM with a hole in it: 4096 pages from 0 and 4096 pages from 0x10000.
+pub(crate) fn ram() -> PageRangeSet {
+    [range(0, RAM_PAGES / 2), range(0x1_0000, RAM_PAGES / 2)].into_iter().collect()
+}
+
+pub(crate) struct Driver {
+    pub(crate) device: Device,
+    pub(crate) now: Duration,
+    /// Messages written to the ring and not yet looked at.
+    pub(crate) ring: VecDeque<Vec<u8>>,
+    /// Discards begun and not yet reported.
+    pub(crate) discards: VecDeque<(DiscardId, Vec<PageRange>)>,
+    pub(crate) notices: Vec<Notice>,
+    pub(crate) closes_finished: usize,
+    /// Messages handed out and kept back while the ring is full.
+    pub(crate) stuck: Option<Vec<u8>>,
+    pub(crate) ring_is_full: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(settle: Settle, status_reports: bool) -> Self {
+        Self {
+            device: Device::new(Config { boot_ram: ram(), settle, status_reports }),
+            now: Duration::from_secs(1),
+            ring: VecDeque::new(),
+            discards: VecDeque::new(),
+            notices: Vec::new(),
+            closes_finished: 0,
+            stuck: None,
+            ring_is_full: false,
+        }
+    }
+
+    /// A driver whose guest went through the handshake and may be asked.
+    pub(crate) fn ready() -> Self {
+        let mut driver = Self::new(Settle::Fixed(Duration::ZERO), false);
+        driver.shake_hands();
+        assert_eq!(driver.state(), StateName::Idle);
+        driver
+    }
+
+    /// A driver whose guest gave its highest `count` pages.
+    pub(crate) fn with_ballooned(count: u64) -> Self {
+        let mut driver = Self::ready();
+        driver.set_target(RAM_PAGES - count);
+        driver.give(&[range(0x1_1000 - count, count)], false);
+        driver.finish_discards();
+        driver.drain();
+        driver
+    }
+
+    pub(crate) fn shake_hands(&mut self) {
+        self.handle(Event::ChannelOpened { guest_os_id: 0 });
+        self.packet(&version_request(Version::V2_0));
+        self.packet(&capabilities_report(Capabilities::BALLOON));
+        self.drain();
+    }
+
+    /// Forgets messages and notices, so that a test sees what comes after.
+    pub(crate) fn drain(&mut self) {
+        self.ring.clear();
+        self.notices.clear();
+    }
+
+    pub(crate) fn handle(&mut self, event: Event<'_>) {
+        self.device.handle(self.now, event);
+        self.run();
+    }
+
+    fn run(&mut self) {
+        while let Some(action) = self.device.poll_action() {
+            match action {
+                Action::Send(message) if self.ring_is_full => {
+                    assert_eq!(self.stuck.replace(message), None, "two messages at a time");
+                }
+                Action::Send(message) => {
+                    self.ring.push_back(message);
+                    self.device.handle(self.now, Event::Sent);
+                }
+                Action::Discard { id, ranges } => self.discards.push_back((id, ranges)),
+                Action::CloseFinished => self.closes_finished += 1,
+                Action::Notify(notice) => self.notices.push(notice),
+            }
+        }
+    }
+
+    pub(crate) fn packet(&mut self, packet: &[u8]) {
+        self.handle(Event::Packet(packet));
+    }
+
+    pub(crate) fn set_target(&mut self, target: u64) {
+        self.handle(Event::SetTarget(pages(target)));
+    }
+
+    /// The guest's answer with these ranges.
+    pub(crate) fn give(&mut self, ranges: &[PageRange], more_pages: bool) {
+        self.packet(&BalloonResponse::emit(99, more_pages, &list(ranges)));
+    }
+
+    pub(crate) fn unballooned(&mut self) {
+        self.packet(&UnballoonResponse.emit(99));
+    }
+
+    pub(crate) fn finish_discard(&mut self, ok: bool) -> Vec<PageRange> {
+        let (id, ranges) = self.discards.pop_front().expect("no discard begun");
+        self.handle(Event::Discarded { id, ok });
+        ranges
+    }
+
+    pub(crate) fn finish_discards(&mut self) {
+        while !self.discards.is_empty() {
+            self.finish_discard(true);
+        }
+    }
+
+    pub(crate) fn make_room(&mut self) {
+        self.ring_is_full = false;
+        if let Some(message) = self.stuck.take() {
+            self.ring.push_back(message);
+            self.handle(Event::Sent);
+        }
+    }
+
+    pub(crate) fn wait(&mut self, time: Duration) {
+        self.now += time;
+        self.handle(Event::Deadline);
+    }
+
+    pub(crate) fn state(&self) -> StateName {
+        self.device.snapshot().state
+    }
+
+    pub(crate) fn actual(&self) -> u64 {
+        self.device.snapshot().actual.get()
+    }
+
+    /// The pages of the balloon request that is next in the ring.
+    pub(crate) fn asked(&mut self) -> u64 {
+        let message = self.ring.pop_front().expect("nothing was sent");
+        match HostMessage::parse(&message).unwrap().body {
+            HostBody::BalloonRequest(request) => request.pages.get(),
+            other => panic!("not a balloon request: {other:?}"),
+        }
+    }
+
+    /// The unballoon request that is next in the ring: its ranges and whether more follow.
+    pub(crate) fn returned(&mut self) -> (Vec<PageRange>, bool) {
+        let message = self.ring.pop_front().expect("nothing was sent");
+        match HostMessage::parse(&message).unwrap().body {
+            HostBody::UnballoonRequest(request) => (
+                request.ranges.iter().map(|word| word.range().unwrap()).collect(),
+                request.more_pages,
+            ),
+            other => panic!("not an unballoon request: {other:?}"),
+        }
+    }
+}
+
+pub(crate) fn version_request(version: Version) -> Vec<u8> {
+    VersionRequest { version, is_last_attempt: version == Version::V0_3 }.emit(1)
+}
+
+pub(crate) fn capabilities_report(capabilities: Capabilities) -> Vec<u8> {
+    CapabilitiesReport { capabilities, minimum_pages: PageCount::ZERO, highest_page: u64::MAX }
+        .emit(2)
+}
+
+pub(crate) fn list(ranges: &[PageRange]) -> RangeList {
+    let mut list = RangeList::new();
+    ranges.iter().for_each(|&range| list.push(range).unwrap());
+    list
+}

@@ -1,0 +1,324 @@
+//! Any guest, any driver speed, any operator: what the device promises holds.
+//!
+//! The model knows nothing of states: it follows each page by what was said about it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dynmem_protocol::*;
+use hv_balloon::{Action, Config, Device, DiscardId, Event, Settle, StateName};
+use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
+use proptest::prelude::*;
+
+/// RAM is 0 to 47 and 64 to 111; the rest up to 127 is not RAM.
+const PAGES: u64 = 128;
+
+fn is_ram(page: u64) -> bool {
+    page < 48 || (64..112).contains(&page)
+}
+
+fn ram() -> PageRangeSet {
+    (0..PAGES).filter(|&page| is_ram(page)).map(|page| range(page, 1)).collect()
+}
+
+fn range(start: u64, count: u64) -> PageRange {
+    PageRange::new(Gpfn::new(start).unwrap(), PageCount::new(count)).unwrap()
+}
+
+fn numbers(range: PageRange) -> impl Iterator<Item = u64> {
+    range.start().get()..range.end().get()
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Open,
+    Close,
+    Reset,
+    Version(u32),
+    Capabilities(u64),
+    Give(Vec<PageRange>, bool),
+    /// Gives what was asked for, from pages that are the guest's, and more or less by the number.
+    Obey(i8),
+    Confirm,
+    Status,
+    Garbage(Vec<u8>),
+    Target(u64),
+    /// The driver writes the message it has.
+    Write,
+    /// The oldest discard ends.
+    Discarded(bool),
+    Wait(u64),
+}
+
+fn any_range() -> impl Strategy<Value = PageRange> {
+    (0..PAGES, 1..40_u64).prop_map(|(start, count)| range(start, count))
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        1 => Just(Op::Open),
+        1 => Just(Op::Close),
+        1 => Just(Op::Reset),
+        2 => prop_oneof![Just(0x2_0000), Just(0x1_0000), Just(3), any::<u32>()].prop_map(Op::Version),
+        2 => (0..4_u64).prop_map(Op::Capabilities),
+        4 => (prop::collection::vec(any_range(), 0..4), any::<bool>())
+            .prop_map(|(ranges, more)| Op::Give(ranges, more)),
+        8 => (-20..5_i8).prop_map(Op::Obey),
+        6 => Just(Op::Confirm),
+        1 => Just(Op::Status),
+        1 => prop::collection::vec(any::<u8>(), 0..40).prop_map(Op::Garbage),
+        6 => (0..100_u64).prop_map(Op::Target),
+        14 => Just(Op::Write),
+        10 => (0..8_u8).prop_map(|roll| Op::Discarded(roll != 0)),
+        3 => (0..70_u64).prop_map(Op::Wait),
+    ]
+}
+
+/// A session that got through its handshake, then anything: so that most walks do not end at the
+/// door.
+fn walk() -> impl Strategy<Value = Vec<Op>> {
+    let start = [
+        Op::Open,
+        Op::Version(0x2_0000),
+        Op::Write,
+        Op::Capabilities(1),
+        Op::Write,
+        Op::Target(40),
+    ];
+    prop::collection::vec(op(), 1..80)
+        .prop_map(move |ops| start.iter().cloned().chain(ops).collect())
+}
+
+struct World {
+    device: Device,
+    now: Duration,
+    /// The message with the driver, not in the ring yet.
+    outgoing: Option<Vec<u8>>,
+    discards: BTreeMap<DiscardId, BTreeSet<u64>>,
+    /// Discards of sessions before this one.
+    stale: BTreeSet<DiscardId>,
+    /// Pages the guest gave since it opened the channel and did not get back.
+    out: BTreeSet<u64>,
+    /// Those of them that are RAM and whose discard ended well.
+    discarded: BTreeSet<u64>,
+    /// Pages sent back and not confirmed that were discarded before.
+    unconfirmed: BTreeSet<u64>,
+    asked: Option<u64>,
+    /// The last message of an unballoon request is in the ring and was not confirmed.
+    may_confirm: bool,
+    awaiting_close: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        let settle = Settle::Fixed(Duration::ZERO);
+        let config = Config { boot_ram: ram(), settle, status_reports: true };
+        Self {
+            device: Device::new(config),
+            now: Duration::ZERO,
+            outgoing: None,
+            discards: BTreeMap::new(),
+            stale: BTreeSet::new(),
+            out: BTreeSet::new(),
+            discarded: BTreeSet::new(),
+            unconfirmed: BTreeSet::new(),
+            asked: None,
+            may_confirm: false,
+            awaiting_close: false,
+        }
+    }
+
+    fn apply(&mut self, op: Op) {
+        match op {
+            Op::Open => self.event(Event::ChannelOpened { guest_os_id: 0 }),
+            Op::Close => self.close(Event::ChannelClosed),
+            Op::Reset => self.close(Event::SystemReset),
+            Op::Version(version) => {
+                let version = Version::from_wire(version);
+                self.packet(VersionRequest { version, is_last_attempt: false }.emit(1));
+            }
+            Op::Capabilities(bits) => self.packet(
+                CapabilitiesReport {
+                    capabilities: Capabilities::from_wire(bits),
+                    minimum_pages: PageCount::ZERO,
+                    highest_page: 0,
+                }
+                .emit(2),
+            ),
+            Op::Give(ranges, more) => self.give(&ranges, more),
+            Op::Obey(extra) => self.obey(extra),
+            Op::Confirm => {
+                if core::mem::take(&mut self.may_confirm) {
+                    self.unconfirmed.clear();
+                }
+                self.packet(UnballoonResponse.emit(3));
+            }
+            Op::Status => self.packet(StatusReport::default().emit(4)),
+            Op::Garbage(bytes) => self.garbage(&bytes),
+            Op::Target(target) => self.event(Event::SetTarget(PageCount::new(target))),
+            Op::Write => self.write(),
+            Op::Discarded(ok) => self.finish_discard(ok),
+            Op::Wait(seconds) => {
+                self.now += Duration::from_secs(seconds);
+                if self.device.next_deadline().is_some_and(|deadline| deadline <= self.now) {
+                    // Nobody waits for the confirmation any more.
+                    self.unconfirmed.clear();
+                    self.may_confirm = false;
+                }
+                self.event(Event::Deadline);
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event<'_>) {
+        self.device.handle(self.now, event);
+        while let Some(action) = self.device.poll_action() {
+            match action {
+                Action::Send(message) => {
+                    assert!(message.len() <= MAX_HOST_MESSAGE && message.len() % 8 == 0);
+                    assert_eq!(self.outgoing, None, "a second message before the first was sent");
+                    self.take_back(&message);
+                    self.outgoing = Some(message);
+                }
+                Action::Discard { id, ranges } => self.begin_discard(id, &ranges),
+                Action::CloseFinished => {
+                    assert!(self.awaiting_close, "no close to finish");
+                    assert!(self.discards.is_empty(), "a discard is in flight");
+                    self.awaiting_close = false;
+                }
+                Action::Notify(_) => {}
+            }
+        }
+        self.check();
+    }
+
+    fn packet(&mut self, packet: Vec<u8>) {
+        self.event(Event::Packet(&packet));
+    }
+
+    fn close(&mut self, event: Event<'_>) {
+        self.outgoing = None;
+        self.stale = self.discards.keys().copied().collect();
+        self.out.clear();
+        self.discarded.clear();
+        self.unconfirmed.clear();
+        self.asked = None;
+        self.may_confirm = false;
+        self.awaiting_close = true;
+        self.event(event);
+    }
+
+    fn give(&mut self, ranges: &[PageRange], more: bool) {
+        let counts = !matches!(
+            self.device.snapshot().state,
+            StateName::Closed | StateName::Closing | StateName::AwaitVersion | StateName::AwaitCaps
+        );
+        if counts {
+            for page in ranges.iter().copied().flat_map(numbers) {
+                self.out.insert(page);
+                self.unconfirmed.remove(&page);
+            }
+            if !more {
+                self.asked = None;
+            }
+        }
+        let mut list = RangeList::new();
+        ranges.iter().for_each(|&range| list.push(range).unwrap());
+        self.packet(BalloonResponse::emit(5, more, &list));
+    }
+
+    fn obey(&mut self, extra: i8) {
+        let Some(asked) = self.asked else { return };
+        let count = asked.saturating_add_signed(extra.into());
+        let count = usize::try_from(count).unwrap();
+        let pages: Vec<PageRange> = (0..PAGES)
+            .filter(|page| is_ram(*page) && !self.out.contains(page))
+            .take(count)
+            .map(|page| range(page, 1))
+            .collect();
+        self.give(&pages, false);
+    }
+
+    /// Garbage must not be a valid answer, or the model would miss what it gives.
+    fn garbage(&mut self, bytes: &[u8]) {
+        if GuestMessage::parse(bytes).is_err() {
+            self.event(Event::Packet(bytes));
+        }
+    }
+
+    fn write(&mut self) {
+        if let Some(message) = self.outgoing.take() {
+            match HostMessage::parse(&message).unwrap().body {
+                HostBody::BalloonRequest(request) => {
+                    self.asked = Some(request.pages.get());
+                }
+                HostBody::UnballoonRequest(request) => self.may_confirm = !request.more_pages,
+                _ => {}
+            }
+            self.event(Event::Sent);
+        }
+    }
+
+    fn begin_discard(&mut self, id: DiscardId, ranges: &[PageRange]) {
+        assert!(ranges.windows(2).all(|pair| pair[0].end() < pair[1].start()), "not merged");
+        let pages: BTreeSet<u64> = ranges.iter().copied().flat_map(numbers).collect();
+        for page in &pages {
+            assert!(is_ram(*page), "{page} is not RAM");
+            assert!(self.out.contains(page), "the guest uses {page}");
+            assert!(!self.discarded.contains(page), "{page} is discarded already");
+            assert!(!self.in_flight(*page), "{page} is being discarded already");
+        }
+        assert!(!pages.is_empty());
+        assert!(self.discards.insert(id, pages).is_none(), "id used twice");
+    }
+
+    fn in_flight(&self, page: u64) -> bool {
+        self.discards.iter().any(|(id, pages)| !self.stale.contains(id) && pages.contains(&page))
+    }
+
+    fn finish_discard(&mut self, ok: bool) {
+        if let Some((id, pages)) = self.discards.pop_first() {
+            if ok && !self.stale.remove(&id) {
+                self.discarded.extend(pages);
+            }
+            self.event(Event::Discarded { id, ok });
+        }
+    }
+
+    /// Pages in an unballoon request must be out, and no discard may still run on them.
+    fn take_back(&mut self, message: &[u8]) {
+        if let HostBody::UnballoonRequest(request) = HostMessage::parse(message).unwrap().body {
+            self.may_confirm = false;
+            for page in request.ranges.iter().flat_map(|word| numbers(word.range().unwrap())) {
+                assert!(self.out.remove(&page), "{page} was returned but is not out");
+                assert!(!self.in_flight(page), "{page} was returned while being discarded");
+                if self.discarded.remove(&page) {
+                    self.unconfirmed.insert(page);
+                }
+            }
+        }
+    }
+
+    fn check(&self) {
+        let snapshot = self.device.snapshot();
+        let provided = ram().len().get() - (self.discarded.len() + self.unconfirmed.len()) as u64;
+        assert_eq!(snapshot.actual.get(), provided);
+        assert_eq!(snapshot.actual.get() + snapshot.ballooned.get(), snapshot.assigned.get());
+        assert_eq!(
+            snapshot.foreign.get(),
+            self.out.iter().filter(|&&page| !is_ram(page)).count() as u64
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
+    #[test]
+    fn promises_hold_on_any_walk(ops in walk()) {
+        let mut world = World::new();
+        for op in ops {
+            world.apply(op);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Every state against every event. The whole table is in `transitions.txt`.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use dynmem_protocol::*;
+use hv_balloon::{Action, Event, Notice, Settle, StateName};
+
+use crate::driver::*;
+
+const TABLE: &str = include_str!("transitions.txt");
+
+/// A device in the given state. From `Idle` on, its guest has 8192 pages less those it gave.
+fn in_state(state: StateName) -> Driver {
+    let mut driver = Driver::new(Settle::Fixed(Duration::from_secs(50)), true);
+    match state {
+        StateName::Closed => {}
+        StateName::Closing => {
+            driver = Driver::ready();
+            driver.set_target(4096);
+            driver.give(&[range(0, 512)], true);
+            driver.handle(Event::ChannelClosed);
+        }
+        StateName::AwaitVersion => driver.handle(Event::ChannelOpened { guest_os_id: 0 }),
+        StateName::AwaitCaps => {
+            driver.handle(Event::ChannelOpened { guest_os_id: 0 });
+            driver.packet(&version_request(Version::V2_0));
+        }
+        StateName::Settling => driver.shake_hands(),
+        StateName::Idle => driver = Driver::ready(),
+        StateName::Pausing => {
+            driver = Driver::ready();
+            driver.set_target(4096);
+            driver.give(&[range(0, 512)], false);
+            driver.finish_discards();
+        }
+        StateName::Ballooning => {
+            driver = Driver::ready();
+            driver.set_target(4096);
+        }
+        StateName::Unballooning => {
+            driver = Driver::with_ballooned(4096);
+            driver.set_target(8192);
+        }
+    }
+    assert_eq!(driver.state(), state);
+    driver.drain();
+    driver
+}
+
+/// What an event does to a driver.
+type Effect = Box<dyn Fn(&mut Driver)>;
+
+/// The events by name.
+fn events() -> Vec<(&'static str, Effect)> {
+    fn packet(bytes: Vec<u8>) -> Effect {
+        Box::new(move |driver| step(driver, Event::Packet(&bytes)))
+    }
+    fn event(event: Event<'static>) -> Effect {
+        Box::new(move |driver| step(driver, event))
+    }
+    let added = HotAddResponse { pages: pages(1), result: HotAddResult::SUCCESS };
+    vec![
+        ("opened", event(Event::ChannelOpened { guest_os_id: 0 })),
+        ("closed", event(Event::ChannelClosed)),
+        ("system reset", event(Event::SystemReset)),
+        ("version 2.0", packet(version_request(Version::V2_0))),
+        ("version 0.7", packet(version_request(Version::from_wire(7)))),
+        ("capabilities", packet(capabilities_report(Capabilities::BALLOON))),
+        ("status report", packet(StatusReport::default().emit(1))),
+        ("balloon response, 512 pages", packet(given(&[range(1024, 512)], false))),
+        ("balloon response, 512 pages, more", packet(given(&[range(1024, 512)], true))),
+        ("balloon response, empty", packet(given(&[], false))),
+        ("unballoon response", packet(UnballoonResponse.emit(1))),
+        ("hot-add response", packet(added.emit(1))),
+        ("hot-remove response", packet(HotRemoveResponse::emit(1, 0, false, &list(&[])))),
+        ("no message", packet(vec![1, 2, 3])),
+        ("sent", event(Event::Sent)),
+        ("target 2048", event(Event::SetTarget(pages(2048)))),
+        ("target 8192", event(Event::SetTarget(pages(8192)))),
+        ("target 0", event(Event::SetTarget(pages(0)))),
+        ("discarded", Box::new(finish_or_stray)),
+        (
+            "deadline",
+            Box::new(|driver| {
+                driver.now += Duration::from_secs(3600);
+                step(driver, Event::Deadline);
+            }),
+        ),
+    ]
+}
+
+fn given(ranges: &[page_range::PageRange], more_pages: bool) -> Vec<u8> {
+    BalloonResponse::emit(1, more_pages, &list(ranges))
+}
+
+/// One event, its actions left for [`row`] to read; no message is taken as sent yet.
+fn step(driver: &mut Driver, event: Event<'_>) {
+    driver.device.handle(driver.now, event);
+}
+
+/// Ends the discard in flight, or reports one that was never begun.
+fn finish_or_stray(driver: &mut Driver) {
+    let stray = {
+        let mut other = Driver::ready();
+        other.give(&[range(0, 1)], false);
+        other.discards[0].0
+    };
+    let id = driver.discards.front().map_or(stray, |(id, _)| *id);
+    step(driver, Event::Discarded { id, ok: true });
+}
+
+fn describe(action: &Action) -> String {
+    match action {
+        Action::Send(message) => match HostMessage::parse(message).unwrap().body {
+            HostBody::BalloonRequest(request) => format!("send balloon {}", request.pages),
+            HostBody::UnballoonRequest(request) => {
+                format!("send unballoon {} ranges", request.ranges.len())
+            }
+            HostBody::VersionResponse(response) => {
+                format!("send version {}", if response.is_accepted { "yes" } else { "no" })
+            }
+            HostBody::CapabilitiesResponse(_) => "send capabilities".into(),
+            other => format!("send {other:?}"),
+        },
+        Action::Discard { ranges, .. } => format!("discard {ranges:?}"),
+        Action::CloseFinished => "close finished".into(),
+        Action::Notify(Notice::Fault(fault)) => format!("fault: {fault}"),
+        Action::Notify(Notice::StatusReport(_)) => "status report".into(),
+        Action::Notify(notice) => format!("{notice:?}"),
+    }
+}
+
+fn row(state: StateName, name: &str, event: &dyn Fn(&mut Driver)) -> String {
+    let mut driver = in_state(state);
+    event(&mut driver);
+    let actions: Vec<String> = std::iter::from_fn(|| driver.device.poll_action())
+        .map(|action| describe(&action))
+        .collect();
+    format!("{state} + {name} = {}; {}", driver.state(), actions.join(", "))
+        .trim_end_matches("; ")
+        .into()
+}
+
+#[test]
+fn every_state_and_event_give_what_the_table_says() {
+    let events = events();
+    let mut table = String::new();
+    for state in StateName::ALL {
+        for (name, event) in &events {
+            writeln!(table, "{}", row(state, name, event)).unwrap();
+        }
+    }
+    let differing: Vec<(&str, &str)> =
+        table.lines().zip(TABLE.lines()).filter(|(now, then)| now != then).collect();
+    assert!(table == TABLE, "rows (now, in transitions.txt): {differing:#?}\nnow:\n{table}");
+}
