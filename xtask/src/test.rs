@@ -65,7 +65,9 @@ fn needs_kvm(program: &Program) -> bool {
 fn test_programs() -> Result<Vec<Program>> {
     let artifacts = build(&["test", "--workspace", "--no-run"])?;
     let programs = artifacts.into_iter().filter(|artifact| artifact.profile.test);
-    Ok(programs.filter_map(program).collect())
+    let mut programs: Vec<Program> = programs.filter_map(program).collect();
+    programs.sort_by(|a, b| a.label.cmp(&b.label));
+    Ok(programs)
 }
 
 fn program(artifact: Artifact) -> Option<Program> {
