@@ -1,0 +1,72 @@
+//! The rules a host must keep.
+
+use dynmem_protocol::{MessageType, ParseError};
+use page_range::{PageCount, PageRange};
+
+/// What the host did wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RuleBroken {
+    /// Linux's receive buffer is smaller; it would loop for ever.
+    #[error("packet of {len} bytes, padding included, is longer than 4096 bytes")]
+    TooLong {
+        /// Bytes of the packet in the ring.
+        len: usize,
+    },
+    /// Not a message from a host.
+    #[error("malformed: {0}")]
+    Malformed(ParseError),
+    /// The message was not called for: a response without request, a request before the
+    /// handshake's end.
+    #[error("unexpected {message}")]
+    Unexpected {
+        /// Its type.
+        message: MessageType,
+    },
+    /// The answer to the version or capabilities does not carry the request's id.
+    #[error("transaction id {got} of a response is not that of the request, {expected}")]
+    NotEchoed {
+        /// The id in the response.
+        got: u32,
+        /// The id of the request.
+        expected: u32,
+    },
+    /// A request while another one is open.
+    #[error("{message} while a transaction is open")]
+    TwoTransactions {
+        /// The second request's type.
+        message: MessageType,
+    },
+    /// Messages of one unballoon request carry different ids.
+    #[error("transaction id {got} in the middle of unballoon request {expected}")]
+    IdChanged {
+        /// The id in the later message.
+        got: u32,
+        /// The id in the first one.
+        expected: u32,
+    },
+    /// A balloon request to a guest that said it cannot balloon, or a hot-add request likewise.
+    #[error("{message} to a guest without that capability")]
+    NotCapable {
+        /// The request's type.
+        message: MessageType,
+    },
+    /// More than Windows gives in one request.
+    #[error("balloon request for {pages} pages")]
+    TooMuch {
+        /// Pages asked for.
+        pages: PageCount,
+    },
+    /// Pages returned that the guest had not given, or not since it got them back. Linux frees them
+    /// all the same and is corrupted.
+    #[error("{range} was returned but is not ballooned")]
+    NotBallooned {
+        /// The range returned.
+        range: PageRange,
+    },
+    /// A range word that names no pages.
+    #[error("range word {word:#x} names no pages")]
+    BadRange {
+        /// The word.
+        word: u64,
+    },
+}
