@@ -91,13 +91,6 @@ impl GuestRam {
         &self.pages
     }
 
-    /// The regions with the host address of each: one KVM memory slot apiece.
-    pub fn slots(&self) -> impl Iterator<Item = (PageRange, *mut u8)> + '_ {
-        self.memory
-            .iter()
-            .filter_map(|region| Some((region.range, region.mapping.host_address(0)?)))
-    }
-
     /// Gives pages back to the host; the guest reads zeros there afterwards. Neighbouring ranges
     /// are merged first, since the system call costs far more than the page.
     ///

@@ -9,17 +9,16 @@ use std::io;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, block_signal, clear_signal, register_signal_handler};
 
-/// The signal's number for `Killable::kill` of vmm-sys-util, which counts from `SIGRTMIN`.
-pub const KICK: i32 = 0;
-
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 fn signal_error(error: &vmm_sys_util::signal::Error) -> io::Error {
     io::Error::other(error.to_string())
 }
 
-fn signal_number() -> i32 {
-    SIGRTMIN() + KICK
+/// The kick signal: what to send to a vCPU's thread.
+#[must_use]
+pub fn signal_number() -> i32 {
+    SIGRTMIN()
 }
 
 /// Makes the process survive kicks; once, before the first vCPU thread starts.

@@ -6,6 +6,7 @@
 //! - [`synic`]: the message slot and the event flags of each virtual processor (VP).
 //! - [`sint`]: SINT 2 interrupts through irqfd, with acknowledgement.
 //! - [`signal`]: `HvSignalEvent` to an eventfd inside the kernel.
+//! - [`vm`]: a VM with the memory it runs on.
 //! - [`kick`]: getting a vCPU thread out of `KVM_RUN` without a race.
 //!
 //! KVM handles the MSRs; it neither reads nor writes the SynIC pages, apart from timer messages
@@ -22,6 +23,7 @@ pub mod probe;
 pub mod signal;
 pub mod sint;
 pub mod synic;
+pub mod vm;
 
 /// The synthetic interrupt source of VMBus, on every VP (`Linux hyperv-tlfs.h`).
 pub const VMBUS_SINT: u8 = 2;

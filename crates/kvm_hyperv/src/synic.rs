@@ -128,6 +128,12 @@ impl VpSynic {
         !self.lock().queue.is_empty()
     }
 
+    /// Whether [`VpSynic::post`] would take a message.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.lock().queue.len() < MAX_QUEUED
+    }
+
     /// Puts the oldest message into the slot if that is free. On the vCPU's thread only, outside
     /// `KVM_RUN`.
     pub fn deliver<M: GuestMemory>(&self, memory: &M) -> Delivery {

@@ -1,0 +1,181 @@
+//! ACPI tables: processors, the serial port, power off, reset, and the VMBus device.
+//!
+//! The machine is "hardware reduced": sleep and reset are two registers, and there is no legacy
+//! power management to emulate. There is no `_S3` and no `_S4`: Linux' `hv_balloon` ignores all
+//! requests where hibernation is possible (Linux `hv_balloon.c`).
+
+use acpi_tables::aml::{self, Device, IO, Interrupt, Name, Path, ResourceTemplate, Scope};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+
+use crate::ports;
+
+const OEM_ID: [u8; 6] = *b"HVBALL";
+const OEM_TABLE: [u8; 8] = *b"HVBMACHN";
+/// FADT boot flags: what a PC has and this machine lacks. Linux would wait seconds for a clock.
+const NO_VGA: u16 = 1 << 2;
+const NO_CMOS_RTC: u16 = 1 << 5;
+const LOCAL_APIC: u32 = 0xfee0_0000;
+const IO_APIC: u32 = 0xfec0_0000;
+
+/// Bytes of a table's header, in front of the DSDT's code.
+const HEADER: u32 = 36;
+
+/// All tables in one piece, for guest address `base`; the RSDP comes first.
+pub(crate) fn tables(base: u64, vcpus: u8) -> Vec<u8> {
+    let mut out = Tables { base, bytes: vec![0; Rsdp::len()] };
+    let dsdt = out.append(&bytes(&dsdt()));
+    let fadt = out.append(&bytes(&fadt(dsdt)));
+    let madt = out.append(&bytes(&madt(vcpus)));
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE, 1);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = out.append(&bytes(&xsdt));
+    let rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));
+    out.bytes.splice(..rsdp.len(), rsdp);
+    out.bytes
+}
+
+struct Tables {
+    base: u64,
+    bytes: Vec<u8>,
+}
+
+impl Tables {
+    /// Adds a table and returns its guest address.
+    fn append(&mut self, table: &[u8]) -> u64 {
+        let offset = self.bytes.len().next_multiple_of(16);
+        self.bytes.resize(offset, 0);
+        self.bytes.extend_from_slice(table);
+        self.base + offset as u64
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+fn fadt(dsdt: u64) -> impl Aml {
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE, 1)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::Wbinvd);
+    fadt.reset_reg = register(ports::RESET);
+    fadt.reset_value = ports::RESET_VALUE;
+    fadt.sleep_control_reg = register(ports::SLEEP_CONTROL);
+    fadt.sleep_status_reg = register(ports::SLEEP_STATUS);
+    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_RTC).into();
+    fadt.finalize()
+}
+
+fn register(port: u16) -> GAS {
+    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
+}
+
+fn madt(vcpus: u8) -> MADT {
+    let mut madt = MADT::new(OEM_ID, OEM_TABLE, 1, LocalInterruptController::Address(LOCAL_APIC));
+    for id in 0..vcpus {
+        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(vcpus, IO_APIC, 0));
+    madt
+}
+
+fn dsdt() -> Sdt {
+    let mut code = Code(Vec::new());
+    power_off(&mut code);
+    serial_port(&mut code);
+    vmbus(&mut code);
+    let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM_ID, OEM_TABLE, 1);
+    dsdt.append_slice(&code.0);
+    dsdt
+}
+
+struct Code(Vec<u8>);
+
+impl AmlSink for Code {
+    fn byte(&mut self, byte: u8) {
+        self.0.push(byte);
+    }
+}
+
+/// `\_S5`: the value that the guest writes to the sleep register to switch itself off.
+fn power_off(code: &mut Code) {
+    let package = aml::Package::new(vec![&ports::SLEEP_TYPE_OFF]);
+    Name::new(Path::new("_S5_"), &package).to_aml_bytes(code);
+}
+
+fn serial_port(code: &mut Code) {
+    let hid = Name::new(Path::new("_HID"), &aml::EISAName::new("PNP0501"));
+    let uid = Name::new(Path::new("_UID"), &aml::ZERO);
+    let interrupt = Interrupt::new(true, true, false, false, ports::SERIAL_GSI);
+    let io = IO::new(ports::SERIAL, ports::SERIAL, 1, 8);
+    let resources = ResourceTemplate::new(vec![&interrupt, &io]);
+    let crs = Name::new(Path::new("_CRS"), &resources);
+    let device = Device::new(Path::new("COM1"), vec![&hid, &uid, &crs]);
+    Scope::new(Path::new("_SB_"), vec![&device]).to_aml_bytes(code);
+}
+
+/// The device by which the guest finds VMBus. The interrupt is never raised; Windows wants one in
+/// the list, Linux wants a list (Linux `vmbus_drv.c`).
+fn vmbus(code: &mut Code) {
+    let hid = Name::new(Path::new("_HID"), &"VMBus");
+    let uid = Name::new(Path::new("_UID"), &aml::ZERO);
+    let sta = Name::new(Path::new("_STA"), &0xf_u8);
+    let interrupt = Interrupt::new(true, true, false, false, ports::VMBUS_GSI);
+    let resources = ResourceTemplate::new(vec![&interrupt]);
+    let crs = Name::new(Path::new("_CRS"), &resources);
+    let device = Device::new(Path::new("VMBS"), vec![&hid, &uid, &sta, &crs]);
+    Scope::new(Path::new("_SB_"), vec![&device]).to_aml_bytes(code);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    #[test]
+    fn every_table_is_reachable_and_sums_to_zero() {
+        let base = 0xe_0000;
+        let tables = tables(base, 2);
+        assert_eq!(&tables[..8], b"RSD PTR ");
+        assert_eq!(sum(&tables[..20]), 0);
+        let at = |offset: usize| {
+            let word = u64::from_le_bytes(tables[offset..offset + 8].try_into().unwrap());
+            usize::try_from(word - base).unwrap()
+        };
+        let table = |offset: usize| {
+            let length = u32::from_le_bytes(tables[offset + 4..offset + 8].try_into().unwrap());
+            &tables[offset..offset + length as usize]
+        };
+        let xsdt = at(24);
+        let (fadt, madt) = (at(xsdt + 36), at(xsdt + 44));
+        let dsdt = at(fadt + 140);
+        let names: Vec<_> = [xsdt, fadt, madt, dsdt].map(|offset| &table(offset)[..4]).to_vec();
+        assert_eq!(names, [b"XSDT", b"FACP", b"APIC", b"DSDT"]);
+        for offset in [xsdt, fadt, madt, dsdt] {
+            assert_eq!(sum(table(offset)), 0);
+        }
+    }
+
+    #[test]
+    fn there_is_a_vmbus_and_no_hibernation() {
+        let code = bytes(&dsdt());
+        let has = |name: &[u8]| code.windows(name.len()).any(|window| window == name);
+        assert!(has(b"VMBus") && has(b"_S5_"));
+        assert!(!has(b"_S4_") && !has(b"_S3_"));
+    }
+}

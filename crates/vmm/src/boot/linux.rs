@@ -1,0 +1,175 @@
+//! Loading a bzImage, its initrd and its command line (Linux `Documentation/arch/x86/boot.rst`).
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use guest_ram::{GuestRam, HIGH_RAM_START, LOW_RAM_LIMIT};
+use linux_loader::configurator::linux::LinuxBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use linux_loader::loader::{BzImage, KernelLoader};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::layout;
+use crate::error::BootError;
+
+/// Memory types of the e820 map.
+const RAM: u32 = 1;
+const RESERVED: u32 = 2;
+
+/// A loader without an assigned number.
+const LOADER_OTHER: u8 = 0xff;
+
+/// `xloadflags` bit 0: the kernel has the 64-bit entry, this far behind its start.
+const HAS_64_BIT_ENTRY: u16 = 1;
+const ENTRY_64: u64 = 0x200;
+
+const PAGE: u64 = 4096;
+
+/// What to boot. The files stay open, so that a reset works even if their names are gone.
+#[derive(Debug)]
+pub(crate) struct BootFiles {
+    kernel: NamedFile,
+    initrd: Option<NamedFile>,
+    command_line: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct NamedFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl NamedFile {
+    fn open(what: &'static str, path: &Path) -> Result<Self, BootError> {
+        let failed = |source| BootError::Open { what, path: path.to_path_buf(), source };
+        let file = File::open(path).map_err(failed)?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(BootError::NotAFile { what, path: path.to_path_buf() });
+        }
+        Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    fn len(&self) -> Result<u64, BootError> {
+        self.file
+            .metadata()
+            .map(|metadata| metadata.len())
+            .map_err(|source| self.unreadable(source))
+    }
+
+    fn unreadable(&self, source: std::io::Error) -> BootError {
+        BootError::Read { path: self.path.clone(), source }
+    }
+}
+
+impl BootFiles {
+    /// Opens the files and checks the command line.
+    pub(crate) fn open(
+        kernel: &Path,
+        initrd: Option<&Path>,
+        command_line: &str,
+    ) -> Result<Self, BootError> {
+        if command_line.contains('\0') || command_line.len() >= layout::COMMAND_LINE_MAX {
+            return Err(BootError::CommandLine {
+                length: command_line.len(),
+                limit: layout::COMMAND_LINE_MAX - 1,
+            });
+        }
+        Ok(Self {
+            kernel: NamedFile::open("kernel", kernel)?,
+            initrd: initrd.map(|path| NamedFile::open("initrd", path)).transpose()?,
+            command_line: command_line.as_bytes().to_vec(),
+        })
+    }
+
+    /// Loads everything into memory and returns the address of the first instruction.
+    pub(crate) fn load(&mut self, ram: &GuestRam, vcpus: u8) -> Result<u64, BootError> {
+        let memory = ram.memory();
+        let image = BzImage::load(memory, None, &mut self.kernel.file, None)
+            .map_err(|source| BootError::Kernel { path: self.kernel.path.clone(), source })?;
+        let mut header = image.setup_header.unwrap_or_default();
+        if { header.xloadflags } & HAS_64_BIT_ENTRY == 0 {
+            return Err(BootError::Not64Bit { path: self.kernel.path.clone() });
+        }
+        let kernel_end = (image.kernel_load.0 + u64::from(header.init_size)).max(image.kernel_end);
+        self.load_initrd(ram, &mut header, kernel_end)?;
+
+        memory
+            .write_slice(&self.command_line, GuestAddress(layout::COMMAND_LINE))
+            .map_err(BootError::Memory)?;
+        memory
+            .write_slice(&super::acpi::tables(layout::ACPI, vcpus), GuestAddress(layout::ACPI))
+            .map_err(BootError::Memory)?;
+        write_zero_page(ram, header)?;
+        super::cpu::write_tables(ram)?;
+        Ok(image.kernel_load.0 + ENTRY_64)
+    }
+
+    fn load_initrd(
+        &mut self,
+        ram: &GuestRam,
+        header: &mut setup_header,
+        kernel_end: u64,
+    ) -> Result<(), BootError> {
+        let Some(initrd) = &mut self.initrd else {
+            return Ok(());
+        };
+        let size = initrd.len()?;
+        let end = ram
+            .end()
+            .get()
+            .min(LOW_RAM_LIMIT.get())
+            .min(u64::from(header.initrd_addr_max).saturating_add(1));
+        let too_big = || BootError::InitrdTooBig {
+            path: initrd.path.clone(),
+            size_mib: size.div_ceil(1 << 20),
+            room_mib: end.saturating_sub(kernel_end) >> 20,
+        };
+        let start = end.checked_sub(size).map(|start| start & !(PAGE - 1));
+        let start = start.filter(|start| *start >= kernel_end).ok_or_else(too_big)?;
+        let length = usize::try_from(size).map_err(|_| too_big())?;
+        rewind(&mut initrd.file).map_err(|source| initrd.unreadable(source))?;
+        ram.memory()
+            .read_exact_volatile_from(GuestAddress(start), &mut initrd.file, length)
+            .map_err(BootError::Memory)?;
+        // Both fit: the end is below `LOW_RAM_LIMIT`.
+        header.ramdisk_image = u32::try_from(start).map_err(|_| too_big())?;
+        header.ramdisk_size = u32::try_from(size).map_err(|_| too_big())?;
+        Ok(())
+    }
+}
+
+fn rewind(file: &mut File) -> std::io::Result<()> {
+    std::io::Seek::rewind(file)
+}
+
+fn write_zero_page(ram: &GuestRam, header: setup_header) -> Result<(), BootError> {
+    let mut params = boot_params { hdr: header, ..Default::default() };
+    params.hdr.type_of_loader = LOADER_OTHER;
+    params.hdr.cmd_line_ptr = u32::try_from(layout::COMMAND_LINE).unwrap_or_default();
+    params.acpi_rsdp_addr = layout::ACPI;
+    let mut count = 0_u8;
+    for (slot, entry) in params.e820_table.iter_mut().zip(memory_map(ram)) {
+        *slot = entry;
+        count = count.saturating_add(1);
+    }
+    params.e820_entries = count;
+    let params = BootParams::new(&params, GuestAddress(layout::ZERO_PAGE));
+    LinuxBootConfigurator::write_bootparams(&params, ram.memory()).map_err(BootError::ZeroPage)
+}
+
+/// The e820 map: conventional memory, the BIOS area, and RAM around the hole below 4 GiB.
+fn memory_map(ram: &GuestRam) -> Vec<boot_e820_entry> {
+    let end = ram.end().get();
+    let low_end = end.min(LOW_RAM_LIMIT.get());
+    [
+        (0, layout::CONVENTIONAL_END, RAM),
+        (layout::CONVENTIONAL_END, layout::HIGH_MEMORY, RESERVED),
+        (layout::HIGH_MEMORY, low_end, RAM),
+        (HIGH_RAM_START.get(), end, RAM),
+    ]
+    .into_iter()
+    .filter(|(start, end, _)| start < end)
+    .map(|(start, end, r#type)| boot_e820_entry { addr: start, size: end - start, r#type })
+    .collect()
+}

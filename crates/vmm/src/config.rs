@@ -1,0 +1,48 @@
+//! What a VM is made of.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use guest_ram::HugePages;
+
+use crate::console::SerialOutput;
+
+/// The wait between the guest's capability report and the first request to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettleTime {
+    /// 50 seconds, and none for a guest that says it is Linux: some Windows versions crash when
+    /// asked right after boot.
+    Auto,
+    /// As long as this.
+    Fixed(Duration),
+}
+
+/// A VM to run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The kernel, a bzImage.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub command_line: String,
+    /// Number of vCPUs, 1 to [`Config::MAX_VCPUS`].
+    pub vcpus: u8,
+    /// Boot memory, in bytes; whole pages.
+    pub memory_bytes: u64,
+    /// Where the monitor listens, if anywhere.
+    pub qmp: Option<PathBuf>,
+    /// Where the serial port goes.
+    pub serial: SerialOutput,
+    /// Whether the guest is to report its memory use.
+    pub status_reports: bool,
+    /// The wait before the first request.
+    pub settle: SettleTime,
+    /// The pages that back guest memory.
+    pub huge_pages: HugePages,
+}
+
+impl Config {
+    /// Most vCPUs: APIC ids are 8 bits wide here, and the I/O APIC needs one.
+    pub const MAX_VCPUS: u8 = 254;
+}

@@ -1,0 +1,238 @@
+//! The serial port and what stands at its other end.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use vm_superio::Trigger;
+use vm_superio::serial::{NoEvents, Serial};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::terminal::Terminal;
+
+use crate::error::{MachineError, VmmError};
+use crate::ports::Ports;
+
+/// Bytes of output that may wait for a slow reader. What comes beyond is dropped: a terminal that
+/// nobody reads must not stop the guest.
+const OUTPUT_QUEUE: usize = 64 << 10;
+
+/// How often waiting input looks whether the guest has read what came before.
+const INPUT_RETRY: Duration = Duration::from_millis(10);
+
+/// `Ctrl-A` then `x` leaves, as on QEMU's console; the terminal is in raw mode, so the guest gets
+/// `Ctrl-C`.
+const ESCAPE: u8 = 0x01;
+const LEAVE: u8 = b'x';
+
+/// Where the guest's serial port goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SerialOutput {
+    /// Standard input and output.
+    Stdio,
+    /// Output to a file, no input.
+    File(PathBuf),
+    /// Nowhere.
+    None,
+}
+
+/// The interrupt of the serial port.
+pub(crate) struct Interrupt(EventFd);
+
+impl Trigger for Interrupt {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// A 16550 in front of a console.
+pub(crate) struct SerialPort(Serial<Interrupt, NoEvents, Output>);
+
+impl SerialPort {
+    pub(crate) fn read(&mut self, offset: u8) -> u8 {
+        self.0.read(offset)
+    }
+
+    pub(crate) fn write(&mut self, offset: u8, value: u8) {
+        // The one failure is an interrupt counter that overflows, with the interrupt pending.
+        let _ = self.0.write(offset, value);
+    }
+
+    /// The eventfd to raise the interrupt with.
+    pub(crate) fn interrupt(&self) -> &EventFd {
+        &self.0.interrupt_evt().0
+    }
+
+    /// Hands input to the guest; returns how many bytes it had room for.
+    fn enqueue(&mut self, input: &[u8]) -> usize {
+        let room = self.0.fifo_capacity().min(input.len());
+        input.get(..room).and_then(|part| self.0.enqueue_raw_bytes(part).ok()).unwrap_or(0)
+    }
+}
+
+/// The writing end; never blocks.
+struct Output(Option<SyncSender<u8>>);
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(queue) = &self.0 {
+            for byte in bytes {
+                let _ = queue.try_send(*byte);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The console: outlives the serial ports of the machines that are booted one after another.
+pub(crate) struct Console {
+    queue: Option<SyncSender<u8>>,
+    writer: Option<JoinHandle<()>>,
+    input: Option<Arc<Input>>,
+    raw_terminal: bool,
+}
+
+/// The serial port that input goes to at the moment.
+#[derive(Default)]
+struct Input {
+    ports: Mutex<Option<Arc<Ports>>>,
+    changed: Condvar,
+}
+
+impl Console {
+    /// Opens the other end of the serial port and starts writing to it.
+    pub(crate) fn open(output: &SerialOutput) -> Result<Self, VmmError> {
+        let mut console = Self { queue: None, writer: None, input: None, raw_terminal: false };
+        match output {
+            SerialOutput::None => {}
+            SerialOutput::Stdio => {
+                console.start_writer(io::stdout())?;
+                console.input = Some(Arc::default());
+            }
+            SerialOutput::File(path) => {
+                let file = File::create(path)
+                    .map_err(|source| VmmError::Serial { path: path.clone(), source })?;
+                console.start_writer(file)?;
+            }
+        }
+        Ok(console)
+    }
+
+    /// A serial port for a machine.
+    pub(crate) fn port(&self) -> Result<SerialPort, MachineError> {
+        let interrupt = EventFd::new(EFD_NONBLOCK)
+            .map_err(MachineError::system("cannot create the serial port's interrupt"))?;
+        Ok(SerialPort(Serial::new(Interrupt(interrupt), Output(self.queue.clone()))))
+    }
+
+    /// Lets input go to the serial port among `ports` from now on.
+    pub(crate) fn connect(&self, ports: &Arc<Ports>) {
+        if let Some(input) = &self.input {
+            *input.ports.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(ports));
+            input.changed.notify_all();
+        }
+    }
+
+    /// Starts to read standard input, if that is the console. `leave` is called when the user
+    /// asks to leave. The thread ends with the process: a read from a terminal cannot be ended.
+    pub(crate) fn start_input(
+        &mut self,
+        leave: impl Fn() + Send + 'static,
+    ) -> Result<(), VmmError> {
+        let Some(input) = self.input.clone() else {
+            return Ok(());
+        };
+        let stdin = io::stdin();
+        let terminal = stdin.is_terminal();
+        self.raw_terminal = terminal && stdin.lock().set_raw_mode().is_ok();
+        spawn("console-in", move || read_input(&input, terminal.then_some(leave)))?;
+        Ok(())
+    }
+
+    fn start_writer(&mut self, output: impl Write + Send + 'static) -> Result<(), VmmError> {
+        let (queue, bytes) = sync_channel(OUTPUT_QUEUE);
+        self.queue = Some(queue);
+        self.writer = Some(spawn("console-out", move || write_output(&bytes, output))?);
+        Ok(())
+    }
+}
+
+impl Drop for Console {
+    /// Ends with everything the guest wrote on its way. The serial ports must be gone before.
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(input) = &self.input {
+            *input.ports.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+        if self.raw_terminal {
+            let _ = io::stdin().lock().set_canon_mode();
+        }
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, MachineError> {
+    Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .map_err(MachineError::system("cannot start a console thread"))
+}
+
+fn write_output(bytes: &Receiver<u8>, mut output: impl Write) {
+    while let Ok(first) = bytes.recv() {
+        let mut chunk = vec![first];
+        chunk.extend(bytes.try_iter().take(OUTPUT_QUEUE));
+        // A reader that has gone away is no reason to stop the guest.
+        let _ = output.write_all(&chunk).and_then(|()| output.flush());
+    }
+}
+
+fn read_input(input: &Input, leave: Option<impl Fn()>) {
+    let mut escaped = false;
+    let mut buffer = [0; 256];
+    loop {
+        let Ok(length @ 1..) = io::stdin().lock().read(&mut buffer) else {
+            return;
+        };
+        let mut bytes = Vec::with_capacity(length);
+        for byte in buffer.iter().copied().take(length) {
+            match (&leave, escaped, byte) {
+                (Some(leave), true, LEAVE) => leave(),
+                (Some(_), false, ESCAPE) => {
+                    escaped = true;
+                    continue;
+                }
+                _ => bytes.push(byte),
+            }
+            escaped = false;
+        }
+        feed(input, &bytes);
+    }
+}
+
+/// Hands all bytes to the guest, as fast as it reads them.
+fn feed(input: &Input, mut bytes: &[u8]) {
+    let mut ports = input.ports.lock().unwrap_or_else(PoisonError::into_inner);
+    while !bytes.is_empty() {
+        let taken = ports.as_ref().map_or(0, |ports| ports.serial().enqueue(bytes));
+        bytes = bytes.get(taken..).unwrap_or_default();
+        if taken == 0 {
+            ports = input
+                .changed
+                .wait_timeout(ports, INPUT_RETRY)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}

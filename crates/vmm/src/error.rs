@@ -1,0 +1,191 @@
+//! What can go wrong on the host's side; each text names the thing and, where there is one, the
+//! remedy.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+use vm_memory::GuestMemoryError;
+
+/// The guest cannot be loaded.
+#[derive(Debug, Error)]
+pub enum BootError {
+    /// A file cannot be opened.
+    #[error("cannot open the {what} '{}'", path.display())]
+    Open {
+        /// Which file.
+        what: &'static str,
+        /// Its name.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory or a device was given.
+    #[error("the {what} '{}' is not a regular file", path.display())]
+    NotAFile {
+        /// Which file.
+        what: &'static str,
+        /// Its name.
+        path: PathBuf,
+    },
+    /// A file cannot be read.
+    #[error("cannot read '{}'", path.display())]
+    Read {
+        /// Its name.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel is not a bzImage, or does not fit.
+    #[error(
+        "'{}' cannot be loaded as a kernel: it must be a bzImage, such as a distribution's \
+         /boot/vmlinuz-*, and fit into --memory",
+        path.display()
+    )]
+    Kernel {
+        /// Its name.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: linux_loader::loader::Error,
+    },
+    /// The kernel has no 64-bit entry.
+    #[error("'{}' is not a 64-bit kernel: take an x86-64 bzImage", path.display())]
+    Not64Bit {
+        /// Its name.
+        path: PathBuf,
+    },
+    /// The initrd does not fit.
+    #[error(
+        "the initrd '{}' of {size_mib} MiB does not fit into the {room_mib} MiB above the kernel: \
+         give the guest more with --memory",
+        path.display()
+    )]
+    InitrdTooBig {
+        /// Its name.
+        path: PathBuf,
+        /// Its size.
+        size_mib: u64,
+        /// Room for it.
+        room_mib: u64,
+    },
+    /// The command line is too long, or holds a zero byte.
+    #[error(
+        "the kernel command line of {length} bytes is not usable: at most {limit} bytes, none zero"
+    )]
+    CommandLine {
+        /// Its length.
+        length: usize,
+        /// The most there may be.
+        limit: usize,
+    },
+    /// Less memory than any kernel can boot in.
+    #[error(
+        "{bytes} bytes of memory are too few to boot in: give the guest at least {least} with \
+         --memory"
+    )]
+    TooSmall {
+        /// Bytes asked for.
+        bytes: u64,
+        /// The least there may be.
+        least: u64,
+    },
+    /// Boot data does not fit into memory.
+    #[error("the guest's memory is too small to boot: give it more with --memory")]
+    Memory(#[source] GuestMemoryError),
+    /// As above, for the zero page.
+    #[error("the guest's memory is too small for the zero page: give it more with --memory")]
+    ZeroPage(#[source] linux_loader::configurator::Error),
+}
+
+/// The machine cannot be built, or broke.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// KVM refused.
+    #[error("{what}")]
+    Kvm {
+        /// What was tried.
+        what: &'static str,
+        /// What KVM said.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The system refused.
+    #[error("{what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Something ran out.
+    #[error("the host has no {0} left")]
+    Resource(&'static str),
+    /// KVM left a vCPU for a reason that cannot be handled.
+    #[error("vCPU {vcpu} stopped: {reason}")]
+    Stopped {
+        /// Which one.
+        vcpu: u8,
+        /// In KVM's words.
+        reason: String,
+    },
+}
+
+impl MachineError {
+    /// For `map_err` on KVM's calls.
+    pub(crate) fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self + Copy {
+        move |source| Self::Kvm { what, source }
+    }
+
+    /// For `map_err` on other system calls.
+    pub(crate) fn system(what: &'static str) -> impl Fn(io::Error) -> Self + Copy {
+        move |source| Self::System { what, source }
+    }
+}
+
+/// `hvb run` failed.
+#[derive(Debug, Error)]
+pub enum VmmError {
+    /// KVM cannot be used.
+    #[error(transparent)]
+    Probe(#[from] kvm_hyperv::probe::ProbeError),
+    /// The guest cannot be loaded.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Guest memory cannot be had.
+    #[error(transparent)]
+    Ram(#[from] guest_ram::RamError),
+    /// The machine cannot be built, or broke.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The serial port's other end cannot be had.
+    #[error("cannot write the serial port's output to '{}'", path.display())]
+    Serial {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The monitor cannot be started.
+    #[error(transparent)]
+    Monitor(#[from] qmp::ServerError),
+    /// Memory cannot be cleared for a reset.
+    #[error("cannot clear guest memory for a reset")]
+    Discard(#[source] guest_ram::DiscardError),
+}
+
+/// An error with all its causes, for a log line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

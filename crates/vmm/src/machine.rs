@@ -1,0 +1,148 @@
+//! One machine, from switching on to the next reset.
+//!
+//! A reset builds a new machine on the same guest memory: KVM does not reset Hyper-V state with a
+//! vCPU, and a VM that was never used has none.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::Builder;
+
+use guest_ram::{GuestRam, RamRegion};
+use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, kvm_enable_cap};
+use kvm_hyperv::sint::SintLines;
+use kvm_hyperv::vm::GuestVm;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vm_memory::GuestRegionCollection;
+
+use crate::boot::cpu;
+use crate::boot::linux::BootFiles;
+use crate::bus::{Bus, GuestCalls};
+use crate::console::Console;
+use crate::control::ControlSender;
+use crate::error::{MachineError, VmmError};
+use crate::ports::{self, Ports};
+use crate::vcpu::{Shared, Vcpu};
+
+/// Where Intel's real-mode helpers go: in the hole below 4 GiB, out of everybody's way.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+pub(crate) type Vm = GuestVm<GuestRegionCollection<RamRegion>>;
+
+/// What a machine is built from.
+pub(crate) struct Parts<'a> {
+    pub(crate) kvm: &'a Kvm,
+    pub(crate) ram: &'a Arc<GuestRam>,
+    pub(crate) console: &'a Console,
+    pub(crate) calls: GuestCalls,
+    pub(crate) control: ControlSender,
+    pub(crate) vcpus: u8,
+}
+
+/// What the device loop needs of a machine.
+#[derive(Clone)]
+pub(crate) struct MachineHandle {
+    pub(crate) vm: Arc<Vm>,
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) guest_os_id: Arc<AtomicU64>,
+}
+
+/// A machine with its vCPU threads.
+pub(crate) struct Machine {
+    handle: MachineHandle,
+    shared: Arc<Shared>,
+    waiting: Vec<Vcpu>,
+}
+
+impl Machine {
+    /// Builds a machine and loads the guest; nothing runs yet.
+    pub(crate) fn new(parts: Parts<'_>, files: &mut BootFiles) -> Result<Self, VmmError> {
+        let vm = create_vm(&parts)?;
+        let fds = create_vcpus(&parts, vm.fd())?;
+        let lines = SintLines::new(vm.fd(), parts.vcpus.into())
+            .map_err(MachineError::system("cannot route the synthetic interrupts"))?;
+        let serial = parts.console.port()?;
+        vm.fd()
+            .register_irqfd(serial.interrupt(), ports::SERIAL_GSI)
+            .map_err(MachineError::kvm("cannot connect the serial port's interrupt"))?;
+        let entry = files.load(parts.ram, parts.vcpus)?;
+        if let Some(first) = fds.first() {
+            cpu::set_entry(first, entry)?;
+        }
+        let handle = MachineHandle {
+            vm: Arc::new(vm),
+            bus: Arc::new(Bus::new(lines, parts.vcpus)),
+            guest_os_id: Arc::default(),
+        };
+        let shared = Arc::new(Shared {
+            ram: Arc::clone(parts.ram),
+            ports: Arc::new(Ports::new(serial)),
+            bus: Arc::clone(&handle.bus),
+            calls: parts.calls,
+            control: parts.control,
+            stop: AtomicBool::new(false),
+            guest_os_id: Arc::clone(&handle.guest_os_id),
+        });
+        parts.console.connect(&shared.ports);
+        let waiting =
+            (0..).zip(fds).map(|(id, fd)| Vcpu { id, fd, shared: Arc::clone(&shared) }).collect();
+        Ok(Self { handle, shared, waiting })
+    }
+
+    pub(crate) fn handle(&self) -> MachineHandle {
+        self.handle.clone()
+    }
+
+    /// Lets the vCPUs run.
+    pub(crate) fn start(&mut self) -> Result<(), MachineError> {
+        let threads = self
+            .waiting
+            .drain(..)
+            .map(|vcpu| Builder::new().name(format!("vcpu{}", vcpu.id)).spawn(move || vcpu.run()))
+            .collect::<Result<Vec<_>, _>>();
+        match threads {
+            Ok(threads) => {
+                self.handle.bus.set_threads(threads);
+                Ok(())
+            }
+            Err(source) => {
+                // Those that did start see the flag before they enter the guest, or at its next
+                // exit; the process ends with this error anyway.
+                self.shared.stop.store(true, Ordering::Release);
+                Err(MachineError::System { what: "cannot start a vCPU's thread", source })
+            }
+        }
+    }
+
+    /// Stops all vCPUs and waits for their threads.
+    pub(crate) fn stop(self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.handle.bus.join_threads();
+    }
+}
+
+fn create_vm(parts: &Parts<'_>) -> Result<Vm, MachineError> {
+    let vm = parts.kvm.create_vm().map_err(MachineError::kvm("cannot create a VM"))?;
+    let failed = MachineError::kvm("cannot set up the VM's interrupt controllers");
+    vm.set_tss_address(TSS_ADDRESS).map_err(failed)?;
+    vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(failed)?;
+    vm.create_irq_chip().map_err(failed)?;
+    GuestVm::new(vm, parts.ram.memory().clone())
+        .map_err(MachineError::kvm("cannot give the VM its memory"))
+}
+
+fn create_vcpus(parts: &Parts<'_>, vm: &VmFd) -> Result<Vec<VcpuFd>, MachineError> {
+    (0..parts.vcpus)
+        .map(|id| {
+            let vcpu =
+                vm.create_vcpu(id.into()).map_err(MachineError::kvm("cannot create a vCPU"))?;
+            let cpuid = cpu::cpuid(parts.kvm, &vcpu, id, parts.vcpus)?;
+            vcpu.set_cpuid2(&cpuid).map_err(MachineError::kvm("cannot set a vCPU's CPUID"))?;
+            let synic = kvm_enable_cap { cap: KVM_CAP_HYPERV_SYNIC2, ..Default::default() };
+            vcpu.enable_cap(&synic)
+                .map_err(MachineError::kvm("cannot enable a vCPU's synthetic interrupts"))?;
+            cpu::set_msrs(&vcpu)?;
+            Ok(vcpu)
+        })
+        .collect()
+}

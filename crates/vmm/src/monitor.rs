@@ -1,0 +1,67 @@
+//! The machine as the monitor sees it.
+
+use hv_balloon::StateName;
+use page_range::PageCount;
+use qmp::{BalloonStatus, HvBalloonInfo, Machine, MonitorError, RunState};
+
+use crate::control::{Cause, Control, ControlSender};
+use crate::device_loop::DeviceHandle;
+
+/// The monitor's view; methods are called on its threads.
+pub(crate) struct Monitored {
+    pub(crate) device: DeviceHandle,
+    pub(crate) control: ControlSender,
+    pub(crate) status_reports: bool,
+}
+
+impl Machine for Monitored {
+    fn status(&self) -> RunState {
+        RunState::running
+    }
+
+    fn balloon(&self, bytes: u64) -> Result<(), MonitorError> {
+        match self.device.set_target(PageCount::from_bytes(bytes)) {
+            Some(result) => result.map_err(|error| MonitorError::generic(error.to_string())),
+            None => Err(MonitorError::generic("the machine is shutting down")),
+        }
+    }
+
+    fn query_balloon(&self) -> Result<u64, MonitorError> {
+        Ok(self.device.snapshot().actual.bytes())
+    }
+
+    fn system_reset(&self) {
+        self.control.send(Control::Reset(Cause::Monitor));
+    }
+
+    fn quit(&self) {
+        self.control.send(Control::Shutdown(Cause::Monitor));
+    }
+
+    fn balloon_status(&self) -> Result<BalloonStatus, MonitorError> {
+        let device = self.device.snapshot();
+        Ok(BalloonStatus {
+            state: device.state.as_str().into(),
+            actual: device.actual.bytes(),
+            target: device.target.map(PageCount::bytes),
+            ready_in_ms: device
+                .ready_in
+                .filter(|_| device.state == StateName::Settling)
+                .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
+            stopped: device.last_stop.map(|reason| reason.to_string()),
+        })
+    }
+
+    fn status_report(&self) -> Result<HvBalloonInfo, MonitorError> {
+        if !self.status_reports {
+            return Err(MonitorError::generic("guest memory status reporting not enabled"));
+        }
+        let report = self.device.snapshot().status.ok_or_else(|| {
+            MonitorError::device_not_active("no guest memory status report received yet")
+        })?;
+        Ok(HvBalloonInfo {
+            committed: report.committed.bytes(),
+            available: report.available.bytes(),
+        })
+    }
+}

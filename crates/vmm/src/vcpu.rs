@@ -1,0 +1,152 @@
+//! One vCPU's thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use guest_ram::GuestRam;
+use kvm_hyperv::exit::{HypervExit, complete_hypercall};
+use kvm_hyperv::hypercall::{Hypercall, Status};
+use kvm_hyperv::synic::Delivery;
+use kvm_hyperv::{kick, msr};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::bus::{Bus, GuestCalls};
+use crate::control::{Cause, Control, ControlSender};
+use crate::error::MachineError;
+use crate::ports::{Ports, PowerRequest};
+
+/// What all vCPUs of a machine share.
+pub(crate) struct Shared {
+    pub(crate) ram: Arc<GuestRam>,
+    pub(crate) ports: Arc<Ports>,
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) calls: GuestCalls,
+    pub(crate) control: ControlSender,
+    /// Set when the threads are to end.
+    pub(crate) stop: AtomicBool,
+    /// What the guest says it is; zero before it has.
+    pub(crate) guest_os_id: Arc<AtomicU64>,
+}
+
+/// A vCPU with its thread's state.
+pub(crate) struct Vcpu {
+    pub(crate) id: u8,
+    pub(crate) fd: VcpuFd,
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// Whether a vCPU runs on.
+enum Next {
+    Run,
+    Stop,
+}
+
+impl Vcpu {
+    /// Runs until the machine stops; a failure goes to the machine's control.
+    pub(crate) fn run(mut self) {
+        if let Err(error) = self.run_until_stopped() {
+            self.shared.control.send(Control::Failed(error.into()));
+        }
+    }
+
+    fn run_until_stopped(&mut self) -> Result<(), MachineError> {
+        let failed = MachineError::system("cannot prepare a vCPU's thread");
+        kick::prepare_thread(&self.fd).map_err(failed)?;
+        while !self.shared.stop.load(Ordering::Acquire) {
+            self.deliver_messages()?;
+            match self.enter()? {
+                Next::Run => {}
+                Next::Stop => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver_messages(&self) -> Result<(), MachineError> {
+        let vp = u32::from(self.id);
+        let delivery =
+            self.shared.bus.synic(vp).map(|synic| synic.deliver(self.shared.ram.memory()));
+        match delivery {
+            Some(Delivery::Delivered) => self
+                .shared
+                .bus
+                .raise(vp)
+                .map_err(MachineError::system("cannot raise a synthetic interrupt")),
+            _ => Ok(()),
+        }
+    }
+
+    fn enter(&mut self) -> Result<Next, MachineError> {
+        let exit = match self.fd.run() {
+            Ok(exit) => exit,
+            Err(error) => return self.interrupted(error),
+        };
+        match exit {
+            VcpuExit::IoIn(port, data) => self.shared.ports.read(port, data),
+            VcpuExit::IoOut(port, data) => {
+                if let Some(request) = self.shared.ports.write(port, data) {
+                    self.shared.control.send(match request {
+                        PowerRequest::Reset => Control::Reset(Cause::Guest),
+                        PowerRequest::Off => Control::Shutdown(Cause::Guest),
+                    });
+                    return Ok(Next::Stop);
+                }
+            }
+            VcpuExit::MmioRead(_, data) => data.fill(0xff),
+            VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::Hlt => {}
+            VcpuExit::Hyperv => self.hyperv_exit(),
+            // A triple fault: what a PC answers with a reset.
+            VcpuExit::Shutdown => {
+                tracing::warn!(vcpu = self.id, "the guest reset itself by a triple fault");
+                self.shared.control.send(Control::Reset(Cause::Guest));
+                return Ok(Next::Stop);
+            }
+            other => {
+                let reason = format!("{other:?}");
+                return Err(MachineError::Stopped { vcpu: self.id, reason });
+            }
+        }
+        Ok(Next::Run)
+    }
+
+    fn interrupted(&self, error: kvm_ioctls::Error) -> Result<Next, MachineError> {
+        match error.errno() {
+            libc::EINTR => {
+                kick::acknowledge()
+                    .map_err(MachineError::system("cannot take a vCPU thread's signal"))?;
+                Ok(Next::Run)
+            }
+            libc::EAGAIN => Ok(Next::Run),
+            _ => Err(MachineError::kvm("cannot run a vCPU")(error)),
+        }
+    }
+
+    fn hyperv_exit(&mut self) {
+        match HypervExit::read(&mut self.fd) {
+            Some(HypervExit::Synic(registers)) => {
+                if let Some(synic) = self.shared.bus.synic(self.id.into()) {
+                    synic.update(self.shared.ram.memory(), registers);
+                }
+                // By now the guest has said what it is: KVM wants that before the SynIC.
+                if let Ok(id) = msr::guest_os_id(&self.fd) {
+                    self.shared.guest_os_id.store(id, Ordering::Release);
+                }
+            }
+            Some(HypervExit::Hypercall { control, parameters }) => {
+                let status = self.hypercall(control, parameters);
+                complete_hypercall(&mut self.fd, status.result());
+            }
+            Some(HypervExit::Other(_)) | None => {}
+        }
+    }
+
+    fn hypercall(&self, control: u64, parameters: [u64; 2]) -> Status {
+        match Hypercall::decode(self.shared.ram.memory(), control, parameters) {
+            Ok(Hypercall::PostMessage { connection_id, payload }) => {
+                self.shared.calls.post(connection_id, &payload)
+            }
+            Ok(Hypercall::SignalEvent { .. }) => self.shared.calls.signal(),
+            Err(status) => status,
+        }
+    }
+}
