@@ -52,9 +52,8 @@ impl Progress {
         };
         match &mut self.display {
             Display::Bar(bar) => {
+                bar.set_message(text);
                 bar.set_position(way(self.start, self.target, sample.actual));
-                bar.set_message(report::printable(&text));
-                bar.tick();
             }
             Display::Lines { last } if text != self.shown && last.elapsed() >= LINE_INTERVAL => {
                 report::line(&text)?;
