@@ -7,7 +7,11 @@ use std::{
 };
 
 use page_range::{Gpa, Gpfn};
-use proptest::{collection::vec, prelude::*, sample::subsequence};
+use proptest::{
+    collection::vec,
+    prelude::*,
+    sample::{select, subsequence},
+};
 use vmbus::{
     AccessError, GuestMemory,
     protocol::ring::PacketKind,
@@ -144,8 +148,10 @@ enum Op {
     GuestMasks(bool),
 }
 
+/// Some lengths again and again, so that packets often fit, or make room, to the byte.
 fn payload() -> impl Strategy<Value = Vec<u8>> {
-    prop_oneof![vec(any::<u8>(), 0..64), vec(any::<u8>(), 0..4200)]
+    let len = prop_oneof![0_usize..64, 0_usize..4200, select(vec![1000, 1024, 2024, 4064])];
+    len.prop_flat_map(|len| vec(any::<u8>(), len))
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -426,4 +432,21 @@ fn a_completion_repeats_the_transaction() {
     let mut expected = [0; 24];
     expected[..16].copy_from_slice(&[11, 0, 2, 0, 2, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(bytes, expected);
+}
+
+#[test]
+fn room_must_exceed_what_the_guest_waits_for() {
+    let (pages, _) = five_and_five();
+    let mem = Memory::new();
+    let mut model = Model::new(&mem, &pages, 5, 0);
+    for _ in 0..15 {
+        model.step(Op::GuestSends(vec![0; 1000], false));
+    }
+    model.step(Op::GuestSends(vec![0; 2024], false));
+    assert_eq!(model.incoming.get(PENDING), 2048);
+    let mut receive_one = || {
+        model.rings.receive(&mut Vec::new()).unwrap();
+        model.rings.end_receive().unwrap()
+    };
+    assert_eq!([receive_one(), receive_one(), receive_one()], [false, true, false]);
 }
