@@ -6,6 +6,7 @@
 mod boot;
 mod bus;
 mod channel;
+mod cmos;
 mod config;
 mod console;
 mod control;

@@ -1,7 +1,9 @@
-//! The machine's few I/O ports: serial port, keyboard controller's reset line, ACPI registers.
+//! The machine's few I/O ports: serial port, clock, keyboard controller's reset line,
+//! ACPI registers.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::cmos::{self, Cmos};
 use crate::console::SerialPort;
 
 /// First port of the serial port, COM1.
@@ -41,11 +43,12 @@ pub(crate) enum PowerRequest {
 /// All ports.
 pub(crate) struct Ports {
     serial: Mutex<SerialPort>,
+    cmos: Mutex<Cmos>,
 }
 
 impl Ports {
     pub(crate) fn new(serial: SerialPort) -> Self {
-        Self { serial: Mutex::new(serial) }
+        Self { serial: Mutex::new(serial), cmos: Mutex::default() }
     }
 
     /// The serial port, for bytes that come from outside.
@@ -53,11 +56,16 @@ impl Ports {
         self.serial.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn cmos(&self) -> MutexGuard<'_, Cmos> {
+        self.cmos.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
         data.fill(NOBODY);
         if let [byte] = data {
             *byte = match port {
                 SERIAL..=SERIAL_LAST => self.serial().read(offset(port)),
+                cmos::DATA => self.cmos().read(),
                 KEYBOARD_COMMAND | SLEEP_CONTROL | SLEEP_STATUS => 0,
                 _ => NOBODY,
             };
@@ -71,6 +79,10 @@ impl Ports {
         match port {
             SERIAL..=SERIAL_LAST => {
                 self.serial().write(offset(port), value);
+                None
+            }
+            cmos::INDEX => {
+                self.cmos().select(value);
                 None
             }
             RESET if value == RESET_VALUE => Some(PowerRequest::Reset),

@@ -15,13 +15,12 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
-use crate::ports;
+use crate::{cmos, ports};
 
 const OEM_ID: [u8; 6] = *b"HVBALL";
 const OEM_TABLE: [u8; 8] = *b"HVBMACHN";
-/// FADT boot flags: what a PC has and this machine lacks. Linux would wait seconds for a clock.
+/// FADT boot flag: a PC has a display, and this machine has none.
 const NO_VGA: u16 = 1 << 2;
-const NO_CMOS_RTC: u16 = 1 << 5;
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
 
@@ -74,7 +73,8 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.reset_value = ports::RESET_VALUE;
     fadt.sleep_control_reg = register(ports::SLEEP_CONTROL);
     fadt.sleep_status_reg = register(ports::SLEEP_STATUS);
-    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_RTC).into();
+    fadt.iapc_boot_arch = NO_VGA.into();
+    fadt.century = cmos::CENTURY;
     fadt.finalize()
 }
 
