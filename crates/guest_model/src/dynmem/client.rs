@@ -105,8 +105,11 @@ impl Client {
         self.memory.leak();
     }
 
-    /// The guest reports its memory pressure.
+    /// The guest reports its memory pressure, as it does once the handshake is over.
     pub fn report_status(&mut self) {
+        if self.version().is_none() {
+            return;
+        }
         let report = StatusReport {
             available: self.memory.available(),
             committed: self.memory.floor().saturating_add(self.memory.ballooned().len()),

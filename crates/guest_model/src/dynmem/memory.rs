@@ -30,6 +30,12 @@ impl Memory {
         }
     }
 
+    /// Frees all pages that are in use.
+    pub fn release(&mut self) {
+        self.free = self.ram.clone();
+        self.free.remove_set(&self.ballooned);
+    }
+
     /// Puts one page of each 2 MiB to use, so that no large page is left.
     pub fn shatter(&mut self) {
         for range in self.ram.clone().iter() {

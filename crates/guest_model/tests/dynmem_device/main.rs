@@ -1,0 +1,5 @@
+//! The host's device against the guest's driver, message by message.
+
+mod pair;
+mod resize;
+mod schedule;
