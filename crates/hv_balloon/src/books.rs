@@ -1,6 +1,6 @@
 //! Who has which page.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use dynmem_protocol::RangeWords;
@@ -203,9 +203,10 @@ impl Books {
         self.returning.clear();
     }
 
-    /// The guest forgot the balloon: all RAM is its own again. Gives the discards that still run.
-    pub(crate) fn forget(&mut self) -> BTreeSet<DiscardId> {
-        let discards = self.discarding.keys().copied().collect();
+    /// The guest forgot the balloon: all RAM is its own again. Gives the discards that still run and
+    /// their pages.
+    pub(crate) fn forget(&mut self) -> BTreeMap<DiscardId, PageCount> {
+        let discards = self.discarding.iter().map(|(&id, pages)| (id, pages.len())).collect();
         let ram = core::mem::take(&mut self.ram);
         *self = Self { ram, next_discard: self.next_discard, ..Self::default() };
         discards

@@ -25,7 +25,7 @@ pub struct Snapshot {
     pub assigned: PageCount,
     /// Pages the host has back: `assigned` less `actual`.
     pub ballooned: PageCount,
-    /// Pages the guest gave whose discard has not ended.
+    /// Pages the guest gave whose discard has not ended, those of a closed channel included.
     pub in_flight: PageCount,
     /// Pages the guest gave that the host failed to discard.
     pub undiscarded: PageCount,
@@ -64,7 +64,7 @@ impl Device {
             actual,
             assigned,
             ballooned: assigned.saturating_sub(actual),
-            in_flight: self.books.in_flight(),
+            in_flight: self.in_flight(),
             undiscarded: self.books.undiscarded(),
             foreign: self.books.foreign(),
             version,
@@ -72,6 +72,15 @@ impl Device {
             ready_in: ready_at.map(|at| at.saturating_sub(self.now)),
             status: self.status,
             faults: self.faults,
+        }
+    }
+
+    fn in_flight(&self) -> PageCount {
+        match &self.state {
+            State::Closing { discards } => {
+                discards.values().fold(PageCount::ZERO, |sum, &pages| sum.saturating_add(pages))
+            }
+            _ => self.books.in_flight(),
         }
     }
 }

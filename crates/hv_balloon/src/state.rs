@@ -1,10 +1,11 @@
 //! Where the device is in its life.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::BTreeMap;
 use core::fmt;
 use core::time::Duration;
 
 use dynmem_protocol::{Capabilities, Version};
+use page_range::PageCount;
 
 use crate::DiscardId;
 use crate::balloon::Asked;
@@ -21,8 +22,8 @@ pub(crate) struct Session {
 pub(crate) enum State {
     /// No channel.
     Closed,
-    /// No channel, and discards of the last one in flight.
-    Closing { discards: BTreeSet<DiscardId> },
+    /// No channel, and discards of the last one in flight, each of so many pages.
+    Closing { discards: BTreeMap<DiscardId, PageCount> },
     /// The guest is to name a version.
     AwaitVersion { settle: Duration },
     /// The guest is to name its capabilities.

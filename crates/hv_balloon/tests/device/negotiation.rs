@@ -93,10 +93,11 @@ fn close_waits_for_discards_and_gives_all_pages_back() {
     assert_eq!(driver.actual(), RAM_PAGES - 512);
     driver.handle(Event::ChannelClosed);
     assert_eq!((driver.state(), driver.closes_finished), (StateName::Closing, 0));
-    assert_eq!(driver.actual(), RAM_PAGES);
+    assert_eq!((driver.actual(), driver.device.snapshot().in_flight), (RAM_PAGES, pages(512)));
     driver.finish_discards();
     assert_eq!((driver.state(), driver.closes_finished), (StateName::Closed, 1));
-    assert_eq!(driver.device.snapshot().ballooned, pages(0));
+    let snapshot = driver.device.snapshot();
+    assert_eq!((snapshot.ballooned, snapshot.in_flight), (pages(0), pages(0)));
 }
 
 #[test]
