@@ -15,7 +15,6 @@ use hv_balloon::{Device, DiscardId, Event, Snapshot, TargetError};
 use page_range::PageCount;
 use vmbus::ring::RingError;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vmm_sys_util::timerfd::TimerFd;
 
 use crate::bus::GuestCalls;
 use crate::channel::{BATCH, Channel, Opening, Received};
@@ -29,8 +28,7 @@ use crate::notices::Notices;
 const RETRY: Duration = Duration::from_millis(10);
 
 const WAKE: u32 = 0;
-const TIMER: u32 = 1;
-const SIGNAL: u32 = 2;
+const SIGNAL: u32 = 1;
 const FIRST_ACKNOWLEDGED: u32 = 16;
 
 /// What other threads want of the loop.
@@ -129,11 +127,9 @@ pub(crate) fn start(setup: Setup) -> Result<DeviceThread, MachineError> {
         to_loop.request(Request::Discarded { id, ok: result.is_ok() });
     })
     .map_err(failed)?;
-    let timer = TimerFd::new().map_err(|error| failed(error.into()))?;
     let device_loop = DeviceLoop {
         start: Instant::now(),
         inbox,
-        timer,
         worker,
         snapshot,
         machine: None,
@@ -152,7 +148,6 @@ struct DeviceLoop {
     start: Instant,
     setup: Setup,
     inbox: Receiver<Request>,
-    timer: TimerFd,
     worker: DiscardWorker<DiscardId>,
     snapshot: Arc<Mutex<Snapshot>>,
     machine: Option<MachineHandle>,
@@ -170,11 +165,14 @@ impl DeviceLoop {
             Err(error) => return tracing::error!("cannot wait for the device's events: {error}"),
         };
         let shared = Arc::new(Mutex::new(self));
+        let own = || shared.lock().unwrap_or_else(PoisonError::into_inner);
         manager.add_subscriber(Arc::clone(&shared));
-        while !shared.lock().unwrap_or_else(PoisonError::into_inner).stopped {
-            if let Err(error) = manager.run() {
+        while !own().stopped {
+            let timeout = own().timeout_ms();
+            if let Err(error) = manager.run_with_timeout(timeout) {
                 return tracing::error!("cannot wait for the device's events: {error}");
             }
+            own().on_time();
         }
     }
 
@@ -270,7 +268,6 @@ impl DeviceLoop {
         }
         self.finish_close(ops);
         self.finish_detach();
-        self.set_timer();
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) =
             self.setup.device.snapshot();
     }
@@ -392,30 +389,34 @@ impl DeviceLoop {
         }
     }
 
-    fn set_timer(&mut self) {
+    /// How long the loop may sleep, in milliseconds; −1 is for ever.
+    fn timeout_ms(&self) -> i32 {
         let now = self.start.elapsed();
         let deadline = self.setup.device.next_deadline().map(|at| at.saturating_sub(now));
         let messages_wait = self.machine.as_ref().is_some_and(|machine| machine.bus.has_queued());
         let ring_full = self.channel.as_ref().is_some_and(Channel::is_blocked);
         let retry = (messages_wait || ring_full).then_some(RETRY);
-        let next = deadline.into_iter().chain(retry).chain(self.setup.notices.due()).min();
-        let result = match next {
-            // A timer of zero would be off.
-            Some(wait) => self.timer.reset(wait.max(Duration::from_micros(1)), None),
-            None => self.timer.clear(),
-        };
-        if let Err(error) = result {
-            tracing::error!("cannot set the device's timer: {error}");
+        match deadline.into_iter().chain(retry).chain(self.setup.notices.due()).min() {
+            // Rounded up: a millisecond early would be a turn for nothing.
+            Some(wait) => i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX),
+            None => -1,
         }
     }
 
-    fn on_timer(&mut self) {
-        let _ = self.timer.wait();
+    /// Does what is due; also called when nothing is.
+    fn on_time(&mut self) {
         let now = self.start.elapsed();
         if self.setup.device.next_deadline().is_some_and(|at| at <= now) {
             self.tell(Event::Deadline);
+            // What the device wants now is done by the turn that this causes.
+            self.setup.calls.wake();
         }
         self.setup.notices.flush();
+        if let Some(channel) = &self.channel
+            && channel.is_blocked()
+        {
+            self.setup.calls.wake();
+        }
         if let Some(machine) = &self.machine {
             machine.bus.kick_waiting();
         }
@@ -434,13 +435,11 @@ impl DeviceLoop {
 impl MutEventSubscriber for DeviceLoop {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         watch(ops, self.setup.wake.as_ref(), WAKE);
-        watch(ops, &self.timer, TIMER);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         match events.data() {
             WAKE => self.on_wake(ops),
-            TIMER => self.on_timer(),
             SIGNAL => {
                 if let Some(channel) = &self.channel {
                     let _ = channel.signal().read();
