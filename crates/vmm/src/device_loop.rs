@@ -210,6 +210,8 @@ impl DeviceLoop {
                 if result.is_ok() {
                     self.tell(Event::SetTarget(pages));
                 }
+                // Whoever asked may look at once, and must not see how the last target ended.
+                self.publish();
                 let _ = reply.send(result);
             }
             Request::Discarded { id, ok } => self.tell(Event::Discarded { id, ok }),
@@ -268,6 +270,10 @@ impl DeviceLoop {
         }
         self.finish_close(ops);
         self.finish_detach();
+        self.publish();
+    }
+
+    fn publish(&self) {
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) =
             self.setup.device.snapshot();
     }

@@ -38,12 +38,14 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// The kernel is not a bzImage, or does not fit.
-    #[error(
-        "'{}' cannot be loaded as a kernel: it must be a bzImage, such as a distribution's \
-         /boot/vmlinuz-*, and fit into --memory",
-        path.display()
-    )]
+    /// The kernel is something else.
+    #[error("'{}' is not a bzImage: take a kernel such as a distribution's /boot/vmlinuz-*", path.display())]
+    NotBzImage {
+        /// Its name.
+        path: PathBuf,
+    },
+    /// The kernel is broken, or does not fit.
+    #[error("cannot load the kernel '{}': is it whole, and does it fit into --memory?", path.display())]
     Kernel {
         /// Its name.
         path: PathBuf,
@@ -83,8 +85,9 @@ pub enum BootError {
     },
     /// Less memory than any kernel can boot in.
     #[error(
-        "{bytes} bytes of memory are too few to boot in: give the guest at least {least} with \
-         --memory"
+        "{} MiB of memory are too little to boot in: give the guest at least {} MiB with --memory",
+        bytes >> 20,
+        least >> 20
     )]
     TooSmall {
         /// Bytes asked for.

@@ -1,6 +1,8 @@
 //! Loading a bzImage, its initrd and its command line (Linux `Documentation/arch/x86/boot.rst`).
 
 use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use guest_ram::{GuestRam, HIGH_RAM_START, LOW_RAM_LIMIT};
@@ -23,6 +25,10 @@ const LOADER_OTHER: u8 = 0xff;
 /// `xloadflags` bit 0: the kernel has the 64-bit entry, this far behind its start.
 const HAS_64_BIT_ENTRY: u16 = 1;
 const ENTRY_64: u64 = 0x200;
+
+/// What every kernel with boot protocol 2.00 or later has in its header.
+const MAGIC: [u8; 4] = *b"HdrS";
+const MAGIC_OFFSET: u64 = 0x202;
 
 const PAGE: u64 = 4096;
 
@@ -50,6 +56,19 @@ impl NamedFile {
         Ok(Self { path: path.to_path_buf(), file })
     }
 
+    /// Looks for the magic of the boot protocol, long before the rest of the file is needed.
+    fn check_is_bzimage(&self) -> Result<(), BootError> {
+        let mut magic = [0; MAGIC.len()];
+        match self.file.read_exact_at(&mut magic, MAGIC_OFFSET) {
+            Ok(()) if magic == MAGIC => Ok(()),
+            Ok(()) => Err(BootError::NotBzImage { path: self.path.clone() }),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                Err(BootError::NotBzImage { path: self.path.clone() })
+            }
+            Err(source) => Err(self.unreadable(source)),
+        }
+    }
+
     fn len(&self) -> Result<u64, BootError> {
         self.file
             .metadata()
@@ -75,8 +94,10 @@ impl BootFiles {
                 limit: layout::COMMAND_LINE_MAX - 1,
             });
         }
+        let kernel = NamedFile::open("kernel", kernel)?;
+        kernel.check_is_bzimage()?;
         Ok(Self {
-            kernel: NamedFile::open("kernel", kernel)?,
+            kernel,
             initrd: initrd.map(|path| NamedFile::open("initrd", path)).transpose()?,
             command_line: command_line.as_bytes().to_vec(),
         })
