@@ -74,6 +74,8 @@ pub(crate) fn run(plan: &Plan) -> Result<Tally> {
         let mut command = Command::new(&program.executable);
         command.args(&plan.args).current_dir(&program.dir);
         command.env("CARGO_MANIFEST_DIR", &program.dir);
+        // A test that returns an error says why; a backtrace of the harness helps nobody.
+        command.env("RUST_LIB_BACKTRACE", "0");
         total.add(run_one(&program.label, &mut command, plan.live)?);
     }
     Ok(total)

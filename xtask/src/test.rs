@@ -123,7 +123,7 @@ fn kvm_tests(programs: Vec<Program>, args: &[String]) -> Result<Tally> {
     let file = workspace::target().join("kvm-tests.json");
     write_whole(&file, &serde_json::to_vec(&plan)?)?;
     let xtask = std::env::current_exe()?;
-    let mut rig = Command::new(&xtask);
+    let mut rig = workspace::mortal("TERM", xtask.as_os_str());
     rig.args(["rig", "--timeout", RIG_LIMIT, "--"]).arg(&xtask).arg("suite").arg(&file);
     rig.env("HVB_BIN", hvb).env("HVB_TEST_KERNEL", guest.kernel);
     rig.env("HVB_TEST_INITRD", guest.initrd);

@@ -1,5 +1,6 @@
 //! Where things are in the source tree, and how cargo is called.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -21,4 +22,13 @@ pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root());
     cargo
+}
+
+/// A command that gets `signal` when this process ends, however it ends.
+///
+/// setpriv(1) is part of every Debian; Rust's library cannot do this without unsafe code.
+pub(crate) fn mortal(signal: &str, program: &OsStr) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", signal]).arg(program);
+    command
 }

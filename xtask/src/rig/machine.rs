@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +13,7 @@ use guest_agent::rig::{PORT, ROOT_TAG};
 use tempfile::TempDir;
 
 use crate::packages::QEMU;
+use crate::workspace;
 
 /// What the machine is made of.
 #[derive(Debug)]
@@ -49,9 +50,8 @@ impl Machine {
         fs::write(dir.path().join("initramfs"), &spec.initramfs)?;
         let listener = UnixListener::bind(dir.path().join("link"))?;
         listener.set_nonblocking(true)?;
-        // So that no QEMU outlives this process, however it ends: setpriv(1) is in every Debian.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", QEMU.file]).args(arguments(spec, dir.path()));
+        let mut command = workspace::mortal("KILL", QEMU.file.as_ref());
+        command.args(arguments(spec, dir.path()));
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(fs::File::create(dir.path().join("qemu.log"))?);
         // Ctrl-C is ours to handle.

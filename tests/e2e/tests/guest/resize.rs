@@ -34,8 +34,14 @@ fn shrink_and_grow(vm: &mut Vm) -> Result<()> {
     vm.resize(HALF)?;
     let (small_total, small_resident) = (vm.agent.meminfo()?.total, vm.resident()?);
     let enough = (FULL - HALF) * 9 / 10;
+    // What the host had not provided before cannot be taken from it.
+    let absent = FULL.saturating_sub(resident);
+    ensure!(absent < 160 * MIB, "the guest did not use its memory: {resident} resident");
     let fallen = resident.saturating_sub(small_resident);
-    ensure!(fallen >= enough, "resident memory only fell from {resident} to {small_resident}");
+    ensure!(
+        fallen + absent >= enough,
+        "resident memory only fell from {resident} to {small_resident}"
+    );
     let fallen = total.saturating_sub(small_total);
     ensure!(fallen >= enough, "the guest's MemTotal only fell from {total} to {small_total}");
     vm.agent.check(1)?;
