@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use qmp::{BalloonStatus, Client, ClientError, ErrorClass, Value, XQueryBalloonStatus, qapi};
+use qmp::{BalloonStatus, Client, ClientError, Value, XQueryBalloonStatus, qapi};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tempfile::TempDir;
@@ -114,18 +114,19 @@ impl Vm {
         Ok(Client::connect(&self.socket(), PATIENCE)?)
     }
 
-    /// Waits until the guest's balloon driver has the device open.
+    /// Waits until the guest's balloon driver is there and has nothing to do; returns the guest's
+    /// size in bytes.
     ///
     /// # Errors
     ///
     /// It does not come.
     pub fn wait_for_driver(&mut self) -> Result<u64> {
-        let monitor = &mut self.monitor;
-        wait_for("the guest's balloon driver", || match monitor.run(&qapi::query_balloon {}) {
-            Ok(info) => Ok(Some(info.actual.unsigned_abs())),
-            Err(error) if error.is_class(&ErrorClass::DeviceNotActive) => Ok(None),
-            Err(error) => Err(error.into()),
+        let what = "a guest's balloon driver that waits for requests";
+        wait_for(what, || {
+            let status = self.balloon_status()?;
+            Ok((status.state == "idle").then_some(status.actual))
         })
+        .with_context(|| format!("{:?}", self.balloon_status()))
     }
 
     /// The guest's size in bytes, as the monitor says.
