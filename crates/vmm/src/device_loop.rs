@@ -193,10 +193,8 @@ impl DeviceLoop {
     fn on_request(&mut self, request: Request, ops: &mut EventOps<'_>) {
         match request {
             Request::Attach(machine) => {
-                for (vp, _) in machine.bus.synics() {
-                    if let Some(eventfd) = machine.bus.acknowledged(vp) {
-                        watch(ops, eventfd, FIRST_ACKNOWLEDGED.saturating_add(vp));
-                    }
+                for (eventfd, data) in acknowledgements(&machine) {
+                    watch(ops, eventfd, data);
                 }
                 self.machine = Some(machine);
             }
@@ -269,7 +267,7 @@ impl DeviceLoop {
             self.bus_action(action, ops);
         }
         self.finish_close(ops);
-        self.finish_detach();
+        self.finish_detach(ops);
         self.publish();
     }
 
@@ -357,13 +355,16 @@ impl DeviceLoop {
         }
     }
 
-    fn finish_detach(&mut self) {
+    fn finish_detach(&mut self, ops: &mut EventOps<'_>) {
         if self.channel.is_none()
             && self.setup.device.snapshot().in_flight.is_zero()
             && let Some(done) = self.detaching.take()
         {
-            // Its eventfds leave the epoll set as they are closed with the last handle.
-            self.machine = None;
+            if let Some(machine) = self.machine.take() {
+                for (eventfd, data) in acknowledgements(&machine) {
+                    unwatch(ops, eventfd, data);
+                }
+            }
             let _ = done.send(());
         }
     }
@@ -456,6 +457,14 @@ impl MutEventSubscriber for DeviceLoop {
         }
         self.pump(ops);
     }
+}
+
+/// The eventfds of a machine that say when a message was taken, with their event data.
+fn acknowledgements(machine: &MachineHandle) -> impl Iterator<Item = (&EventFd, u32)> {
+    machine.bus.synics().filter_map(|(vp, _)| {
+        let eventfd = machine.bus.acknowledged(vp)?;
+        Some((eventfd, FIRST_ACKNOWLEDGED.saturating_add(vp)))
+    })
 }
 
 fn watch(ops: &mut EventOps<'_>, fd: &impl std::os::fd::AsRawFd, data: u32) {

@@ -16,6 +16,7 @@ mod machine;
 mod monitor;
 mod notices;
 mod ports;
+mod power;
 mod run;
 mod vcpu;
 

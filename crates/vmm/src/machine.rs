@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::Builder;
 
 use guest_ram::{GuestRam, RamRegion};
-use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, kvm_enable_cap};
+use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_hyperv::sint::SintLines;
 use kvm_hyperv::vm::GuestVm;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -123,10 +123,12 @@ impl Machine {
 
 fn create_vm(parts: &Parts<'_>) -> Result<Vm, MachineError> {
     let vm = parts.kvm.create_vm().map_err(MachineError::kvm("cannot create a VM"))?;
-    let failed = MachineError::kvm("cannot set up the VM's interrupt controllers");
+    let failed = MachineError::kvm("cannot set up the VM's interrupt controllers and timer");
     vm.set_tss_address(TSS_ADDRESS).map_err(failed)?;
     vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(failed)?;
     vm.create_irq_chip().map_err(failed)?;
+    let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(timer).map_err(failed)?;
     GuestVm::new(vm, parts.ram.memory().clone())
         .map_err(MachineError::kvm("cannot give the VM its memory"))
 }

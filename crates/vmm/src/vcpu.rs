@@ -13,7 +13,8 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use crate::bus::{Bus, GuestCalls};
 use crate::control::{Cause, Control, ControlSender};
 use crate::error::MachineError;
-use crate::ports::{Ports, PowerRequest};
+use crate::ports::Ports;
+use crate::power::PowerRequest;
 
 /// What all vCPUs of a machine share.
 pub(crate) struct Shared {

@@ -1,21 +1,19 @@
 //! ACPI tables: processors, the serial port, power off, reset, and the VMBus device.
 //!
-//! The machine is "hardware reduced": sleep and reset are two registers, and there is no legacy
-//! power management to emulate. There is no `_S3` and no `_S4`: Linux' `hv_balloon` ignores all
+//! There is no `_S3` and no `_S4`: Linux' `hv_balloon` ignores all
 //! requests where hibernation is possible (Linux `hv_balloon.c`).
 
 use acpi_tables::aml::{self, Device, IO, Interrupt, Name, Path, ResourceTemplate, Scope};
+use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{
-    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
-};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
-use crate::{cmos, ports};
+use crate::{cmos, ports, power};
 
 const OEM_ID: [u8; 6] = *b"HVBALL";
 const OEM_TABLE: [u8; 8] = *b"HVBMACHN";
@@ -26,12 +24,18 @@ const IO_APIC: u32 = 0xfec0_0000;
 
 /// Bytes of a table's header, in front of the DSDT's code.
 const HEADER: u32 = 36;
+/// The same of the MADT, which has two fields of its own in front.
+const MADT_HEADER: u32 = 44;
+/// MADT flag: there are two 8259 controllers.
+const LEGACY_CONTROLLERS: u32 = 1;
 
 /// All tables in one piece, for guest address `base`; the RSDP comes first.
 pub(crate) fn tables(base: u64, vcpus: u8) -> Vec<u8> {
     let mut out = Tables { base, bytes: vec![0; Rsdp::len()] };
     let dsdt = out.append(&bytes(&dsdt()));
-    let fadt = out.append(&bytes(&fadt(dsdt)));
+    let facs = out.append(&bytes(&FACS::new()));
+    // All tables lie below 1 MiB.
+    let fadt = out.append(&bytes(&fadt(dsdt, u32::try_from(facs).unwrap_or_default())));
     let madt = out.append(&bytes(&madt(vcpus)));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE, 1);
     xsdt.add_entry(fadt);
@@ -48,9 +52,9 @@ struct Tables {
 }
 
 impl Tables {
-    /// Adds a table and returns its guest address.
+    /// Adds a table and returns its guest address, a multiple of 64 as the FACS wants it.
     fn append(&mut self, table: &[u8]) -> u64 {
-        let offset = self.bytes.len().next_multiple_of(16);
+        let offset = self.bytes.len().next_multiple_of(64);
         self.bytes.resize(offset, 0);
         self.bytes.extend_from_slice(table);
         self.base + offset as u64
@@ -63,31 +67,38 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-fn fadt(dsdt: u64) -> impl Aml {
+fn fadt(dsdt: u64, facs: u32) -> impl Aml {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE, 1)
         .dsdt_64(dsdt)
-        .flag(Flags::HwReducedAcpi)
+        .firmware_ctrl_32(facs)
         .flag(Flags::ResetRegSup)
-        .flag(Flags::Wbinvd);
-    fadt.reset_reg = register(ports::RESET);
-    fadt.reset_value = ports::RESET_VALUE;
-    fadt.sleep_control_reg = register(ports::SLEEP_CONTROL);
-    fadt.sleep_status_reg = register(ports::SLEEP_STATUS);
+        .flag(Flags::Wbinvd)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton)
+        .flag(Flags::TmrValExt);
+    fadt.sci_int = u16::from(power::SCI_GSI).into();
+    fadt.pm1a_evt_blk = u32::from(power::EVENT_BLOCK).into();
+    fadt.pm1a_cnt_blk = u32::from(power::CONTROL_BLOCK).into();
+    fadt.pm_tmr_blk = u32::from(power::TIMER_BLOCK).into();
+    (fadt.pm1_evt_len, fadt.pm1_cnt_len, fadt.pm_tmr_len) = (4, 2, 4);
+    fadt.reset_reg =
+        GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, power::RESET.into());
+    fadt.reset_value = power::RESET_VALUE;
     fadt.iapc_boot_arch = NO_VGA.into();
     fadt.century = cmos::CENTURY;
     fadt.finalize()
 }
 
-fn register(port: u16) -> GAS {
-    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
-}
-
-fn madt(vcpus: u8) -> MADT {
-    let mut madt = MADT::new(OEM_ID, OEM_TABLE, 1, LocalInterruptController::Address(LOCAL_APIC));
+/// The table of processors and interrupt controllers. Written out here, since the flag that says
+/// that there are two legacy controllers cannot be set on the crate's own.
+fn madt(vcpus: u8) -> Sdt {
+    let mut madt = Sdt::new(*b"APIC", MADT_HEADER, 4, OEM_ID, OEM_TABLE, 1);
+    madt.write_u32(36, LOCAL_APIC);
+    madt.write_u32(40, LEGACY_CONTROLLERS);
     for id in 0..vcpus {
-        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+        madt.append_slice(&bytes(&ProcessorLocalApic::new(id, id, EnabledStatus::Enabled)));
     }
-    madt.add_structure(IoApic::new(vcpus, IO_APIC, 0));
+    madt.append_slice(&bytes(&IoApic::new(vcpus, IO_APIC, 0)));
     madt
 }
 
@@ -111,7 +122,7 @@ impl AmlSink for Code {
 
 /// `\_S5`: the value that the guest writes to the sleep register to switch itself off.
 fn power_off(code: &mut Code) {
-    let package = aml::Package::new(vec![&ports::SLEEP_TYPE_OFF]);
+    let package = aml::Package::new(vec![&power::SLEEP_TYPE_OFF]);
     Name::new(Path::new("_S5_"), &package).to_aml_bytes(code);
 }
 
