@@ -23,8 +23,9 @@ const STATUS_D: u8 = 0xd;
 
 /// A 32768 Hz crystal; no update in progress, ever.
 const DIVIDER: u8 = 0x20;
-/// Numbers are binary, and the day has 24 hours.
-const BINARY_24_HOURS: u8 = 0x06;
+/// The day has 24 hours. Numbers are decimal, two digits a byte: Linux takes nothing else on a PC
+/// (`RTC_ALWAYS_BCD`), whatever this register says.
+const DECIMAL_24_HOURS: u8 = 0x02;
 /// The battery is good.
 const VALID: u8 = 0x80;
 
@@ -47,7 +48,7 @@ impl Cmos {
 
     fn register(&self, now: OffsetDateTime) -> u8 {
         let year = u32::try_from(now.year()).unwrap_or(1970);
-        match self.index {
+        let number = match self.index {
             SECONDS => now.second(),
             MINUTES => now.minute(),
             HOURS => now.hour(),
@@ -56,11 +57,12 @@ impl Cmos {
             MONTH => now.month().into(),
             YEAR => u8::try_from(year % 100).unwrap_or(0),
             CENTURY => u8::try_from(year / 100).unwrap_or(19),
-            STATUS_A => DIVIDER,
-            STATUS_B => BINARY_24_HOURS,
-            STATUS_D => VALID,
-            _ => 0,
-        }
+            STATUS_A => return DIVIDER,
+            STATUS_B => return DECIMAL_24_HOURS,
+            STATUS_D => return VALID,
+            _ => return 0,
+        };
+        ((number / 10) << 4) | (number % 10)
     }
 }
 
@@ -77,7 +79,7 @@ mod tests {
             cmos.register(now)
         };
         let date = [CENTURY, YEAR, MONTH, DAY, HOURS, MINUTES, SECONDS].map(read);
-        assert_eq!(date, [20, 26, 11, 23, 3, 42, 0]);
+        assert_eq!(date, [0x20, 0x26, 0x11, 0x23, 0x03, 0x42, 0]);
         assert_eq!(read(STATUS_A) & 0x80, 0, "an update in progress would stop the guest");
     }
 }

@@ -4,7 +4,7 @@ use guest_ram::GuestRam;
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_segment,
 };
-use kvm_hyperv::cpuid::add_hyperv_leaves;
+use kvm_hyperv::cpuid::{SyntheticTimers, add_hyperv_leaves};
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -111,7 +111,8 @@ pub(crate) fn cpuid(kvm: &Kvm, vcpu: &VcpuFd, id: u8, vcpus: u8) -> Result<CpuId
     })?;
     let mut entries = host.as_slice().to_vec();
     set_topology(&mut entries, id, vcpus);
-    add_hyperv_leaves(&mut entries, hyperv.as_slice());
+    // What boots here is Linux, which is better off without.
+    add_hyperv_leaves(&mut entries, hyperv.as_slice(), SyntheticTimers::Withheld);
     CpuId::from_entries(&entries).map_err(|_| MachineError::Resource("memory for CPUID leaves"))
 }
 
