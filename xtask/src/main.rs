@@ -1,6 +1,7 @@
 //! The project's tasks: `cargo xtask TASK`.
 
 mod cache;
+mod demo;
 mod guest;
 mod host;
 mod image;
@@ -28,6 +29,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Boots a Debian Linux, shrinks it, grows it again, and shows what both sides saw.
+    Demo(demo::DemoArgs),
     /// Runs a command where KVM has Hyper-V support: here, or in an emulated machine.
     Rig(rig::RigArgs),
     /// Runs all tests, those that need KVM in the rig where this machine cannot.
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<ExitCode> {
     match task {
+        Task::Demo(args) => demo::main(&args),
         Task::Rig(args) => Ok(rig::main(&args)),
         Task::Test(args) => test::main(&args),
         Task::Lint => lint::main(),

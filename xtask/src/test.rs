@@ -100,6 +100,18 @@ fn build(args: &[&str]) -> Result<Vec<Artifact>> {
     Ok(artifacts)
 }
 
+/// Builds a program of the workspace and returns where it is.
+///
+/// # Errors
+///
+/// It does not compile.
+pub(crate) fn build_program(package: &str, program: &str) -> Result<String> {
+    let artifacts = build(&["build", "--package", package, "--bin", program])?;
+    let mut executables = artifacts.into_iter().filter(|artifact| artifact.target.name == program);
+    let executable = executables.find_map(|artifact| artifact.executable);
+    Ok(executable.with_context(|| format!("cargo built no {program}"))?.into_string())
+}
+
 fn doc_tests(args: &[String]) -> Result<Tally> {
     let mut cargo = workspace::cargo();
     cargo.args(["test", "--workspace", "--doc", "--quiet", "--"]).args(args);
@@ -116,8 +128,7 @@ fn kvm_tests(programs: Vec<Program>, args: &[String]) -> Result<Tally> {
         return Ok(Tally::default());
     }
     let guest = guest::build()?;
-    let hvb = build(&["build", "--package", "hvb", "--bin", "hvb"])?;
-    let hvb = hvb.into_iter().find_map(|a| a.executable).context("cargo built no hvb")?;
+    let hvb = build_program("hvb", "hvb")?;
 
     let plan = Plan { programs, args: one_at_a_time(args), live: true };
     let file = workspace::target().join("kvm-tests.json");

@@ -32,7 +32,7 @@ pub(crate) struct RigArgs {
     pub(crate) cpus: u32,
     /// Memory of the emulated machine in MiB, or with a suffix M or G [default: 60 % of this
     /// machine's, at most 12G].
-    #[arg(long, value_parser = parse_mib)]
+    #[arg(long, value_parser = parse_memory)]
     pub(crate) memory: Option<u64>,
     /// Ends the command after so many seconds [default: never].
     #[arg(long, value_name = "SECONDS")]
@@ -146,13 +146,18 @@ fn is_passed(name: &str) -> bool {
     NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn parse_mib(text: &str) -> Result<u64> {
+/// A size in MiB, or with a suffix M or G.
+pub(crate) fn parse_mib(text: &str) -> Result<u64> {
     let (digits, unit) = match text.strip_suffix(['G', 'g']) {
         Some(digits) => (digits, 1024),
         None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
     };
     let count: u64 = digits.parse().context("not a size such as 4096, 4096M or 4G")?;
-    let mib = count.checked_mul(unit).context("too big")?;
+    count.checked_mul(unit).context("too big")
+}
+
+fn parse_memory(text: &str) -> Result<u64> {
+    let mib = parse_mib(text)?;
     ensure!(mib >= 512, "less than the 512 MiB that the emulated machine needs");
     Ok(mib)
 }
@@ -167,7 +172,7 @@ mod tests {
         assert_eq!(parse_mib("4096M").unwrap(), 4096);
         assert_eq!(parse_mib("4G").unwrap(), 4096);
         for bad in ["", "G", "4T", "-1", "100", "99999999999999999999G"] {
-            assert!(parse_mib(bad).is_err(), "{bad}");
+            assert!(parse_memory(bad).is_err(), "{bad}");
         }
     }
 

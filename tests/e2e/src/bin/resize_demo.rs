@@ -1,0 +1,127 @@
+//! Resizes a running Linux guest and tells what happened, as both sides saw it: what
+//! `cargo xtask demo` runs.
+//!
+//! Ends with status 0 only if the guest's MemTotal and the host's resident memory agree.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::{MIB, PATIENCE, Vm, VmConfig};
+
+/// Parts of the resized memory that each side must see change, in percent. The rest is what the
+/// kernel and `hvb` use for themselves meanwhile.
+const AGREEMENT: u64 = 90;
+
+/// How often the demo looks whether the guest has followed.
+const LOOK: Duration = Duration::from_millis(2);
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match sizes(&arguments).and_then(|(cpus, memory, small)| demo(cpus, memory, small)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("\nnot as it should be: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Processors, boot memory and the smaller size, both in MiB.
+fn sizes(arguments: &[String]) -> Result<(u32, u64, u64)> {
+    let [cpus, memory, small] = arguments else {
+        bail!("give processors, boot memory and the smaller size in MiB; or run cargo xtask demo")
+    };
+    let (memory, small): (u64, u64) = (memory.parse()?, small.parse()?);
+    ensure!(small > 0 && small < memory, "{small} MiB must be less than {memory} MiB");
+    Ok((cpus.parse()?, memory * MIB, small * MIB))
+}
+
+/// The machine at one moment.
+#[derive(Clone, Copy)]
+struct View {
+    total: u64,
+    free: u64,
+    resident: u64,
+}
+
+fn demo(cpus: u32, memory: u64, small: u64) -> Result<()> {
+    println!(
+        "An unmodified Debian Linux is resized while it runs, by its own hv_balloon driver.\n"
+    );
+    let start = Instant::now();
+    let mut vm = Vm::start(&VmConfig { cpus, memory, ..VmConfig::default() })?;
+    vm.wait_for_driver()?;
+    let booted = start.elapsed();
+    let kernel = vm.agent.ask("cat /proc/sys/kernel/osrelease")?.lines.join(" ");
+    println!("  guest      Linux {kernel}, {cpus} vCPU{}", if cpus == 1 { "" } else { "s" });
+    let processor = vm.agent.ask("dmesg Vmbus version")?.lines;
+    if let Some((_, version)) = processor.first().and_then(|line| line.rsplit_once(':')) {
+        println!("  bus        VMBus {version}, Dynamic Memory 2.0");
+    }
+    println!(
+        "\n  {:<14}{:>9}{:>14}{:>12}{:>15}{:>11}",
+        "", "size", "MemTotal", "MemFree", "host resident", "seconds"
+    );
+
+    let whole = row(&mut vm, "booted", booted)?;
+    let begin = Instant::now();
+    vm.agent.dirty_free_memory()?;
+    let used = row(&mut vm, "all written", begin.elapsed())?;
+    let shrinking = resize(&mut vm, small)?;
+    let first_resize = start.elapsed();
+    let shrunk = row(&mut vm, "shrunk", shrinking)?;
+    let growing = resize(&mut vm, memory)?;
+    let grown = row(&mut vm, "given back", growing)?;
+
+    let moved = memory - small;
+    println!(
+        "\n  from start to the end of the first resize: {:.1} s\n",
+        first_resize.as_secs_f64()
+    );
+    agree("the guest lost", moved, used.total.saturating_sub(shrunk.total))?;
+    agree("the host gained", moved, used.resident.saturating_sub(shrunk.resident))?;
+    agree("the guest got back", moved, grown.total.saturating_sub(shrunk.total))?;
+    ensure!(grown.total == whole.total, "MemTotal is {} and was {}", grown.total, whole.total);
+    vm.power_off()?;
+    println!("  the guest switched itself off; both sides agree");
+    Ok(())
+}
+
+/// Sets a size and waits until the machine has it; returns how long that took.
+fn resize(vm: &mut Vm, size: u64) -> Result<Duration> {
+    let begin = Instant::now();
+    vm.set_target(size)?;
+    loop {
+        let status = vm.balloon_status()?;
+        if status.actual == size {
+            return Ok(begin.elapsed());
+        }
+        if let Some(reason) = status.stopped {
+            bail!("stopped at {} MiB: {reason}", status.actual / MIB);
+        }
+        ensure!(begin.elapsed() < PATIENCE, "still at {} MiB", status.actual / MIB);
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn row(vm: &mut Vm, what: &str, took: Duration) -> Result<View> {
+    let meminfo = vm.agent.meminfo().context("asking the guest")?;
+    let view = View { total: meminfo.total, free: meminfo.free, resident: vm.resident()? };
+    println!(
+        "  {what:<14}{:>5} MiB{:>10} MiB{:>8} MiB{:>11} MiB{:>11.3}",
+        vm.actual()? / MIB,
+        view.total / MIB,
+        view.free / MIB,
+        view.resident / MIB,
+        took.as_secs_f64()
+    );
+    Ok(view)
+}
+
+/// Says how much of a resize one side saw, and whether that is enough.
+fn agree(who: &str, moved: u64, seen: u64) -> Result<()> {
+    println!("  {who:<20}{:>6} MiB of {} MiB", seen / MIB, moved / MIB);
+    ensure!(seen >= moved / 100 * AGREEMENT, "{who} less than {AGREEMENT} % of what was moved");
+    Ok(())
+}

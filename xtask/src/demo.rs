@@ -1,0 +1,45 @@
+//! `cargo xtask demo`: the main job, seen from both sides.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::rig;
+use crate::{guest, test};
+
+/// `cargo xtask demo`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DemoArgs {
+    /// Processors of the guest.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
+    cpus: u32,
+    /// Memory the guest boots with, in MiB or with a suffix M or G.
+    #[arg(long, default_value = "1G", value_parser = rig::parse_mib)]
+    memory: u64,
+    /// Memory it is shrunk to.
+    #[arg(long, default_value = "512M", value_parser = rig::parse_mib)]
+    to: u64,
+}
+
+/// Builds what is needed and runs the demo where KVM has Hyper-V; its exit status is the answer.
+pub(crate) fn main(args: &DemoArgs) -> Result<ExitCode> {
+    ensure!(args.to < args.memory, "--to must be less than --memory");
+    eprintln!("demo: building hvb and the guest (a few minutes the first time)");
+    let guest = guest::build()?;
+    let hvb = test::build_program("hvb", "hvb")?;
+    let demo = test::build_program("e2e", "resize_demo")?;
+    let command = vec![demo, args.cpus.to_string(), args.memory.to_string(), args.to.to_string()];
+    let text = |path: &std::path::Path| path.to_str().map(str::to_owned);
+    let environment = [
+        ("HVB_BIN", Some(hvb)),
+        ("HVB_TEST_KERNEL", text(&guest.kernel)),
+        ("HVB_TEST_INITRD", text(&guest.initrd)),
+    ];
+    let mut rig = std::process::Command::new(std::env::current_exe()?);
+    rig.args(["rig", "--"]).args(command);
+    for (name, value) in environment {
+        rig.env(name, value.with_context(|| format!("{name}: the path is not UTF-8"))?);
+    }
+    let status = rig.status().context("cannot start the rig")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
