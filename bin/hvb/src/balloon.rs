@@ -9,7 +9,7 @@ use crate::report;
 use crate::size::human;
 use anyhow::{Result, anyhow, bail};
 use progress::Progress;
-use qmp::{BalloonStatus, Client, ClientError, ReceivedEvent, XQueryBalloonStatus, qapi};
+use qmp::{Client, ClientError, DynamicMemoryInfo, ReceivedEvent, XQueryDynamicMemory, qapi};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use watch::{Sample, Verdict, Watch};
@@ -99,7 +99,7 @@ fn actual(client: &mut Client) -> Result<u64, ClientError> {
 }
 
 fn sample(client: &mut Client, wanted: u64) -> Result<Sample, ClientError> {
-    match client.run(&XQueryBalloonStatus {}) {
+    match client.run(&XQueryDynamicMemory {}) {
         Ok(status) => Ok(Sample::new(status, wanted)),
         // QEMU, or a machine without the books.
         Err(ClientError::Command { .. } | ClientError::Answer { .. }) => {
@@ -111,7 +111,7 @@ fn sample(client: &mut Client, wanted: u64) -> Result<Sample, ClientError> {
 }
 
 impl Sample {
-    fn new(status: BalloonStatus, wanted: u64) -> Self {
+    fn new(status: DynamicMemoryInfo, wanted: u64) -> Self {
         // Where another client has set another target since, its books are not about ours.
         let target = status.target.filter(|target| target.abs_diff(wanted) < MAX_ROUNDING);
         Self {

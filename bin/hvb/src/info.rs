@@ -5,7 +5,7 @@ use crate::monitor::{connect, explain};
 use crate::report;
 use crate::size::human;
 use anyhow::Result;
-use qmp::{BalloonStatus, Client, ClientError, Value, XQueryBalloonStatus, qapi};
+use qmp::{Client, ClientError, DynamicMemoryInfo, Value, XQueryDynamicMemory, qapi};
 use std::time::Duration;
 
 /// What our own server calls itself; QEMU has its distribution's package here.
@@ -20,7 +20,7 @@ pub(crate) fn run(args: &InfoArgs) -> Result<()> {
         ("status", status(&mut client).map_err(|error| explain(&args.socket, error))?),
         ("memory", memory(&mut client).map_err(|error| explain(&args.socket, error))?),
     ];
-    if let Some(status) = optional(client.run(&XQueryBalloonStatus {}))? {
+    if let Some(status) = optional(client.run(&XQueryDynamicMemory {}))? {
         rows.extend(balloon(&status));
     }
     if let Some(report) = optional(client.run(&qapi::query_hv_balloon_status_report {}))? {
@@ -58,7 +58,7 @@ fn memory(client: &mut Client) -> Result<String, ClientError> {
     }
 }
 
-fn balloon(status: &BalloonStatus) -> Vec<(&'static str, String)> {
+fn balloon(status: &DynamicMemoryInfo) -> Vec<(&'static str, String)> {
     let mut state = status.state.clone();
     if let Some(ms) = status.ready_in_ms {
         state += &format!(", ready in {:.0?}", Duration::from_secs(ms.div_ceil(1000)));
@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn a_balloon_that_stopped_says_why() {
-        let mut status = BalloonStatus { state: "idle".to_owned(), ..BalloonStatus::default() };
+        let mut status =
+            DynamicMemoryInfo { state: "idle".to_owned(), ..DynamicMemoryInfo::default() };
         assert_eq!(balloon(&status)[0], ("target", "none".to_owned()));
         status.stopped = Some("no more to give".to_owned());
         let expected = "idle, stopped short of the target: no more to give".to_owned();

@@ -11,9 +11,7 @@ use crate::GuestRam;
 impl GuestMemory for GuestRam {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), AccessError> {
         let len = buf.len();
-        self.memory()
-            .read_slice(buf, GuestAddress(gpa.get()))
-            .map_err(|_| AccessError { gpa, len })
+        self.memory().read_slice(buf, GuestAddress(gpa.get())).map_err(|_| AccessError { gpa, len })
     }
 
     fn write(&self, gpa: Gpa, buf: &[u8]) -> Result<(), AccessError> {

@@ -3,7 +3,7 @@
 //! Its guest moves towards the size asked for by 32 MiB ten times a second and stops at 256 MiB,
 //! enough to try clients against.
 
-use qmp::{BalloonStatus, Event, Machine, MonitorError, RunState, Server, ShutdownCause};
+use qmp::{DynamicMemoryInfo, Event, Machine, MonitorError, RunState, Server, ShutdownCause};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
@@ -48,10 +48,10 @@ impl Machine for Fake {
         let _ = self.quit.try_send(());
     }
 
-    fn balloon_status(&self) -> Result<BalloonStatus, MonitorError> {
+    fn dynamic_memory(&self) -> Result<DynamicMemoryInfo, MonitorError> {
         let (target, actual) = (self.target.load(SeqCst), self.actual.load(SeqCst));
         let stopped = actual == FLOOR && target < FLOOR;
-        Ok(BalloonStatus {
+        Ok(DynamicMemoryInfo {
             state: if stopped || target == actual { "idle" } else { "ballooning" }.to_owned(),
             actual,
             target: Some(target),

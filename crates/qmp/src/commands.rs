@@ -2,7 +2,7 @@
 
 use crate::event::value_of;
 use crate::hmp;
-use crate::machine::{BalloonStatus, Machine, MonitorError};
+use crate::machine::{DynamicMemoryInfo, Machine, MonitorError};
 use qapi_qmp::{
     BalloonInfo, CommandInfo, RunState, StatusInfo, VersionInfo, VersionTriple, balloon,
     human_monitor_command,
@@ -87,7 +87,7 @@ const COMMANDS: &[Command] = &[
         machine.system_reset();
         Ok(json!({}))
     }),
-    plain("x-query-balloon-status", |machine, _| machine.balloon_status().map(value_of)),
+    plain("x-query-dynamic-memory", |machine, _| machine.dynamic_memory().map(value_of)),
 ];
 
 /// The table's row for this name.
@@ -178,14 +178,14 @@ fn wrong_type(name: &str, expected: &str) -> MonitorError {
     MonitorError::generic(format!("Invalid parameter type for '{name}', expected: {expected}"))
 }
 
-/// `x-query-balloon-status` as a typed command, for [`Client::run`](crate::Client::run).
+/// `x-query-dynamic-memory` as a typed command, for [`Client::run`](crate::Client::run).
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct XQueryBalloonStatus {}
+pub struct XQueryDynamicMemory {}
 
-impl qapi_spec::Command for XQueryBalloonStatus {
-    type Ok = BalloonStatus;
+impl qapi_spec::Command for XQueryDynamicMemory {
+    type Ok = DynamicMemoryInfo;
 
-    const NAME: &'static str = "x-query-balloon-status";
+    const NAME: &'static str = "x-query-dynamic-memory";
     const ALLOW_OOB: bool = false;
 }
 

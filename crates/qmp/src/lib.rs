@@ -27,9 +27,9 @@ mod session;
 mod socket;
 
 pub use client::{Client, ClientError, ReceivedEvent};
-pub use commands::XQueryBalloonStatus;
+pub use commands::XQueryDynamicMemory;
 pub use event::{Event, EventSender};
-pub use machine::{BalloonStatus, Machine, MonitorError};
+pub use machine::{DynamicMemoryInfo, Machine, MonitorError};
 pub use outbox::MAX_UNSENT_BYTES;
 pub use qapi_qmp::{HvBalloonInfo, RunState, ShutdownCause};
 pub use qapi_spec::ErrorClass;

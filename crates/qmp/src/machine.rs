@@ -33,12 +33,12 @@ pub trait Machine: Send + Sync {
     /// Starts the end of the machine and of its process.
     fn quit(&self);
 
-    /// The balloon in more detail than QEMU's commands give: `x-query-balloon-status`.
+    /// The balloon in more detail than QEMU's commands give: `x-query-dynamic-memory`.
     ///
     /// # Errors
     /// As [`query_balloon`](Self::query_balloon); machines that keep no such books need not
     /// implement it.
-    fn balloon_status(&self) -> Result<BalloonStatus, MonitorError> {
+    fn dynamic_memory(&self) -> Result<DynamicMemoryInfo, MonitorError> {
         Err(MonitorError::generic("this machine does not report its balloon's state"))
     }
 
@@ -51,13 +51,13 @@ pub trait Machine: Send + Sync {
     }
 }
 
-/// What `x-query-balloon-status` returns. Sizes are in bytes.
+/// What `x-query-dynamic-memory` returns. Sizes are in bytes.
 ///
 /// Once [`Machine::balloon`] has returned, `target` and `stopped` are those of that call: a client
 /// that waits for the guest must not see why an earlier target was not reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct BalloonStatus {
+pub struct DynamicMemoryInfo {
     /// What the device is doing, as one lower-case word.
     pub state: String,
     /// The guest's present size.

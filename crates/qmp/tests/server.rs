@@ -2,7 +2,7 @@
 
 use qmp::{
     Client, ClientError, ErrorClass, Event, MAX_CLIENTS, MAX_COMMAND_BYTES, Machine, MonitorError,
-    RunState, Server, ShutdownCause, XQueryBalloonStatus, qapi,
+    RunState, Server, ShutdownCause, XQueryDynamicMemory, qapi,
 };
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -125,7 +125,7 @@ fn a_client_commands_the_machine() {
     client.run(&qapi::quit {}).unwrap();
     assert_eq!(fixture.machine.resets.load(Ordering::SeqCst), 1);
     assert_eq!(fixture.machine.quits.load(Ordering::SeqCst), 1);
-    assert!(client.run(&XQueryBalloonStatus {}).is_err());
+    assert!(client.run(&XQueryDynamicMemory {}).is_err());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use hv_balloon::StateName;
 use page_range::PageCount;
-use qmp::{BalloonStatus, HvBalloonInfo, Machine, MonitorError, RunState};
+use qmp::{DynamicMemoryInfo, HvBalloonInfo, Machine, MonitorError, RunState};
 
 use crate::control::{Cause, Control, ControlSender};
 use crate::device_loop::DeviceHandle;
@@ -38,9 +38,9 @@ impl Machine for Monitored {
         self.control.send(Control::Shutdown(Cause::Monitor));
     }
 
-    fn balloon_status(&self) -> Result<BalloonStatus, MonitorError> {
+    fn dynamic_memory(&self) -> Result<DynamicMemoryInfo, MonitorError> {
         let device = self.device.snapshot();
-        Ok(BalloonStatus {
+        Ok(DynamicMemoryInfo {
             state: device.state.as_str().into(),
             actual: device.actual.bytes(),
             target: device.target.map(PageCount::bytes),

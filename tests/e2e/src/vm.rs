@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use qmp::{BalloonStatus, Client, ClientError, Value, XQueryBalloonStatus, qapi};
+use qmp::{Client, ClientError, DynamicMemoryInfo, Value, XQueryDynamicMemory, qapi};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tempfile::TempDir;
@@ -123,10 +123,10 @@ impl Vm {
     pub fn wait_for_driver(&mut self) -> Result<u64> {
         let what = "a guest's balloon driver that waits for requests";
         wait_for(what, || {
-            let status = self.balloon_status()?;
+            let status = self.dynamic_memory()?;
             Ok((status.state == "idle").then_some(status.actual))
         })
-        .with_context(|| format!("{:?}", self.balloon_status()))
+        .with_context(|| format!("{:?}", self.dynamic_memory()))
     }
 
     /// The guest's size in bytes, as the monitor says.
@@ -143,8 +143,8 @@ impl Vm {
     /// # Errors
     ///
     /// As [`Client::run`].
-    pub fn balloon_status(&mut self) -> Result<BalloonStatus> {
-        Ok(self.monitor.run(&XQueryBalloonStatus {})?)
+    pub fn dynamic_memory(&mut self) -> Result<DynamicMemoryInfo> {
+        Ok(self.monitor.run(&XQueryDynamicMemory {})?)
     }
 
     /// Asks for a guest of `bytes`.
@@ -164,12 +164,12 @@ impl Vm {
     pub fn resize(&mut self, bytes: u64) -> Result<()> {
         self.set_target(bytes)?;
         wait_for(&format!("a guest of {} MiB", bytes / MIB), || {
-            let status = self.balloon_status()?;
+            let status = self.dynamic_memory()?;
             let stopped = status.stopped.as_ref().filter(|_| status.actual != bytes);
             ensure!(stopped.is_none(), "the guest stopped short of {bytes}: {status:?}");
             Ok((status.actual == bytes).then_some(()))
         })
-        .with_context(|| format!("{:?}", self.balloon_status()))
+        .with_context(|| format!("{:?}", self.dynamic_memory()))
     }
 
     /// Waits for an event of this name and returns what it says.

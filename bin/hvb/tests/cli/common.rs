@@ -1,6 +1,6 @@
 //! A monitor with a make-believe guest, and the program under test.
 
-use qmp::{BalloonStatus, Machine, MonitorError, RunState, Server};
+use qmp::{DynamicMemoryInfo, Machine, MonitorError, RunState, Server};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
@@ -78,14 +78,14 @@ impl Machine for SharedGuest {
 
     fn quit(&self) {}
 
-    fn balloon_status(&self) -> Result<BalloonStatus, MonitorError> {
+    fn dynamic_memory(&self) -> Result<DynamicMemoryInfo, MonitorError> {
         let mut guest = self.0.lock().unwrap();
         if !guest.tells_status {
             return Err(MonitorError::generic("no status"));
         }
         let actual = guest.look();
         let stopped = actual == guest.floor && guest.target < guest.floor;
-        Ok(BalloonStatus {
+        Ok(DynamicMemoryInfo {
             state: "idle".to_owned(),
             actual,
             target: Some(guest.target),

@@ -93,7 +93,7 @@ fn resize(vm: &mut Vm, size: u64) -> Result<Duration> {
     let begin = Instant::now();
     vm.set_target(size)?;
     loop {
-        let status = vm.balloon_status()?;
+        let status = vm.dynamic_memory()?;
         if status.actual == size {
             return Ok(begin.elapsed());
         }

@@ -125,7 +125,7 @@ fn console_goes_to_a_file() -> Result<()> {
 #[test]
 fn driver_that_comes_late_finds_its_target() -> Result<()> {
     let mut vm = Vm::start(&VmConfig { append: "agent.skip=hv_balloon", ..VmConfig::default() })?;
-    let status = vm.balloon_status()?;
+    let status = vm.dynamic_memory()?;
     ensure!(status.state == "closed" && status.actual == 1024 * MIB, "{status:?}");
     vm.set_target(768 * MIB)?;
     vm.agent.ask("insmod hv_balloon")?;

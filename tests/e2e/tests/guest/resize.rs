@@ -63,7 +63,7 @@ fn stops_where_the_guest_stops_and_stays_usable(cpus: u32) -> Result<()> {
     ensure!(event["target"] == json!(TOO_LITTLE), "{event}");
     ensure!(event["reason"].as_str().is_some_and(|why| !why.is_empty()), "{event}");
     ensure!((400 * MIB..FULL).contains(&actual), "the guest has {actual}");
-    ensure!(vm.balloon_status()?.stopped.is_some(), "{:?}", vm.balloon_status()?);
+    ensure!(vm.dynamic_memory()?.stopped.is_some(), "{:?}", vm.dynamic_memory()?);
 
     // The command line tells the user as much.
     let socket = vm.socket().display().to_string();
