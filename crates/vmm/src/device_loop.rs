@@ -46,6 +46,8 @@ pub(crate) struct DeviceHandle {
     requests: Sender<Request>,
     calls: GuestCalls,
     snapshot: Arc<Mutex<Snapshot>>,
+    /// When the loop's time began.
+    start: Instant,
 }
 
 impl DeviceHandle {
@@ -70,9 +72,12 @@ impl DeviceHandle {
         wait.recv().ok()
     }
 
-    /// The device as it was a moment ago.
+    /// The device as it was when something last happened to it, with the wait counted from now.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut snapshot = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = self.start.elapsed();
+        snapshot.ready_in = snapshot.ready_at.map(|at| at.saturating_sub(now));
+        snapshot
     }
 
     fn request(&self, request: Request) {
@@ -117,8 +122,9 @@ pub(crate) fn start(setup: Setup) -> Result<DeviceThread, MachineError> {
     let failed = MachineError::system("cannot start the device's threads");
     let (requests, inbox) = channel();
     let snapshot = Arc::new(Mutex::new(setup.device.snapshot()));
-    let handle =
-        DeviceHandle { requests, calls: setup.calls.clone(), snapshot: Arc::clone(&snapshot) };
+    let start = Instant::now();
+    let calls = setup.calls.clone();
+    let handle = DeviceHandle { requests, calls, snapshot: Arc::clone(&snapshot), start };
     let to_loop = handle.clone();
     let worker = DiscardWorker::spawn(Arc::clone(&setup.ram), move |id, result| {
         if let Err(error) = &result {
@@ -128,7 +134,7 @@ pub(crate) fn start(setup: Setup) -> Result<DeviceThread, MachineError> {
     })
     .map_err(failed)?;
     let device_loop = DeviceLoop {
-        start: Instant::now(),
+        start,
         inbox,
         worker,
         snapshot,

@@ -1,6 +1,5 @@
 //! The machine as the monitor sees it.
 
-use hv_balloon::StateName;
 use page_range::PageCount;
 use qmp::{DynamicMemoryInfo, HvBalloonInfo, Machine, MonitorError, RunState};
 
@@ -46,7 +45,6 @@ impl Machine for Monitored {
             target: device.target.map(PageCount::bytes),
             ready_in_ms: device
                 .ready_in
-                .filter(|_| device.state == StateName::Settling)
                 .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
             stopped: device.last_stop.map(|reason| reason.to_string()),
         })
