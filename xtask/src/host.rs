@@ -1,10 +1,9 @@
 //! What this machine can do.
 
 use std::fs;
-use std::io::ErrorKind;
 
 use anyhow::{Context, Result};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_hyperv::probe::ProbeError;
 
 /// Whether this machine's KVM can be a Hyper-V host.
 #[derive(Debug)]
@@ -15,21 +14,17 @@ pub(crate) enum HyperV {
     Absent(String),
 }
 
-/// Asks KVM itself: `/dev/kvm` is there on machines, too, whose KVM was built without Hyper-V.
+/// Asks as `hvb` itself does.
 pub(crate) fn probe() -> HyperV {
-    let kvm = match Kvm::new() {
-        Ok(kvm) => kvm,
-        Err(error) => {
-            let error = std::io::Error::from_raw_os_error(error.errno());
-            return HyperV::Absent(match error.kind() {
-                ErrorKind::NotFound => "there is no /dev/kvm".to_owned(),
-                _ => format!("/dev/kvm cannot be opened ({error})"),
-            });
+    match kvm_hyperv::probe::open() {
+        Ok(_) => HyperV::Present,
+        Err(ProbeError::NoDevice) => HyperV::Absent("there is no /dev/kvm".to_owned()),
+        Err(ProbeError::Missing(_)) => {
+            HyperV::Absent("this machine's KVM has no Hyper-V support".to_owned())
         }
-    };
-    match kvm.check_extension_int(Cap::HypervSynic2) {
-        1.. => HyperV::Present,
-        _ => HyperV::Absent("this machine's KVM has no Hyper-V support".to_owned()),
+        Err(error @ (ProbeError::Permission | ProbeError::Open(_))) => {
+            HyperV::Absent(format!("/dev/kvm cannot be used ({error})"))
+        }
     }
 }
 

@@ -35,12 +35,17 @@ pub(crate) fn ensure_installed(programs: &[Program]) -> Result<()> {
     eprintln!("installing {names} with apt-get");
     let mut install = apt_get(&["install", "--yes", "--no-install-recommends"]);
     install.args(&missing);
-    // Old package lists name files that are gone: only then fetch new ones.
-    if run(&mut install).is_err() {
-        update()?;
-        run(&mut install)?;
+    with_fresh_lists(|| run(&mut install))
+}
+
+/// Tries something with the package lists there are, and again with new ones if it fails. One bad
+/// source among many fails the renewal, and may not matter.
+fn with_fresh_lists(mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    if attempt().is_ok() {
+        return Ok(());
     }
-    Ok(())
+    let renewed = update();
+    attempt().or_else(|error| renewed.and(Err(error)))
 }
 
 /// What a package depends on, by name.
@@ -56,9 +61,12 @@ pub(crate) fn depends(package: &str, suite: Option<&str>) -> Result<Vec<String>>
     if !found.is_empty() {
         return Ok(found);
     }
-    update()?;
+    let renewed = update();
     let found = query_depends(package, suite)?;
-    ensure!(!found.is_empty(), "apt knows no package {package}: are Debian's sources set up?");
+    if found.is_empty() {
+        renewed?;
+        bail!("apt knows no package {package}: are Debian's sources set up?");
+    }
     Ok(found)
 }
 
@@ -78,10 +86,7 @@ fn query_depends(package: &str, suite: Option<&str>) -> Result<Vec<String>> {
 pub(crate) fn unpack(packages: &[String], suite: Option<&str>, dir: &Path) -> Result<()> {
     let mut download = apt_get(&["download"]);
     download.args(prefer(suite)).args(packages).current_dir(dir);
-    if run(&mut download).is_err() {
-        update()?;
-        run(&mut download)?;
-    }
+    with_fresh_lists(|| run(&mut download))?;
     let tree = dir.join("tree");
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
