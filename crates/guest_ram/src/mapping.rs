@@ -55,13 +55,17 @@ impl Mapping {
         let lead = (HUGE_PAGE + wanted - have) % HUGE_PAGE;
         // SAFETY: `lead` is below `HUGE_PAGE`, by which the reservation is longer than `len`.
         let start = unsafe { reserved.add(lead) };
-        let mapped = map_fixed(start, len, memfd.as_ref());
-        unmap(reserved, lead);
+        // SAFETY: the range is inside the reservation, which was made for it.
+        let mapped = unsafe { map_fixed(start, len, memfd.as_ref()) };
+        // SAFETY: this is the part of the reservation in front of the mapping; nobody has it.
+        unsafe { unmap(reserved, lead) };
         // SAFETY: `lead + len` is at most the reservation's length.
         let tail = unsafe { start.add(len) };
-        unmap(tail, reservation - lead - len);
+        // SAFETY: this is the part behind the mapping; nobody has it.
+        unsafe { unmap(tail, reservation - lead - len) };
         if let Err(error) = mapped {
-            unmap(start, len);
+            // SAFETY: what was to be mapped is still reserved, and nobody has it.
+            unsafe { unmap(start, len) };
             return Err(error);
         }
         Ok(Self { start, len, memfd })
@@ -117,7 +121,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        unmap(self.start, self.len);
+        // SAFETY: the mapping is ours alone, and whoever borrowed from it is gone.
+        unsafe { unmap(self.start, self.len) };
     }
 }
 
@@ -138,7 +143,9 @@ fn reserve(len: usize) -> io::Result<NonNull<u8>> {
     pointer(address)
 }
 
-fn map_fixed(start: NonNull<u8>, len: usize, memfd: Option<&File>) -> io::Result<()> {
+/// # Safety
+/// The range must lie inside a reservation of the caller's that is used for nothing else.
+unsafe fn map_fixed(start: NonNull<u8>, len: usize, memfd: Option<&File>) -> io::Result<()> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let (flags, fd) = match memfd {
         Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
@@ -151,7 +158,9 @@ fn map_fixed(start: NonNull<u8>, len: usize, memfd: Option<&File>) -> io::Result
     pointer(address).map(|_| ())
 }
 
-fn unmap(start: NonNull<u8>, len: usize) {
+/// # Safety
+/// The range must be the caller's own, and not be touched afterwards.
+unsafe fn unmap(start: NonNull<u8>, len: usize) {
     if len > 0 {
         // SAFETY: the caller owns the range and does not touch it again.
         unsafe { libc::munmap(start.as_ptr().cast(), len) };

@@ -56,8 +56,15 @@ pub(crate) fn set_signal_mask(vcpu: &VcpuFd, blocked: u64) -> io::Result<()> {
 pub(crate) fn blocked_signals() -> io::Result<u64> {
     let mut blocked = 0_u64;
     // SAFETY: no new set is given, and the old one, 8 bytes as told, goes to `blocked`.
-    let result =
-        unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, 0, &raw mut blocked, 8) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_BLOCK,
+            std::ptr::null::<u64>(),
+            &raw mut blocked,
+            8_usize,
+        )
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(blocked) }
 }
 

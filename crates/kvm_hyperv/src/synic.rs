@@ -95,6 +95,11 @@ impl VpSynic {
     pub fn update<M: GuestMemory>(&self, memory: &M, registers: SynicRegisters) {
         let mut state = self.lock();
         let before = std::mem::replace(&mut state.registers, registers);
+        if before.simp != registers.simp {
+            // What waits was for a kernel that is gone, or for nobody: guests enable the page
+            // before they first speak to the bus.
+            state.queue.clear();
+        }
         for (old, new) in [(before.simp, registers.simp), (before.siefp, registers.siefp)] {
             if new & ENABLED != 0 && old != new {
                 // A page outside RAM is the guest's own mistake; nothing is delivered to it.
@@ -155,7 +160,9 @@ impl VpSynic {
     /// Sets an event flag of SINT 2. Returns whether the SINT must be raised: not where the flag
     /// was still set, and not where the guest has no event page.
     pub fn set_event<M: GuestMemoryBackend>(&self, memory: &M, flag: u16) -> bool {
-        let page = match self.lock().registers.event_page() {
+        // Held to the end: once the guest's write to SIEFP is done, the old page is its own again.
+        let state = self.lock();
+        let page = match state.registers.event_page() {
             Some(page) if flag < EVENT_FLAGS => page,
             _ => return false,
         };
@@ -262,6 +269,7 @@ mod tests {
         assert!(!synic.set_event(&memory, 1));
         let far = !(PAGE - 1) | 1;
         synic.update(&memory, SynicRegisters { scontrol: 1, siefp: far, simp: far });
+        synic.post(&[1]).unwrap();
         assert_eq!(synic.deliver(&memory), Delivery::Blocked);
         assert!(!synic.set_event(&memory, 1));
     }
@@ -282,5 +290,15 @@ mod tests {
         let synic = VpSynic::default();
         let accepted = (0..1000).filter(|_| synic.post(&[0; 240]).is_ok()).count();
         assert_eq!(accepted, MAX_QUEUED);
+    }
+
+    #[test]
+    fn messages_for_a_kernel_that_is_gone_do_not_reach_the_next() {
+        let memory = memory();
+        let synic = enabled(&memory);
+        synic.post(&[1]).unwrap();
+        let registers = SynicRegisters { scontrol: 1, siefp: SIEFP | 1, simp: 0x3000 | 1 };
+        synic.update(&memory, registers);
+        assert_eq!(synic.deliver(&memory), Delivery::Idle);
     }
 }

@@ -3,15 +3,15 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::thread::Builder;
+use std::time::{Duration, Instant};
 
+use rustix::termios::{InputModes, LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vmm_sys_util::terminal::Terminal;
 
 use crate::error::{MachineError, VmmError};
 use crate::ports::Ports;
@@ -22,6 +22,13 @@ const OUTPUT_QUEUE: usize = 64 << 10;
 
 /// How often waiting input looks whether the guest has read what came before.
 const INPUT_RETRY: Duration = Duration::from_millis(10);
+
+/// How long input waits for a guest that reads nothing; then it is dropped. A guest that hangs must
+/// not keep the user from leaving.
+const INPUT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the end waits for a reader of the output; then what is left is dropped.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// `Ctrl-A` then `x` leaves, as on QEMU's console; the terminal is in raw mode, so the guest gets
 /// `Ctrl-C`.
@@ -96,9 +103,11 @@ impl Write for Output {
 /// The console: outlives the serial ports of the machines that are booted one after another.
 pub(crate) struct Console {
     queue: Option<SyncSender<u8>>,
-    writer: Option<JoinHandle<()>>,
+    /// Disconnected when everything is written.
+    written: Option<Receiver<()>>,
     input: Option<Arc<Input>>,
-    raw_terminal: bool,
+    /// How the terminal was before it was made raw.
+    terminal: Option<Termios>,
 }
 
 /// The serial port that input goes to at the moment.
@@ -111,7 +120,7 @@ struct Input {
 impl Console {
     /// Opens the other end of the serial port and starts writing to it.
     pub(crate) fn open(output: &SerialOutput) -> Result<Self, VmmError> {
-        let mut console = Self { queue: None, writer: None, input: None, raw_terminal: false };
+        let mut console = Self { queue: None, written: None, input: None, terminal: None };
         match output {
             SerialOutput::None => {}
             SerialOutput::Stdio => {
@@ -151,9 +160,10 @@ impl Console {
         let Some(input) = self.input.clone() else {
             return Ok(());
         };
-        let stdin = io::stdin();
-        let terminal = stdin.is_terminal();
-        self.raw_terminal = terminal && stdin.lock().set_raw_mode().is_ok();
+        let terminal = io::stdin().is_terminal();
+        if terminal {
+            self.terminal = make_raw();
+        }
         spawn("console-in", move || read_input(&input, terminal.then_some(leave)))?;
         Ok(())
     }
@@ -161,35 +171,53 @@ impl Console {
     fn start_writer(&mut self, output: impl Write + Send + 'static) -> Result<(), VmmError> {
         let (queue, bytes) = sync_channel(OUTPUT_QUEUE);
         self.queue = Some(queue);
-        self.writer = Some(spawn("console-out", move || write_output(&bytes, output))?);
+        let (end, written) = channel();
+        spawn("console-out", move || write_output(&bytes, output, end))?;
+        self.written = Some(written);
         Ok(())
     }
 }
 
 impl Drop for Console {
-    /// Ends with everything the guest wrote on its way. The serial ports must be gone before.
+    /// Ends with everything the guest wrote on its way, if somebody reads it. The serial ports must
+    /// be gone before.
     fn drop(&mut self) {
+        if let Some(before) = &self.terminal {
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
+        }
         self.queue = None;
         if let Some(input) = &self.input {
             *input.ports.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
-        }
-        if self.raw_terminal {
-            let _ = io::stdin().lock().set_canon_mode();
+        if let Some(written) = &self.written {
+            // Ends with the writer, or without it: the process is about to go.
+            let _ = written.recv_timeout(OUTPUT_PATIENCE);
         }
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, MachineError> {
+/// Lets every key reach the guest at once and unseen; returns how the terminal was before. Output
+/// stays as it is: the guest's own terminal driver does not know where lines begin on ours.
+fn make_raw() -> Option<Termios> {
+    let before = tcgetattr(io::stdin()).ok()?;
+    let mut raw = before.clone();
+    raw.local_modes -=
+        LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG | LocalModes::IEXTEN;
+    raw.input_modes -= InputModes::IXON;
+    tcsetattr(io::stdin(), OptionalActions::Now, &raw).ok()?;
+    Some(before)
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), MachineError> {
     Builder::new()
         .name(name.into())
         .spawn(body)
+        .map(drop)
         .map_err(MachineError::system("cannot start a console thread"))
 }
 
-fn write_output(bytes: &Receiver<u8>, mut output: impl Write) {
+/// Writes until all serial ports are gone; `_end` tells by its own end.
+fn write_output(bytes: &Receiver<u8>, mut output: impl Write, _end: Sender<()>) {
     while let Ok(first) = bytes.recv() {
         let mut chunk = vec![first];
         chunk.extend(bytes.try_iter().take(OUTPUT_QUEUE));
@@ -221,13 +249,16 @@ fn read_input(input: &Input, leave: Option<impl Fn()>) {
     }
 }
 
-/// Hands all bytes to the guest, as fast as it reads them.
+/// Hands bytes to the guest as fast as it reads them, until it reads no more.
 fn feed(input: &Input, mut bytes: &[u8]) {
     let mut ports = input.ports.lock().unwrap_or_else(PoisonError::into_inner);
-    while !bytes.is_empty() {
+    let mut last_taken = Instant::now();
+    while !bytes.is_empty() && last_taken.elapsed() < INPUT_PATIENCE {
         let taken = ports.as_ref().map_or(0, |ports| ports.serial().enqueue(bytes));
         bytes = bytes.get(taken..).unwrap_or_default();
-        if taken == 0 {
+        if taken > 0 {
+            last_taken = Instant::now();
+        } else {
             ports = input
                 .changed
                 .wait_timeout(ports, INPUT_RETRY)

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::error::VmmError;
+use crate::error::{MachineError, VmmError};
 
 /// Who wanted something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,28 @@ impl ControlSender {
     /// Sends; where the governing thread has gone already there is nothing left to control.
     pub(crate) fn send(&self, control: Control) {
         let _ = self.0.send(control);
+    }
+}
+
+impl ControlSender {
+    /// To be held by a thread without which the machine cannot run: should it panic, the machine
+    /// ends instead of standing still.
+    pub(crate) fn report_panic(&self, thread: &'static str) -> PanicReport {
+        PanicReport { control: self.clone(), thread }
+    }
+}
+
+/// Reports the end of a thread that panics.
+pub(crate) struct PanicReport {
+    control: ControlSender,
+    thread: &'static str,
+}
+
+impl Drop for PanicReport {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.control.send(Control::Failed(MachineError::Panic(self.thread).into()));
+        }
     }
 }
 

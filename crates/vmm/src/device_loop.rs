@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::GuestCalls;
 use crate::channel::{BATCH, Channel, Opening, Received};
+use crate::control::{Control, ControlSender};
 use crate::error::MachineError;
 use crate::machine::MachineHandle;
 use crate::notices::Notices;
@@ -27,6 +28,9 @@ use crate::notices::Notices;
 /// that it made room.
 const RETRY: Duration = Duration::from_millis(10);
 
+/// Bus actions in one turn of the loop.
+const ACTIONS_PER_TURN: u32 = 128;
+
 const WAKE: u32 = 0;
 const SIGNAL: u32 = 1;
 const FIRST_ACKNOWLEDGED: u32 = 16;
@@ -35,6 +39,7 @@ const FIRST_ACKNOWLEDGED: u32 = 16;
 enum Request {
     Attach(MachineHandle),
     Detach(Sender<()>),
+    Resetting,
     SetTarget(PageCount, Sender<Result<(), TargetError>>),
     Discarded { id: DiscardId, ok: bool },
     Stop,
@@ -54,6 +59,11 @@ impl DeviceHandle {
     /// Gives the loop a machine that is about to start.
     pub(crate) fn attach(&self, machine: MachineHandle) {
         self.request(Request::Attach(machine));
+    }
+
+    /// A reset is coming: targets from now on are for the machine after it.
+    pub(crate) fn announce_reset(&self) {
+        self.request(Request::Resetting);
     }
 
     /// Takes the machine, which must have stopped, away again. Returns when no page of it will be
@@ -115,6 +125,7 @@ pub(crate) struct Setup {
     pub(crate) wake: Arc<EventFd>,
     pub(crate) eventfd_in_kernel: bool,
     pub(crate) notices: Notices,
+    pub(crate) control: ControlSender,
 }
 
 /// Starts the loop.
@@ -141,6 +152,7 @@ pub(crate) fn start(setup: Setup) -> Result<DeviceThread, MachineError> {
         machine: None,
         channel: None,
         detaching: None,
+        after_reset: None,
         buffer: Vec::new(),
         setup,
         stopped: false,
@@ -153,33 +165,40 @@ pub(crate) fn start(setup: Setup) -> Result<DeviceThread, MachineError> {
 struct DeviceLoop {
     start: Instant,
     setup: Setup,
-    inbox: Receiver<Request>,
+    // Before the inbox: whoever waits for an answer must not be told of the end while discards run.
     worker: DiscardWorker<DiscardId>,
+    inbox: Receiver<Request>,
     snapshot: Arc<Mutex<Snapshot>>,
     machine: Option<MachineHandle>,
     channel: Option<Channel>,
     /// Who waits for the machine to be taken away.
     detaching: Option<Sender<()>>,
+    /// While a reset is coming: the target that was set since.
+    after_reset: Option<Option<PageCount>>,
     buffer: Vec<u8>,
     stopped: bool,
 }
 
 impl DeviceLoop {
     fn run(self) {
-        let mut manager = match EventManager::new() {
-            Ok(manager) => manager,
-            Err(error) => return tracing::error!("cannot wait for the device's events: {error}"),
-        };
-        let shared = Arc::new(Mutex::new(self));
-        let own = || shared.lock().unwrap_or_else(PoisonError::into_inner);
-        manager.add_subscriber(Arc::clone(&shared));
-        while !own().stopped {
-            let timeout = own().timeout_ms();
-            if let Err(error) = manager.run_with_timeout(timeout) {
-                return tracing::error!("cannot wait for the device's events: {error}");
-            }
-            own().on_time();
+        let control = self.setup.control.clone();
+        let _guard = control.report_panic("device");
+        if let Err(error) = self.run_until_stopped() {
+            let what = "cannot wait for the device's events";
+            let source = std::io::Error::other(error.to_string());
+            control.send(Control::Failed(MachineError::System { what, source }.into()));
         }
+    }
+
+    fn run_until_stopped(self) -> Result<(), event_manager::Error> {
+        let mut manager = EventManager::new()?;
+        let id = manager.add_subscriber(self);
+        while !manager.subscriber_mut(id)?.stopped {
+            let timeout = manager.subscriber_mut(id)?.timeout_ms();
+            let events = manager.run_with_timeout(timeout)?;
+            manager.subscriber_mut(id)?.on_time(events == 0);
+        }
+        Ok(())
     }
 
     fn tell(&mut self, event: Event<'_>) {
@@ -213,11 +232,13 @@ impl DeviceLoop {
                 let result = self.setup.device.can_set_target(pages).map(|_| ());
                 if result.is_ok() {
                     self.tell(Event::SetTarget(pages));
+                    self.after_reset = self.after_reset.map(|_| Some(pages));
                 }
                 // Whoever asked may look at once, and must not see how the last target ended.
                 self.publish();
                 let _ = reply.send(result);
             }
+            Request::Resetting => self.after_reset = Some(None),
             Request::Discarded { id, ok } => self.tell(Event::Discarded { id, ok }),
             Request::Stop => self.stopped = true,
         }
@@ -253,16 +274,23 @@ impl DeviceLoop {
 
     /// The guest broke its ring: the channel is of no use until the guest opens it anew.
     fn break_channel(&mut self, error: RingError) {
-        tracing::warn!("the guest's balloon driver broke its channel, which is stopped: {error}");
+        self.setup.notices.warn(&format_args!("broke its channel, which is stopped: {error}"));
         if let Some(channel) = &mut self.channel {
             channel.stop();
             self.setup.device.handle(self.start.elapsed(), Event::ChannelClosed);
         }
     }
 
-    /// Does everything that bus and device ask for.
+    /// Does what bus and device ask for; at most so much that requests get their turn, since vCPUs
+    /// can ask the bus for more all the time.
     fn pump(&mut self, ops: &mut EventOps<'_>) {
+        let mut turns = 0;
         loop {
+            if turns == ACTIONS_PER_TURN {
+                self.setup.calls.wake();
+                break;
+            }
+            turns += 1;
             if let Err(error) = self.device_actions() {
                 self.break_channel(error);
                 continue;
@@ -371,6 +399,9 @@ impl DeviceLoop {
                     unwatch(ops, eventfd, data);
                 }
             }
+            if let Some(target) = self.after_reset.take().flatten() {
+                self.tell(Event::SetTarget(target));
+            }
             let _ = done.send(());
         }
     }
@@ -416,8 +447,9 @@ impl DeviceLoop {
         }
     }
 
-    /// Does what is due; also called when nothing is.
-    fn on_time(&mut self) {
+    /// Does what is due; also called when nothing is. `idle` says that no event came, and so that
+    /// what waits for the guest may be tried again.
+    fn on_time(&mut self, idle: bool) {
         let now = self.start.elapsed();
         if self.setup.device.next_deadline().is_some_and(|at| at <= now) {
             self.tell(Event::Deadline);
@@ -425,9 +457,10 @@ impl DeviceLoop {
             self.setup.calls.wake();
         }
         self.setup.notices.flush();
-        if let Some(channel) = &self.channel
-            && channel.is_blocked()
-        {
+        if !idle {
+            return;
+        }
+        if self.channel.as_ref().is_some_and(Channel::is_blocked) {
             self.setup.calls.wake();
         }
         if let Some(machine) = &self.machine {

@@ -59,6 +59,20 @@ pub enum BootError {
         /// Its name.
         path: PathBuf,
     },
+    /// The kernel does not fit.
+    #[error(
+        "the kernel '{}' needs {need_mib} MiB to start in, and the guest has {room_mib} MiB below \
+         4 GiB: give it more with --memory",
+        path.display()
+    )]
+    KernelTooBig {
+        /// Its name.
+        path: PathBuf,
+        /// Memory it needs.
+        need_mib: u64,
+        /// Memory there is.
+        room_mib: u64,
+    },
     /// The initrd does not fit.
     #[error(
         "the initrd '{}' of {size_mib} MiB does not fit into the {room_mib} MiB above the kernel: \
@@ -127,6 +141,9 @@ pub enum MachineError {
     /// Something ran out.
     #[error("the host has no {0} left")]
     Resource(&'static str),
+    /// A thread of ours died of a defect.
+    #[error("the {0} thread failed by a defect of hvb: please report what it printed")]
+    Panic(&'static str),
     /// KVM left a vCPU for a reason that cannot be handled.
     #[error("vCPU {vcpu} stopped: {reason}")]
     Stopped {

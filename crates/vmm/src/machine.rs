@@ -95,23 +95,21 @@ impl Machine {
 
     /// Lets the vCPUs run.
     pub(crate) fn start(&mut self) -> Result<(), MachineError> {
-        let threads = self
-            .waiting
-            .drain(..)
-            .map(|vcpu| Builder::new().name(format!("vcpu{}", vcpu.id)).spawn(move || vcpu.run()))
-            .collect::<Result<Vec<_>, _>>();
-        match threads {
-            Ok(threads) => {
-                self.handle.bus.set_threads(threads);
-                Ok(())
-            }
-            Err(source) => {
-                // Those that did start see the flag before they enter the guest, or at its next
-                // exit; the process ends with this error anyway.
-                self.shared.stop.store(true, Ordering::Release);
-                Err(MachineError::System { what: "cannot start a vCPU's thread", source })
+        let mut threads = Vec::with_capacity(self.waiting.len());
+        let mut result = Ok(());
+        for vcpu in self.waiting.drain(..) {
+            match Builder::new().name(format!("vcpu{}", vcpu.id)).spawn(move || vcpu.run()) {
+                Ok(thread) => threads.push(thread),
+                Err(source) => {
+                    let what = "cannot start a vCPU's thread";
+                    result = Err(MachineError::System { what, source });
+                    break;
+                }
             }
         }
+        // Also those of a start that failed: `stop` must find them.
+        self.handle.bus.set_threads(threads);
+        result
     }
 
     /// Stops all vCPUs and waits for their threads.

@@ -21,7 +21,7 @@ impl Machine for Monitored {
     fn balloon(&self, bytes: u64) -> Result<(), MonitorError> {
         match self.device.set_target(PageCount::from_bytes(bytes)) {
             Some(result) => result.map_err(|error| MonitorError::generic(error.to_string())),
-            None => Err(MonitorError::generic("the machine is shutting down")),
+            None => Err(MonitorError::generic("the machine has ended, or its device has failed")),
         }
     }
 
@@ -30,6 +30,7 @@ impl Machine for Monitored {
     }
 
     fn system_reset(&self) {
+        self.device.announce_reset();
         self.control.send(Control::Reset(Cause::Monitor));
     }
 

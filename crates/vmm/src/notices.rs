@@ -1,25 +1,26 @@
 //! News of the device, passed on to the monitor's clients and the log.
 
+use std::fmt::Display;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use hv_balloon::Notice;
+use hv_balloon::{Notice, StatusReport};
 use page_range::PageCount;
 use qmp::{Event, EventSender};
 
-/// The monitor sends at most one change of size in this time, the newest; QEMU's interval for the
-/// same event.
-const SIZE_INTERVAL: Duration = Duration::from_secs(1);
+/// The monitor sends at most one change of size and one status report in this time, the newest;
+/// QEMU's interval for the same events.
+const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Most lines logged for faults of the guest in [`LOG_INTERVAL`].
+/// Most lines that the guest can cause in [`LOG_INTERVAL`].
 const LOG_BURST: u32 = 10;
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Where notices go.
 pub(crate) struct Notices {
     monitor: Arc<OnceLock<EventSender>>,
-    last_size: Option<Instant>,
-    held_size: Option<PageCount>,
+    size: Throttled<PageCount>,
+    report: Throttled<StatusReport>,
     log_start: Instant,
     logged: u32,
 }
@@ -27,13 +28,19 @@ pub(crate) struct Notices {
 impl Notices {
     /// `monitor` is filled once there is one.
     pub(crate) fn new(monitor: Arc<OnceLock<EventSender>>) -> Self {
-        Self { monitor, last_size: None, held_size: None, log_start: Instant::now(), logged: 0 }
+        Self {
+            monitor,
+            size: Throttled::default(),
+            report: Throttled::default(),
+            log_start: Instant::now(),
+            logged: 0,
+        }
     }
 
     pub(crate) fn pass_on(&mut self, notice: &Notice) {
         match *notice {
             Notice::SizeChanged { actual } => {
-                self.held_size = Some(actual);
+                self.size.held = Some(actual);
                 self.flush();
             }
             Notice::TargetReached { actual } => {
@@ -51,31 +58,36 @@ impl Notices {
                     reason: reason.to_string(),
                 });
             }
-            Notice::StatusReport(report) => self.emit(&Event::StatusReport {
-                committed: report.committed.bytes(),
-                available: report.available.bytes(),
-            }),
-            Notice::Fault(fault) => self.log_fault(&fault),
-            ref other => tracing::info!("{other:?}"),
+            Notice::StatusReport(report) => {
+                self.report.held = Some(report);
+                self.flush();
+            }
+            Notice::Fault(fault) => self.warn(&fault),
+            ref other => self.limited(|| tracing::info!("{other:?}")),
         }
     }
 
-    /// Sends the size that was held back, if its time has come.
+    /// Sends what was held back, if its time has come.
     pub(crate) fn flush(&mut self) {
-        if self.due().is_some_and(|wait| wait.is_zero())
-            && let Some(actual) = self.held_size.take()
-        {
-            self.last_size = Some(Instant::now());
+        if let Some(actual) = self.size.take_due() {
             self.emit(&Event::BalloonChange { actual: actual.bytes() });
+        }
+        if let Some(report) = self.report.take_due() {
+            self.emit(&Event::StatusReport {
+                committed: report.committed.bytes(),
+                available: report.available.bytes(),
+            });
         }
     }
 
     /// How long until [`Notices::flush`] has something to send.
     pub(crate) fn due(&self) -> Option<Duration> {
-        self.held_size.map(|_| {
-            self.last_size
-                .map_or(Duration::ZERO, |last| SIZE_INTERVAL.saturating_sub(last.elapsed()))
-        })
+        self.size.due().into_iter().chain(self.report.due()).min()
+    }
+
+    /// Logs something that the guest's balloon driver did wrong.
+    pub(crate) fn warn(&mut self, fault: &dyn Display) {
+        self.limited(|| tracing::warn!("the guest's balloon driver: {fault}"));
     }
 
     fn emit(&self, event: &Event) {
@@ -84,20 +96,64 @@ impl Notices {
         }
     }
 
-    /// A guest can cause faults as fast as it can send; the log must not grow with it.
-    fn log_fault(&mut self, fault: &hv_balloon::GuestFault) {
+    /// A guest can cause lines as fast as it can send; the log must not grow with it.
+    fn limited(&mut self, log: impl FnOnce()) {
         if self.log_start.elapsed() >= LOG_INTERVAL {
             if self.logged > LOG_BURST {
-                tracing::warn!(
-                    "{} more faults of the guest's balloon driver were not logged",
-                    self.logged - LOG_BURST
-                );
+                let more = self.logged - LOG_BURST;
+                tracing::warn!("{more} more lines about the guest's balloon driver were left out");
             }
             (self.log_start, self.logged) = (Instant::now(), 0);
         }
         self.logged = self.logged.saturating_add(1);
         if self.logged <= LOG_BURST {
-            tracing::warn!("the guest's balloon driver: {fault}");
+            log();
         }
+    }
+}
+
+/// A value of which only the newest counts, and not too often.
+#[derive(Debug)]
+struct Throttled<T> {
+    held: Option<T>,
+    last: Option<Instant>,
+}
+
+impl<T> Default for Throttled<T> {
+    fn default() -> Self {
+        Self { held: None, last: None }
+    }
+}
+
+impl<T> Throttled<T> {
+    fn due(&self) -> Option<Duration> {
+        let wait = |last: Instant| EVENT_INTERVAL.saturating_sub(last.elapsed());
+        self.held.as_ref().map(|_| self.last.map_or(Duration::ZERO, wait))
+    }
+
+    fn take_due(&mut self) -> Option<T> {
+        if self.due()?.is_zero() {
+            self.last = Some(Instant::now());
+            self.held.take()
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_value_waits_for_its_time() {
+        let mut values = Throttled { held: Some(1), last: None };
+        assert_eq!(values.take_due(), Some(1));
+        assert_eq!(values.due(), None);
+        values.held = Some(2);
+        assert_eq!(values.take_due(), None);
+        values.held = Some(3);
+        values.last = Instant::now().checked_sub(EVENT_INTERVAL);
+        assert_eq!(values.take_due(), Some(3));
     }
 }

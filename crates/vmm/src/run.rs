@@ -55,7 +55,8 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     let signals = watch_signals(control.clone())?;
     let mut console = Console::open(&config.serial)?;
     let monitor_events = Arc::new(OnceLock::new());
-    let (device, calls) = start_device(config, capabilities, &ram, &monitor_events)?;
+    let (device, calls) =
+        start_device(config, capabilities, &ram, &monitor_events, control.clone())?;
     let monitor = start_monitor(config, &device, control.clone(), &monitor_events)?;
     let to_control = control.clone();
     console.start_input(move || to_control.send(Control::Shutdown(Cause::Console)))?;
@@ -141,6 +142,7 @@ fn start_device(
     capabilities: Capabilities,
     ram: &Arc<GuestRam>,
     monitor: &Arc<OnceLock<EventSender>>,
+    control: ControlSender,
 ) -> Result<(DeviceThread, GuestCalls), VmmError> {
     let mut server = Server::new(ServerConfig {
         vp_count: config.vcpus.into(),
@@ -167,6 +169,7 @@ fn start_device(
         wake,
         eventfd_in_kernel: capabilities.eventfd,
         notices: Notices::new(Arc::clone(monitor)),
+        control,
     })?;
     Ok((thread, calls))
 }

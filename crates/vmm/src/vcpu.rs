@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use guest_ram::GuestRam;
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_hyperv::exit::{HypervExit, complete_hypercall};
 use kvm_hyperv::hypercall::{Hypercall, Status};
 use kvm_hyperv::synic::Delivery;
@@ -45,6 +46,7 @@ enum Next {
 impl Vcpu {
     /// Runs until the machine stops; a failure goes to the machine's control.
     pub(crate) fn run(mut self) {
+        let _guard = self.shared.control.report_panic("vCPU");
         if let Err(error) = self.run_until_stopped() {
             self.shared.control.send(Control::Failed(error.into()));
         }
@@ -102,12 +104,30 @@ impl Vcpu {
                 self.shared.control.send(Control::Reset(Cause::Guest));
                 return Ok(Next::Stop);
             }
+            VcpuExit::SystemEvent(event, _) => return self.system_event(event),
             other => {
                 let reason = format!("{other:?}");
                 return Err(MachineError::Stopped { vcpu: self.id, reason });
             }
         }
         Ok(Next::Run)
+    }
+
+    /// The guest wrote the Hyper-V reset or crash MSR, which KVM takes whatever CPUID says.
+    fn system_event(&self, event: u32) -> Result<Next, MachineError> {
+        match event {
+            KVM_SYSTEM_EVENT_SHUTDOWN => {
+                self.shared.control.send(Control::Shutdown(Cause::Guest));
+            }
+            KVM_SYSTEM_EVENT_RESET => self.shared.control.send(Control::Reset(Cause::Guest)),
+            // The guest says that it crashes; what it does about it comes by itself.
+            KVM_SYSTEM_EVENT_CRASH => return Ok(Next::Run),
+            other => {
+                let reason = format!("system event {other}");
+                return Err(MachineError::Stopped { vcpu: self.id, reason });
+            }
+        }
+        Ok(Next::Stop)
     }
 
     fn interrupted(&self, error: kvm_ioctls::Error) -> Result<Next, MachineError> {

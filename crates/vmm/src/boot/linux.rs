@@ -112,7 +112,7 @@ impl BootFiles {
         if { header.xloadflags } & HAS_64_BIT_ENTRY == 0 {
             return Err(BootError::Not64Bit { path: self.kernel.path.clone() });
         }
-        let kernel_end = (image.kernel_load.0 + u64::from(header.init_size)).max(image.kernel_end);
+        let kernel_end = self.kernel_end(ram, &header, image.kernel_load.0, image.kernel_end)?;
         self.load_initrd(ram, &mut header, kernel_end)?;
 
         memory
@@ -124,6 +124,31 @@ impl BootFiles {
         write_zero_page(ram, header)?;
         super::cpu::write_tables(ram)?;
         Ok(image.kernel_load.0 + ENTRY_64)
+    }
+
+    /// The end of the memory that the kernel uses before it looks at the memory map. It moves to
+    /// its preferred address first where that is above the one it was loaded at.
+    fn kernel_end(
+        &self,
+        ram: &GuestRam,
+        header: &setup_header,
+        loaded: u64,
+        loaded_end: u64,
+    ) -> Result<u64, BootError> {
+        let path = || self.kernel.path.clone();
+        let alignment = u64::from(header.kernel_alignment).max(1);
+        let end = loaded
+            .max(header.pref_address)
+            .checked_next_multiple_of(alignment)
+            .and_then(|start| start.checked_add(header.init_size.into()))
+            .ok_or_else(|| BootError::NotBzImage { path: path() })?
+            .max(loaded_end);
+        let room = ram.end().get().min(LOW_RAM_LIMIT.get());
+        if end > room {
+            let (need_mib, room_mib) = (end.div_ceil(1 << 20), room >> 20);
+            return Err(BootError::KernelTooBig { path: path(), need_mib, room_mib });
+        }
+        Ok(end)
     }
 
     fn load_initrd(
