@@ -242,12 +242,49 @@ impl Drop for Vm {
         if self.ended {
             return;
         }
+        println!("-- threads of hvb:\n{}", threads(self.child.id()));
         let _ = self.child.kill();
         let status = self.child.wait();
         println!("-- guest's console:\n{}", self.agent.console.tail());
         let words = fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default();
         println!("-- hvb ({status:?}):\n{words}");
     }
+}
+
+/// What each thread of a process does: its name, state, clock ticks used in a second, and where in
+/// the kernel it is. Tells a guest that spins from one that waits for ever.
+fn threads(pid: u32) -> String {
+    let before = thread_times(pid);
+    std::thread::sleep(Duration::from_secs(1));
+    let lines = thread_times(pid).into_iter().zip(before).map(|(now, before)| {
+        let stack = fs::read_to_string(format!("/proc/{pid}/task/{}/stack", now.id));
+        let stack = stack.unwrap_or_default().replace('\n', " ");
+        let used = now.ticks.saturating_sub(before.ticks);
+        format!("{} {}: {used} ticks, at {stack}", now.name, now.state)
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+struct ThreadTime {
+    id: String,
+    name: String,
+    state: String,
+    ticks: u64,
+}
+
+fn thread_times(pid: u32) -> Vec<ThreadTime> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let time = |entry: fs::DirEntry| {
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let (id, rest) = stat.split_once(" (")?;
+        let (name, fields) = rest.rsplit_once(") ")?;
+        let fields: Vec<&str> = fields.split(' ').collect();
+        // Fields 3, 14 and 15 of proc(5): state, and time in user and kernel mode.
+        let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+        let state = (*fields.first()?).to_owned();
+        Some(ThreadTime { id: id.to_owned(), name: name.to_owned(), state, ticks })
+    };
+    tasks.filter_map(|entry| time(entry.ok()?)).collect()
 }
 
 /// The socket is there a moment after the process.

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -78,6 +79,10 @@ fn lay_root(job: &Job) -> io::Result<()> {
             MsFlags::MS_BIND,
             None::<&str>,
         )?;
+    }
+    for (link, target) in [("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
+    {
+        symlink(format!("/proc/self/{target}"), format!("/dev/{link}"))?;
     }
     mount_fs("devpts", "devpts", &format!("{NEW_ROOT}/dev/pts"), "ptmxmode=666")?;
     mount_fs("tmpfs", "tmpfs", &format!("{NEW_ROOT}/dev/shm"), "")?;
