@@ -55,10 +55,9 @@ fn demo(cpus: u32, memory: u64, small: u64) -> Result<()> {
     let booted = start.elapsed();
     let kernel = vm.agent.ask("cat /proc/sys/kernel/osrelease")?.lines.join(" ");
     println!("  guest      Linux {kernel}, {cpus} vCPU{}", if cpus == 1 { "" } else { "s" });
-    let processor = vm.agent.ask("dmesg Vmbus version")?.lines;
-    if let Some((_, version)) = processor.first().and_then(|line| line.rsplit_once(':')) {
-        println!("  bus        VMBus {version}, Dynamic Memory 2.0");
-    }
+    println!("  protocols  VMBus {}", said(&mut vm, "Vmbus version", ':')?);
+    let dynamic_memory = said(&mut vm, "Dynamic Memory protocol version", ' ')?;
+    println!("             Dynamic Memory {dynamic_memory}");
     println!(
         "\n  {:<14}{:>9}{:>14}{:>12}{:>15}{:>11}",
         "", "size", "MemTotal", "MemFree", "host resident", "seconds"
@@ -86,6 +85,14 @@ fn demo(cpus: u32, memory: u64, small: u64) -> Result<()> {
     vm.power_off()?;
     println!("  the guest switched itself off; both sides agree");
     Ok(())
+}
+
+/// What follows the last `separator` in the line of the guest's kernel log that holds `words`.
+fn said(vm: &mut Vm, words: &str, separator: char) -> Result<String> {
+    let lines = vm.agent.ask(&format!("dmesg {words}"))?.lines;
+    let line =
+        lines.first().with_context(|| format!("the guest's kernel did not say '{words}'"))?;
+    Ok(line.rsplit(separator).next().unwrap_or(line).trim().to_owned())
 }
 
 /// Sets a size and waits until the machine has it; returns how long that took.
