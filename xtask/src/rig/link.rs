@@ -38,7 +38,8 @@ pub(crate) fn relay(machine: Machine, terminal: bool, limit: Option<Duration>) -
     watch_link(machine.link.try_clone()?, sender);
     let mut boot_deadline = Some(Instant::now() + BOOT);
     let mut deadline = None;
-    let mut raw = None;
+    // Leaves raw mode whichever way this function is left.
+    let mut _raw = None;
     loop {
         match next(&events, boot_deadline.or(deadline))? {
             None if boot_deadline.is_some() => {
@@ -52,26 +53,21 @@ pub(crate) fn relay(machine: Machine, terminal: bool, limit: Option<Duration>) -
                 boot_deadline = None;
                 deadline = limit.map(|limit| Instant::now() + limit);
                 if terminal {
-                    raw = Some(RawMode::enter()?);
+                    _raw = Some(RawMode::enter()?);
                 }
                 feed_input(machine.link.try_clone()?);
             }
             Some(Event::Frame(Kind::Stdout, bytes)) => pass_on(&mut io::stdout(), &bytes)?,
             Some(Event::Frame(Kind::Stderr, bytes)) => pass_on(&mut io::stderr(), &bytes)?,
-            Some(Event::Frame(Kind::Exited, status)) => {
-                drop(raw);
-                return exit_code(&status);
-            }
-            Some(Event::Frame(Kind::Failed, why)) => {
-                bail!("{}", String::from_utf8_lossy(&why));
-            }
+            Some(Event::Frame(Kind::Exited, status)) => return exit_code(&status),
+            Some(Event::Frame(Kind::Failed, why)) => bail!("{}", String::from_utf8_lossy(&why)),
             Some(Event::Frame(Kind::Stdin, _)) => bail!("the machine sent input"),
             Some(Event::Closed(how)) => {
-                drop(raw);
                 let how = how.err().map(|e| format!(" ({e})")).unwrap_or_default();
                 bail!("the machine died{how}:\n{}", machine.last_words());
             }
             Some(Event::Signal(number)) => {
+                eprintln!("rig: ended by signal {number}");
                 return Ok(ExitCode::from(u8::try_from(128 + number).unwrap_or(u8::MAX)));
             }
         }

@@ -97,7 +97,7 @@ fn myself(role: &str) -> Command {
 /// Wrong arguments, or the agent is gone.
 pub fn hold(mut args: impl Iterator<Item = String>) -> io::Result<()> {
     let (seed, mib) = (next_number(&mut args)?, next_number(&mut args)?);
-    // No cap on what the guest may run out of: the agent must survive and report it.
+    // It may well be more than the guest has: then this process dies and the agent reports it.
     let mut memory = vec![0; words(mib)?];
     for (page, words) in memory.chunks_exact_mut(PAGE_WORDS).enumerate() {
         fill_page(seed, page, words);
