@@ -24,7 +24,8 @@ pub trait Machine: Send + Sync {
     /// The guest's present size in bytes.
     ///
     /// # Errors
-    /// As QEMU: `DeviceNotActive` when no guest driver has the device open.
+    /// `DeviceNotActive` from a machine without a balloon device. Whether a guest driver has the
+    /// device open does not matter, as in QEMU: without one the guest has all its memory.
     fn query_balloon(&self) -> Result<u64, MonitorError>;
 
     /// Starts a reset of the whole machine.
