@@ -91,6 +91,12 @@ impl GuestRam {
         &self.pages
     }
 
+    /// The first address above all RAM.
+    #[must_use]
+    pub fn end(&self) -> Gpa {
+        self.memory.iter().map(|region| region.range.end().gpa()).max().unwrap_or_default()
+    }
+
     /// Gives pages back to the host; the guest reads zeros there afterwards. Neighbouring ranges
     /// are merged first, since the system call costs far more than the page.
     ///
@@ -180,12 +186,3 @@ impl GuestMemoryRegion for RamRegion {
 }
 
 impl GuestMemoryRegionBytes for RamRegion {}
-
-/// The end of RAM: the first address above the highest region.
-impl GuestRam {
-    /// The first address above all RAM.
-    #[must_use]
-    pub fn end(&self) -> Gpa {
-        self.memory.iter().map(|region| region.range.end().gpa()).max().unwrap_or_default()
-    }
-}
