@@ -88,6 +88,28 @@ impl Gpfn {
             None => None,
         }
     }
+
+    /// The first page from this one up whose number is a multiple of `unit`, or `None` above
+    /// [`Gpfn::MAX`]. A `unit` of no pages counts as one page.
+    #[must_use]
+    pub const fn align_up(self, unit: PageCount) -> Option<Self> {
+        match PageCount(self.0).align_up(unit) {
+            Some(aligned) => Self::new(aligned.0),
+            None => None,
+        }
+    }
+
+    /// The last page up to this one whose number is a multiple of `unit`; of no pages as of one.
+    #[must_use]
+    pub const fn align_down(self, unit: PageCount) -> Self {
+        Self(PageCount(self.0).align_down(unit).0)
+    }
+
+    /// The pages from `other` up to this one; zero where `other` is above.
+    #[must_use]
+    pub const fn distance_from(self, other: Self) -> PageCount {
+        PageCount(self.0.saturating_sub(other.0))
+    }
 }
 
 impl fmt::Display for Gpfn {
@@ -163,6 +185,29 @@ impl PageCount {
     pub const fn saturating_sub(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
     }
+
+    /// The next multiple of `unit`, or `None` where there is none. A `unit` of no pages counts as
+    /// one page.
+    #[must_use]
+    pub const fn align_up(self, unit: Self) -> Option<Self> {
+        match self.0.checked_next_multiple_of(unit.at_least_one()) {
+            Some(aligned) => Some(Self(aligned)),
+            None => None,
+        }
+    }
+
+    /// The multiple of `unit` at or below; a `unit` of no pages counts as one page.
+    #[must_use]
+    pub const fn align_down(self, unit: Self) -> Self {
+        match self.0.checked_rem(unit.at_least_one()) {
+            Some(rest) => Self(self.0.saturating_sub(rest)),
+            None => self,
+        }
+    }
+
+    const fn at_least_one(self) -> u64 {
+        if self.0 == 0 { 1 } else { self.0 }
+    }
 }
 
 impl fmt::Display for PageCount {
@@ -179,6 +224,20 @@ mod tests {
     fn page_of_an_address_is_rounded_down() {
         assert_eq!(Gpa::new(0x1fff).gpfn(), Gpfn::new(1));
         assert_eq!(Gpa::new(0x1fff).page_offset(), 0xfff);
+    }
+
+    #[test]
+    fn alignment_rounds_to_multiples_and_knows_the_end() {
+        let unit = PageCount::new(512);
+        let aligned = |page| {
+            let page = Gpfn::new(page).unwrap();
+            (page.align_down(unit).get(), page.align_up(unit).map(Gpfn::get))
+        };
+        assert_eq!(aligned(511), (0, Some(512)));
+        assert_eq!(aligned(512), (512, Some(512)));
+        assert_eq!(Gpfn::MAX.align_up(PageCount::new(3)), None);
+        assert_eq!(PageCount::new(u64::MAX).align_up(unit), None);
+        assert_eq!(PageCount::new(7).align_up(PageCount::ZERO), Some(PageCount::new(7)));
     }
 
     #[test]

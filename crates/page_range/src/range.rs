@@ -76,6 +76,20 @@ impl PageRange {
         Self::between(self.start.max(other.start), self.end.min(other.end))
     }
 
+    /// The smallest range of whole, aligned `unit`s that holds all pages; it ends at
+    /// [`Gpfn::MAX`] where a unit would not.
+    #[must_use]
+    pub fn units_around(self, unit: PageCount) -> Self {
+        let end = self.end.align_up(unit).unwrap_or(Gpfn::MAX);
+        Self { start: self.start.align_down(unit), end }
+    }
+
+    /// The whole, aligned `unit`s among the pages.
+    #[must_use]
+    pub fn units_within(self, unit: PageCount) -> Option<Self> {
+        Self::between(self.start.align_up(unit)?, self.end.align_down(unit))
+    }
+
     /// Whether `gpfn` is one of the pages.
     #[must_use]
     pub fn contains(self, gpfn: Gpfn) -> bool {
@@ -108,6 +122,17 @@ mod tests {
         assert_eq!(range(5, 0), Err(RangeError::Empty));
         assert_eq!(range(1 << 40, 1), Err(RangeError::TooHigh));
         assert_eq!(range((1 << 40) - 1, 1).unwrap().end(), Gpfn::MAX);
+    }
+
+    #[test]
+    fn units_are_cut_at_their_multiples() {
+        let unit = PageCount::new(8);
+        let pages = range(5, 20).unwrap();
+        assert_eq!(pages.units_around(unit), range(0, 32).unwrap());
+        assert_eq!(pages.units_within(unit), Some(range(8, 16).unwrap()));
+        assert_eq!(range(5, 5).unwrap().units_within(unit), None);
+        let top = range((1 << 40) - 2, 1).unwrap();
+        assert_eq!(top.units_around(PageCount::new(3)).end(), Gpfn::MAX);
     }
 
     #[test]
