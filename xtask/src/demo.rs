@@ -19,27 +19,22 @@ pub(crate) struct DemoArgs {
     /// Memory it is shrunk to.
     #[arg(long, default_value = "512M", value_parser = rig::parse_mib)]
     to: u64,
+    /// The guest's kernel.
+    #[arg(long, value_enum, default_value = "stable")]
+    kernel: guest::GuestKernel,
 }
 
 /// Builds what is needed and runs the demo where KVM has Hyper-V; its exit status is the answer.
 pub(crate) fn main(args: &DemoArgs) -> Result<ExitCode> {
     ensure!(args.to < args.memory, "--to must be less than --memory");
     eprintln!("demo: building hvb and the guest (a few minutes the first time)");
-    let guest = guest::build()?;
+    let guest = guest::build(args.kernel)?;
     let hvb = test::build_program("hvb", "hvb")?;
     let demo = test::build_program("e2e", "resize_demo")?;
-    let command = vec![demo, args.cpus.to_string(), args.memory.to_string(), args.to.to_string()];
-    let text = |path: &std::path::Path| path.to_str().map(str::to_owned);
-    let environment = [
-        ("HVB_BIN", Some(hvb)),
-        ("HVB_TEST_KERNEL", text(&guest.kernel)),
-        ("HVB_TEST_INITRD", text(&guest.initrd)),
-    ];
     let mut rig = std::process::Command::new(std::env::current_exe()?);
-    rig.args(["rig", "--"]).args(command);
-    for (name, value) in environment {
-        rig.env(name, value.with_context(|| format!("{name}: the path is not UTF-8"))?);
-    }
+    rig.args(["rig", "--", &demo]).args([args.cpus.to_string()]);
+    rig.args([args.memory.to_string(), args.to.to_string()]);
+    rig.env("HVB_BIN", hvb).envs(guest.environment()?);
     let status = rig.status().context("cannot start the rig")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

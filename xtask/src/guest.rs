@@ -1,8 +1,8 @@
-//! The test guest: Debian's cloud kernel and an initramfs with our agent.
+//! The test guests: Debian's cloud kernels and initramfs images with our agent.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::cache::write_whole;
 use crate::image::Initramfs;
@@ -11,28 +11,73 @@ use crate::{kernels, modules, workspace};
 /// The drivers under test.
 const MODULES: [&str; 2] = ["hv_vmbus", "hv_balloon"];
 
+/// The kernel of a test guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum GuestKernel {
+    /// That of this machine's Debian release.
+    Stable,
+    /// The newer one of its backports.
+    Backports,
+}
+
+impl GuestKernel {
+    /// All there are.
+    pub(crate) const ALL: [Self; 2] = [Self::Stable, Self::Backports];
+
+    fn source(self) -> kernels::Source {
+        match self {
+            Self::Stable => kernels::GUEST,
+            Self::Backports => kernels::NEWER_GUEST,
+        }
+    }
+
+    fn initrd(self) -> &'static str {
+        match self {
+            Self::Stable => "guest-stable.initramfs",
+            Self::Backports => "guest-backports.initramfs",
+        }
+    }
+}
+
 /// What boots the test guest.
 #[derive(Debug)]
 pub(crate) struct Guest {
+    /// The kernel's release, as `uname -r` says.
+    pub(crate) release: String,
     /// The bzImage.
     pub(crate) kernel: PathBuf,
     /// The initramfs.
     pub(crate) initrd: PathBuf,
 }
 
-/// Builds the test guest, or what of it is out of date.
+impl Guest {
+    /// The variables that tell the tests of `e2e` what to boot.
+    ///
+    /// # Errors
+    ///
+    /// A path is not UTF-8.
+    pub(crate) fn environment(&self) -> Result<[(&'static str, String); 2]> {
+        let text = |path: &Path| {
+            let text = path.to_str().map(str::to_owned);
+            text.with_context(|| format!("{}: the path is not UTF-8", path.display()))
+        };
+        Ok([("HVB_TEST_KERNEL", text(&self.kernel)?), ("HVB_TEST_INITRD", text(&self.initrd)?)])
+    }
+}
+
+/// Builds a test guest, or what of it is out of date.
 ///
 /// # Errors
 ///
 /// The kernel cannot be downloaded or the agent not be built.
-pub(crate) fn build() -> Result<Guest> {
-    let kernel = kernels::get(kernels::GUEST)?;
+pub(crate) fn build(kernel: GuestKernel) -> Result<Guest> {
+    let initrd = workspace::target().join(kernel.initrd());
+    let kernel = kernels::get(kernel.source())?;
     let mut image = Initramfs::default();
     image.add_program("/init", &static_program("guest_agent")?)?;
     image.add_modules(&modules::with_dependencies(&kernel.modules, &MODULES)?)?;
-    let initrd = workspace::target().join("guest.initramfs");
     write_whole(&initrd, &image.finish()?)?;
-    Ok(Guest { kernel: kernel.image, initrd })
+    Ok(Guest { release: kernel.release, kernel: kernel.image, initrd })
 }
 
 /// Builds one of the init programs, which run where there is no C library, and returns the file.

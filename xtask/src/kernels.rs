@@ -6,24 +6,29 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::cache::{Cache, write_whole};
-use crate::packages;
+use crate::packages::Apt;
 
-/// A kernel to get: the package that depends on the current one, and the release to take it from.
+/// A kernel to get: the package that depends on the current one, and where to take it from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Source {
     package: &'static str,
-    suite: Option<&'static str>,
+    backports: bool,
 }
 
 /// The rig's kernel; the cloud one has no 9p.
-pub(crate) const RIG: Source = Source { package: "linux-image-amd64", suite: None };
+pub(crate) const RIG: Source = Source { package: "linux-image-amd64", backports: false };
 
 /// The test guest's kernel.
-pub(crate) const GUEST: Source = Source { package: "linux-image-cloud-amd64", suite: None };
+pub(crate) const GUEST: Source = Source { package: "linux-image-cloud-amd64", backports: false };
+
+/// A newer one for the test guest.
+pub(crate) const NEWER_GUEST: Source = Source { backports: true, ..GUEST };
 
 /// An unpacked kernel.
 #[derive(Debug)]
 pub(crate) struct Kernel {
+    /// What `uname -r` says of it.
+    pub(crate) release: String,
     /// The bootable image.
     pub(crate) image: PathBuf,
     /// The directory with its modules.
@@ -46,13 +51,18 @@ pub(crate) fn get(source: Source) -> Result<Kernel> {
     {
         return Ok(kernel);
     }
-    let package = packages::depends(source.package, source.suite)?
+    let apt = match source.backports {
+        true => Apt::of_backports(&cache.path("apt-backports"))?,
+        false => Apt::of_machine(),
+    };
+    let package = apt
+        .depends(source.package)?
         .into_iter()
         .find(|name| name.starts_with(IMAGE))
         .with_context(|| format!("{} depends on no kernel", source.package))?;
     let tree = cache.path(&package);
     if locate(&tree, &package).is_err() {
-        download(&cache, &package, source.suite, &tree)?;
+        download(&cache, &apt, &package, &tree)?;
     }
     let kernel = locate(&tree, &package)?;
     write_whole(&choice, package.as_bytes())?;
@@ -66,7 +76,7 @@ pub(crate) fn get(source: Source) -> Result<Kernel> {
 /// The cache cannot be written to.
 pub(crate) fn forget_choices() -> Result<()> {
     let cache = Cache::open()?;
-    for source in [RIG, GUEST] {
+    for source in [RIG, GUEST, NEWER_GUEST] {
         let choice = cache.path(&choice_name(source));
         if choice.exists() {
             fs::remove_file(choice)?;
@@ -78,19 +88,19 @@ pub(crate) fn forget_choices() -> Result<()> {
 const IMAGE: &str = "linux-image-";
 
 fn choice_name(source: Source) -> String {
-    format!("{}.{}", source.package, source.suite.unwrap_or("current"))
+    format!("{}.{}", source.package, if source.backports { "backports" } else { "current" })
 }
 
-fn download(cache: &Cache, package: &str, suite: Option<&str>, tree: &Path) -> Result<()> {
+fn download(cache: &Cache, apt: &Apt, package: &str, tree: &Path) -> Result<()> {
     eprintln!("downloading Debian's {package}");
     // Newer kernels come in parts: the image's package then depends on those that hold the files.
-    let parts = packages::depends(package, suite)?;
+    let parts = apt.depends(package)?;
     let holds_files =
         |p: &String| p.starts_with("linux-binary-") || p.starts_with("linux-modules-");
     let mut wanted: Vec<String> = parts.into_iter().filter(holds_files).collect();
     wanted.push(package.to_owned());
     let workshop = cache.workshop()?;
-    packages::unpack(&wanted, suite, workshop.path())?;
+    apt.unpack(&wanted, workshop.path())?;
     if tree.exists() {
         fs::remove_dir_all(tree)?;
     }
@@ -111,5 +121,5 @@ fn locate(tree: &Path, package: &str) -> Result<Kernel> {
     let (Some(image), Some(modules)) = (image, modules) else {
         anyhow::bail!("no kernel {release} in {}", tree.display());
     };
-    Ok(Kernel { image, modules })
+    Ok(Kernel { release: release.to_owned(), image, modules })
 }

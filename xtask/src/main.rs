@@ -43,8 +43,12 @@ enum Task {
         #[arg(long)]
         refresh: bool,
     },
-    /// Builds the test guest and prints the paths of its kernel and initramfs.
-    GuestImage,
+    /// Builds a test guest and prints the paths of its kernel and initramfs.
+    GuestImage {
+        /// Which kernel it has.
+        #[arg(long, value_enum, default_value = "stable")]
+        kernel: guest::GuestKernel,
+    },
     /// Runs the test programs of a plan; what `test` starts in the rig.
     #[command(hide = true)]
     Suite {
@@ -70,8 +74,8 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(args) => test::main(&args),
         Task::Lint => lint::main(),
         Task::Prepare { refresh } => prepare(refresh),
-        Task::GuestImage => {
-            let guest = guest::build()?;
+        Task::GuestImage { kernel } => {
+            let guest = guest::build(kernel)?;
             println!("kernel {}\ninitrd {}", guest.kernel.display(), guest.initrd.display());
             Ok(ExitCode::SUCCESS)
         }
@@ -83,7 +87,9 @@ fn prepare(refresh: bool) -> Result<ExitCode> {
     if refresh {
         kernels::forget_choices()?;
     }
-    guest::build()?;
+    for kernel in guest::GuestKernel::ALL {
+        guest::build(kernel)?;
+    }
     if let host::HyperV::Absent(_) = host::probe() {
         rig::prepare()?;
     }

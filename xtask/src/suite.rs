@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,8 @@ pub(crate) struct Program {
     pub(crate) executable: PathBuf,
     /// The directory of its package: where cargo would run it.
     pub(crate) dir: PathBuf,
+    /// Variables for it alone.
+    pub(crate) env: Vec<(String, String)>,
 }
 
 /// What became of tests.
@@ -74,6 +77,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Tally> {
         let mut command = Command::new(&program.executable);
         command.args(&plan.args).current_dir(&program.dir);
         command.env("CARGO_MANIFEST_DIR", &program.dir);
+        command.envs(program.env.iter().map(|(name, value)| (name, value)));
         // A test that returns an error says why; a backtrace of the harness helps nobody.
         command.env("RUST_LIB_BACKTRACE", "0");
         total.add(run_one(&program.label, &mut command, plan.live)?);
@@ -96,13 +100,15 @@ pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<
     let mut child = command.spawn().with_context(|| format!("cannot run {label}"))?;
     let mut tally = Tally::default();
     let mut kept = Vec::new();
+    let mut begin = Instant::now();
     for line in BufReader::new(child.stdout.take().context("no pipe")?).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
+        let took = std::mem::replace(&mut begin, Instant::now()).elapsed();
         if let Some(part) = parse_result(&line) {
             tally.add(part);
         }
         match live {
-            true => print_live(&line),
+            true => print_live(&line, took),
             false => kept.push(line),
         }
     }
@@ -121,10 +127,15 @@ pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<
     Ok(tally)
 }
 
-/// libtest's lines without its headings and blank lines.
-fn print_live(line: &str) {
-    if !line.is_empty() && !line.starts_with("running ") {
-        println!("    {line}");
+/// libtest's lines without its headings and blank lines, and how long each test took. That is the
+/// time since the line before, as tests that are shown live run one at a time.
+fn print_live(line: &str, took: Duration) {
+    if line.is_empty() || line.starts_with("running ") {
+        return;
+    }
+    match line.starts_with("test ") && !line.starts_with("test result") {
+        true => println!("    {line} {:.1}s", took.as_secs_f64()),
+        false => println!("    {line}"),
     }
 }
 

@@ -1,7 +1,8 @@
 //! `cargo xtask test`: all tests of the workspace.
 //!
 //! Tests that need a KVM with Hyper-V are those of the package `e2e` and those in test programs
-//! named `kvm_…`. They run all in one rig; every other test runs right here.
+//! named `kvm_…`. They run all in one rig, those with a guest once for each of its kernels; every
+//! other test runs right here.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
@@ -11,8 +12,9 @@ use cargo_metadata::{Artifact, Message};
 use clap::ValueEnum;
 
 use crate::cache::write_whole;
+use crate::guest::{self, GuestKernel};
 use crate::suite::{self, Plan, Program, Tally};
-use crate::{guest, workspace};
+use crate::workspace;
 
 /// How long the tests in the rig may take, in seconds: several times what they need.
 const RIG_LIMIT: &str = "2400";
@@ -23,6 +25,9 @@ pub(crate) struct TestArgs {
     /// Runs only a part of the tests.
     #[arg(long)]
     only: Option<Part>,
+    /// Runs the tests that boot a guest with only this kernel.
+    #[arg(long, value_enum)]
+    kernel: Option<GuestKernel>,
     /// A filter, and other arguments for each test program.
     #[arg(last = true)]
     args: Vec<String>,
@@ -49,7 +54,7 @@ pub(crate) fn main(args: &TestArgs) -> Result<ExitCode> {
     }
     if args.only != Some(Part::Host) {
         println!("tests that need KVM with Hyper-V");
-        total.add(kvm_tests(kvm, &args.args)?);
+        total.add(kvm_tests(kvm, args)?);
     }
     println!("{total}");
     ensure!(total.count() > 0, "no test matches {}", args.args.join(" "));
@@ -59,6 +64,10 @@ pub(crate) fn main(args: &TestArgs) -> Result<ExitCode> {
 fn needs_kvm(program: &Program) -> bool {
     let (package, target) = program.label.split_once(' ').unwrap_or_default();
     target.starts_with("kvm_") || (package == "e2e" && target != "unit")
+}
+
+fn boots_guests(program: &Program) -> bool {
+    program.label.starts_with("e2e ")
 }
 
 /// Builds all test programs.
@@ -80,6 +89,7 @@ fn program(artifact: Artifact) -> Option<Program> {
         label: format!("{} {target}", dir.file_name()?),
         executable: artifact.executable?.into(),
         dir: dir.into(),
+        env: Vec::new(),
     })
 }
 
@@ -119,25 +129,25 @@ fn doc_tests(args: &[String]) -> Result<Tally> {
 }
 
 /// Runs the programs where KVM has Hyper-V, and makes sure that no test was lost on the way.
-fn kvm_tests(programs: Vec<Program>, args: &[String]) -> Result<Tally> {
+fn kvm_tests(programs: Vec<Program>, args: &TestArgs) -> Result<Tally> {
     ensure!(!programs.is_empty(), "no test program needs KVM: where have they gone?");
-    let expected = programs.iter().map(|p| count_tests(p, args)).sum::<Result<u64>>()?;
-    if expected == 0 {
-        ensure!(!args.is_empty(), "the test programs that need KVM hold no test");
-        println!("  none matches {}", args.join(" "));
+    let tests = programs.iter().map(|p| count_tests(p, &args.args)).sum::<Result<u64>>()?;
+    if tests == 0 {
+        ensure!(!args.args.is_empty(), "the test programs that need KVM hold no test");
+        println!("  none matches {}", args.args.join(" "));
         return Ok(Tally::default());
     }
-    let guest = guest::build()?;
+    let programs = for_each_kernel(programs, args.kernel)?;
+    let expected = programs.iter().map(|p| count_tests(p, &args.args)).sum::<Result<u64>>()?;
     let hvb = build_program("hvb", "hvb")?;
 
-    let plan = Plan { programs, args: one_at_a_time(args), live: true };
+    let plan = Plan { programs, args: one_at_a_time(&args.args), live: true };
     let file = workspace::target().join("kvm-tests.json");
     write_whole(&file, &serde_json::to_vec(&plan)?)?;
     let xtask = std::env::current_exe()?;
     let mut rig = workspace::mortal("TERM", xtask.as_os_str());
     rig.args(["rig", "--timeout", RIG_LIMIT, "--"]).arg(&xtask).arg("suite").arg(&file);
-    rig.env("HVB_BIN", hvb).env("HVB_TEST_KERNEL", guest.kernel);
-    rig.env("HVB_TEST_INITRD", guest.initrd);
+    rig.env("HVB_BIN", hvb);
     let tally = run_in_rig(&mut rig)?;
     ensure!(
         tally.count() == expected,
@@ -145,6 +155,22 @@ fn kvm_tests(programs: Vec<Program>, args: &[String]) -> Result<Tally> {
         tally.count()
     );
     Ok(tally)
+}
+
+/// Repeats the programs that boot a guest for each of its kernels, or takes the one asked for.
+fn for_each_kernel(programs: Vec<Program>, only: Option<GuestKernel>) -> Result<Vec<Program>> {
+    let (guests, mut all): (Vec<_>, Vec<_>) = programs.into_iter().partition(boots_guests);
+    let kernels = GuestKernel::ALL.into_iter().filter(|k| only.is_none_or(|only| only == *k));
+    for kernel in kernels {
+        let guest = guest::build(kernel)?;
+        for program in &guests {
+            let mut program = program.clone();
+            program.label = format!("{} with Linux {}", program.label, guest.release);
+            program.env = guest.environment()?.map(|(name, v)| (name.to_owned(), v)).into();
+            all.push(program);
+        }
+    }
+    Ok(all)
 }
 
 /// Shows the output of the suite as it comes, and takes the tally from its end.
