@@ -1,8 +1,9 @@
 //! The command table: each command's name, arguments, when it is legal, and what it does.
 
+use crate::dynamic_memory::DynamicMemoryInfo;
 use crate::event::value_of;
 use crate::hmp;
-use crate::machine::{DynamicMemoryInfo, Machine, MonitorError};
+use crate::machine::{Machine, MonitorError};
 use qapi_qmp::{
     BalloonInfo, CommandInfo, RunState, StatusInfo, VersionInfo, VersionTriple, balloon,
     human_monitor_command,
@@ -74,6 +75,8 @@ const COMMANDS: &[Command] = &[
     }),
     plain("query-commands", |_, _| Ok(value_of(names().collect::<Vec<_>>()))),
     plain("query-hv-balloon-status-report", |machine, _| machine.status_report().map(value_of)),
+    plain("query-memory-devices", |machine, _| Ok(value_of(machine.memory_devices()))),
+    plain("query-memory-size-summary", |machine, _| machine.memory_size_summary().map(value_of)),
     plain("query-status", |machine, _| {
         let status = machine.status();
         Ok(value_of(StatusInfo { running: status == RunState::running, status }))

@@ -1,8 +1,10 @@
 //! Events: what happened, its JSON line, and the handle that sends it to every client.
 
 use crate::server::Hub;
-use qapi_qmp::ShutdownCause;
-use qapi_qmp::{BALLOON_CHANGE, HV_BALLOON_STATUS_REPORT, HvBalloonInfo, RESET, SHUTDOWN};
+use qapi_qmp::{
+    BALLOON_CHANGE, HV_BALLOON_STATUS_REPORT, HvBalloonInfo, MEMORY_DEVICE_SIZE_CHANGE, RESET,
+    SHUTDOWN, ShutdownCause,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -33,6 +35,16 @@ pub enum Event {
         /// Bytes the guest could give away.
         available: u64,
     },
+    /// `MEMORY_DEVICE_SIZE_CHANGE`: memory was added, or is gone after a reset. QEMU sends at most
+    /// one a second; who emits it here has to do the same.
+    MemoryDeviceSizeChange {
+        /// The device's id, if it has one.
+        id: Option<String>,
+        /// The memory the device adds now.
+        size: u64,
+        /// Where QEMU's clients find the device, such as `/machine/peripheral/balloon0`.
+        qom_path: String,
+    },
     /// `RESET`: the machine starts again.
     Reset {
         /// Whether the guest asked for it.
@@ -56,6 +68,7 @@ impl Event {
             Self::BalloonChange { .. } => "BALLOON_CHANGE",
             Self::BalloonStopped { .. } => "X_BALLOON_STOPPED",
             Self::StatusReport { .. } => "HV_BALLOON_STATUS_REPORT",
+            Self::MemoryDeviceSizeChange { .. } => "MEMORY_DEVICE_SIZE_CHANGE",
             Self::Reset { .. } => "RESET",
             Self::Shutdown { .. } => "SHUTDOWN",
         }
@@ -63,7 +76,12 @@ impl Event {
 
     /// Whether a newer event of this kind makes an unsent older one pointless.
     pub(crate) fn is_a_state(&self) -> bool {
-        matches!(self, Self::BalloonChange { .. } | Self::StatusReport { .. })
+        matches!(
+            self,
+            Self::BalloonChange { .. }
+                | Self::MemoryDeviceSizeChange { .. }
+                | Self::StatusReport { .. }
+        )
     }
 
     /// The event as QMP words it, stamped with `at`, the time since the UNIX epoch.
@@ -85,6 +103,13 @@ impl Event {
             }
             Self::StatusReport { committed, available } => {
                 value_of(HV_BALLOON_STATUS_REPORT { data: HvBalloonInfo { committed, available } })
+            }
+            Self::MemoryDeviceSizeChange { ref id, size, ref qom_path } => {
+                value_of(MEMORY_DEVICE_SIZE_CHANGE {
+                    id: id.clone(),
+                    size,
+                    qom_path: qom_path.clone(),
+                })
             }
             Self::Reset { guest, reason } => value_of(RESET { guest, reason }),
             Self::Shutdown { guest, reason } => value_of(SHUTDOWN { guest, reason }),
@@ -112,8 +137,8 @@ impl EventSender {
 
     /// Queues the event for every client. Never waits for one.
     ///
-    /// A client that has not read earlier `BALLOON_CHANGE` or `HV_BALLOON_STATUS_REPORT` events gets
-    /// only the newest. One whose queue is full nevertheless is disconnected: it would otherwise miss
+    /// A client that has not read earlier `BALLOON_CHANGE`, `MEMORY_DEVICE_SIZE_CHANGE` or
+    /// `HV_BALLOON_STATUS_REPORT` events gets only the newest of each. One whose queue is full nevertheless is disconnected: it would otherwise miss
     /// an event without knowing.
     pub fn emit(&self, event: &Event) {
         // A clock before 1970 is no reason to lose an event.
@@ -143,5 +168,11 @@ mod tests {
         assert_eq!(Event::BalloonChange { actual: 4096 }.data(), json!({ "actual": 4096 }));
         let report = Event::StatusReport { committed: 1, available: 2 };
         assert_eq!(report.data(), json!({ "committed": 1, "available": 2 }));
+        let qom_path = "/machine/peripheral/b0".to_owned();
+        let size = Event::MemoryDeviceSizeChange { id: None, size: 5, qom_path: qom_path.clone() };
+        assert_eq!(size.name(), "MEMORY_DEVICE_SIZE_CHANGE");
+        assert_eq!(size.data(), json!({ "size": 5, "qom-path": "/machine/peripheral/b0" }));
+        let named = Event::MemoryDeviceSizeChange { id: Some("b0".into()), size: 5, qom_path };
+        assert_eq!(named.data()["id"], "b0");
     }
 }

@@ -1,6 +1,7 @@
 //! The human monitor: one line in, text out. Failures are text too, as QEMU does it.
 
 use crate::machine::Machine;
+use crate::memory_device::{HvBalloonDevice, MemoryDevice};
 use qapi_qmp::RunState;
 use qapi_spec::Enum;
 use std::fmt::Write;
@@ -13,6 +14,8 @@ const COMMANDS: &[(&str, &str, &str)] = &[
     ("help", " [command]", "list the commands, or explain one"),
     ("info", " [subject]", "show something about the machine"),
     ("info balloon", " ", "show the guest's present size in MiB"),
+    ("info memory-devices", " ", "show the devices that can add memory to the guest"),
+    ("info memory_size_summary", " ", "show the guest's memory at boot and added since, in bytes"),
     ("info status", " ", "show whether the machine runs"),
     ("quit", " ", "end the machine and its process"),
     ("system_reset", " ", "reset the machine"),
@@ -28,11 +31,19 @@ pub(crate) fn execute(machine: &dyn Machine, line: &str) -> String {
         ["info"] | ["help" | "?", "info"] => help(|name| name.starts_with("info ")),
         ["help" | "?", ref name @ ..] => help_on(&name.join(" ")),
         ["info", "balloon"] => info_balloon(machine),
-        ["info", "status"] => info_status(machine.status()),
-        ["info", subject @ ("balloon" | "status"), ..] => {
-            extraneous(subject, &words[..2].join(" "))
+        ["info", "memory-devices"] => {
+            machine.memory_devices().iter().fold(String::new(), memory_device)
         }
-        ["info", subject, ..] => unknown(&format!("info {subject}")),
+        ["info", "memory_size_summary"] => info_memory_size_summary(machine),
+        ["info", "status"] => info_status(machine.status()),
+        ["info", subject, ..] => {
+            let full = format!("info {subject}");
+            if help(|name| name == full).is_empty() {
+                unknown(&full)
+            } else {
+                extraneous(subject, &full)
+            }
+        }
         ["quit" | "q"] => silently(|| machine.quit()),
         ["system_reset"] => silently(|| machine.system_reset()),
         [name @ ("quit" | "q" | "system_reset"), ..] => extraneous(name, name),
@@ -95,6 +106,35 @@ fn info_balloon(machine: &dyn Machine) -> String {
     }
 }
 
+/// Appends what QEMU prints of such a device, and the `size` that it does not.
+fn memory_device(mut text: String, device: &MemoryDevice) -> String {
+    let MemoryDevice::HvBalloon(HvBalloonDevice { id, memaddr, max_size, memdev, size }) = device;
+    // Writing to a string cannot fail.
+    let id = id.as_deref().unwrap_or_default();
+    let _ = write!(text, "Memory device [hv-balloon]: \"{id}\"\r\n");
+    if let Some(memaddr) = memaddr {
+        let _ = write!(text, "  memaddr: {memaddr:#x}\r\n");
+    }
+    let _ = write!(text, "  max-size: {max_size}\r\n");
+    if let Some(memdev) = memdev {
+        let _ = write!(text, "  memdev: {memdev}\r\n");
+    }
+    let _ = write!(text, "  size: {size}\r\n");
+    text
+}
+
+fn info_memory_size_summary(machine: &dyn Machine) -> String {
+    let sizes = match machine.memory_size_summary() {
+        Ok(sizes) => sizes,
+        Err(error) => return failure(&error.desc),
+    };
+    let mut text = format!("base memory: {}\r\n", sizes.base_memory);
+    if let Some(plugged) = sizes.plugged_memory {
+        let _ = write!(text, "plugged memory: {plugged}\r\n");
+    }
+    text
+}
+
 fn info_status(status: RunState) -> String {
     match status {
         RunState::running => "VM status: running\r\n".to_owned(),
@@ -137,6 +177,7 @@ fn usage(problem: &str, command: &str) -> String {
 mod tests {
     use super::*;
     use crate::machine::MonitorError;
+    use qapi_qmp::MemoryInfo;
     use std::sync::Mutex;
 
     #[derive(Default)]
@@ -164,6 +205,19 @@ mod tests {
         }
         fn quit(&self) {
             self.note("quit");
+        }
+        fn memory_devices(&self) -> Vec<MemoryDevice> {
+            let full = HvBalloonDevice {
+                id: Some("b0".to_owned()),
+                memaddr: Some(1 << 32),
+                max_size: 1 << 33,
+                memdev: Some("/objects/m".to_owned()),
+                size: 1 << 27,
+            };
+            [full, HvBalloonDevice::default()].map(MemoryDevice::HvBalloon).to_vec()
+        }
+        fn memory_size_summary(&self) -> Result<MemoryInfo, MonitorError> {
+            Ok(MemoryInfo { base_memory: 1 << 30, plugged_memory: Some(1 << 27) })
         }
     }
 
@@ -197,6 +251,27 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_told_as_qemu_does_and_with_the_size() {
+        assert_eq!(
+            say("info memory-devices"),
+            concat!(
+                "Memory device [hv-balloon]: \"b0\"\r\n",
+                "  memaddr: 0x100000000\r\n",
+                "  max-size: 8589934592\r\n",
+                "  memdev: /objects/m\r\n",
+                "  size: 134217728\r\n",
+                "Memory device [hv-balloon]: \"\"\r\n",
+                "  max-size: 0\r\n",
+                "  size: 0\r\n",
+            )
+        );
+        assert_eq!(
+            say("info memory_size_summary"),
+            "base memory: 1073741824\r\nplugged memory: 134217728\r\n"
+        );
+    }
+
+    #[test]
     fn mistakes_are_worded_as_qemu_does() {
         let hint = |problem: &str, command: &str| {
             format!("{problem}\r\nTry \"help {command}\" for more information\r\n")
@@ -213,6 +288,8 @@ mod tests {
         assert_eq!(say("balloon 64M"), hint(&format!("balloon{extra}"), "balloon"));
         assert_eq!(say("balloon 1 2"), hint(&format!("balloon{extra}"), "balloon"));
         assert_eq!(say("info status x"), hint(&format!("status{extra}"), "info status"));
+        let devices = hint(&format!("memory-devices{extra}"), "info memory-devices");
+        assert_eq!(say("info memory-devices 1"), devices);
         assert_eq!(say("system_reset 1"), hint(&format!("system_reset{extra}"), "system_reset"));
         assert_eq!(say("balloon 0"), "Error: Parameter 'value' expects a size\r\n");
         assert_eq!(say("balloon 17592186044415"), "Error: Parameter 'value' expects a size\r\n");
@@ -224,6 +301,8 @@ mod tests {
         assert!(say("help").lines().any(|line| line.starts_with("balloon target -- ")));
         assert!(!say("?").contains("info status"));
         assert!(say("info").lines().all(|line| line.starts_with("info ")));
+        assert!(say("info").contains("info memory-devices "));
+        assert!(say("help info").contains("info memory_size_summary "));
         assert_eq!(say("help info status"), "info status  -- show whether the machine runs\r\n");
     }
 }

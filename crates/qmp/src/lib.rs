@@ -17,10 +17,12 @@
 
 mod client;
 mod commands;
+mod dynamic_memory;
 mod event;
 mod framer;
 mod hmp;
 mod machine;
+mod memory_device;
 mod outbox;
 mod server;
 mod session;
@@ -28,10 +30,12 @@ mod socket;
 
 pub use client::{Client, ClientError, ReceivedEvent};
 pub use commands::XQueryDynamicMemory;
+pub use dynamic_memory::{DynamicMemoryInfo, Faults, Refusal};
 pub use event::{Event, EventSender};
-pub use machine::{DynamicMemoryInfo, Machine, MonitorError};
+pub use machine::{Machine, MonitorError};
+pub use memory_device::{HvBalloonDevice, MemoryDevice};
 pub use outbox::MAX_UNSENT_BYTES;
-pub use qapi_qmp::{HvBalloonInfo, RunState, ShutdownCause};
+pub use qapi_qmp::{HvBalloonInfo, MemoryInfo, RunState, ShutdownCause};
 pub use qapi_spec::ErrorClass;
 pub use serde_json::Value;
 pub use server::{MAX_CLIENTS, Server};

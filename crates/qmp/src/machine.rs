@@ -1,8 +1,9 @@
 //! What stands behind a monitor: the machine, as far as the monitor needs to know it.
 
-use qapi_qmp::{HvBalloonInfo, RunState};
+use crate::dynamic_memory::DynamicMemoryInfo;
+use crate::memory_device::MemoryDevice;
+use qapi_qmp::{HvBalloonInfo, MemoryInfo, RunState};
 use qapi_spec::ErrorClass;
-use serde::{Deserialize, Serialize};
 
 /// The machine a [`Server`](crate::Server) controls.
 ///
@@ -17,15 +18,15 @@ pub trait Machine: Send + Sync {
     /// `bytes` is between 1 and `i64::MAX`.
     ///
     /// # Errors
-    /// No balloon device, no capable guest, or a target that cannot be met; the text says which
-    /// and, for a target, what the limits are.
+    /// [`MonitorError::no_balloon_device`], no capable guest, or a target that cannot be met; the
+    /// text says which and, for a target, what the limits are.
     fn balloon(&self, bytes: u64) -> Result<(), MonitorError>;
 
     /// The guest's present size in bytes.
     ///
     /// # Errors
-    /// `DeviceNotActive` from a machine without a balloon device. Whether a guest driver has the
-    /// device open does not matter, as in QEMU: without one the guest has all its memory.
+    /// [`MonitorError::no_balloon_device`]. Whether a guest driver has the device open does not
+    /// matter, as in QEMU: without one the guest has all its memory.
     fn query_balloon(&self) -> Result<u64, MonitorError>;
 
     /// Starts a reset of the whole machine.
@@ -46,33 +47,26 @@ pub trait Machine: Send + Sync {
     /// The guest's newest memory pressure report: `query-hv-balloon-status-report`.
     ///
     /// # Errors
-    /// No device, reports not enabled, or none received yet.
+    /// [`MonitorError::status_report_no_device`], [`MonitorError::status_report_not_enabled`] or
+    /// [`MonitorError::status_report_none_yet`].
     fn status_report(&self) -> Result<HvBalloonInfo, MonitorError> {
-        Err(MonitorError::generic("guest memory status reporting not enabled"))
+        Err(MonitorError::status_report_not_enabled())
     }
-}
 
-/// What `x-query-dynamic-memory` returns. Sizes are in bytes.
-///
-/// Once [`Machine::balloon`] has returned, `target` and `stopped` are those of that call: a client
-/// that waits for the guest must not see why an earlier target was not reached.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct DynamicMemoryInfo {
-    /// What the device is doing, as one lower-case word.
-    pub state: String,
-    /// The guest's present size.
-    pub actual: u64,
-    /// The size last asked for, rounded as the device rounds; absent when none was.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub target: Option<u64>,
-    /// How long until the device will act on a target, in milliseconds, while it waits for a guest
-    /// that has only just started; absent when it acts at once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ready_in_ms: Option<u64>,
-    /// Why the guest stays short of the target; absent while it moves towards it or has reached it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stopped: Option<String>,
+    /// The devices that can add memory to the guest: `query-memory-devices`. A machine without any
+    /// need not implement it.
+    fn memory_devices(&self) -> Vec<MemoryDevice> {
+        Vec::new()
+    }
+
+    /// The memory the guest booted with and what was added since, in bytes, ballooned or not:
+    /// `query-memory-size-summary`.
+    ///
+    /// # Errors
+    /// A machine that keeps no such books need not implement it.
+    fn memory_size_summary(&self) -> Result<MemoryInfo, MonitorError> {
+        Err(MonitorError::generic("this machine does not report the size of its memory"))
+    }
 }
 
 /// A command's failure, as the client gets to see it.
@@ -94,6 +88,28 @@ impl MonitorError {
     /// There is a balloon device, or could be, but no guest driver uses it.
     pub fn device_not_active(desc: impl Into<String>) -> Self {
         Self { class: ErrorClass::DeviceNotActive, desc: desc.into() }
+    }
+
+    /// What `balloon` and `query-balloon` answer on a machine without a balloon device. QEMU's
+    /// words and class (`system/balloon.c`).
+    pub fn no_balloon_device() -> Self {
+        Self::device_not_active("No balloon device has been activated")
+    }
+
+    /// What `query-hv-balloon-status-report` answers on a machine without the device. This and the
+    /// next two are QEMU's words, all of the generic class (`hw/hyperv/hv-balloon.c`).
+    pub fn status_report_no_device() -> Self {
+        Self::generic("no hv-balloon device present")
+    }
+
+    /// What it answers where the guest is not to report (QEMU: property `status-report=off`).
+    pub fn status_report_not_enabled() -> Self {
+        Self::generic("guest memory status reporting not enabled")
+    }
+
+    /// What it answers before the guest's first report.
+    pub fn status_report_none_yet() -> Self {
+        Self::generic("no guest memory status report received yet")
     }
 
     /// No such command, or not now.

@@ -1,13 +1,14 @@
 //! The server as its clients see it, on real sockets.
 
 use qmp::{
-    Client, ClientError, ErrorClass, Event, MAX_CLIENTS, MAX_COMMAND_BYTES, Machine, MonitorError,
+    Client, ClientError, DynamicMemoryInfo, ErrorClass, Event, HvBalloonDevice, HvBalloonInfo,
+    MAX_CLIENTS, MAX_COMMAND_BYTES, Machine, MemoryDevice, MemoryInfo, MonitorError, Refusal,
     RunState, Server, ShutdownCause, XQueryDynamicMemory, qapi,
 };
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,7 +36,7 @@ impl Machine for FakeMachine {
     }
     fn query_balloon(&self) -> Result<u64, MonitorError> {
         match self.bytes.load(Ordering::SeqCst) {
-            0 => Err(MonitorError::device_not_active("No balloon device has been activated")),
+            0 => Err(MonitorError::no_balloon_device()),
             bytes => Ok(bytes),
         }
     }
@@ -44,6 +45,42 @@ impl Machine for FakeMachine {
     }
     fn quit(&self) {
         self.quits.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A machine whose books are full, and which has no status report.
+struct BookedMachine(fn() -> MonitorError);
+
+impl Machine for BookedMachine {
+    fn status(&self) -> RunState {
+        RunState::running
+    }
+    fn balloon(&self, _: u64) -> Result<(), MonitorError> {
+        Ok(())
+    }
+    fn query_balloon(&self) -> Result<u64, MonitorError> {
+        Ok(4096)
+    }
+    fn system_reset(&self) {}
+    fn quit(&self) {}
+    fn dynamic_memory(&self) -> Result<DynamicMemoryInfo, MonitorError> {
+        let refusal = Refusal { target: 1 << 40, reason: "too much".to_owned() };
+        Ok(DynamicMemoryInfo {
+            maximum: 1 << 33,
+            held: 4096,
+            last_refusal: Some(refusal),
+            ..DynamicMemoryInfo::default()
+        })
+    }
+    fn status_report(&self) -> Result<HvBalloonInfo, MonitorError> {
+        Err((self.0)())
+    }
+    fn memory_devices(&self) -> Vec<MemoryDevice> {
+        let device = HvBalloonDevice { max_size: 1 << 32, size: 1 << 27, ..Default::default() };
+        vec![MemoryDevice::HvBalloon(device)]
+    }
+    fn memory_size_summary(&self) -> Result<MemoryInfo, MonitorError> {
+        Ok(MemoryInfo { base_memory: 1 << 30, plugged_memory: Some(1 << 27) })
     }
 }
 
@@ -71,12 +108,7 @@ impl Fixture {
     }
 
     fn raw(&self) -> Raw {
-        let stream = UnixStream::connect(self.path()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        let mut raw = Raw { reader: BufReader::new(stream) };
-        assert!(raw.line()["QMP"].is_object());
-        raw
+        Raw::connect(&self.path())
     }
 }
 
@@ -86,6 +118,15 @@ struct Raw {
 }
 
 impl Raw {
+    fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let mut raw = Self { reader: BufReader::new(stream) };
+        assert!(raw.line()["QMP"].is_object());
+        raw
+    }
+
     fn say(&mut self, text: impl AsRef<[u8]>) {
         self.reader.get_mut().write_all(text.as_ref()).unwrap();
     }
@@ -126,6 +167,70 @@ fn a_client_commands_the_machine() {
     assert_eq!(fixture.machine.resets.load(Ordering::SeqCst), 1);
     assert_eq!(fixture.machine.quits.load(Ordering::SeqCst), 1);
     assert!(client.run(&XQueryDynamicMemory {}).is_err());
+}
+
+#[test]
+fn the_machines_books_reach_the_client_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("qmp");
+    let machine = Arc::new(BookedMachine(MonitorError::status_report_none_yet));
+    let _server = Server::start(&path, machine.clone()).unwrap();
+    let mut client = Client::connect(&path, PATIENCE).unwrap();
+    let books = client.run(&XQueryDynamicMemory {}).unwrap();
+    assert_eq!(books, machine.dynamic_memory().unwrap());
+    let devices = client.execute("query-memory-devices", Value::Null).unwrap();
+    let data = json!({ "max-size": 1_u64 << 32, "size": 1 << 27 });
+    assert_eq!(devices, json!([{ "type": "hv-balloon", "data": data }]));
+    assert_eq!(client.run(&qapi::query_memory_devices {}).unwrap().len(), 1);
+    let sizes = client.run(&qapi::query_memory_size_summary {}).unwrap();
+    assert_eq!((sizes.base_memory, sizes.plugged_memory), (1 << 30, Some(1 << 27)));
+}
+
+#[test]
+fn a_machine_without_memory_devices_lists_none() {
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    assert!(client.run(&qapi::query_memory_devices {}).unwrap().is_empty());
+    assert!(client.run(&qapi::query_memory_size_summary {}).is_err());
+}
+
+#[test]
+fn a_missing_status_report_is_told_in_qemus_words() {
+    let check = |error: fn() -> MonitorError, desc: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("qmp");
+        let _server = Server::start(&path, Arc::new(BookedMachine(error))).unwrap();
+        let mut raw = Raw::connect(&path).negotiate();
+        let answer = raw.ask(r#"{"execute":"query-hv-balloon-status-report"}"#);
+        assert_eq!(answer, json!({ "error": { "class": "GenericError", "desc": desc } }));
+    };
+    check(MonitorError::status_report_no_device, "no hv-balloon device present");
+    check(MonitorError::status_report_not_enabled, "guest memory status reporting not enabled");
+    check(MonitorError::status_report_none_yet, "no guest memory status report received yet");
+}
+
+#[test]
+fn the_size_of_a_memory_device_is_an_event_of_which_the_newest_counts() {
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let events = fixture.server.events();
+    let size = |size| Event::MemoryDeviceSizeChange {
+        id: Some("b0".to_owned()),
+        size,
+        qom_path: "/machine/peripheral/b0".to_owned(),
+    };
+    let slow = fixture.raw().negotiate();
+    // Far more than queue and socket hold: only an event that replaces its elder gets through.
+    for bytes in 0..20_000 {
+        events.emit(&size(bytes));
+    }
+    let mut rest = slow.reader.lines().map(|line| line.unwrap());
+    let last = rest.find(|line| line.contains("19999")).unwrap();
+    let last: Value = serde_json::from_str(&last).unwrap();
+    assert_eq!(last["event"], "MEMORY_DEVICE_SIZE_CHANGE");
+    let expected = json!({ "id": "b0", "size": 19_999, "qom-path": "/machine/peripheral/b0" });
+    assert_eq!(last["data"], expected);
+    assert!(client.run(&qapi::query_status {}).is_ok());
 }
 
 #[test]

@@ -48,16 +48,16 @@ impl Machine for Monitored {
                 .ready_in
                 .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
             stopped: device.last_stop.map(|reason| reason.to_string()),
+            ..DynamicMemoryInfo::default()
         })
     }
 
     fn status_report(&self) -> Result<HvBalloonInfo, MonitorError> {
         if !self.status_reports {
-            return Err(MonitorError::generic("guest memory status reporting not enabled"));
+            return Err(MonitorError::status_report_not_enabled());
         }
-        let report = self.device.snapshot().status.ok_or_else(|| {
-            MonitorError::device_not_active("no guest memory status report received yet")
-        })?;
+        let report =
+            self.device.snapshot().status.ok_or_else(MonitorError::status_report_none_yet)?;
         Ok(HvBalloonInfo {
             committed: report.committed.bytes(),
             available: report.available.bytes(),
