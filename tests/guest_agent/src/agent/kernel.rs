@@ -7,15 +7,29 @@ use std::os::unix::fs::OpenOptionsExt;
 use nix::fcntl::OFlag;
 use nix::kmod::{DeleteModuleFlags, delete_module};
 
-/// Keeps the kernel's chatter off the console and lets memory that is added later come online.
+/// Keeps the kernel's chatter off the console and lets `sysrq` do everything.
 pub(super) fn prepare() -> io::Result<()> {
     fs::write("/proc/sys/kernel/printk", "1 4 1 7")?;
-    // Movable, as otherwise the guest could never give it back; absent without memory hot-plug.
-    let online = "/sys/devices/system/memory/auto_online_blocks";
-    if fs::exists(online)? {
-        fs::write(online, "online_movable")?;
-    }
     fs::write("/proc/sys/kernel/sysrq", "1")
+}
+
+/// Lets the kernel use all memory that was added and left offline; returns how many blocks of it
+/// there were.
+///
+/// Not as movable memory: the balloon driver takes pages that cannot be moved, so it could never
+/// give that back (Linux `hv_balloon.c`).
+pub(super) fn online_all() -> io::Result<String> {
+    let mut blocks = 0;
+    for entry in fs::read_dir("/sys/devices/system/memory")? {
+        let entry = entry?;
+        let state = entry.path().join("state");
+        let is_block = entry.file_name().to_string_lossy().starts_with("memory");
+        if is_block && fs::read_to_string(&state)?.trim_end() == "offline" {
+            fs::write(&state, "online")?;
+            blocks += 1;
+        }
+    }
+    Ok(blocks.to_string())
 }
 
 /// The modules that `agent.skip=` on the kernel's command line names.

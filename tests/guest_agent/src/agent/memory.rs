@@ -4,9 +4,12 @@
 //! the child and not the agent.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+const PAGE: u64 = 4096;
 const PAGE_WORDS: usize = 512;
 const PAGES_PER_MIB: usize = 256;
 
@@ -48,9 +51,22 @@ impl Holders {
     ///
     /// A page differs, the process is gone or there is none.
     pub fn check(&mut self, seed: u64) -> io::Result<String> {
+        self.ask(seed, "check")
+    }
+
+    /// Lets the process of `seed` count its pages at the guest-physical `address` or above.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone or there is none.
+    pub fn above(&mut self, seed: u64, address: u64) -> io::Result<String> {
+        self.ask(seed, &format!("above {}", address / PAGE))
+    }
+
+    fn ask(&mut self, seed: u64, question: &str) -> io::Result<String> {
         let holder = self.0.get_mut(&seed).ok_or_else(|| unknown(seed))?;
         let pipe = holder.child.stdin.as_mut().ok_or_else(|| io::Error::other("no pipe"))?;
-        pipe.write_all(b"check\n")?;
+        pipe.write_all(format!("{question}\n").as_bytes())?;
         holder.read_answer()
     }
 
@@ -90,7 +106,8 @@ fn myself(role: &str) -> Command {
     command
 }
 
-/// The child of [`Holders::fill`]: `hold SEED MIB`, then a line on standard input asks for a check.
+/// The child of [`Holders::fill`]: `hold SEED MIB`, then lines on standard input: `check`, or
+/// `above FRAME`.
 ///
 /// # Errors
 ///
@@ -103,10 +120,28 @@ pub fn hold(mut args: impl Iterator<Item = String>) -> io::Result<()> {
         fill_page(seed, page, words);
     }
     println!("ok {}", memory.len() / PAGE_WORDS);
-    for _ in io::stdin().lines() {
-        println!("{}", verify(seed, &memory));
+    for line in io::stdin().lines() {
+        match line?.strip_prefix("above ") {
+            Some(frame) => println!("ok {}", frames_from(super::number(frame)?, &memory)?),
+            None => println!("{}", verify(seed, &memory)),
+        }
     }
     Ok(())
+}
+
+/// How many of this memory's pages have a page frame number of `first` or more.
+///
+/// Linux `Documentation/admin-guide/mm/pagemap.rst`: eight bytes for each virtual page; bit 63 says
+/// that it is present, bits 0 to 54 are its frame.
+fn frames_from(first: u64, memory: &[u64]) -> io::Result<usize> {
+    const PRESENT: u64 = 1 << 63;
+    let frame = |entry: u64| (entry & PRESENT != 0).then_some(entry & ((1 << 55) - 1));
+    let address = memory.as_ptr().addr() as u64;
+    let mut entries = vec![0; memory.len() / PAGE_WORDS * size_of::<u64>()];
+    File::open("/proc/self/pagemap")?.read_exact_at(&mut entries, address / PAGE * 8)?;
+    let entries =
+        entries.chunks_exact(8).map(|e| u64::from_le_bytes(e.try_into().unwrap_or([0; 8])));
+    Ok(entries.filter_map(frame).filter(|frame| *frame >= first).count())
 }
 
 fn verify(seed: u64, memory: &[u64]) -> String {
@@ -206,6 +241,13 @@ mod tests {
         left.swap_with_slice(&mut right[..PAGE_WORDS]);
         memory[4 * PAGE_WORDS..].fill(0);
         assert!(verify(3, &memory).starts_with("3 of 5 pages differ, first page 0 at byte 0:"));
+    }
+
+    #[test]
+    fn all_pages_of_a_process_have_a_frame_number() {
+        // Without privileges the kernel says that all are frame 0.
+        assert!(frames_from(0, &filled(3, 5)).unwrap() >= 4);
+        assert_eq!(frames_from(u64::MAX, &filled(3, 5)).unwrap(), 0);
     }
 
     #[test]

@@ -13,8 +13,10 @@
 //! | `meminfo` | `MemTotal`, `MemFree`, `MemAvailable`, `Committed_AS` in KiB, as `NAME=VALUE` |
 //! | `fill SEED MIB` | a process takes that much memory and fills it with a known pattern |
 //! | `check SEED` | pages checked; `@err` with the first page that differs |
+//! | `above SEED ADDRESS` | how many of that process's pages are at this guest-physical address or above |
 //! | `free SEED` | that process gives its memory back |
 //! | `dirty MIB` | memory was touched and freed, so the host had to provide it |
+//! | `online-all` | how many offline blocks of added memory came online |
 //! | `insmod NAME`, `rmmod NAME` | |
 //! | `dmesg [FILTER]` | kernel messages that hold FILTER, as `\| ` lines, and their count |
 //! | `debugfs-balloon` | what the guest's driver says of itself, as `\| ` lines |
@@ -89,8 +91,10 @@ impl Agent {
             ["meminfo"] => kernel::meminfo(),
             ["fill", seed, mib] => self.holders.fill(number(seed)?, number(mib)?),
             ["check", seed] => self.holders.check(number(seed)?),
+            ["above", seed, address] => self.holders.above(number(seed)?, number(address)?),
             ["free", seed] => self.holders.free(number(seed)?),
             ["dirty", mib] => memory::dirty_in_child(number(mib)?),
+            ["online-all"] => kernel::online_all(),
             ["insmod", name] => boot::load_module(name).map(|()| String::new()),
             ["rmmod", name] => kernel::remove_module(name),
             ["dmesg"] => self.quote(&kernel::messages("")?),
