@@ -143,7 +143,7 @@ pub(crate) fn main() {
     vmm.bus.open(relid, gpadl, 5, VpIndex::new(0));
     vmm.run();
     let memory = Memory::new(boot_ram, PageCount::new(1 << 14));
-    let mut driver = dynmem::Client::new(Personality::linux(), memory);
+    let mut driver = dynmem::Client::new(Personality::linux_6_1(), memory);
     driver.open();
     talk(&mut vmm, &mut driver, &mut rings);
 

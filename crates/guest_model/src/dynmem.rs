@@ -1,15 +1,18 @@
-//! A Dynamic Memory client (VSC) that behaves like Linux and watches the host.
+//! A Dynamic Memory client (VSC) that behaves like a real guest and watches the host.
 //!
-//! Written from the description of `hv_balloon.c`, not from the device under test: the two share
-//! wire structs and nothing else. [`Client::receive`] fails when the host breaks a rule that a real
-//! guest would not survive, or would not obey.
+//! Written from the description of `hv_balloon.c` and what is told of Windows, not from the device
+//! under test: the two share wire structs and nothing else. [`Client::receive`] fails when the host
+//! breaks a rule that a real guest would not survive, or would not obey.
 
+mod balloon;
 mod client;
+mod guests;
+mod hot_add;
 mod memory;
 mod personality;
 mod rule;
 
 pub use client::Client;
 pub use memory::Memory;
-pub use personality::{Ending, Personality};
+pub use personality::{Ballooning, Ending, HotAdd, HotAddAnswer, Personality, Shape};
 pub use rule::RuleBroken;

@@ -2,18 +2,17 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use dynmem_protocol::{
-    BalloonResponse, Capabilities, CapabilitiesReport, HostBody, HostMessage, HotAddResponse,
-    HotAddResult, MAX_HOST_MESSAGE, MessageType, RangeList, StatusReport, UnballoonRequest,
-    UnballoonResponse, Version, VersionRequest,
+    Capabilities, CapabilitiesReport, HostBody, HostMessage, MAX_HOST_MESSAGE, MessageType,
+    StatusReport, UnballoonResponse, Version, VersionRequest,
 };
-use page_range::PageCount;
+use page_range::{PageCount, PageRangeSet};
 
-use super::{Ending, Memory, Personality, RuleBroken};
-
-/// The most Windows gives for one balloon request, in pages.
-const MAX_BALLOON_REQUEST: PageCount = PageCount::new(585_728);
+use super::balloon::Search;
+use super::hot_add::Adding;
+use super::{Memory, Personality, RuleBroken};
 
 /// Where the driver is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,18 +23,18 @@ enum Phase {
     AskedVersion { attempt: usize, version: Version, id: u32 },
     /// Told its capabilities.
     ToldCapabilities { version: Version, id: u32 },
-    /// The handshake is over.
-    Running { version: Version },
+    /// The handshake was over at the time named.
+    Running { version: Version, since: Duration },
 }
 
-/// The host's request the guest works on.
+/// The host's balloon or unballoon request the guest works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Work {
+pub(super) enum Work {
     None,
-    /// Pages still to give. `large` while runs of 512 are tried.
+    /// Pages still to give.
     Giving {
         left: PageCount,
-        large: bool,
+        search: Search,
     },
     /// Between the messages of an unballoon request.
     Taking {
@@ -45,17 +44,23 @@ enum Work {
     Taken,
 }
 
-/// A Dynamic Memory driver in a guest. Without I/O: [`Client::receive`] what the host sends,
-/// [`Client::poll_send`] what the guest sends.
+/// A Dynamic Memory driver in a guest, and of the guest what it needs. Without I/O and clock:
+/// [`Client::receive`] what the host sends, [`Client::poll_send`] what the guest sends, and
+/// [`Client::advance`] where something takes its time.
 #[derive(Clone, Debug)]
 pub struct Client {
-    personality: Personality,
-    memory: Memory,
+    pub(super) personality: Personality,
+    pub(super) memory: Memory,
     phase: Phase,
-    work: Work,
-    outbox: VecDeque<Vec<u8>>,
+    pub(super) work: Work,
+    /// Hot-adds under way or not yet answered. Linux works on them apart from balloon requests.
+    pub(super) adding: VecDeque<Adding>,
+    pub(super) outbox: VecDeque<Vec<u8>>,
     /// Of the last message; Linux counts on over all sessions and never echoes.
     transaction_id: u32,
+    /// Hears nothing any more.
+    is_deaf: bool,
+    pub(super) now: Duration,
 }
 
 impl Client {
@@ -67,9 +72,23 @@ impl Client {
             memory,
             phase: Phase::Closed,
             work: Work::None,
+            adding: VecDeque::new(),
             outbox: VecDeque::new(),
             transaction_id: 0,
+            is_deaf: false,
+            now: Duration::ZERO,
         }
+    }
+
+    /// How the guest behaves.
+    #[must_use]
+    pub const fn personality(&self) -> &Personality {
+        &self.personality
+    }
+
+    /// How the guest behaves from now on.
+    pub const fn personality_mut(&mut self) -> &mut Personality {
+        &mut self.personality
     }
 
     /// The guest's memory.
@@ -87,22 +106,57 @@ impl Client {
     #[must_use]
     pub const fn version(&self) -> Option<Version> {
         match self.phase {
-            Phase::Running { version } => Some(version),
+            Phase::Running { version, .. } => Some(version),
             _ => None,
         }
     }
 
+    /// It is `now`, counted from any moment; earlier than before changes nothing.
+    pub fn advance(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+    }
+
+    /// When [`Client::poll_send`] may have something without anything received; `None` where that
+    /// is at once or never.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.adding.front().map(Adding::due).filter(|due| *due > self.now)
+    }
+
     /// The driver is loaded and has opened the channel.
     pub fn open(&mut self) {
+        self.is_deaf = false;
         self.ask_version(0);
     }
 
-    /// The driver is unloaded and has closed the channel. Pages out are lost to the guest.
+    /// The driver is unloaded and has closed the channel. Pages out are lost to the guest; added
+    /// memory stays.
     pub fn close(&mut self) {
-        self.phase = Phase::Closed;
-        self.work = Work::None;
-        self.outbox.clear();
+        self.hang_up();
         self.memory.leak();
+    }
+
+    /// A new kernel takes over without a reset, driver not loaded. It finds all memory, ballooned
+    /// and added pages included, as RAM of its own.
+    pub fn kexec(&mut self) {
+        self.hang_up();
+        self.transaction_id = 0;
+        self.memory.kexec();
+    }
+
+    /// A crash kernel takes over in the memory set aside for it, driver not loaded. All other memory
+    /// it only reads.
+    pub fn crash(&mut self, reserved: &PageRangeSet) {
+        self.hang_up();
+        self.transaction_id = 0;
+        self.memory.crash(reserved);
+    }
+
+    /// The machine starts again with its boot RAM, driver not loaded.
+    pub fn reset(&mut self) {
+        self.hang_up();
+        self.transaction_id = 0;
+        self.memory.reset();
     }
 
     /// The guest reports its memory pressure, as it does once the handshake is over.
@@ -112,7 +166,14 @@ impl Client {
         }
         let report = StatusReport {
             available: self.memory.available(),
-            committed: self.memory.floor().saturating_add(self.memory.ballooned().len()),
+            committed: [
+                self.memory.in_use(),
+                self.memory.ballooned().len(),
+                self.memory.offline().len(),
+                self.memory.floor(),
+            ]
+            .into_iter()
+            .fold(PageCount::ZERO, PageCount::saturating_add),
             ..StatusReport::default()
         };
         let message = report.emit(self.next_id());
@@ -128,6 +189,9 @@ impl Client {
         if len > MAX_HOST_MESSAGE {
             return Err(RuleBroken::TooLong { len });
         }
+        if self.is_deaf {
+            return Ok(());
+        }
         let message = HostMessage::parse(packet).map_err(RuleBroken::Malformed)?;
         let id = message.transaction_id;
         match message.body {
@@ -137,8 +201,8 @@ impl Client {
             }
             HostBody::BalloonRequest(request) => self.on_balloon_request(request.pages),
             HostBody::UnballoonRequest(request) => self.on_unballoon_request(id, request),
-            HostBody::HotAddRequest(_) => self.on_hot_add_request(),
-            HostBody::InfoMessage(_) => self.running(MessageType::INFO_MESSAGE),
+            HostBody::HotAddRequest(request) => self.on_hot_add_request(request),
+            HostBody::InfoMessage(_) => self.on_info(),
             HostBody::HotRemoveRequest(_) => {
                 Err(RuleBroken::NotCapable { message: MessageType::HOT_REMOVE_REQUEST })
             }
@@ -147,17 +211,59 @@ impl Client {
 
     /// The next message for the host. Pages are allocated when their message is made, as in Linux.
     pub fn poll_send(&mut self) -> Option<Vec<u8>> {
+        if self.outbox.is_empty() {
+            self.go_on_adding();
+        }
         if let Some(message) = self.outbox.pop_front() {
             return Some(message);
         }
         match self.work {
             Work::None | Work::Taking { .. } => None,
-            Work::Giving { left, large } => Some(self.give(left, large)),
+            Work::Giving { left, search } => Some(self.give(left, search)),
             Work::Taken => {
                 self.work = Work::None;
                 Some(UnballoonResponse.emit(self.next_id()))
             }
         }
+    }
+
+    /// Checks that the host may make a request now.
+    pub(super) fn begin(
+        &self,
+        message: MessageType,
+        needs: Capabilities,
+    ) -> Result<(), RuleBroken> {
+        let (_, since) = self.running(message)?;
+        let after = self.now.saturating_sub(since);
+        let settle = self.personality.settle;
+        if after < settle {
+            return Err(RuleBroken::TooSoon { message, after, settle });
+        }
+        if self.work != Work::None || self.adding.iter().any(|adding| adding.is_awaited(self.now)) {
+            return Err(RuleBroken::TwoTransactions { message });
+        }
+        if !self.personality.capabilities.contains(needs) {
+            return Err(RuleBroken::NotCapable { message });
+        }
+        Ok(())
+    }
+
+    /// The driver answers nothing until it is loaded again.
+    pub(super) fn go_deaf(&mut self) {
+        self.hang_up();
+        self.is_deaf = true;
+    }
+
+    pub(super) const fn next_id(&mut self) -> u32 {
+        self.transaction_id = self.transaction_id.wrapping_add(1);
+        self.transaction_id
+    }
+
+    fn hang_up(&mut self) {
+        self.phase = Phase::Closed;
+        self.work = Work::None;
+        self.adding.clear();
+        self.outbox.clear();
     }
 
     fn ask_version(&mut self, attempt: usize) {
@@ -196,101 +302,25 @@ impl Client {
             return Err(RuleBroken::Unexpected { message: MessageType::CAPABILITIES_RESPONSE });
         };
         expect_echo(got, id)?;
-        self.phase = if is_accepted { Phase::Running { version } } else { Phase::Closed };
+        let since = self.now;
+        self.phase = if is_accepted { Phase::Running { version, since } } else { Phase::Closed };
         Ok(())
     }
 
-    fn on_balloon_request(&mut self, wanted: PageCount) -> Result<(), RuleBroken> {
-        let message = MessageType::BALLOON_REQUEST;
-        self.begin(message, Capabilities::BALLOON)?;
-        if wanted > MAX_BALLOON_REQUEST {
-            return Err(RuleBroken::TooMuch { pages: wanted });
-        }
-        if !self.personality.ignores_requests {
-            let spare = self.memory.available().saturating_sub(self.memory.floor());
-            self.work = Work::Giving { left: wanted.min(spare), large: true };
-        }
-        Ok(())
-    }
-
-    fn on_unballoon_request(
-        &mut self,
-        id: u32,
-        request: UnballoonRequest<'_>,
-    ) -> Result<(), RuleBroken> {
-        if let Work::Taking { id: expected } = self.work {
-            if id != expected {
-                return Err(RuleBroken::IdChanged { got: id, expected });
-            }
-        } else {
-            self.begin(MessageType::UNBALLOON_REQUEST, Capabilities::default())?;
-        }
-        if self.personality.ignores_requests {
-            return Ok(());
-        }
-        for word in request.ranges.iter() {
-            let range = word.range().map_err(|_| RuleBroken::BadRange { word: word.to_wire() })?;
-            if !self.memory.take_back(range) {
-                return Err(RuleBroken::NotBallooned { range });
-            }
-        }
-        self.work = if request.more_pages { Work::Taking { id } } else { Work::Taken };
-        Ok(())
-    }
-
-    /// This guest refuses hot-add for good.
-    fn on_hot_add_request(&mut self) -> Result<(), RuleBroken> {
-        self.begin(MessageType::HOT_ADD_REQUEST, Capabilities::HOT_ADD)?;
-        let refusal = HotAddResponse { pages: PageCount::ZERO, result: HotAddResult::SUCCESS };
-        let message = refusal.emit(self.next_id());
-        self.outbox.push_back(message);
-        Ok(())
-    }
-
-    /// Checks that the host may make a request now.
-    fn begin(&self, message: MessageType, needs: Capabilities) -> Result<(), RuleBroken> {
-        self.running(message)?;
-        if self.work != Work::None {
-            return Err(RuleBroken::TwoTransactions { message });
-        }
-        if !self.personality.capabilities.contains(needs) {
-            return Err(RuleBroken::NotCapable { message });
+    fn on_info(&self) -> Result<(), RuleBroken> {
+        let message = MessageType::INFO_MESSAGE;
+        let (version, _) = self.running(message)?;
+        if version == Version::V0_3 {
+            return Err(RuleBroken::NotInVersion { message, version });
         }
         Ok(())
     }
 
-    const fn running(&self, message: MessageType) -> Result<(), RuleBroken> {
+    const fn running(&self, message: MessageType) -> Result<(Version, Duration), RuleBroken> {
         match self.phase {
-            Phase::Running { .. } => Ok(()),
+            Phase::Running { version, since } => Ok((version, since)),
             _ => Err(RuleBroken::Unexpected { message }),
         }
-    }
-
-    /// One balloon response: as many pages as fit, large pages first.
-    fn give(&mut self, mut left: PageCount, mut large: bool) -> Vec<u8> {
-        let mut list = RangeList::new();
-        while !left.is_zero() && !list.is_full() {
-            large = large && left >= PageCount::new(512);
-            let range = if large { self.memory.take_large() } else { self.memory.take_single() };
-            match range {
-                Some(range) => {
-                    list.push(range).expect("checked for room");
-                    left = left.saturating_sub(range.count());
-                }
-                None if large => large = false,
-                None => left = PageCount::ZERO,
-            }
-        }
-        let is_empty = list.words().is_empty();
-        let more_pages =
-            !left.is_zero() || (self.personality.ending == Ending::Separate && !is_empty);
-        self.work = if more_pages { Work::Giving { left, large } } else { Work::None };
-        BalloonResponse::emit(self.next_id(), more_pages, &list)
-    }
-
-    const fn next_id(&mut self) -> u32 {
-        self.transaction_id = self.transaction_id.wrapping_add(1);
-        self.transaction_id
     }
 }
 

@@ -5,20 +5,40 @@ use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 const LARGE_PAGE: u64 = 512;
 const PAGES_PER_MIB: u64 = 256;
 
-/// The guest's RAM: each page is free, in use or ballooned.
+/// The guest's RAM: each page is free, in use, ballooned, offline or leaked.
 #[derive(Clone, Debug)]
 pub struct Memory {
+    /// What the machine starts with.
+    boot: PageRangeSet,
+    /// What the kernel uses for itself.
+    in_use: PageCount,
+    /// What the machine has: boot RAM and added memory.
+    machine: PageRangeSet,
+    /// What the running kernel holds for its own.
     ram: PageRangeSet,
     free: PageRangeSet,
     ballooned: PageRangeSet,
+    /// Added and not brought online.
+    offline: PageRangeSet,
+    /// Ballooned by a driver that is gone.
+    leaked: PageRangeSet,
 }
 
 impl Memory {
     /// RAM whose highest `in_use` pages are in use.
     #[must_use]
     pub fn new(ram: PageRangeSet, in_use: PageCount) -> Self {
-        let mut memory = Self { free: ram.clone(), ram, ballooned: PageRangeSet::new() };
-        memory.occupy(in_use);
+        let mut memory = Self {
+            boot: ram.clone(),
+            in_use,
+            machine: ram.clone(),
+            ram,
+            free: PageRangeSet::new(),
+            ballooned: PageRangeSet::new(),
+            offline: PageRangeSet::new(),
+            leaked: PageRangeSet::new(),
+        };
+        memory.start();
         memory
     }
 
@@ -33,7 +53,14 @@ impl Memory {
     /// Frees all pages that are in use.
     pub fn release(&mut self) {
         self.free = self.ram.clone();
-        self.free.remove_set(&self.ballooned);
+        for unusable in [&self.ballooned, &self.offline, &self.leaked] {
+            self.free.remove_set(unusable);
+        }
+    }
+
+    /// User space brings all added pages online.
+    pub fn online(&mut self) {
+        self.free.insert_set(&core::mem::take(&mut self.offline));
     }
 
     /// Puts one page of each 2 MiB to use, so that no large page is left.
@@ -54,16 +81,38 @@ impl Memory {
         &self.ballooned
     }
 
-    /// All pages.
+    /// All pages that the running kernel holds for its own.
     #[must_use]
     pub const fn ram(&self) -> &PageRangeSet {
         &self.ram
     }
 
+    /// Pages added and not brought online.
+    #[must_use]
+    pub const fn offline(&self) -> &PageRangeSet {
+        &self.offline
+    }
+
+    /// Pages added since the machine started.
+    #[must_use]
+    pub const fn hot_added(&self) -> PageCount {
+        self.machine.len().saturating_sub(self.boot.len())
+    }
+
     /// Pages the guest has, free or not: Linux's `MemTotal`.
     #[must_use]
     pub const fn managed(&self) -> PageCount {
-        self.ram.len().saturating_sub(self.ballooned.len())
+        self.ram
+            .len()
+            .saturating_sub(self.ballooned.len())
+            .saturating_sub(self.offline.len())
+            .saturating_sub(self.leaked.len())
+    }
+
+    /// Pages that are in use.
+    #[must_use]
+    pub const fn in_use(&self) -> PageCount {
+        self.managed().saturating_sub(self.free.len())
     }
 
     /// Pages nobody uses.
@@ -99,11 +148,11 @@ impl Memory {
         Some(large)
     }
 
-    /// Balloons one free page.
-    pub(super) fn take_single(&mut self) -> Option<PageRange> {
-        let single = self.free.take_last(PageCount::new(1))?;
-        self.ballooned.insert(single);
-        Some(single)
+    /// Balloons free pages that lie together, at most `max`.
+    pub(super) fn take_run(&mut self, max: PageCount) -> Option<PageRange> {
+        let run = self.free.take_last(max)?;
+        self.ballooned.insert(run);
+        Some(run)
     }
 
     /// Frees ballooned pages; false where they are not ballooned.
@@ -116,11 +165,49 @@ impl Memory {
         is_ballooned
     }
 
+    /// Whether the machine has any page of `range`.
+    pub(super) fn has_part_of(&self, range: PageRange) -> bool {
+        self.machine.intersection(range).next().is_some()
+    }
+
+    /// Adds pages that the machine did not have.
+    pub(super) fn add(&mut self, range: PageRange, online: bool) {
+        self.machine.insert(range);
+        self.ram.insert(range);
+        let place = if online { &mut self.free } else { &mut self.offline };
+        place.insert(range);
+    }
+
     /// The driver is gone and with it the knowledge of what is ballooned: the pages stay in use.
     pub(super) fn leak(&mut self) {
-        for range in core::mem::take(&mut self.ballooned).iter() {
-            self.ram.remove(range);
+        self.leaked.insert_set(&core::mem::take(&mut self.ballooned));
+    }
+
+    /// A new kernel finds all the machine has.
+    pub(super) fn kexec(&mut self) {
+        self.ram = self.machine.clone();
+        self.start();
+    }
+
+    /// A new kernel has a part of what there is.
+    pub(super) fn crash(&mut self, reserved: &PageRangeSet) {
+        self.ram = reserved.clone();
+        self.start();
+    }
+
+    /// The machine is again what it was.
+    pub(super) fn reset(&mut self) {
+        self.machine = self.boot.clone();
+        self.ram = self.boot.clone();
+        self.start();
+    }
+
+    fn start(&mut self) {
+        for of_old_kernel in [&mut self.ballooned, &mut self.offline, &mut self.leaked] {
+            of_old_kernel.clear();
         }
+        self.free = self.ram.clone();
+        self.occupy(self.in_use);
     }
 }
 

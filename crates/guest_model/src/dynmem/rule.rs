@@ -1,7 +1,9 @@
 //! The rules a host must keep.
 
-use dynmem_protocol::{MessageType, ParseError};
-use page_range::{PageCount, PageRange};
+use core::time::Duration;
+
+use dynmem_protocol::{MessageType, ParseError, Version};
+use page_range::{Gpfn, PageCount, PageRange};
 
 /// What the host did wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,5 +70,66 @@ pub enum RuleBroken {
     BadRange {
         /// The word.
         word: u64,
+    },
+    /// Windows Server 2019 crashes when asked right after boot.
+    #[error("{message} {after:?} after the handshake, within {settle:?} of it")]
+    TooSoon {
+        /// The request's type.
+        message: MessageType,
+        /// Time since the handshake.
+        after: Duration,
+        /// Time the guest must be left alone.
+        settle: Duration,
+    },
+    /// The version agreed on does not have this message.
+    #[error("{message} to a guest of version {version}")]
+    NotInVersion {
+        /// Its type.
+        message: MessageType,
+        /// The version agreed on.
+        version: Version,
+    },
+    /// Start or count of new memory is not a multiple of what the guest told.
+    #[error("hot-add of {range} in a guest that adds multiples of {alignment} pages")]
+    HotAddNotAligned {
+        /// The new memory.
+        range: PageRange,
+        /// What the guest told.
+        alignment: PageCount,
+    },
+    /// More than 2 GiB at a time, where one alignment block is not more.
+    #[error("hot-add of {range}, more than 2 GiB at a time")]
+    HotAddTooLong {
+        /// The new memory.
+        range: PageRange,
+    },
+    /// The guest wants the form with a region.
+    #[error("hot-add of {range} without a region")]
+    HotAddNoRegion {
+        /// The new memory.
+        range: PageRange,
+    },
+    /// The region does not begin where its range does, or ends before it does. Linux adds memory
+    /// from the region's start on, so it would use memory that is not there.
+    #[error("hot-add of {range} in region {region}")]
+    HotAddRegion {
+        /// The new memory.
+        range: PageRange,
+        /// The region.
+        region: PageRange,
+    },
+    /// Memory that the guest has. Linux never takes any again.
+    #[error("hot-add of {range}, part of which the guest has")]
+    HotAddOverlap {
+        /// The new memory.
+        range: PageRange,
+    },
+    /// Memory where the guest has no addresses.
+    #[error("hot-add of {range} in a guest whose addresses end at {limit}")]
+    HotAddAboveLimit {
+        /// The new memory.
+        range: PageRange,
+        /// The first page that the guest cannot have.
+        limit: Gpfn,
     },
 }

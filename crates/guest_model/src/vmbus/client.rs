@@ -1,6 +1,7 @@
 //! The guest's bus driver (Linux `drivers/hv/connection.c`, `channel.c`, `channel_mgmt.c`).
 
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 
 use page_range::{Gpfn, PageCount};
 use vmbus::protocol::{
@@ -61,7 +62,8 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Disconnected,
-    Contacting(Version),
+    /// Tries the version of this place in the list.
+    Contacting(usize, Version),
     Connected(Version),
     Unloading,
 }
@@ -69,7 +71,8 @@ enum State {
 /// A VMBus client without I/O.
 #[derive(Debug)]
 pub struct Client {
-    newest: Version,
+    /// What it tries, in this order.
+    versions: Vec<Version>,
     target_vp: VpIndex,
     state: State,
     /// Where all messages but the contact go.
@@ -80,11 +83,19 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that speaks no version above `newest`, and wants its messages on `target_vp`.
+    /// A client that tries the versions of Linux from `newest` on, and wants its messages on
+    /// `target_vp`.
     #[must_use]
     pub fn new(newest: Version, target_vp: VpIndex) -> Self {
+        let versions = Version::KNOWN.into_iter().rev().filter(|version| *version <= newest);
+        Self::with_versions(versions.collect(), target_vp)
+    }
+
+    /// A client that tries these versions in this order, and wants its messages on `target_vp`.
+    #[must_use]
+    pub fn with_versions(versions: Vec<Version>, target_vp: VpIndex) -> Self {
         Self {
-            newest,
+            versions,
             target_vp,
             state: State::Disconnected,
             message_port: ConnectionId::MESSAGE,
@@ -94,9 +105,9 @@ impl Client {
         }
     }
 
-    /// Tries the newest version, and then older ones until the host agrees.
+    /// Tries the first version, and then the next ones until the host agrees.
     pub fn connect(&mut self) {
-        self.contact(Some(self.newest));
+        self.contact(0);
     }
 
     /// The version agreed on.
@@ -113,12 +124,12 @@ impl Client {
     /// What the hypercall returned for a post.
     pub fn posted(&mut self, post: Post, status: u16) {
         let contacting = match self.state {
-            State::Contacting(version) => Some(version),
+            State::Contacting(attempt, _) => Some(attempt),
             State::Disconnected | State::Connected(_) | State::Unloading => None,
         };
         match (status, contacting) {
             (SUCCESS, _) => {}
-            (INVALID_CONNECTION_ID, Some(version)) => self.contact(older(version)),
+            (INVALID_CONNECTION_ID, Some(attempt)) => self.contact(attempt + 1),
             (INSUFFICIENT_MEMORY | INSUFFICIENT_BUFFERS, _) => self.posts.push_front(post),
             (other, _) => self.events.push_back(Event::PostFailed(other)),
         }
@@ -126,7 +137,10 @@ impl Client {
 
     /// Takes a message from the host.
     pub fn receive(&mut self, bytes: &[u8]) {
-        let version = self.version().unwrap_or(self.newest);
+        let version = match self.state {
+            State::Connected(version) | State::Contacting(_, version) => version,
+            State::Disconnected | State::Unloading => Version::V5_3,
+        };
         let event = match HostMessage::parse(bytes, version) {
             Ok((HostMessage::VersionResponse(response), _)) => self.on_version_response(&response),
             Ok((message, _)) => Some(self.event(&message)),
@@ -225,8 +239,8 @@ impl Client {
         self.posts.push_back(Post { connection_id: self.message_port, message });
     }
 
-    fn contact(&mut self, version: Option<Version>) {
-        let Some(version) = version else {
+    fn contact(&mut self, attempt: usize) {
+        let Some(&version) = self.versions.get(attempt) else {
             self.state = State::Disconnected;
             return self.events.push_back(Event::NotConnected);
         };
@@ -245,13 +259,15 @@ impl Client {
         };
         let message = GuestMessage::InitiateContact(contact).emit();
         self.posts.push_back(Post { connection_id, message });
-        self.state = State::Contacting(version);
+        self.state = State::Contacting(attempt, version);
     }
 
     fn on_version_response(&mut self, response: &wire::VersionResponse) -> Option<Event> {
-        let State::Contacting(version) = self.state else { return Some(Event::Unexpected) };
+        let State::Contacting(attempt, version) = self.state else {
+            return Some(Event::Unexpected);
+        };
         if response.supported == 0 {
-            self.contact(older(version));
+            self.contact(attempt + 1);
             return None;
         }
         let newer = version >= Version::V5_0;
@@ -292,11 +308,6 @@ impl Client {
             | HostMessage::CloseReservedResponse(_) => Event::Unexpected,
         }
     }
-}
-
-/// The version that Linux tries after `version`.
-fn older(version: Version) -> Option<Version> {
-    Version::KNOWN.into_iter().rev().find(|known| *known < version)
 }
 
 /// Adds words while there is room and there are any.

@@ -74,7 +74,7 @@ impl Pair {
 
     /// A Linux guest of 1 GiB, 64 MiB of it in use, ready to be asked.
     pub(crate) fn linux() -> Self {
-        let mut pair = Self::new(Personality::linux(), 1024, 64);
+        let mut pair = Self::new(Personality::linux_6_1(), 1024, 64);
         pair.open();
         pair.run();
         pair

@@ -40,7 +40,8 @@ fn targets_are_met_to_the_page() {
 
 #[test]
 fn an_answer_that_ends_with_an_empty_message_is_understood() {
-    let personality = Personality { ending: Ending::Separate, ..Personality::linux() };
+    let mut personality = Personality::linux_6_1();
+    personality.ballooning.ending = Ending::Separate;
     let mut pair = Pair::new(personality, 1024, 64);
     pair.open();
     pair.run();
@@ -50,7 +51,7 @@ fn an_answer_that_ends_with_an_empty_message_is_understood() {
 
 #[test]
 fn a_large_guest_takes_several_requests_and_messages() {
-    let mut pair = Pair::new(Personality::linux(), 8192, 64);
+    let mut pair = Pair::new(Personality::linux_6_1(), 8192, 64);
     pair.open();
     pair.run();
     pair.resize(mib(2048));
@@ -73,7 +74,7 @@ fn below_its_floor_a_guest_stops_and_stays_usable() {
 
 #[test]
 fn when_memory_is_free_again_the_same_target_goes_further() {
-    let mut pair = Pair::new(Personality::linux(), 1024, 800);
+    let mut pair = Pair::new(Personality::linux_6_1(), 1024, 800);
     pair.open();
     pair.run();
     pair.resize(mib(512));
@@ -88,7 +89,7 @@ fn when_memory_is_free_again_the_same_target_goes_further() {
 #[test]
 fn an_old_guest_is_resized_with_its_version() {
     let versions = vec![Version::from_wire(0x0003_0000), Version::V0_3];
-    let personality = Personality { versions, ..Personality::linux() };
+    let personality = Personality { versions, ..Personality::linux_6_1() };
     let mut pair = Pair::new(personality, 1024, 64);
     pair.open();
     pair.resize(mib(512));
@@ -99,7 +100,7 @@ fn an_old_guest_is_resized_with_its_version() {
 #[test]
 fn a_guest_without_a_common_version_never_gets_ready() {
     let versions = vec![Version::from_wire(0x0003_0000)];
-    let personality = Personality { versions, ..Personality::linux() };
+    let personality = Personality { versions, ..Personality::linux_6_1() };
     let mut pair = Pair::new(personality, 1024, 64);
     pair.open();
     pair.resize(mib(512));
@@ -109,7 +110,8 @@ fn a_guest_without_a_common_version_never_gets_ready() {
 
 #[test]
 fn a_guest_that_cannot_balloon_keeps_its_memory() {
-    let personality = Personality { capabilities: Capabilities::HOT_ADD, ..Personality::linux() };
+    let personality =
+        Personality { capabilities: Capabilities::HOT_ADD, ..Personality::linux_6_1() };
     let mut pair = Pair::new(personality, 1024, 64);
     pair.open();
     pair.resize(mib(512));
@@ -119,7 +121,7 @@ fn a_guest_that_cannot_balloon_keeps_its_memory() {
 
 #[test]
 fn a_guest_that_could_hibernate_ignores_the_host() {
-    let personality = Personality { ignores_requests: true, ..Personality::linux() };
+    let personality = Personality { ignores_requests: true, ..Personality::linux_6_1() };
     let mut pair = Pair::new(personality, 1024, 64);
     pair.open();
     pair.resize(mib(512));
@@ -146,13 +148,13 @@ fn a_reloaded_driver_starts_afresh() {
 
 #[test]
 fn after_a_reset_with_a_request_in_flight_the_guest_has_all_its_memory() {
-    let mut pair = Pair::new(Personality::linux(), 4096, 64);
+    let mut pair = Pair::new(Personality::linux_6_1(), 4096, 64);
     pair.open();
     pair.run();
     pair.set_target(mib(1024));
     pair.step(Step::ToGuest);
     pair.step(Step::ToHost);
-    let rebooted = Client::new(Personality::linux(), Memory::new(ram(4096), mib(64)));
+    let rebooted = Client::new(Personality::linux_6_1(), Memory::new(ram(4096), mib(64)));
     pair.reset(rebooted);
     assert_eq!(pair.closes_finished, 0, "a discard is in flight");
     pair.run();
@@ -167,7 +169,7 @@ fn after_a_reset_with_a_request_in_flight_the_guest_has_all_its_memory() {
 
 #[test]
 fn status_reports_are_passed_on_between_the_messages_of_an_answer() {
-    let mut pair = Pair::new(Personality::linux(), 4096, 64);
+    let mut pair = Pair::new(Personality::linux_6_1(), 4096, 64);
     pair.open();
     pair.run();
     pair.set_target(mib(1024));

@@ -30,7 +30,7 @@ fn any_move() -> impl Strategy<Value = Move> {
 /// A reset that the driver of the VM sees through to the end before the guest runs again.
 fn reboot(pair: &mut Pair) {
     let memory = Memory::new(ram(SIZE_MIB), mib(IN_USE_MIB));
-    pair.reset(Client::new(Personality::linux(), memory));
+    pair.reset(Client::new(Personality::linux_6_1(), memory));
     while pair.step(Step::Discard) {}
     pair.open();
 }
@@ -44,7 +44,7 @@ proptest! {
         last in 130..256_u64,
         shattered: bool,
     ) {
-        let mut pair = Pair::new(Personality::linux(), SIZE_MIB, IN_USE_MIB);
+        let mut pair = Pair::new(Personality::linux_6_1(), SIZE_MIB, IN_USE_MIB);
         if shattered {
             pair.guest.memory_mut().shatter();
         }
