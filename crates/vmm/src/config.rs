@@ -17,6 +17,16 @@ pub enum SettleTime {
     Fixed(Duration),
 }
 
+/// The memory of a guest after a reset of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnReset {
+    /// What it first booted with; a target set before is forgotten.
+    #[default]
+    BootSize,
+    /// What it had last: the target set before holds, and the guest follows it again.
+    KeepSize,
+}
+
 /// A VM to run.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -30,6 +40,11 @@ pub struct Config {
     pub vcpus: u8,
     /// Boot memory, in bytes; whole pages.
     pub memory_bytes: u64,
+    /// The most memory the guest may grow to, in bytes; whole pages, and no less than
+    /// `memory_bytes`. What is above `memory_bytes` can be added while the guest runs.
+    pub max_memory_bytes: u64,
+    /// The guest's memory after a reset.
+    pub on_reset: OnReset,
     /// Where the monitor listens, if anywhere.
     pub qmp: Option<PathBuf>,
     /// Where the serial port goes.

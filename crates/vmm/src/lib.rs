@@ -20,7 +20,7 @@ mod power;
 mod run;
 mod vcpu;
 
-pub use config::{Config, SettleTime};
+pub use config::{Config, OnReset, SettleTime};
 pub use console::SerialOutput;
 pub use error::{BootError, MachineError, VmmError};
 pub use guest_ram::HugePages;
