@@ -1,12 +1,11 @@
-//! Giving pages back to the host.
+//! What can go wrong in giving pages back to the host and taking them again.
 
 use std::io;
 
-use page_range::{PageRange, PageRangeSet};
+use page_range::{PageCount, PageRange};
 use thiserror::Error;
-use vm_memory::{GuestMemoryBackend, GuestRegionCollection};
 
-use crate::ram::RamRegion;
+use crate::PoolError;
 
 /// Pages could not be given back.
 #[derive(Debug, Error)]
@@ -14,6 +13,14 @@ pub enum DiscardError {
     /// The range holds a page that is not guest RAM.
     #[error("pages {0} are not all guest RAM")]
     NotRam(PageRange),
+    /// The range begins or ends inside a huge page.
+    #[error("pages {range} are not whole huge pages of {unit} pages")]
+    Unaligned {
+        /// The pages.
+        range: PageRange,
+        /// Pages of 4 KiB in a huge page.
+        unit: PageCount,
+    },
     /// The kernel refused.
     #[error("cannot give pages {range} back to the host")]
     System {
@@ -25,30 +32,38 @@ pub enum DiscardError {
     },
 }
 
-pub(crate) fn discard(
-    memory: &GuestRegionCollection<RamRegion>,
-    ranges: &[PageRange],
-) -> Result<(), DiscardError> {
-    let merged: PageRangeSet = ranges.iter().copied().collect();
-    let mut first_error = Ok(());
-    for range in merged.iter() {
-        first_error = first_error.and(discard_range(memory, range));
-    }
-    first_error
-}
-
-fn discard_range(
-    memory: &GuestRegionCollection<RamRegion>,
-    range: PageRange,
-) -> Result<(), DiscardError> {
-    let mut left = range.count();
-    for region in memory.iter() {
-        if let Some(part) = region.range().intersection(range) {
-            region.discard(part).map_err(|source| DiscardError::System { range: part, source })?;
-            left = left.saturating_sub(part.count());
-        }
-    }
-    if left.is_zero() { Ok(()) } else { Err(DiscardError::NotRam(range)) }
+/// Pages could not be taken from the host's pool again. None was.
+#[derive(Debug, Error)]
+pub enum ProvideError {
+    /// The range holds a page that is not guest RAM.
+    #[error("pages {0} are not all guest RAM")]
+    NotRam(PageRange),
+    /// The range begins or ends inside a huge page.
+    #[error("pages {range} are not whole huge pages of {unit} pages")]
+    Unaligned {
+        /// The pages.
+        range: PageRange,
+        /// Pages of 4 KiB in a huge page.
+        unit: PageCount,
+    },
+    /// The pool has too few.
+    #[error("cannot get memory for pages {range}")]
+    Pool {
+        /// The pages.
+        range: PageRange,
+        /// What the pool lacks.
+        #[source]
+        source: PoolError,
+    },
+    /// The kernel refused.
+    #[error("cannot get memory for pages {range}")]
+    System {
+        /// The pages.
+        range: PageRange,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
 }
 
 #[cfg(test)]
@@ -61,7 +76,8 @@ mod tests {
 
     fn ram(backend: Backend) -> GuestRam {
         let size = PageCount::from_bytes(16 << 20);
-        GuestRam::new(&RamConfig { size, backend, huge_pages: HugePages::Off }).unwrap()
+        let huge_pages = HugePages::Off;
+        GuestRam::new(&RamConfig { size, backend, huge_pages, ..Default::default() }).unwrap()
     }
 
     fn pages(start: u64, count: u64) -> PageRange {

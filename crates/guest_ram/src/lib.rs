@@ -1,23 +1,31 @@
-//! Guest memory: backends, mapping and discard.
+//! Guest memory: backends, mapping, adding and discarding.
 //!
-//! [`GuestRam`] maps the RAM a guest boots with and is the one place that gives pages of it back
-//! to the host. It implements the `vm-memory` traits through [`GuestRam::memory`], so that loaders
-//! and devices of the rust-vmm family work on it, and [`vmbus::GuestMemory`] for the bus.
+//! [`GuestRam`] maps the RAM a guest boots with, adds to it while the guest runs, and is the one
+//! place that gives pages of it back to the host. Its [`GuestRam::memory`] has the `vm-memory`
+//! traits, so that loaders and devices of the rust-vmm family work on it, and it implements
+//! [`vmbus::GuestMemory`] for the bus.
 //!
-//! Discarding is slow beside everything else a resize needs, so [`DiscardWorker`] does it on its
-//! own thread and reports back.
+//! Discarding is slow beside everything else a resize needs, and so is taking huge pages from the
+//! host's pool; [`MemoryWorker`] does both on its own thread and reports back.
 //!
 //! Unsafe code stands in `mapping` only.
 
 mod bus;
 mod discard;
+mod extent;
+mod hot_add;
+mod huge_pages;
 mod layout;
 mod mapping;
 mod ram;
+mod region;
 mod worker;
 
-pub use discard::DiscardError;
+pub use discard::{DiscardError, ProvideError};
+pub use hot_add::AddError;
+pub use huge_pages::{HugePages, PoolError};
 pub use layout::{HIGH_RAM_START, LOW_RAM_LIMIT, boot_ram_ranges};
 pub use mapping::Backend;
-pub use ram::{GuestRam, HugePages, RamConfig, RamError, RamRegion};
-pub use worker::DiscardWorker;
+pub use ram::{GuestRam, RamConfig, RamError};
+pub use region::RamRegion;
+pub use worker::{MemoryWorker, WorkError};

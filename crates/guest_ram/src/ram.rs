@@ -1,38 +1,35 @@
 //! The guest's RAM as a whole.
 
 use std::io;
+use std::sync::{Arc, PoisonError};
 
 use page_range::{Gpa, PageCount, PageRange, PageRangeSet};
 use thiserror::Error;
-use vm_memory::guest_memory::Error as AccessError;
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestMemoryRegionBytes,
-    GuestRegionCollection, GuestUsize, MemoryRegionAddress, VolatileSlice,
+    GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestRegionCollection,
 };
 
-use crate::discard::DiscardError;
+use crate::discard::{DiscardError, ProvideError};
+use crate::extent::Extent;
+use crate::hot_add::{AddError, HotAdd};
 use crate::layout::boot_ram_ranges;
-use crate::mapping::{Backend, Mapping};
-
-/// Size of the pages that back guest memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HugePages {
-    /// Pages of 4 KiB only.
-    Off,
-    /// Transparent huge pages are asked for; the kernel gives them where it can.
-    #[default]
-    Transparent,
-}
+use crate::mapping::{Backend, Mapping, Request};
+use crate::{HugePages, PoolError, RamRegion};
 
 /// What to map.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct RamConfig {
     /// Size of boot RAM.
     pub size: PageCount,
-    /// What it is made of.
+    /// What it is made of. Huge pages of the host's pool are a memfd in any case.
     pub backend: Backend,
     /// The pages that back it.
     pub huge_pages: HugePages,
+    /// How much can be added later, zero for none. Address space of this process only: it costs
+    /// nothing until it is used.
+    pub hot_add: PageCount,
+    /// The most regions that added memory may have: free memory slots of the VM.
+    pub max_pieces: u32,
 }
 
 /// Guest memory could not be set up.
@@ -50,139 +47,296 @@ pub enum RamError {
         #[source]
         source: io::Error,
     },
+    /// Memory comes in whole huge pages.
+    #[error("guest memory of {bytes} bytes is not a multiple of the huge pages' {size}")]
+    NotWhole {
+        /// Bytes asked for.
+        bytes: u64,
+        /// The page size.
+        size: HugePages,
+    },
+    /// The host's pool has too few huge pages, or none of this size.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
 }
 
-/// The RAM of one guest.
+/// The RAM of one guest: what it boots with, and what is added later.
 #[derive(Debug)]
 pub struct GuestRam {
-    memory: GuestRegionCollection<RamRegion>,
+    memory: GuestMemoryAtomic<GuestRegionCollection<RamRegion>>,
+    boot: Vec<Extent>,
+    boot_regions: Vec<Arc<RamRegion>>,
     pages: PageRangeSet,
+    hot_add: Option<HotAdd>,
 }
 
 impl GuestRam {
-    /// Maps boot RAM. Nothing is allocated until the guest touches it.
+    /// Maps boot RAM, and address space for what may be added. Nothing is allocated until the guest
+    /// touches it; of the host's pool all of boot RAM is reserved now.
     ///
     /// # Errors
-    /// [`RamError`] where the size makes no sense or the host has no room for it.
+    /// [`RamError`] where the sizes make no sense or the host has no room for them.
     pub fn new(config: &RamConfig) -> Result<Self, RamError> {
         let ranges = boot_ram_ranges(config.size);
         let pages: PageRangeSet = ranges.iter().copied().collect();
         if pages.is_empty() || pages.len() != config.size {
             return Err(RamError::Size(config.size));
         }
-        let regions = ranges
-            .into_iter()
-            .map(|range| RamRegion::new(range, config))
-            .collect::<Result<Vec<_>, _>>()?;
-        let memory = GuestRegionCollection::from_regions(regions)
+        check_whole(config.size, config.huge_pages)?;
+        check_whole(config.hot_add, config.huge_pages)?;
+        let boot = map_boot(config, &ranges)?;
+        let boot_regions: Vec<_> =
+            boot.iter().filter_map(|extent| extent.region(extent.range()).map(Arc::new)).collect();
+        let memory = GuestRegionCollection::from_arc_regions(boot_regions.clone())
             .map_err(|_| RamError::Size(config.size))?;
-        Ok(Self { memory, pages })
+        let memory = GuestMemoryAtomic::new(memory);
+        Ok(Self { memory, boot, boot_regions, pages, hot_add: map_hot_add(config)? })
     }
 
-    /// The memory, for everything that works on `vm-memory` traits.
+    /// The memory as it is now, for everything that works on `vm-memory` traits. Memory added later
+    /// is not in it: take it anew for each use.
     #[must_use]
-    pub fn memory(&self) -> &GuestRegionCollection<RamRegion> {
-        &self.memory
+    pub fn memory(&self) -> GuestMemoryLoadGuard<GuestRegionCollection<RamRegion>> {
+        self.memory.memory()
     }
 
-    /// All pages of RAM.
+    /// The regions of boot RAM, lowest first.
+    #[must_use]
+    pub fn boot_regions(&self) -> Vec<Arc<RamRegion>> {
+        self.boot_regions.clone()
+    }
+
+    /// All regions there are now: those of boot RAM, then those added, in no order.
+    #[must_use]
+    pub fn regions(&self) -> Vec<Arc<RamRegion>> {
+        let mut regions = self.boot_regions();
+        if let Some(hot_add) = &self.hot_add {
+            regions.extend_from_slice(hot_add.lock().pieces());
+        }
+        regions
+    }
+
+    /// All pages of boot RAM.
     #[must_use]
     pub fn pages(&self) -> &PageRangeSet {
         &self.pages
     }
 
-    /// The first address above all RAM.
+    /// The first address above boot RAM.
     #[must_use]
     pub fn end(&self) -> Gpa {
-        self.memory.iter().map(|region| region.range.end().gpa()).max().unwrap_or_default()
+        self.pages.iter().map(|range| range.end().gpa()).max().unwrap_or_default()
+    }
+
+    /// Adds memory: `range`, which lies `offset` pages behind the start of what can be added. All
+    /// additions fit the same place of that start, whatever is removed in between.
+    ///
+    /// Returns the regions that were not mapped before; the caller gives them to the VM, and calls
+    /// [`GuestRam::remove`] where that fails. A region is one block of `alignment` pages, or of as
+    /// many blocks as it takes to keep the number of regions below [`RamConfig::max_pieces`]: then
+    /// it may hold more than `range`. Pool pages are allocated for `range` only.
+    ///
+    /// This takes long for pool pages: the kernel clears them now.
+    ///
+    /// # Errors
+    /// [`AddError`]; nothing was added then.
+    pub fn add(
+        &self,
+        range: PageRange,
+        offset: PageCount,
+        alignment: PageCount,
+    ) -> Result<Vec<Arc<RamRegion>>, AddError> {
+        let none = AddError::Capacity { range, offset, capacity: PageCount::ZERO };
+        let hot_add = self.hot_add.as_ref().ok_or(none)?;
+        let mut added = hot_add.lock();
+        let placed = hot_add.place(range, offset, &self.pages)?;
+        let extent = placed.as_ref().or(hot_add.extent());
+        let extent = extent.ok_or(AddError::AddressSpace { range, offset })?;
+        let pieces = hot_add.missing_pieces(extent, &added, range, alignment)?;
+        let provided = extent.provide(range)?;
+        if !self.publish(added.pieces().iter().chain(&pieces)) {
+            for range in provided {
+                // It was absent a moment ago; nothing is lost where it stays.
+                let _ = extent.discard(range);
+            }
+            return Err(AddError::Occupied(range));
+        }
+        hot_add.settle(placed);
+        added.insert(range, &pieces);
+        Ok(pieces)
+    }
+
+    /// Takes added memory away and returns the regions in which nothing is left; a region that
+    /// also holds other added memory stays.
+    ///
+    /// The pages keep their content and the host's memory: the caller takes the regions out of the
+    /// VM first, so that the guest cannot fill them again, and then calls [`GuestRam::discard`] for
+    /// `range`. Before that is done the range must not be added again.
+    ///
+    /// # Errors
+    /// [`DiscardError::NotRam`] for pages that cannot have been added.
+    pub fn remove(&self, range: PageRange) -> Result<Vec<Arc<RamRegion>>, DiscardError> {
+        let window = |hot_add: &HotAdd| hot_add.extent().map(Extent::range);
+        let hot_add = self.hot_add.as_ref().ok_or(DiscardError::NotRam(range))?;
+        if window(hot_add).and_then(|window| window.intersection(range)) != Some(range) {
+            return Err(DiscardError::NotRam(range));
+        }
+        let mut added = hot_add.lock();
+        let gone = added.remove(range);
+        if !gone.is_empty() {
+            self.publish(added.pieces());
+        }
+        Ok(gone)
     }
 
     /// Gives pages back to the host; the guest reads zeros there afterwards. Neighbouring ranges
-    /// are merged first, since the system call costs far more than the page.
+    /// are merged first, since the system call costs far more than the page. Pool pages go as
+    /// whole huge pages only, and the guest must not touch them until they are
+    /// [provided](GuestRam::provide) again.
+    ///
+    /// Memory that was removed, or not added yet, counts as RAM here.
     ///
     /// Every range is tried; the first failure is reported.
     ///
     /// # Errors
-    /// [`DiscardError`] for pages that are not RAM, and where the kernel refuses.
+    /// [`DiscardError`] for pages that are not RAM or not whole huge pages, and where the kernel
+    /// refuses.
     pub fn discard(&self, ranges: &[PageRange]) -> Result<(), DiscardError> {
-        crate::discard::discard(&self.memory, ranges)
+        let merged: PageRangeSet = ranges.iter().copied().collect();
+        let mut first_error = Ok(());
+        for range in merged.iter() {
+            first_error = first_error.and(self.discard_range(range));
+        }
+        first_error
     }
 
-    /// Gives all pages back to the host: the state of a machine that was just switched on.
+    /// Gives all of boot RAM back to the host: the state of a machine that was just switched on.
     ///
     /// # Errors
     /// As [`GuestRam::discard`].
     pub fn discard_all(&self) -> Result<(), DiscardError> {
         self.discard(&self.pages.iter().collect::<Vec<_>>())
     }
-}
 
-/// A run of guest RAM with one mapping behind it.
-#[derive(Debug)]
-pub struct RamRegion {
-    range: PageRange,
-    mapping: Mapping,
-}
-
-impl RamRegion {
-    fn new(range: PageRange, config: &RamConfig) -> Result<Self, RamError> {
-        let bytes = range.count().bytes();
-        let start = range.start().gpa();
-        let failed = |source| RamError::Map { bytes, source };
-        let len = usize::try_from(bytes).map_err(|_| RamError::Size(config.size))?;
-        let mapping = Mapping::new(config.backend, start.get(), len).map_err(failed)?;
-        // A kernel built without transparent huge pages refuses; small pages work as well.
-        let _ = mapping.advise_huge_pages(config.huge_pages == HugePages::Transparent);
-        Ok(Self { range, mapping })
+    /// Allocates discarded pages of the pool again; their content is zero. All of them or none.
+    /// Other pages come by themselves when they are touched: nothing is done for them.
+    ///
+    /// # Errors
+    /// [`ProvideError`] for pages that are not RAM or not whole huge pages, and where the pool has
+    /// no more.
+    pub fn provide(&self, ranges: &[PageRange]) -> Result<(), ProvideError> {
+        let merged: PageRangeSet = ranges.iter().copied().collect();
+        let mut parts = Vec::new();
+        for range in merged.iter() {
+            parts.extend(self.parts(range).ok_or(ProvideError::NotRam(range))?);
+        }
+        for (extent, part) in &parts {
+            extent.check_provide(*part)?;
+        }
+        let mut provided = Vec::new();
+        for (extent, part) in parts {
+            match extent.provide(part) {
+                Ok(taken) => provided.extend(taken.into_iter().map(|range| (extent, range))),
+                Err(error) => {
+                    for (extent, range) in provided {
+                        // It was absent a moment ago; nothing is lost where it stays.
+                        let _ = extent.discard(range);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// The guest pages of the region.
-    #[must_use]
-    pub fn range(&self) -> PageRange {
-        self.range
+    fn discard_range(&self, range: PageRange) -> Result<(), DiscardError> {
+        let parts = self.parts(range);
+        let mut result = if parts.is_some() { Ok(()) } else { Err(DiscardError::NotRam(range)) };
+        for (extent, part) in parts.unwrap_or_default() {
+            result = result.and(extent.discard(part));
+        }
+        result
     }
 
-    pub(crate) fn discard(&self, part: PageRange) -> io::Result<()> {
-        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-        let offset = PageCount::new(part.start().get())
-            .checked_sub(PageCount::new(self.range.start().get()))
-            .and_then(|pages| usize::try_from(pages.bytes()).ok())
-            .ok_or_else(invalid)?;
-        let count = usize::try_from(part.count().bytes()).map_err(|_| invalid())?;
-        self.mapping.discard(offset, count)
-    }
-}
-
-impl GuestMemoryRegion for RamRegion {
-    type B = ();
-
-    fn len(&self) -> GuestUsize {
-        self.mapping.len() as GuestUsize
+    /// The extents of a range; `None` where they do not hold all of it.
+    fn parts(&self, range: PageRange) -> Option<Vec<(&Extent, PageRange)>> {
+        let hot_add = self.hot_add.as_ref().and_then(HotAdd::extent);
+        let parts: Vec<_> = self
+            .boot
+            .iter()
+            .chain(hot_add)
+            .filter_map(|extent| Some((extent, extent.range().intersection(range)?)))
+            .collect();
+        let found: u64 = parts.iter().map(|(_, part)| part.count().get()).sum();
+        (found == range.count().get()).then_some(parts)
     }
 
-    fn start_addr(&self) -> GuestAddress {
-        GuestAddress(self.range.start().gpa().get())
-    }
-
-    fn bitmap(&self) {}
-
-    fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8, AccessError> {
-        usize::try_from(addr.0)
-            .ok()
-            .and_then(|offset| self.mapping.host_address(offset))
-            .ok_or(AccessError::InvalidBackendAddress)
-    }
-
-    fn get_slice(
-        &self,
-        offset: MemoryRegionAddress,
-        count: usize,
-    ) -> Result<VolatileSlice<'_>, AccessError> {
-        usize::try_from(offset.0)
-            .ok()
-            .and_then(|offset| self.mapping.slice(offset, count))
-            .ok_or(AccessError::InvalidBackendAddress)
+    /// Makes boot RAM and `pieces` what [`GuestRam::memory`] shows. `false` where they overlap.
+    fn publish<'a>(&self, pieces: impl IntoIterator<Item = &'a Arc<RamRegion>>) -> bool {
+        let mut regions: Vec<Arc<RamRegion>> =
+            self.boot_regions.iter().cloned().chain(pieces.into_iter().cloned()).collect();
+        regions.sort_by_key(|region| region.range());
+        let Ok(memory) = GuestRegionCollection::from_arc_regions(regions) else {
+            return false;
+        };
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).replace(memory);
+        true
     }
 }
 
-impl GuestMemoryRegionBytes for RamRegion {}
+fn check_whole(size: PageCount, huge_pages: HugePages) -> Result<(), RamError> {
+    if size.get().is_multiple_of(huge_pages.page_size().get()) {
+        Ok(())
+    } else {
+        Err(RamError::NotWhole { bytes: size.bytes(), size: huge_pages })
+    }
+}
+
+fn map_boot(config: &RamConfig, ranges: &[PageRange]) -> Result<Vec<Extent>, RamError> {
+    let map = |range: &PageRange| {
+        let guest_address = range.start().gpa().get();
+        let mapping = Mapping::new(&request(config, guest_address, range.count(), true)?)?;
+        Ok(Extent::new(*range, Arc::new(mapping), config.huge_pages))
+    };
+    ranges
+        .iter()
+        .map(map)
+        .collect::<io::Result<_>>()
+        .map_err(|error| failed(config, config.size, error))
+}
+
+/// The guest address of what is added has the alignment of a huge page, whatever it will be.
+fn map_hot_add(config: &RamConfig) -> Result<Option<HotAdd>, RamError> {
+    let RamConfig { hot_add: size, huge_pages, max_pieces, .. } = *config;
+    if size.is_zero() {
+        return Ok(None);
+    }
+    let mapping = request(config, 0, size, false)
+        .and_then(|request| Mapping::new(&request))
+        .map_err(|error| failed(config, size, error))?;
+    Ok(Some(HotAdd::new(mapping, huge_pages, size, max_pieces)))
+}
+
+fn request(
+    config: &RamConfig,
+    guest_address: u64,
+    size: PageCount,
+    reserve: bool,
+) -> io::Result<Request> {
+    let len = usize::try_from(size.bytes()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let RamConfig { backend, huge_pages, .. } = *config;
+    Ok(Request { backend, huge_pages, guest_address, len, reserve })
+}
+
+/// By now nothing that was mapped before is there any more, so that what the pool has free counts
+/// for all of `size`.
+fn failed(config: &RamConfig, size: PageCount, error: io::Error) -> RamError {
+    let bytes = size.bytes();
+    if !config.huge_pages.from_pool() {
+        return RamError::Map { bytes, source: error };
+    }
+    match PoolError::explain(config.huge_pages, bytes, error) {
+        Ok(error) => error.into(),
+        Err(source) => RamError::Map { bytes, source },
+    }
+}

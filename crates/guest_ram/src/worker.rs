@@ -1,5 +1,7 @@
-//! Discarding on a thread of its own.
+//! Slow work on guest memory, on a thread of its own.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -7,50 +9,83 @@ use std::thread::{Builder, JoinHandle};
 
 use page_range::PageRange;
 
-use crate::{DiscardError, GuestRam};
+use crate::{AddError, DiscardError, GuestRam, ProvideError};
 
-/// A thread that gives pages back to the host, in the order asked for.
+/// A job of the [`MemoryWorker`] failed.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkError {
+    /// Giving pages back.
+    #[error(transparent)]
+    Discard(#[from] DiscardError),
+    /// Taking pages again.
+    #[error(transparent)]
+    Provide(#[from] ProvideError),
+    /// Adding memory.
+    #[error(transparent)]
+    Add(#[from] AddError),
+    /// What the caller's own job says.
+    #[error(transparent)]
+    Other(Box<dyn Error + Send + Sync>),
+}
+
+type Job = Box<dyn FnOnce() -> Result<(), WorkError> + Send>;
+
+/// A thread that works on guest memory, in the order asked for.
 ///
 /// Dropping it waits until everything asked for is done.
-#[derive(Debug)]
-pub struct DiscardWorker<T> {
-    jobs: Option<Sender<(T, Vec<PageRange>)>>,
+pub struct MemoryWorker<T> {
+    jobs: Option<Sender<(T, Job)>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl<T: Send + 'static> DiscardWorker<T> {
+impl<T: Send + 'static> MemoryWorker<T> {
     /// Starts the thread. `done` is called on it after each job, with the job's tag.
     ///
     /// # Errors
     /// Where the system has no room for a thread.
     pub fn spawn(
-        ram: Arc<GuestRam>,
-        mut done: impl FnMut(T, Result<(), DiscardError>) + Send + 'static,
+        mut done: impl FnMut(T, Result<(), WorkError>) + Send + 'static,
     ) -> io::Result<Self> {
-        let (jobs, queue) = channel::<(T, Vec<PageRange>)>();
-        let thread = Builder::new().name("discard".into()).spawn(move || {
-            for (tag, ranges) in queue {
-                done(tag, ram.discard(&ranges));
+        let (jobs, queue) = channel::<(T, Job)>();
+        let thread = Builder::new().name("memory".into()).spawn(move || {
+            for (tag, job) in queue {
+                done(tag, job());
             }
         })?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// Queues ranges to be discarded. Returns at once.
-    pub fn submit(&self, tag: T, ranges: Vec<PageRange>) {
+    /// Queues ranges for [`GuestRam::discard`]. Returns at once.
+    pub fn submit_discard(&self, tag: T, ram: Arc<GuestRam>, ranges: Vec<PageRange>) {
+        self.submit(tag, move || Ok(ram.discard(&ranges)?));
+    }
+
+    /// Queues ranges for [`GuestRam::provide`]. Returns at once.
+    pub fn submit_provide(&self, tag: T, ram: Arc<GuestRam>, ranges: Vec<PageRange>) {
+        self.submit(tag, move || Ok(ram.provide(&ranges)?));
+    }
+
+    /// Queues a job of the caller's. Returns at once.
+    pub fn submit(&self, tag: T, job: impl FnOnce() -> Result<(), WorkError> + Send + 'static) {
         if let Some(jobs) = &self.jobs {
             // The thread lives as long as `self`, so the send cannot fail.
-            let _ = jobs.send((tag, ranges));
+            let _ = jobs.send((tag, Box::new(job)));
         }
     }
 }
 
-impl<T> Drop for DiscardWorker<T> {
+impl<T> Drop for MemoryWorker<T> {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+impl<T> fmt::Debug for MemoryWorker<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryWorker").finish_non_exhaustive()
     }
 }
 
@@ -61,24 +96,28 @@ mod tests {
     use page_range::{Gpfn, PageCount};
 
     use super::*;
-    use crate::{Backend, HugePages, RamConfig};
+    use crate::RamConfig;
 
     #[test]
     fn jobs_end_in_order_and_before_the_drop_returns() {
         let size = PageCount::new(64);
-        let config = RamConfig { size, backend: Backend::Anonymous, huge_pages: HugePages::Off };
+        let config = RamConfig { size, ..Default::default() };
         let ram = Arc::new(GuestRam::new(&config).unwrap());
         let done = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&done);
-        let worker = DiscardWorker::spawn(ram, move |tag, result| {
-            log.lock().unwrap().push((tag, result.is_ok()))
-        })
-        .unwrap();
+        let worker =
+            MemoryWorker::spawn(move |tag, result| log.lock().unwrap().push((tag, result.is_ok())))
+                .unwrap();
         let page = |number| PageRange::new(Gpfn::new(number).unwrap(), PageCount::new(1)).unwrap();
-        worker.submit('a', vec![page(0)]);
-        worker.submit('b', vec![page(64)]);
-        worker.submit('c', vec![page(1)]);
+        worker.submit_discard('a', Arc::clone(&ram), vec![page(0)]);
+        worker.submit_discard('b', Arc::clone(&ram), vec![page(64)]);
+        worker.submit_provide('c', Arc::clone(&ram), vec![page(1)]);
+        worker.submit_provide('d', ram, vec![page(64)]);
+        worker.submit('e', || Err(WorkError::Other("no".into())));
+        worker.submit('f', || Ok(()));
         drop(worker);
-        assert_eq!(*done.lock().unwrap(), [('a', true), ('b', false), ('c', true)]);
+        let expected =
+            [('a', true), ('b', false), ('c', true), ('d', false), ('e', false), ('f', true)];
+        assert_eq!(*done.lock().unwrap(), expected);
     }
 }

@@ -3,41 +3,41 @@
 // UNSAFETY: KVM is told raw addresses that it reaches on its own from then on.
 #![expect(unsafe_code, reason = "memory slots hold raw addresses")]
 
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Error, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A VM with one memory slot per region of `M`. It owns the memory, so that KVM never holds the
-/// address of a mapping that is gone. vCPUs keep the VM alive inside the kernel: they must be
-/// dropped before, or hold the memory themselves.
-#[derive(Debug)]
-pub struct GuestVm<M> {
-    fd: VmFd,
-    memory: M,
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Error, Kvm, VmFd};
+use vm_memory::{GuestAddress, GuestMemoryRegion, MemoryRegionAddress};
+
+/// How many regions a VM can have: 509 in older kernels, 32764 in others (Linux
+/// `Documentation/virt/kvm/api.rst`, `KVM_CAP_NR_MEMSLOTS`).
+#[must_use]
+pub fn slot_limit(kvm: &Kvm) -> u32 {
+    u32::try_from(kvm.get_nr_memslots()).unwrap_or(u32::MAX)
 }
 
-impl<M: GuestMemoryBackend> GuestVm<M> {
-    /// Gives `memory` to the VM.
+/// A VM with one memory slot per region. It holds each region for as long as its slot exists, so
+/// that KVM never has the address of a mapping that is gone. vCPUs keep the VM alive inside the
+/// kernel: they must be dropped before, or hold the memory themselves.
+#[derive(Debug)]
+pub struct GuestVm<R> {
+    // Before the slots: the VM goes first.
+    fd: VmFd,
+    /// What each slot holds, by slot number.
+    slots: Mutex<Vec<Option<Arc<R>>>>,
+}
+
+impl<R: GuestMemoryRegion> GuestVm<R> {
+    /// Gives `regions` to the VM.
     ///
     /// # Errors
-    /// `EINVAL` for a region without a host mapping; else what KVM says.
-    pub fn new(fd: VmFd, memory: M) -> Result<Self, Error> {
-        for (slot, region) in (0..).zip(memory.iter()) {
-            let host_address = region
-                .get_host_address(MemoryRegionAddress(0))
-                .map_err(|_| Error::new(libc::EINVAL))?;
-            let slot = kvm_userspace_memory_region {
-                slot,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: host_address as u64,
-                flags: 0,
-            };
-            // SAFETY: the region says that it maps `len` bytes at this address, and `Self` keeps
-            // it mapped for as long as the VM may run.
-            unsafe { fd.set_user_memory_region(slot) }?;
+    /// As [`GuestVm::add`].
+    pub fn new(fd: VmFd, regions: impl IntoIterator<Item = Arc<R>>) -> Result<Self, Error> {
+        let vm = Self { fd, slots: Mutex::default() };
+        for region in regions {
+            vm.add(region)?;
         }
-        Ok(Self { fd, memory })
+        Ok(vm)
     }
 
     /// KVM's side of the VM.
@@ -45,8 +45,64 @@ impl<M: GuestMemoryBackend> GuestVm<M> {
         &self.fd
     }
 
-    /// The memory.
-    pub fn memory(&self) -> &M {
-        &self.memory
+    /// Gives one more region to the VM. A running guest sees it at once.
+    ///
+    /// # Errors
+    /// `EINVAL` for a region without a host mapping, and where all slots are taken; `EEXIST` where
+    /// it overlaps another; else what KVM says. The VM is as before then.
+    pub fn add(&self, region: Arc<R>) -> Result<(), Error> {
+        let userspace_addr = region
+            .get_host_address(MemoryRegionAddress(0))
+            .map_err(|_| Error::new(libc::EINVAL))? as u64;
+        let mut slots = self.slots();
+        let index = slots.iter().position(Option::is_none).unwrap_or(slots.len());
+        let slot = kvm_userspace_memory_region {
+            slot: number(index)?,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr,
+            flags: 0,
+        };
+        // SAFETY: the region says that it maps `len` bytes at this address. It stays mapped while
+        // somebody holds it, and `slots` does until KVM has let go of it.
+        unsafe { self.fd.set_user_memory_region(slot) }?;
+        match slots.get_mut(index) {
+            Some(free) => *free = Some(region),
+            None => slots.push(Some(region)),
+        }
+        Ok(())
     }
+
+    /// Takes the region that starts at `start` away and lets go of it. When this returns the guest
+    /// cannot reach it any more.
+    ///
+    /// # Errors
+    /// `ENOENT` where no region starts there; else what KVM says.
+    pub fn remove(&self, start: GuestAddress) -> Result<(), Error> {
+        let mut slots = self.slots();
+        let starts_there =
+            |region: &Option<Arc<R>>| region.as_ref().is_some_and(|r| r.start_addr() == start);
+        let index = slots.iter().position(starts_there).ok_or(Error::new(libc::ENOENT))?;
+        let slot = kvm_userspace_memory_region {
+            slot: number(index)?,
+            guest_phys_addr: start.0,
+            memory_size: 0,
+            userspace_addr: 0,
+            flags: 0,
+        };
+        // SAFETY: a slot of size zero is one that KVM deletes; it keeps no address of it.
+        unsafe { self.fd.set_user_memory_region(slot) }?;
+        if let Some(taken) = slots.get_mut(index) {
+            *taken = None;
+        }
+        Ok(())
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Vec<Option<Arc<R>>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn number(index: usize) -> Result<u32, Error> {
+    u32::try_from(index).map_err(|_| Error::new(libc::EINVAL))
 }

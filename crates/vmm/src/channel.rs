@@ -35,6 +35,7 @@ pub(crate) struct Channel {
     pub(crate) id: ChannelId,
     /// `None` once the guest broke them: they are not touched again.
     rings: Option<ChannelRings<Arc<GuestRam>>>,
+    ram: Arc<GuestRam>,
     machine: MachineHandle,
     relid: Relid,
     connection_id: ConnectionId,
@@ -87,6 +88,7 @@ impl Channel {
         Ok(Self {
             id: opening.id,
             rings: Some(rings),
+            ram: Arc::clone(ram),
             machine,
             relid: opening.relid,
             connection_id: opening.connection_id,
@@ -186,9 +188,8 @@ impl Channel {
         let (Some(vp), Ok(flag)) = (self.target_vp, u16::try_from(self.relid.get())) else {
             return;
         };
-        let memory = self.machine.vm.memory();
         let bus = &self.machine.bus;
-        if bus.synic(vp.get()).is_some_and(|synic| synic.set_event(memory, flag)) {
+        if bus.synic(vp.get()).is_some_and(|synic| synic.set_event(&*self.ram.memory(), flag)) {
             // The eventfd's counter cannot be full: KVM takes each write at once.
             let _ = bus.raise(vp.get());
         }

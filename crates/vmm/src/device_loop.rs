@@ -10,7 +10,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use guest_ram::{DiscardWorker, GuestRam};
+use guest_ram::{GuestRam, MemoryWorker, WorkError};
 use hv_balloon::{Device, DiscardId, Event, Snapshot, TargetError};
 use page_range::PageCount;
 use vmbus::ring::RingError;
@@ -137,7 +137,7 @@ pub(crate) fn start(setup: Setup) -> Result<DeviceThread, MachineError> {
     let calls = setup.calls.clone();
     let handle = DeviceHandle { requests, calls, snapshot: Arc::clone(&snapshot), start };
     let to_loop = handle.clone();
-    let worker = DiscardWorker::spawn(Arc::clone(&setup.ram), move |id, result| {
+    let worker = MemoryWorker::spawn(move |id, result: Result<(), WorkError>| {
         if let Err(error) = &result {
             tracing::error!("{}", crate::error::chain(error));
         }
@@ -166,7 +166,7 @@ struct DeviceLoop {
     start: Instant,
     setup: Setup,
     // Before the inbox: whoever waits for an answer must not be told of the end while discards run.
-    worker: DiscardWorker<DiscardId>,
+    worker: MemoryWorker<DiscardId>,
     inbox: Receiver<Request>,
     snapshot: Arc<Mutex<Snapshot>>,
     machine: Option<MachineHandle>,
@@ -422,7 +422,9 @@ impl DeviceLoop {
                         channel.queue(message);
                     }
                 }
-                hv_balloon::Action::Discard { id, ranges } => self.worker.submit(id, ranges),
+                hv_balloon::Action::Discard { id, ranges } => {
+                    self.worker.submit_discard(id, Arc::clone(&self.setup.ram), ranges)
+                }
                 hv_balloon::Action::CloseFinished => {
                     if let Some(channel) = &mut self.channel {
                         channel.quiet = true;

@@ -12,7 +12,6 @@ use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
 use kvm_hyperv::sint::SintLines;
 use kvm_hyperv::vm::GuestVm;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use vm_memory::GuestRegionCollection;
 
 use crate::boot::cpu;
 use crate::boot::linux::BootFiles;
@@ -27,7 +26,7 @@ use crate::vcpu::{Shared, Vcpu};
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
-pub(crate) type Vm = GuestVm<GuestRegionCollection<RamRegion>>;
+pub(crate) type Vm = GuestVm<RamRegion>;
 
 /// What a machine is built from.
 pub(crate) struct Parts<'a> {
@@ -127,7 +126,7 @@ fn create_vm(parts: &Parts<'_>) -> Result<Vm, MachineError> {
     vm.create_irq_chip().map_err(failed)?;
     let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(timer).map_err(failed)?;
-    GuestVm::new(vm, parts.ram.memory().clone())
+    GuestVm::new(vm, parts.ram.boot_regions())
         .map_err(MachineError::kvm("cannot give the VM its memory"))
 }
 

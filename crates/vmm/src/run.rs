@@ -50,6 +50,8 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
         size: PageCount::from_bytes(config.memory_bytes),
         backend: Backend::Anonymous,
         huge_pages: config.huge_pages,
+        hot_add: PageCount::ZERO,
+        max_pieces: 0,
     })?);
     let (control, events) = control_channel();
     let signals = watch_signals(control.clone())?;

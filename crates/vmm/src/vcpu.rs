@@ -68,7 +68,7 @@ impl Vcpu {
     fn deliver_messages(&self) -> Result<(), MachineError> {
         let vp = u32::from(self.id);
         let delivery =
-            self.shared.bus.synic(vp).map(|synic| synic.deliver(self.shared.ram.memory()));
+            self.shared.bus.synic(vp).map(|synic| synic.deliver(&*self.shared.ram.memory()));
         match delivery {
             Some(Delivery::Delivered) => self
                 .shared
@@ -146,7 +146,7 @@ impl Vcpu {
         match HypervExit::read(&mut self.fd) {
             Some(HypervExit::Synic(registers)) => {
                 if let Some(synic) = self.shared.bus.synic(self.id.into()) {
-                    synic.update(self.shared.ram.memory(), registers);
+                    synic.update(&*self.shared.ram.memory(), registers);
                 }
                 // By now the guest has said what it is: KVM wants that before the SynIC.
                 if let Ok(id) = msr::guest_os_id(&self.fd) {
@@ -162,7 +162,7 @@ impl Vcpu {
     }
 
     fn hypercall(&self, control: u64, parameters: [u64; 2]) -> Status {
-        match Hypercall::decode(self.shared.ram.memory(), control, parameters) {
+        match Hypercall::decode(&*self.shared.ram.memory(), control, parameters) {
             Ok(Hypercall::PostMessage { connection_id, payload }) => {
                 self.shared.calls.post(connection_id, &payload)
             }

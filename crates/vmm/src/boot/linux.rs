@@ -106,7 +106,7 @@ impl BootFiles {
     /// Loads everything into memory and returns the address of the first instruction.
     pub(crate) fn load(&mut self, ram: &GuestRam, vcpus: u8) -> Result<u64, BootError> {
         let memory = ram.memory();
-        let image = BzImage::load(memory, None, &mut self.kernel.file, None)
+        let image = BzImage::load(&*memory, None, &mut self.kernel.file, None)
             .map_err(|source| BootError::Kernel { path: self.kernel.path.clone(), source })?;
         let mut header = image.setup_header.unwrap_or_default();
         if { header.xloadflags } & HAS_64_BIT_ENTRY == 0 {
@@ -201,7 +201,7 @@ fn write_zero_page(ram: &GuestRam, header: setup_header) -> Result<(), BootError
     }
     params.e820_entries = count;
     let params = BootParams::new(&params, GuestAddress(layout::ZERO_PAGE));
-    LinuxBootConfigurator::write_bootparams(&params, ram.memory()).map_err(BootError::ZeroPage)
+    LinuxBootConfigurator::write_bootparams(&params, &*ram.memory()).map_err(BootError::ZeroPage)
 }
 
 /// The e820 map: conventional memory, the BIOS area, and RAM around the hole below 4 GiB.

@@ -1,0 +1,222 @@
+//! Memory that is added while the guest runs.
+//!
+//! All of it comes from one mapping, the backend, made with the machine; what nobody touched costs
+//! nothing. The guest gets it in pieces, each a region of its own and so a memory slot of the VM.
+//! Pieces are cut from the backend on a grid, so that their number is bounded.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
+use thiserror::Error;
+
+use crate::discard::ProvideError;
+use crate::extent::Extent;
+use crate::mapping::Mapping;
+use crate::{HugePages, RamRegion};
+
+/// Memory could not be added. Nothing has changed then.
+#[derive(Debug, Error)]
+pub enum AddError {
+    /// The range is not all inside what may be added.
+    #[error("pages {range} at offset {offset} exceed the {capacity} pages that can be added")]
+    Capacity {
+        /// What was to be added.
+        range: PageRange,
+        /// Its place in the backend.
+        offset: PageCount,
+        /// Size of the backend.
+        capacity: PageCount,
+    },
+    /// The backend would leave the guest's address space, below or above.
+    #[error("no address space for added memory with pages {range} at offset {offset}")]
+    AddressSpace {
+        /// What was to be added.
+        range: PageRange,
+        /// Its place in the backend.
+        offset: PageCount,
+    },
+    /// Boot RAM is in the way.
+    #[error("added memory would lie over boot RAM at pages {0}")]
+    Occupied(PageRange),
+    /// Range and offset do not fit those of memory added before.
+    #[error("pages {range} at offset {offset} do not fit memory added before, from page {base} up")]
+    Elsewhere {
+        /// What was to be added.
+        range: PageRange,
+        /// Its place in the backend.
+        offset: PageCount,
+        /// Where the backend begins in the guest.
+        base: Gpfn,
+    },
+    /// The alignment changed so often that the pieces are too many.
+    #[error("adding pages {range} would take more than {limit} pieces of memory")]
+    TooManyPieces {
+        /// What was to be added.
+        range: PageRange,
+        /// The most pieces there may be.
+        limit: u32,
+    },
+    /// The pool has no huge pages for it, or it is no multiple of them.
+    #[error(transparent)]
+    Provide(#[from] ProvideError),
+}
+
+/// The backend and what the guest has of it.
+#[derive(Debug)]
+pub(crate) struct HotAdd {
+    pub(crate) mapping: Arc<Mapping>,
+    pub(crate) huge_pages: HugePages,
+    pub(crate) capacity: PageCount,
+    pub(crate) max_pieces: u32,
+    /// The backend at its place, which the first addition decides.
+    extent: OnceLock<Extent>,
+    added: Mutex<Added>,
+}
+
+/// What the guest has.
+#[derive(Debug, Default)]
+pub(crate) struct Added {
+    /// What was asked for.
+    wanted: PageRangeSet,
+    /// What is mapped for it: at least as much.
+    pieces: Vec<Arc<RamRegion>>,
+}
+
+impl HotAdd {
+    pub(crate) fn new(
+        mapping: Mapping,
+        huge_pages: HugePages,
+        capacity: PageCount,
+        max_pieces: u32,
+    ) -> Self {
+        let mapping = Arc::new(mapping);
+        let (extent, added) = (OnceLock::new(), Mutex::default());
+        Self { mapping, huge_pages, capacity, max_pieces, extent, added }
+    }
+
+    /// The backend where it is in the guest; `None` before anything was added.
+    pub(crate) fn extent(&self) -> Option<&Extent> {
+        self.extent.get()
+    }
+
+    /// What the guest has. Whoever changes it holds this lock until the change is visible.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Added> {
+        self.added.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The backend placed so that `range` begins `offset` pages behind its start. `None` where it
+    /// is there already.
+    pub(crate) fn place(
+        &self,
+        range: PageRange,
+        offset: PageCount,
+        boot: &PageRangeSet,
+    ) -> Result<Option<Extent>, AddError> {
+        let capacity = self.capacity;
+        if offset.checked_add(range.count()).is_none_or(|end| end > capacity) {
+            return Err(AddError::Capacity { range, offset, capacity });
+        }
+        let window = (range.start().get())
+            .checked_sub(offset.get())
+            .and_then(Gpfn::new)
+            .and_then(|base| PageRange::new(base, capacity).ok())
+            .ok_or(AddError::AddressSpace { range, offset })?;
+        if let Some(placed) = self.extent() {
+            let base = placed.range().start();
+            let fits = base == window.start();
+            return if fits { Ok(None) } else { Err(AddError::Elsewhere { range, offset, base }) };
+        }
+        if let Some(occupied) = boot.intersection(window).next() {
+            return Err(AddError::Occupied(occupied));
+        }
+        let unit = self.huge_pages.page_size();
+        if window.start().align_down(unit) != window.start() {
+            return Err(ProvideError::Unaligned { range, unit }.into());
+        }
+        Ok(Some(Extent::new_absent(window, Arc::clone(&self.mapping), self.huge_pages)))
+    }
+
+    /// Keeps the place that [`HotAdd::place`] proposed; the caller holds the lock since.
+    pub(crate) fn settle(&self, extent: Option<Extent>) {
+        if let Some(extent) = extent {
+            let _ = self.extent.set(extent);
+        }
+    }
+
+    /// The pieces that `range` needs and that are not mapped yet.
+    pub(crate) fn missing_pieces(
+        &self,
+        extent: &Extent,
+        added: &Added,
+        range: PageRange,
+        alignment: PageCount,
+    ) -> Result<Vec<Arc<RamRegion>>, AddError> {
+        let mapped: PageRangeSet = added.pieces.iter().map(|piece| piece.range()).collect();
+        let missing: Vec<Arc<RamRegion>> = grid(self.capacity, self.max_pieces, alignment)
+            .around(extent.range(), range)
+            .flat_map(|piece| mapped.difference(piece).collect::<Vec<_>>())
+            .filter_map(|piece| extent.region(piece).map(Arc::new))
+            .collect();
+        let count = added.pieces.len().saturating_add(missing.len());
+        if u32::try_from(count).is_ok_and(|count| count <= self.max_pieces) {
+            Ok(missing)
+        } else {
+            Err(AddError::TooManyPieces { range, limit: self.max_pieces })
+        }
+    }
+}
+
+impl Added {
+    pub(crate) fn pieces(&self) -> &[Arc<RamRegion>] {
+        &self.pieces
+    }
+
+    pub(crate) fn insert(&mut self, range: PageRange, pieces: &[Arc<RamRegion>]) {
+        self.wanted.insert(range);
+        self.pieces.extend_from_slice(pieces);
+    }
+
+    /// Takes `range` away and returns the pieces of it that nobody needs any more.
+    pub(crate) fn remove(&mut self, range: PageRange) -> Vec<Arc<RamRegion>> {
+        self.wanted.remove(range);
+        let wanted = &self.wanted;
+        let goes = |piece: &mut Arc<RamRegion>| {
+            let pages = piece.range();
+            pages.intersection(range).is_some() && wanted.intersection(pages).next().is_none()
+        };
+        self.pieces.extract_if(.., goes).collect()
+    }
+}
+
+/// Cuts the backend into pieces.
+#[derive(Clone, Copy, Debug)]
+struct Grid {
+    /// Pages in a piece, at least one.
+    piece: PageCount,
+}
+
+/// Pieces of one alignment block each, and of as many as it takes where `max_pieces` blocks are
+/// not enough for the backend.
+fn grid(capacity: PageCount, max_pieces: u32, alignment: PageCount) -> Grid {
+    let alignment = alignment.max(PageCount::new(1));
+    let least = PageCount::new(capacity.get().div_ceil(u64::from(max_pieces).max(1)));
+    Grid { piece: least.max(alignment).align_up(alignment).unwrap_or(capacity) }
+}
+
+impl Grid {
+    /// The pieces of `window`, which begins with one, that hold pages of `range`. The last one of
+    /// the window may be shorter than the others.
+    fn around(self, window: PageRange, range: PageRange) -> impl Iterator<Item = PageRange> {
+        let offset = |gpfn: Gpfn| gpfn.distance_from(window.start()).get();
+        let piece = self.piece.get().max(1);
+        let (first, end) = (offset(range.start()) / piece, offset(range.end()).div_ceil(piece));
+        (first..end).filter_map(move |index| {
+            let start = PageCount::new(index.checked_mul(piece)?);
+            let start = window.start().checked_add(start)?;
+            PageRange::new(start, self.piece)
+                .ok()
+                .or(PageRange::between(start, Gpfn::MAX))?
+                .intersection(window)
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! Sizes of the pages that back guest memory, and the host's pool of huge ones.
+
+use std::fmt;
+use std::fs;
+use std::io;
+
+use page_range::{PAGE_SIZE, PageCount};
+use thiserror::Error;
+
+/// Size of the pages that back guest memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HugePages {
+    /// Pages of 4 KiB only.
+    Off,
+    /// Transparent huge pages are asked for; the kernel gives them where it can.
+    #[default]
+    Transparent,
+    /// Huge pages of 2 MiB, from the host's pool.
+    Pool2M,
+    /// Huge pages of 1 GiB, from the host's pool.
+    Pool1G,
+}
+
+impl HugePages {
+    /// The unit in which memory is given back to the host, in pages of 4 KiB: one but for pages of
+    /// the pool, which go as a whole.
+    #[must_use]
+    pub const fn page_size(self) -> PageCount {
+        match self {
+            Self::Off | Self::Transparent => PageCount::new(1),
+            Self::Pool2M => PageCount::new((2 << 20) / PAGE_SIZE),
+            Self::Pool1G => PageCount::new((1 << 30) / PAGE_SIZE),
+        }
+    }
+
+    /// Whether the pages come from the host's pool.
+    #[must_use]
+    pub const fn from_pool(self) -> bool {
+        matches!(self, Self::Pool2M | Self::Pool1G)
+    }
+}
+
+/// The name of the page size: `4 KiB`, `2 MiB`, `1 GiB`.
+impl fmt::Display for HugePages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off | Self::Transparent => "4 KiB",
+            Self::Pool2M => "2 MiB",
+            Self::Pool1G => "1 GiB",
+        })
+    }
+}
+
+/// The host's pool of huge pages does not give what was asked of it.
+#[derive(Debug, Error)]
+pub enum PoolError {
+    /// The pool is too small.
+    #[error(
+        "{needed} huge pages of {size} are needed and {available} are free; \
+         write at least {enough} to {}", file(*size, "nr_hugepages")
+    )]
+    Short {
+        /// The page size.
+        size: HugePages,
+        /// Huge pages asked for.
+        needed: u64,
+        /// Huge pages that nobody has or has reserved.
+        available: u64,
+        /// The pool's size that would do.
+        enough: u64,
+    },
+    /// The host has no pool of this page size.
+    #[error(
+        "this host has no huge pages of {size}: use another --hugepages, or boot the host with \
+         hugepagesz={}", size.kernel_name()
+    )]
+    NoSuchSize {
+        /// The page size.
+        size: HugePages,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl PoolError {
+    /// What `error` of a system call that asked for `bytes` of the pool means, where it is about
+    /// the pool at all.
+    pub(crate) fn explain(
+        size: HugePages,
+        bytes: u64,
+        error: io::Error,
+    ) -> Result<Self, io::Error> {
+        match error.raw_os_error() {
+            Some(libc::ENOMEM | libc::ENOSPC) => {
+                Ok(Self::short(size, bytes / size.page_size().bytes()))
+            }
+            Some(libc::EINVAL | libc::ENOENT | libc::ENODEV | libc::ENOSYS) => {
+                Ok(Self::NoSuchSize { size, source: error })
+            }
+            _ => Err(error),
+        }
+    }
+
+    fn short(size: HugePages, needed: u64) -> Self {
+        let all = read(size, "nr_hugepages");
+        let available = read(size, "free_hugepages").saturating_sub(read(size, "resv_hugepages"));
+        let enough = all.saturating_add(needed).saturating_sub(available);
+        Self::Short { size, needed, available, enough }
+    }
+}
+
+impl HugePages {
+    fn kernel_name(self) -> &'static str {
+        match self {
+            Self::Pool1G => "1G",
+            _ => "2M",
+        }
+    }
+}
+
+/// A file of the pool (Linux `Documentation/admin-guide/mm/hugetlbpage.rst`).
+fn file(size: HugePages, name: &str) -> String {
+    let kib = size.page_size().bytes() >> 10;
+    format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB/{name}")
+}
+
+/// A number for an error text, zero where the host does not tell.
+fn read(size: HugePages, name: &str) -> u64 {
+    fs::read_to_string(file(size, name))
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_pool_is_told_with_numbers_and_remedy() {
+        let size = HugePages::Pool2M;
+        let error = PoolError::Short { size, needed: 8, available: 3, enough: 15 };
+        assert_eq!(
+            error.to_string(),
+            "8 huge pages of 2 MiB are needed and 3 are free; write at least 15 to \
+             /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+        );
+    }
+
+    #[test]
+    fn errors_that_are_not_the_pools_are_passed_on() {
+        let explain = |code| {
+            PoolError::explain(HugePages::Pool1G, 1 << 30, io::Error::from_raw_os_error(code))
+        };
+        assert!(matches!(explain(libc::ENOSPC), Ok(PoolError::Short { needed: 1, .. })));
+        assert!(matches!(explain(libc::EINVAL), Ok(PoolError::NoSuchSize { .. })));
+        assert!(explain(libc::EIO).is_err());
+    }
+}

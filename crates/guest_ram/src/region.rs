@@ -1,0 +1,76 @@
+//! A run of guest RAM as `vm-memory` sees it.
+
+use std::sync::Arc;
+
+use page_range::PageRange;
+use vm_memory::guest_memory::Error as AccessError;
+use vm_memory::{
+    GuestAddress, GuestMemoryRegion, GuestMemoryRegionBytes, GuestUsize, MemoryRegionAddress,
+    VolatileSlice,
+};
+
+use crate::mapping::Mapping;
+
+/// A run of guest RAM with one run of host memory behind it, which stays mapped for as long as the
+/// region lives.
+#[derive(Debug)]
+pub struct RamRegion {
+    range: PageRange,
+    mapping: Arc<Mapping>,
+    /// Bytes of the mapping in front of the region.
+    offset: usize,
+    len: usize,
+}
+
+impl RamRegion {
+    /// `None` where the mapping is too short.
+    pub(crate) fn new(range: PageRange, mapping: Arc<Mapping>, offset: usize) -> Option<Self> {
+        let len = usize::try_from(range.count().bytes()).ok()?;
+        mapping.slice(offset, len)?;
+        Some(Self { range, mapping, offset, len })
+    }
+
+    /// The guest pages of the region.
+    #[must_use]
+    pub fn range(&self) -> PageRange {
+        self.range
+    }
+
+    /// Where `count` bytes at `address` are in the mapping; `None` outside the region.
+    fn offset_of(&self, address: MemoryRegionAddress, count: usize) -> Option<usize> {
+        let start = usize::try_from(address.0).ok()?;
+        (start.checked_add(count)? <= self.len).then(|| self.offset + start)
+    }
+}
+
+impl GuestMemoryRegion for RamRegion {
+    type B = ();
+
+    fn len(&self) -> GuestUsize {
+        self.len as GuestUsize
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        GuestAddress(self.range.start().gpa().get())
+    }
+
+    fn bitmap(&self) {}
+
+    fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8, AccessError> {
+        self.offset_of(addr, 1)
+            .and_then(|offset| self.mapping.host_address(offset))
+            .ok_or(AccessError::InvalidBackendAddress)
+    }
+
+    fn get_slice(
+        &self,
+        offset: MemoryRegionAddress,
+        count: usize,
+    ) -> Result<VolatileSlice<'_>, AccessError> {
+        self.offset_of(offset, count)
+            .and_then(|offset| self.mapping.slice(offset, count))
+            .ok_or(AccessError::InvalidBackendAddress)
+    }
+}
+
+impl GuestMemoryRegionBytes for RamRegion {}
