@@ -31,6 +31,8 @@ pub struct Meminfo {
     pub free: u64,
     /// `MemAvailable`.
     pub available: u64,
+    /// `Committed_AS`: what processes were promised.
+    pub committed: u64,
 }
 
 impl Agent {
@@ -99,6 +101,7 @@ impl Agent {
             total: field("MemTotal")?,
             free: field("MemFree")?,
             available: field("MemAvailable")?,
+            committed: field("Committed_AS")?,
         })
     }
 
@@ -118,6 +121,26 @@ impl Agent {
     /// As [`Agent::ask`]; also when a byte is not what it was.
     pub fn check(&mut self, seed: u64) -> Result<()> {
         self.ask(&format!("check {seed}")).map(drop)
+    }
+
+    /// How much of that data is at the guest-physical `address` or above, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::ask`].
+    pub fn bytes_above(&mut self, seed: u64, address: u64) -> Result<u64> {
+        let pages: u64 = self.ask(&format!("above {seed} {address}"))?.text.parse()?;
+        Ok(pages * 4096)
+    }
+
+    /// Sets whether the guest's kernel uses memory added from now on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::ask`].
+    pub fn set_auto_online(&mut self, on: bool) -> Result<()> {
+        let state = if on { "online" } else { "offline" };
+        self.ask(&format!("write /sys/devices/system/memory/auto_online_blocks {state}")).map(drop)
     }
 
     /// Lets the guest touch nearly all its free memory, so that the host has to provide it.

@@ -6,13 +6,15 @@
 //! is skipped without a word would be worse.
 
 mod agent;
+mod config;
 mod console;
 mod setup;
 mod vm;
 
 pub use agent::{Agent, Answer, Meminfo};
+pub use config::VmConfig;
 pub use setup::{Setup, hvb};
-pub use vm::{Vm, VmConfig};
+pub use vm::Vm;
 
 /// Bytes in a MiB.
 pub const MIB: u64 = 1 << 20;

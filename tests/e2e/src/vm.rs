@@ -12,26 +12,10 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::agent::Agent;
+use crate::config::VmConfig;
 use crate::console::Console;
 use crate::setup::Setup;
 use crate::{MIB, PATIENCE, wait_for};
-
-/// How to start a guest.
-#[derive(Debug, Clone)]
-pub struct VmConfig {
-    /// Its processors.
-    pub cpus: u32,
-    /// Its memory at boot, in bytes.
-    pub memory: u64,
-    /// More of the kernel command line.
-    pub append: &'static str,
-}
-
-impl Default for VmConfig {
-    fn default() -> Self {
-        Self { cpus: 1, memory: 1024 * MIB, append: "" }
-    }
-}
 
 /// A guest that has come up.
 ///
@@ -69,15 +53,8 @@ impl Vm {
         let setup = Setup::from_env()?;
         let dir = tempfile::Builder::new().prefix("hvb-test-").tempdir()?;
         let mut child = Command::new(&setup.hvb)
-            .arg("run")
-            .arg("--kernel")
-            .arg(&setup.kernel)
-            .arg("--initrd")
-            .arg(&setup.initrd)
-            .args(["--append", &format!("console=ttyS0 panic=-1 quiet {}", config.append)])
-            .args(["--cpus", &config.cpus.to_string()])
-            .args(["--memory", &format!("{}M", config.memory / MIB)])
-            .args(["--serial", "stdio", "--qmp"])
+            .args(config.arguments(&setup))
+            .arg("--qmp")
             .arg(dir.path().join("qmp"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -172,6 +149,57 @@ impl Vm {
         .with_context(|| format!("{:?}", self.dynamic_memory()))
     }
 
+    /// Asks for a guest of `bytes` and waits until it has that size or stops; returns the state.
+    ///
+    /// # Errors
+    ///
+    /// It does neither.
+    pub fn approach(&mut self, bytes: u64) -> Result<DynamicMemoryInfo> {
+        self.set_target(bytes)?;
+        let what = format!("a guest of {} MiB, or a reason why not", bytes / MIB);
+        wait_for(&what, || {
+            let status = self.dynamic_memory()?;
+            let ended = status.stopped.is_some() || status.actual == bytes;
+            Ok(ended.then_some(status))
+        })
+        .with_context(|| format!("{:?}", self.dynamic_memory()))
+    }
+
+    /// Executes a command of the human monitor and returns what it prints.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::execute`].
+    pub fn human(&mut self, line: &str) -> Result<String> {
+        let arguments = json!({ "command-line": line });
+        let answer = self.monitor.execute("human-monitor-command", arguments)?;
+        Ok(answer.as_str().with_context(|| answer.to_string())?.to_owned())
+    }
+
+    /// Takes the guest's balloon device from its driver and gives it back. Debian's `hv_balloon`
+    /// cannot be unloaded, as it has no exit function; this closes and opens the channel alike.
+    ///
+    /// # Errors
+    ///
+    /// The guest refuses, or the driver does not come back.
+    pub fn rebind_driver(&mut self) -> Result<()> {
+        let device = self.unbind_driver()?;
+        self.agent.ask(&format!("write {DRIVER}/bind {device}"))?;
+        self.wait_for_driver().map(drop)
+    }
+
+    /// Takes the guest's balloon device from its driver; returns the device's name.
+    ///
+    /// # Errors
+    ///
+    /// The guest refuses.
+    pub fn unbind_driver(&mut self) -> Result<String> {
+        let devices = self.agent.ask("ls /sys/bus/vmbus/devices")?.lines;
+        let [device] = devices.as_slice() else { anyhow::bail!("on the bus: {devices:?}") };
+        self.agent.ask(&format!("write {DRIVER}/unbind {device}"))?;
+        Ok(device.clone())
+    }
+
     /// Waits for an event of this name and returns what it says.
     ///
     /// # Errors
@@ -236,6 +264,8 @@ impl Vm {
         wait_for("the end of hvb", || Ok(self.child.try_wait()?))
     }
 }
+
+const DRIVER: &str = "/sys/bus/vmbus/drivers/hv_balloon";
 
 impl Drop for Vm {
     fn drop(&mut self) {

@@ -106,34 +106,23 @@ fn reset_during_a_balloon_request(cpus: u32) -> Result<()> {
     vm.power_off()
 }
 
-/// Debian's `hv_balloon` cannot be unloaded: it has no exit function. Taking its device away and
-/// giving it back closes and opens the channel as unloading would.
 fn driver_leaves_and_comes_back(cpus: u32) -> Result<()> {
     let mut vm = Vm::boot(cpus)?;
     vm.agent.fill(1, 128 * MIB)?;
     for _ in 0..3 {
         vm.resize(HALF)?;
         vm.resize(FULL)?;
-        rebind(&mut vm)?;
+        vm.rebind_driver()?;
     }
     // The Linux driver never frees what it gave away before it left: less than half remains.
     vm.resize(768 * MIB)?;
-    rebind(&mut vm)?;
+    vm.rebind_driver()?;
     let actual = vm.wait_for_driver()?;
     ensure!(actual == FULL, "a new driver starts with {actual} bytes");
     vm.resize(768 * MIB)?;
     vm.resize(FULL)?;
     vm.agent.check(1)?;
     vm.power_off()
-}
-
-fn rebind(vm: &mut Vm) -> Result<()> {
-    const DRIVER: &str = "/sys/bus/vmbus/drivers/hv_balloon";
-    let devices = vm.agent.ask("ls /sys/bus/vmbus/devices")?.lines;
-    let [device] = devices.as_slice() else { anyhow::bail!("on the bus: {devices:?}") };
-    vm.agent.ask(&format!("write {DRIVER}/unbind {device}"))?;
-    vm.agent.ask(&format!("write {DRIVER}/bind {device}"))?;
-    vm.wait_for_driver().map(drop)
 }
 
 fn bus_is_unloaded_and_loaded_again(cpus: u32) -> Result<()> {
