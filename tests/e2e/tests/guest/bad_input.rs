@@ -81,6 +81,12 @@ fn sizes_and_counts_that_are_none() -> Result<()> {
         ("--serial", "file:/no/such/dir/file"),
         ("--settle", "soon"),
         ("--hugepages", "3M"),
+        ("--on-reset", "whatever"),
+        // Less than at boot, no whole pages, and more than addresses have bits for.
+        ("--max-memory", "512M"),
+        ("--max-memory", "1073745921"),
+        ("--max-memory", "16777216T"),
+        ("--max-memory", "8192T"),
         ("--qmp", "/no/such/dir/qmp"),
     ] {
         let argument = format!("{option}={value}");

@@ -1,9 +1,14 @@
 //! `hvb` with Debian's kernel in it, seen from the guest, the host and the monitor.
 
 mod bad_input;
+mod hot_add;
+mod huge_pages;
 mod life;
 mod monitor;
+mod reports;
+mod reset;
 mod resize;
+mod soak;
 
 /// Makes a test for one and one for two vCPUs of each function.
 macro_rules! on_one_and_two_cpus {

@@ -1,0 +1,123 @@
+//! Guests on huge pages of the host's pool. These set the size of the pool, so they need root and
+//! a host that nobody else uses: the rig.
+
+use std::fs;
+use std::process::Output;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{MIB, Setup, Vm, VmConfig, hvb};
+
+const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+const HUGE: u64 = 2 * MIB;
+const BOOT: u64 = 512 * MIB;
+const SMALL: u64 = 320 * MIB;
+const MOST: u64 = 768 * MIB;
+
+/// The host's pool of 2 MiB pages; as it was before when this is dropped.
+struct Pool(u64);
+
+impl Pool {
+    fn take() -> Result<Self> {
+        Ok(Self(read("nr_hugepages")?))
+    }
+
+    /// Makes the pool hold `bytes`. Pages in use stay beyond what is asked for.
+    fn set(&self, bytes: u64) -> Result<()> {
+        fs::write(format!("{POOL}/nr_hugepages"), (bytes / HUGE).to_string())?;
+        let got = read("nr_hugepages")? - read("surplus_hugepages")?;
+        ensure!(got == bytes / HUGE, "the host has only {got} pages of 2 MiB");
+        Ok(())
+    }
+
+    fn free(&self) -> Result<u64> {
+        Ok(read("free_hugepages")? * HUGE)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let _ = fs::write(format!("{POOL}/nr_hugepages"), self.0.to_string());
+    }
+}
+
+fn read(name: &str) -> Result<u64> {
+    let text = fs::read_to_string(format!("{POOL}/{name}")).context(name.to_owned())?;
+    Ok(text.trim().parse()?)
+}
+
+#[test]
+fn ballooned_memory_goes_back_to_the_pool_and_an_empty_pool_is_survived() -> Result<()> {
+    let pool = Pool::take()?;
+    pool.set(BOOT)?;
+    let mut vm = Vm::start(&VmConfig {
+        cpus: 2,
+        memory: BOOT,
+        max_memory: Some(MOST),
+        hugepages: Some("2M"),
+        ..Default::default()
+    })?;
+    vm.wait_for_driver()?;
+    vm.agent.fill(1, 64 * MIB)?;
+    vm.agent.dirty_free_memory()?;
+    let total = vm.agent.meminfo()?.total;
+    let free = pool.free()?;
+
+    vm.resize(SMALL)?;
+    let status = vm.dynamic_memory()?;
+    let whole = status.ballooned - status.held;
+    ensure!(whole >= (BOOT - SMALL) * 9 / 10, "{status:?}");
+    // The guest had not written to all its memory.
+    let risen = pool.free()? - free;
+    ensure!((whole.saturating_sub(free)..=whole).contains(&risen), "{free}, {risen}: {status:?}");
+    ensure!(risen >= whole * 8 / 10, "free pages rose by {risen} only: {status:?}");
+    vm.agent.check(1)?;
+
+    vm.resize(BOOT)?;
+    vm.agent.check(1)?;
+    ensure!(vm.agent.meminfo()?.total == total, "{:?}", vm.agent.meminfo()?);
+    vm.agent.dirty_free_memory()?;
+
+    empty_pool(&mut vm, &pool)?;
+    pool.set(MOST)?;
+    vm.resize(MOST)?;
+    vm.agent.check(1)?;
+    vm.agent.dirty_free_memory()?;
+    vm.agent.check(1)?;
+    vm.power_off()
+}
+
+/// Takes away what the guest gave, then asks for it: first as it was, then as added memory.
+fn empty_pool(vm: &mut Vm, pool: &Pool) -> Result<()> {
+    vm.resize(SMALL)?;
+    pool.set(BOOT - pool.free()?)?;
+    ensure!(pool.free()? == 0, "{} free", pool.free()?);
+    for target in [BOOT, MOST] {
+        let status = vm.approach(target)?;
+        let why = status.stopped.as_deref().unwrap_or_default();
+        ensure!(why.contains("huge") || why.contains("host"), "{status:?}");
+        ensure!(status.actual < BOOT, "{status:?}");
+        vm.agent.check(1)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pool_that_is_too_small_is_told_at_once() -> Result<()> {
+    let pool = Pool::take()?;
+    pool.set(16 * MIB)?;
+    let output = run(&["--memory", "512M", "--hugepages", "2M"])?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    ensure!(words.trim_end().lines().count() == 1, "not one line: {words}");
+    ensure!(words.contains("nr_hugepages"), "does not say what to do: {words}");
+    ensure!(pool.free()? == 16 * MIB, "{} left", pool.free()?);
+    Ok(())
+}
+
+fn run(args: &[&str]) -> Result<Output> {
+    let setup = Setup::from_env()?;
+    let kernel = setup.kernel.display().to_string();
+    let mut line = vec!["run", "--serial", "none", "--kernel", &kernel];
+    line.extend(args);
+    hvb(&line)
+}

@@ -1,0 +1,85 @@
+//! What a reset leaves of a guest's size: what it booted with, or what it had.
+
+use anyhow::{Result, ensure};
+use e2e::{MIB, Vm, VmConfig, wait_for};
+use qmp::Value;
+use serde_json::json;
+
+const BOOT: u64 = 512 * MIB;
+const MOST: u64 = 1024 * MIB;
+/// Below the size at boot, and above what the guest keeps for itself.
+const SMALL: u64 = 400 * MIB;
+
+/// How far MemTotal may be from one boot to the next.
+const TOLERANCE: u64 = 4 * MIB;
+
+/// The ways to the same reset.
+const RESETS: [&str; 3] = ["system_reset", "reboot", "crash"];
+
+fn start(policy: &'static str) -> Result<Vm> {
+    let mut vm = Vm::start(&VmConfig {
+        cpus: 2,
+        memory: BOOT,
+        max_memory: Some(MOST),
+        on_reset: Some(policy),
+        ..Default::default()
+    })?;
+    vm.wait_for_driver()?;
+    Ok(vm)
+}
+
+/// Resets the guest and waits until its agent is up again.
+fn reset(vm: &mut Vm, how: &str) -> Result<()> {
+    match how {
+        "system_reset" => drop(vm.monitor.execute("system_reset", Value::Null)?),
+        "reboot" => drop(vm.agent.ask("reboot")?),
+        // No kernel for crashes is loaded and `panic=-1` is set: the guest reboots.
+        _ => vm.agent.tell("sysrq c")?,
+    }
+    vm.wait_event("RESET")?;
+    vm.agent.wait_up().map(drop)
+}
+
+#[test]
+fn guest_comes_back_at_its_boot_size() -> Result<()> {
+    let mut vm = start("boot-size")?;
+    let total = vm.agent.meminfo()?.total;
+    for how in RESETS {
+        vm.resize(MOST)?;
+        vm.agent.fill(1, 256 * MIB)?;
+        reset(&mut vm, how)?;
+        let actual = vm.wait_for_driver()?;
+        ensure!(actual == BOOT, "after {how}: back with {actual}");
+        ensure!(vm.agent.meminfo()?.total == total, "after {how}: {:?}", vm.agent.meminfo()?);
+        let devices = vm.monitor.execute("query-memory-devices", Value::Null)?;
+        ensure!(devices[0]["data"]["size"] == json!(0), "after {how}: {devices}");
+    }
+    vm.resize(MOST)?;
+    vm.power_off()
+}
+
+#[test]
+fn guest_keeps_its_size_above_and_below_that_at_boot() -> Result<()> {
+    let mut vm = start("keep-size")?;
+    let total = vm.agent.meminfo()?.total;
+    for how in RESETS {
+        vm.resize(MOST)?;
+        reset(&mut vm, how)?;
+        // At once, from the memory map: the driver has had nothing to do with it.
+        let large = vm.agent.meminfo()?.total;
+        let grown = large.saturating_sub(total);
+        // The kernel's own records of more memory come out of MemTotal when it boots with it.
+        let least = (MOST - BOOT) * 95 / 100;
+        ensure!((least..=MOST - BOOT).contains(&grown), "after {how}: {large} instead of {total}");
+        let actual = vm.wait_for_driver()?;
+        ensure!(actual == MOST, "after {how}: back with {actual}");
+    }
+
+    vm.resize(SMALL)?;
+    reset(&mut vm, "reboot")?;
+    wait_for("the size before the reset", || Ok((vm.actual()? == SMALL).then_some(())))?;
+    vm.resize(BOOT)?;
+    let back = vm.agent.meminfo()?.total;
+    ensure!(back.abs_diff(total) <= TOLERANCE, "MemTotal is {back} and was {total}");
+    vm.power_off()
+}
