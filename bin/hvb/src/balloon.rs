@@ -12,7 +12,7 @@ use progress::Progress;
 use qmp::{Client, ClientError, DynamicMemoryInfo, ReceivedEvent, XQueryDynamicMemory, qapi};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use watch::{Sample, Verdict, Watch};
+use watch::{Failure, Sample, Verdict, Watch};
 
 /// How often the size is asked for. QEMU's hv-balloon sends no event when it changes.
 const POLL: Duration = Duration::from_millis(100);
@@ -62,7 +62,7 @@ fn follow(
         match watch.observe(begun.elapsed(), sample) {
             Verdict::Reached => return Ok(actual),
             Verdict::Moving => {}
-            Verdict::Stuck(reason) => return Err(short(socket, actual, watch.target(), &reason)),
+            Verdict::Failed(why) => return Err(failure(why, socket, actual, watch)),
         }
         if let Some(event) = client.next_event(POLL).map_err(explained)? {
             heed(socket, &event)?;
@@ -70,20 +70,33 @@ fn follow(
     }
 }
 
-/// The failure of a guest that stays at `actual` bytes.
-fn short(socket: &Path, actual: u64, target: u64, reason: &str) -> anyhow::Error {
-    let (side, remedy) = if actual > target {
-        ("above", "free memory in the guest or ask for more")
-    } else {
-        ("below", "check the guest's kernel log or ask for less")
-    };
-    anyhow!(
-        "{}: stopped at {}, {} {side} the target of {}: {reason}; {remedy}",
-        socket.display(),
-        human(actual),
-        human(actual.abs_diff(target)),
-        human(target),
-    )
+/// Why a guest of `actual` bytes is not waited for any longer.
+fn failure(why: Failure, socket: &Path, actual: u64, watch: &Watch) -> anyhow::Error {
+    let (socket, target) = (socket.display(), human(watch.target()));
+    let distance = human(actual.abs_diff(watch.target()));
+    let actual_is_above = actual > watch.target();
+    let actual = human(actual);
+    match why {
+        Failure::Refused(reason) => {
+            anyhow!("{socket}: the target of {target} is refused: {reason}")
+        }
+        Failure::Waiting(reason) => anyhow!(
+            "{socket}: still at {actual} after {} s: {reason}; the target of {target} stands, and \
+             the guest follows once it can",
+            watch.patience().as_secs(),
+        ),
+        Failure::Stuck(reason) => {
+            let (side, remedy) = if actual_is_above {
+                ("above", "free memory in the guest or ask for more")
+            } else {
+                ("below", "check the guest's kernel log or ask for less")
+            };
+            anyhow!(
+                "{socket}: stopped at {actual}, {distance} {side} the target of {target}: \
+                 {reason}; {remedy}"
+            )
+        }
+    }
 }
 
 /// Gives up where an event says that waiting is pointless.
@@ -113,12 +126,51 @@ fn sample(client: &mut Client, wanted: u64) -> Result<Sample, ClientError> {
 impl Sample {
     fn new(status: DynamicMemoryInfo, wanted: u64) -> Self {
         // Where another client has set another target since, its books are not about ours.
-        let target = status.target.filter(|target| target.abs_diff(wanted) < MAX_ROUNDING);
+        let is_ours = |&target: &u64| target.abs_diff(wanted) < MAX_ROUNDING;
+        let target = status.target.filter(is_ours);
+        // A target the device holds it has not refused, whatever it said before.
+        let refusal = status.last_refusal.filter(|_| target.is_none());
         Self {
             actual: status.actual,
             target,
             ready_in: status.ready_in_ms.map(Duration::from_millis),
+            waiting: status.waiting,
+            refused: refusal.filter(|it| is_ours(&it.target)).map(|it| it.reason),
             stopped: status.stopped.filter(|_| target.is_some()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qmp::Refusal;
+
+    const WANTED: u64 = 4 << 30;
+
+    fn books(target: Option<u64>, refused: u64) -> DynamicMemoryInfo {
+        DynamicMemoryInfo {
+            target,
+            stopped: Some("stop".to_owned()),
+            last_refusal: Some(Refusal { target: refused, reason: "no".to_owned() }),
+            ..DynamicMemoryInfo::default()
+        }
+    }
+
+    #[test]
+    fn only_what_is_said_of_our_target_counts() {
+        let ours = Sample::new(books(Some(WANTED + 4096), WANTED), WANTED);
+        assert_eq!((ours.target, ours.refused), (Some(WANTED + 4096), None));
+        assert!(ours.stopped.is_some());
+        let anothers = Sample::new(books(Some(1 << 30), 1 << 40), WANTED);
+        assert_eq!((anothers.target, anothers.refused, anothers.stopped), (None, None, None));
+    }
+
+    #[test]
+    fn a_refusal_counts_unless_the_target_is_held() {
+        for held in [None, Some(1 << 30)] {
+            let sample = Sample::new(books(held, WANTED), WANTED);
+            assert_eq!(sample.refused.as_deref(), Some("no"));
         }
     }
 }

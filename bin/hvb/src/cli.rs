@@ -77,6 +77,10 @@ pub(crate) struct RunArgs {
     /// Huge pages behind the guest's memory.
     #[arg(long, value_name = "KIND", value_enum, default_value = "thp")]
     pub(crate) hugepages: HugePages,
+
+    /// Memory of the guest after a reset.
+    #[arg(long, value_name = "SIZE", value_enum, default_value = "boot-size")]
+    pub(crate) on_reset: OnReset,
 }
 
 /// `hvb balloon`
@@ -134,6 +138,15 @@ pub(crate) enum HugePages {
     /// 1 GiB pages from the host's pool.
     #[value(name = "1G")]
     Gib1,
+}
+
+/// The memory of a guest after a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnReset {
+    /// What it booted with.
+    BootSize,
+    /// What was last asked for.
+    KeepSize,
 }
 
 fn size(text: &str) -> Result<ByteSize, String> {
@@ -217,6 +230,7 @@ mod tests {
             status_report: false,
             settle: Settle::Auto,
             hugepages: HugePages::Thp,
+            on_reset: OnReset::BootSize,
         };
         assert_eq!(run(""), expected);
     }
@@ -235,9 +249,11 @@ mod tests {
             status_report: true,
             settle: Settle::Fixed(Duration::from_secs(3)),
             hugepages: HugePages::Mib2,
+            on_reset: OnReset::KeepSize,
         };
         let arguments = "--initrd i --append -x=1 --cpus 4 --memory 512M --max-memory 4G --qmp q \
-                         --serial file:log:1 --status-report --settle 3 --hugepages 2M";
+                         --serial file:log:1 --status-report --settle 3 --hugepages 2M \
+                         --on-reset keep-size";
         assert_eq!(run(arguments), expected);
         assert_eq!(run("--hugepages 1G --serial none").hugepages, HugePages::Gib1);
     }

@@ -1,33 +1,38 @@
 //! `hvb info`: the state of a running machine.
 
+mod books;
+
 use crate::cli::InfoArgs;
 use crate::monitor::{connect, explain};
 use crate::report;
 use crate::size::human;
 use anyhow::Result;
-use qmp::{Client, ClientError, DynamicMemoryInfo, Value, XQueryDynamicMemory, qapi};
-use std::time::Duration;
+use qmp::{Client, ClientError, Value, XQueryDynamicMemory, qapi};
 
 /// What our own server calls itself; QEMU has its distribution's package here.
 const OUR_PACKAGE: &str = "hv-balloon ";
 
+/// A line of the table: what it is about, and what there is to say.
+type Row = (&'static str, String);
+
 /// Prints a small table.
 pub(crate) fn run(args: &InfoArgs) -> Result<()> {
     let mut client = connect(&args.socket)?;
-    let mut rows = vec![
+    let mut rows: Vec<Row> = vec![
         ("socket", args.socket.display().to_string()),
         ("monitor", monitor(client.version())),
         ("status", status(&mut client).map_err(|error| explain(&args.socket, error))?),
         ("memory", memory(&mut client).map_err(|error| explain(&args.socket, error))?),
     ];
     if let Some(status) = optional(client.run(&XQueryDynamicMemory {}))? {
-        rows.extend(balloon(&status));
+        rows.extend(books::rows(&status));
     }
     if let Some(report) = optional(client.run(&qapi::query_hv_balloon_status_report {}))? {
         let (committed, available) = (human(report.committed), human(report.available));
         rows.push(("guest", format!("{committed} committed, {available} available")));
     }
-    rows.iter().try_for_each(|(name, value)| report::line(&format!("{name:<8} {value}")))
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    rows.iter().try_for_each(|(name, value)| report::line(&format!("{name:<width$} {value}")))
 }
 
 fn monitor(version: &qapi::VersionInfo) -> String {
@@ -58,18 +63,6 @@ fn memory(client: &mut Client) -> Result<String, ClientError> {
     }
 }
 
-fn balloon(status: &DynamicMemoryInfo) -> Vec<(&'static str, String)> {
-    let mut state = status.state.clone();
-    if let Some(ms) = status.ready_in_ms {
-        state += &format!(", ready in {:.0?}", Duration::from_secs(ms.div_ceil(1000)));
-    }
-    if let Some(reason) = &status.stopped {
-        state += &format!(", stopped short of the target: {reason}");
-    }
-    let target = status.target.map_or_else(|| "none".to_owned(), human);
-    vec![("target", target), ("balloon", state)]
-}
-
 /// The answer to a command that not every monitor has, or that fails where there is nothing to say.
 fn optional<T>(answer: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
     match answer {
@@ -93,17 +86,5 @@ mod tests {
         assert_eq!(monitor(&version("")), "QEMU 10.0.2");
         assert_eq!(monitor(&version(" (Debian 1)")), "QEMU 10.0.2 (Debian 1)");
         assert_eq!(monitor(&version("hv-balloon 1.2.3")), "hv-balloon 1.2.3 (QMP as in QEMU 10.0)");
-    }
-
-    #[test]
-    fn a_balloon_that_stopped_says_why() {
-        let mut status =
-            DynamicMemoryInfo { state: "idle".to_owned(), ..DynamicMemoryInfo::default() };
-        assert_eq!(balloon(&status)[0], ("target", "none".to_owned()));
-        status.stopped = Some("no more to give".to_owned());
-        let expected = "idle, stopped short of the target: no more to give".to_owned();
-        assert_eq!(balloon(&status)[1], ("balloon", expected));
-        status.ready_in_ms = Some(42_001);
-        assert!(balloon(&status)[1].1.starts_with("idle, ready in 43s"));
     }
 }

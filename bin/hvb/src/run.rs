@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, bail};
 use vmm::{Config, SerialOutput, SettleTime};
 
-use crate::cli::{HugePages, RunArgs, Serial, Settle};
+use crate::cli::{HugePages, OnReset, RunArgs, Serial, Settle};
+use crate::size::ByteSize;
 
 /// Runs the machine until it ends.
 pub(crate) fn run(args: RunArgs) -> Result<()> {
@@ -11,31 +12,27 @@ pub(crate) fn run(args: RunArgs) -> Result<()> {
 }
 
 fn config(args: RunArgs) -> Result<Config> {
-    if let Some(max) = args.max_memory {
-        if max.bytes() < args.memory.bytes() {
-            bail!("--max-memory {max} is below --memory {}: raise it or leave it out", args.memory);
-        }
-        if max.bytes() > args.memory.bytes() {
-            bail!(
-                "--max-memory {max} is above --memory {}: adding memory to a running guest is not \
-                 there yet; leave --max-memory out",
-                args.memory
-            );
-        }
+    let max_memory = args.max_memory.unwrap_or(args.memory);
+    if max_memory < args.memory {
+        bail!(
+            "--max-memory {} is below --memory {}: raise it or leave it out",
+            max_memory.argument(),
+            args.memory.argument()
+        );
     }
-    let huge_pages = match args.hugepages {
-        HugePages::Off => vmm::HugePages::Off,
-        HugePages::Thp => vmm::HugePages::Transparent,
-        HugePages::Mib2 | HugePages::Gib1 => {
-            bail!("--hugepages 2M and 1G are not there yet: use thp or off")
-        }
-    };
+    whole_pages("--memory", args.memory, args.hugepages)?;
+    whole_pages("--max-memory", max_memory, args.hugepages)?;
     Ok(Config {
         kernel: args.kernel,
         initrd: args.initrd,
         command_line: args.append,
         vcpus: u8::try_from(args.cpus).context("--cpus is too large")?,
         memory_bytes: args.memory.bytes(),
+        max_memory_bytes: max_memory.bytes(),
+        on_reset: match args.on_reset {
+            OnReset::BootSize => vmm::OnReset::BootSize,
+            OnReset::KeepSize => vmm::OnReset::KeepSize,
+        },
         qmp: args.qmp,
         serial: match args.serial {
             Serial::Stdio => SerialOutput::Stdio,
@@ -47,6 +44,83 @@ fn config(args: RunArgs) -> Result<Config> {
             Settle::Auto => SettleTime::Auto,
             Settle::Fixed(wait) => SettleTime::Fixed(wait),
         },
-        huge_pages,
+        huge_pages: match args.hugepages {
+            HugePages::Off => vmm::HugePages::Off,
+            HugePages::Thp => vmm::HugePages::Transparent,
+            HugePages::Mib2 => vmm::HugePages::Pool2M,
+            HugePages::Gib1 => vmm::HugePages::Pool1G,
+        },
     })
+}
+
+/// Refuses a size that pages of the pool cannot make up.
+fn whole_pages(option: &str, size: ByteSize, pages: HugePages) -> Result<()> {
+    let (name, page) = match pages {
+        HugePages::Off | HugePages::Thp => return Ok(()),
+        HugePages::Mib2 => ("2M", 2 << 20),
+        HugePages::Gib1 => ("1G", 1 << 30),
+    };
+    if size.bytes().is_multiple_of(page) {
+        return Ok(());
+    }
+    let remedy = match size.next_multiple_of(page) {
+        Some(next) => format!("give a multiple such as {}", next.argument()),
+        None => "give less".to_owned(),
+    };
+    bail!("{option} {} is not whole pages of --hugepages {name}: {remedy}", size.argument())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    fn configured(arguments: &str) -> Result<Config> {
+        let words = ["hvb", "run", "--kernel", "k"].into_iter().chain(arguments.split_whitespace());
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Run(arguments) => config(arguments),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refusal(arguments: &str) -> String {
+        configured(arguments).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_guest_grows_only_if_asked_to() {
+        let config = configured("--memory 512M").unwrap();
+        assert_eq!((config.memory_bytes, config.max_memory_bytes), (512 << 20, 512 << 20));
+        assert_eq!(config.on_reset, vmm::OnReset::BootSize);
+        let config = configured("--memory 512M --max-memory 4G --on-reset keep-size").unwrap();
+        assert_eq!((config.memory_bytes, config.max_memory_bytes), (512 << 20, 4 << 30));
+        assert_eq!(config.on_reset, vmm::OnReset::KeepSize);
+        assert_eq!(
+            refusal("--memory 1G --max-memory 512M"),
+            "--max-memory 512M is below --memory 1G: raise it or leave it out"
+        );
+    }
+
+    #[test]
+    fn memory_is_whole_huge_pages() {
+        assert_eq!(
+            configured("--hugepages 2M --memory 514M").unwrap().huge_pages,
+            vmm::HugePages::Pool2M
+        );
+        assert_eq!(configured("--hugepages 1G").unwrap().huge_pages, vmm::HugePages::Pool1G);
+        assert_eq!(
+            refusal("--hugepages 2M --memory 513M"),
+            "--memory 513M is not whole pages of --hugepages 2M: give a multiple such as 514M"
+        );
+        assert_eq!(
+            refusal("--hugepages 1G --max-memory 1536M"),
+            "--max-memory 1536M is not whole pages of --hugepages 1G: give a multiple such as 2G"
+        );
+        let largest = "9223372036854771712";
+        assert!(
+            refusal(&format!("--hugepages 1G --max-memory {largest}")).ends_with(": give less")
+        );
+        assert!(configured("--hugepages thp --memory 516K").is_ok());
+    }
 }

@@ -23,6 +23,20 @@ impl ByteSize {
     pub(crate) fn bytes(self) -> u64 {
         self.0
     }
+
+    /// The size as an option takes it, to the byte.
+    pub(crate) fn argument(self) -> String {
+        match UNITS.iter().find(|&&(_, unit)| self.0.is_multiple_of(unit)) {
+            Some((letter, unit)) => format!("{}{letter}", self.0 / unit),
+            None => self.0.to_string(),
+        }
+    }
+
+    /// The least multiple of `unit` bytes that is not below this size; none beyond `i64::MAX`.
+    pub(crate) fn next_multiple_of(self, unit: u64) -> Option<Self> {
+        let bytes = self.0.checked_next_multiple_of(unit)?;
+        i64::try_from(bytes).is_ok().then_some(Self(bytes))
+    }
 }
 
 impl FromStr for ByteSize {
@@ -134,6 +148,22 @@ mod tests {
         assert_eq!(parse("9223372036854775808"), Err(SizeError::TooLarge));
         assert_eq!(parse("8388608T"), Err(SizeError::TooLarge));
         assert_eq!(parse(&"9".repeat(60)), Err(SizeError::TooLarge));
+    }
+
+    #[test]
+    fn an_argument_is_the_size_to_the_byte() {
+        for text in ["1", "4097", "4K", "513M", "1536M", "4G", "2T", "9223372036854775807"] {
+            let size: ByteSize = text.parse().unwrap();
+            assert_eq!(size.argument(), text);
+        }
+    }
+
+    #[test]
+    fn multiples_stay_within_what_is_a_size() {
+        let next = |bytes: u64, unit| ByteSize(bytes).next_multiple_of(unit).map(ByteSize::bytes);
+        assert_eq!(next(1, 4096), Some(4096));
+        assert_eq!(next(4096, 4096), Some(4096));
+        assert_eq!(next(i64::MAX.unsigned_abs(), 4096), None);
     }
 
     #[test]

@@ -46,10 +46,7 @@ impl Progress {
 
     /// Shows how far the guest is.
     pub(crate) fn show(&mut self, sample: &Sample) -> Result<()> {
-        let text = match sample.ready_in {
-            Some(wait) => format!("guest not ready, {} s left", wait.as_millis().div_ceil(1000)),
-            None => human(sample.actual),
-        };
+        let text = text(sample);
         match &mut self.display {
             Display::Bar(bar) => {
                 bar.set_message(text);
@@ -73,6 +70,17 @@ impl Progress {
     }
 }
 
+/// Where the guest is, or why nothing moves.
+fn text(sample: &Sample) -> String {
+    match (sample.ready_in, &sample.waiting) {
+        (Some(wait), _) => {
+            format!("guest not ready, {} s left", wait.as_millis().div_ceil(1000))
+        }
+        (None, Some(reason)) => format!("{}, waiting: {reason}", human(sample.actual)),
+        (None, None) => human(sample.actual),
+    }
+}
+
 /// How much of the way from `start` to `target` is behind a guest of `actual` bytes.
 fn way(start: u64, target: u64, actual: u64) -> u64 {
     let (low, high) = (start.min(target), start.max(target));
@@ -91,5 +99,15 @@ mod tests {
         assert_eq!(way(40, 100, 10), 0);
         assert_eq!(way(40, 100, 70), 30);
         assert_eq!(way(40, 100, 200), 60);
+    }
+
+    #[test]
+    fn what_keeps_a_guest_from_moving_is_told() {
+        let mut sample = Sample { actual: 1 << 30, ..Sample::default() };
+        assert_eq!(text(&sample), "1 GiB");
+        sample.waiting = Some("no driver".to_owned());
+        assert_eq!(text(&sample), "1 GiB, waiting: no driver");
+        sample.ready_in = Some(Duration::from_millis(1001));
+        assert_eq!(text(&sample), "guest not ready, 2 s left");
     }
 }

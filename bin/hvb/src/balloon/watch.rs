@@ -13,6 +13,10 @@ pub(crate) struct Sample {
     pub(crate) target: Option<u64>,
     /// How long until the device acts at all, if it says.
     pub(crate) ready_in: Option<Duration>,
+    /// Why nothing can happen now, if the device says so.
+    pub(crate) waiting: Option<String>,
+    /// Why the device does not take the target, if it says so.
+    pub(crate) refused: Option<String>,
     /// Why the guest will not reach the target, if the device says so.
     pub(crate) stopped: Option<String>,
 }
@@ -22,8 +26,18 @@ pub(crate) struct Sample {
 pub(crate) enum Verdict {
     Reached,
     Moving,
+    Failed(Failure),
+}
+
+/// Why there is nothing to wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
     /// The guest stays where it is, for this reason.
     Stuck(String),
+    /// Nothing moved for too long, and the device still waits for this.
+    Waiting(String),
+    /// The device will not have the target, for this reason.
+    Refused(String),
 }
 
 /// Watches one resize.
@@ -48,15 +62,23 @@ impl Watch {
         self.target
     }
 
+    /// How long the guest may stay where it is.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Takes in what is seen at `now`, the time since the resize began.
     pub(crate) fn observe(&mut self, now: Duration, sample: Sample) -> Verdict {
         self.target = sample.target.unwrap_or(self.target);
+        if let Some(reason) = sample.refused {
+            return Verdict::Failed(Failure::Refused(reason));
+        }
         let distance = sample.actual.abs_diff(self.target);
         if distance < PAGE {
             return Verdict::Reached;
         }
         if let Some(reason) = sample.stopped {
-            return Verdict::Stuck(reason);
+            return Verdict::Failed(Failure::Stuck(reason));
         }
         if distance < self.nearest || sample.ready_in.is_some() {
             self.nearest = self.nearest.min(distance);
@@ -65,7 +87,10 @@ impl Watch {
         if now.saturating_sub(self.since) < self.patience {
             return Verdict::Moving;
         }
-        Verdict::Stuck(format!("no progress for {} s", self.patience.as_secs()))
+        Verdict::Failed(match sample.waiting {
+            Some(reason) => Failure::Waiting(reason),
+            None => Failure::Stuck(format!("no progress for {} s", self.patience.as_secs())),
+        })
     }
 }
 
@@ -85,7 +110,7 @@ mod tests {
     }
 
     fn stuck() -> Verdict {
-        Verdict::Stuck("no progress for 10 s".to_owned())
+        Verdict::Failed(Failure::Stuck("no progress for 10 s".to_owned()))
     }
 
     #[test]
@@ -133,6 +158,26 @@ mod tests {
             ..Sample::default()
         };
         let verdict = watch.observe(Duration::from_secs(39), refused);
-        assert_eq!(verdict, Verdict::Stuck("nothing left".to_owned()));
+        assert_eq!(verdict, Verdict::Failed(Failure::Stuck("nothing left".to_owned())));
+    }
+
+    #[test]
+    fn a_device_that_waits_says_why_when_patience_ends() {
+        let mut watch = watch();
+        let waiting = Sample {
+            actual: 1024 * MIB,
+            waiting: Some("no driver".to_owned()),
+            ..Sample::default()
+        };
+        assert_eq!(watch.observe(Duration::from_secs(9), waiting.clone()), Verdict::Moving);
+        let expected = Verdict::Failed(Failure::Waiting("no driver".to_owned()));
+        assert_eq!(watch.observe(Duration::from_secs(10), waiting), expected);
+    }
+
+    #[test]
+    fn a_refused_target_is_not_waited_for() {
+        let refused = Sample { refused: Some("too much".to_owned()), ..Sample::default() };
+        let verdict = watch().observe(Duration::ZERO, refused);
+        assert_eq!(verdict, Verdict::Failed(Failure::Refused("too much".to_owned())));
     }
 }

@@ -78,6 +78,38 @@ fn a_refused_target_is_told_with_its_reason() {
 }
 
 #[test]
+fn a_target_refused_later_ends_the_wait() {
+    let monitor = Monitor::start(Guest::new(1024 * MIB).that_refuses_late());
+    let output = hvb(&["balloon", monitor.path(), "512M", "--wait", "--timeout", "600"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        stderr(&output),
+        format!(
+            "hvb: {}: the target of 512 MiB is refused: the guest cannot balloon\n",
+            monitor.path()
+        )
+    );
+}
+
+#[test]
+fn a_device_that_waits_is_asked_why() {
+    let monitor = Monitor::start(Guest::new(1024 * MIB).that_waits("the guest has no driver"));
+    let output = hvb(&["balloon", monitor.path(), "512M", "--wait", "--timeout", "2"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = stdout(&output);
+    assert!(text.contains("1 GiB, waiting: the guest has no driver\n"), "{text}");
+    assert_eq!(
+        stderr(&output),
+        format!(
+            "hvb: {}: still at 1 GiB after 2 s: the guest has no driver; the target of 512 MiB \
+             stands, and the guest follows once it can\n",
+            monitor.path()
+        )
+    );
+    assert_eq!(monitor.guest.target(), 512 * MIB, "the target stays");
+}
+
+#[test]
 fn a_guest_without_driver_is_explained() {
     let monitor = Monitor::start(Guest::new(0));
     let output = hvb(&["balloon", monitor.path(), "512M"]);

@@ -1,6 +1,6 @@
 //! A monitor with a make-believe guest, and the program under test.
 
-use qmp::{DynamicMemoryInfo, Machine, MonitorError, RunState, Server};
+use qmp::{DynamicMemoryInfo, Faults, Machine, MonitorError, Refusal, RunState, Server};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
@@ -13,12 +13,23 @@ pub(crate) struct Guest {
     step: u64,
     floor: u64,
     tells_status: bool,
+    waiting: Option<&'static str>,
+    refuses_late: bool,
 }
 
 impl Guest {
     /// A guest of this many bytes, none for one without a driver, that follows at once.
     pub(crate) fn new(boot: u64) -> Self {
-        Self { actual: boot, boot, target: boot, step: u64::MAX, floor: 0, tells_status: true }
+        Self {
+            actual: boot,
+            boot,
+            target: boot,
+            step: u64::MAX,
+            floor: 0,
+            tells_status: true,
+            waiting: None,
+            refuses_late: false,
+        }
     }
 
     pub(crate) fn with_step(self, step: u64) -> Self {
@@ -35,7 +46,20 @@ impl Guest {
         Self { tells_status: false, ..self }
     }
 
+    /// The guest stays as it is, and the device says that this is why.
+    pub(crate) fn that_waits(self, why: &'static str) -> Self {
+        Self { waiting: Some(why), ..self }
+    }
+
+    /// The device takes a target of half a GiB, and then does not want it.
+    pub(crate) fn that_refuses_late(self) -> Self {
+        Self { refuses_late: true, ..self }
+    }
+
     fn look(&mut self) -> u64 {
+        if self.waiting.is_some() {
+            return self.actual;
+        }
         let (low, high) =
             (self.actual.saturating_sub(self.step), self.actual.saturating_add(self.step));
         self.actual = self.target.max(self.floor).clamp(low, high);
@@ -63,13 +87,15 @@ impl Machine for SharedGuest {
         if bytes > guest.boot {
             return Err(MonitorError::generic("more than the guest has"));
         }
-        guest.target = bytes;
+        if !guest.refuses_late {
+            guest.target = bytes;
+        }
         Ok(())
     }
 
     fn query_balloon(&self) -> Result<u64, MonitorError> {
         match self.0.lock().unwrap().look() {
-            0 => Err(MonitorError::device_not_active("No balloon device has been activated")),
+            0 => Err(MonitorError::no_balloon_device()),
             bytes => Ok(bytes),
         }
     }
@@ -89,8 +115,19 @@ impl Machine for SharedGuest {
             state: "idle".to_owned(),
             actual,
             target: Some(guest.target),
-            ready_in_ms: None,
+            maximum: guest.boot,
+            boot: guest.boot,
+            assigned: guest.boot,
+            ballooned: guest.boot - actual,
+            waiting: guest.waiting.map(str::to_owned),
             stopped: stopped.then(|| "no more to give".to_owned()),
+            last_refusal: guest.refuses_late.then(|| Refusal {
+                target: 512 << 20,
+                reason: "the guest cannot balloon".to_owned(),
+            }),
+            protocol_version: Some("2.0".to_owned()),
+            faults: Faults { floods: 3, ..Faults::default() },
+            ..DynamicMemoryInfo::default()
         })
     }
 }

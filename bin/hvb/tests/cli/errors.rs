@@ -51,6 +51,17 @@ fn options_of_run_are_checked() {
     assert!(with("--settle", "soon").contains("auto or seconds"));
     assert!(with("--serial", "tcp:1").contains("stdio, file:PATH or none"));
     assert!(with("--hugepages", "3M").contains("2M"));
+    assert!(with("--on-reset", "never").contains("keep-size"));
+}
+
+#[test]
+fn sizes_that_do_not_go_together_are_told_with_a_remedy() {
+    let run =
+        |arguments: &[&str]| complaint(&hvb(&[&["run", "--kernel", "k"], arguments].concat()), 1);
+    let text = run(&["--memory", "1G", "--max-memory", "512M"]);
+    assert!(text.contains("--max-memory 512M is below --memory 1G"), "{text}");
+    let text = run(&["--memory", "513M", "--hugepages", "2M"]);
+    assert!(text.contains("give a multiple such as 514M"), "{text}");
 }
 
 #[test]
@@ -134,9 +145,10 @@ fn info_shows_a_table() {
     let output = hvb(&["info", monitor.path()]);
     assert!(output.status.success(), "{output:?}");
     let text = stdout(&output);
+    let column = "ballooned ".len();
     let value = |name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name));
-        line.unwrap_or_else(|| panic!("no {name} in {text}"))[9..].to_owned()
+        let line = text.lines().find(|line| line[..column].trim_end() == name);
+        line.unwrap_or_else(|| panic!("no {name} in {text}"))[column..].to_owned()
     };
     assert_eq!(value("socket"), monitor.path());
     assert!(value("monitor").starts_with("hv-balloon "));
@@ -144,6 +156,12 @@ fn info_shows_a_table() {
     assert_eq!(value("memory"), "1 GiB");
     assert_eq!(value("target"), "1 GiB");
     assert_eq!(value("balloon"), "idle");
+    assert_eq!(value("maximum"), "1 GiB");
+    assert_eq!(value("boot"), "1 GiB");
+    assert_eq!(value("hot-added"), "0 B");
+    assert_eq!(value("ballooned"), "0 B");
+    assert_eq!(value("protocol"), "2.0");
+    assert_eq!(value("faults"), "3 floods");
 }
 
 #[test]
@@ -151,6 +169,6 @@ fn info_without_a_balloon_says_so_and_succeeds() {
     let monitor = Monitor::start(Guest::new(0).without_status());
     let output = hvb(&["info", monitor.path()]);
     assert!(output.status.success(), "{output:?}");
-    let expected = "memory   unknown: No balloon device has been activated\n";
+    let expected = "memory  unknown: No balloon device has been activated\n";
     assert!(stdout(&output).ends_with(expected), "{output:?}");
 }
