@@ -55,7 +55,7 @@ impl<R: GuestMemoryRegion> GuestVm<R> {
             .get_host_address(MemoryRegionAddress(0))
             .map_err(|_| Error::new(libc::EINVAL))? as u64;
         let mut slots = self.slots();
-        let index = slots.iter().position(Option::is_none).unwrap_or(slots.len());
+        let index = first_free(&slots);
         let slot = kvm_userspace_memory_region {
             slot: number(index)?,
             guest_phys_addr: region.start_addr().0,
@@ -105,4 +105,21 @@ impl<R: GuestMemoryRegion> GuestVm<R> {
 
 fn number(index: usize) -> Result<u32, Error> {
     u32::try_from(index).map_err(|_| Error::new(libc::EINVAL))
+}
+
+/// Slots are few: the numbers of those that are gone are used again.
+fn first_free<T>(slots: &[Option<T>]) -> usize {
+    slots.iter().position(Option::is_none).unwrap_or(slots.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::first_free;
+
+    #[test]
+    fn numbers_of_removed_slots_are_used_again() {
+        assert_eq!(first_free::<()>(&[]), 0);
+        assert_eq!(first_free(&[Some(()), None, Some(()), None]), 1);
+        assert_eq!(first_free(&[Some(()), Some(())]), 2);
+    }
 }

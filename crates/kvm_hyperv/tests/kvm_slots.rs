@@ -1,0 +1,127 @@
+//! Memory slots of a running VM, seen by a few bytes of guest code.
+
+use std::sync::Arc;
+
+use kvm_hyperv::vm::{GuestVm, slot_limit};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use vm_memory::{Bytes, GuestAddress, GuestRegionMmap, MemoryRegionAddress};
+
+type Region = GuestRegionMmap<()>;
+
+const PAGE: usize = 4096;
+/// Where the guest's code is.
+const CODE: u64 = 0x1000;
+/// Where memory comes and goes.
+const ADDED: u64 = 0x8000;
+
+/// In a loop: asks port 0x10 for a byte, writes it to memory, reads it back, and tells port 0x10
+/// what it read.
+const PROGRAM: [u8; 10] = [
+    0xe4, 0x10, // in al, 0x10
+    0x88, 0x07, // mov [bx], al
+    0x8a, 0x07, // mov al, [bx]
+    0xe6, 0x10, // out 0x10, al
+    0xeb, 0xf6, // jmp to the start
+];
+
+/// What reads as all ones where no memory is.
+const NO_MEMORY: u8 = 0xff;
+
+fn region(start: u64) -> Arc<Region> {
+    Arc::new(Region::from_range(GuestAddress(start), PAGE, None).unwrap())
+}
+
+fn errno(result: Result<(), kvm_ioctls::Error>) -> i32 {
+    result.unwrap_err().errno()
+}
+
+struct Guest {
+    // Before the VM: a vCPU keeps it alive.
+    vcpu: VcpuFd,
+    vm: GuestVm<Region>,
+}
+
+impl Guest {
+    /// A guest whose program writes to `address`.
+    fn new(address: u64) -> Self {
+        let code = region(CODE);
+        code.write_slice(&PROGRAM, MemoryRegionAddress(0)).unwrap();
+        let fd = Kvm::new().unwrap().create_vm().unwrap();
+        fd.set_tss_address(0xfffb_d000).unwrap();
+        let vm = GuestVm::new(fd, [code]).unwrap();
+        let vcpu = vm.fd().create_vcpu(0).unwrap();
+        let mut special = vcpu.get_sregs().unwrap();
+        (special.cs.base, special.cs.selector) = (0, 0);
+        vcpu.set_sregs(&special).unwrap();
+        let mut registers = vcpu.get_regs().unwrap();
+        (registers.rip, registers.rbx, registers.rflags) = (CODE, address, 2);
+        vcpu.set_regs(&registers).unwrap();
+        Self { vcpu, vm }
+    }
+
+    /// Lets the guest write `value`; returns what it reads then, and where a write left the VM.
+    fn write(&mut self, value: u8) -> (u8, Option<u64>) {
+        let mut left = None;
+        loop {
+            match self.vcpu.run().unwrap() {
+                VcpuExit::IoIn(0x10, data) => data.fill(value),
+                VcpuExit::MmioWrite(address, _) => left = Some(address),
+                VcpuExit::MmioRead(_, data) => data.fill(NO_MEMORY),
+                VcpuExit::IoOut(0x10, data) => return (data[0], left),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_running_guest_gets_memory_and_loses_it_again() {
+    let mut guest = Guest::new(ADDED);
+    assert_eq!(guest.write(1), (NO_MEMORY, Some(ADDED)));
+
+    let added = region(ADDED);
+    guest.vm.add(Arc::clone(&added)).unwrap();
+    assert_eq!(guest.write(2), (2, None));
+    assert_eq!(added.read_obj::<u8>(MemoryRegionAddress(0)).unwrap(), 2);
+
+    guest.vm.remove(GuestAddress(ADDED)).unwrap();
+    assert_eq!(guest.write(3), (NO_MEMORY, Some(ADDED)));
+    assert_eq!(added.read_obj::<u8>(MemoryRegionAddress(0)).unwrap(), 2);
+
+    // It may come back.
+    guest.vm.add(added).unwrap();
+    assert_eq!(guest.write(4), (4, None));
+}
+
+#[test]
+fn a_region_is_held_as_long_as_its_slot() {
+    let guest = Guest::new(ADDED);
+    let added = region(ADDED);
+    guest.vm.add(Arc::clone(&added)).unwrap();
+    assert_eq!(Arc::strong_count(&added), 2);
+    guest.vm.remove(GuestAddress(ADDED)).unwrap();
+    assert_eq!(Arc::strong_count(&added), 1);
+    guest.vm.add(Arc::clone(&added)).unwrap();
+    drop(guest);
+    assert_eq!(Arc::strong_count(&added), 1);
+}
+
+#[test]
+fn what_is_refused_leaves_no_trace() {
+    let mut guest = Guest::new(ADDED);
+    let over_code = region(CODE);
+    assert_eq!(errno(guest.vm.add(Arc::clone(&over_code))), libc::EEXIST);
+    assert_eq!(Arc::strong_count(&over_code), 1);
+    assert_eq!(errno(guest.vm.remove(GuestAddress(ADDED))), libc::ENOENT);
+    assert_eq!(errno(guest.vm.remove(GuestAddress(CODE + 1))), libc::ENOENT);
+
+    // The slot that was tried in vain is free, and the program is still there.
+    guest.vm.add(region(ADDED)).unwrap();
+    assert_eq!(guest.write(5), (5, None));
+}
+
+#[test]
+fn there_are_slots_for_boot_memory_and_more() {
+    let limit = slot_limit(&Kvm::new().unwrap());
+    assert!(limit >= 32, "{limit}");
+}
