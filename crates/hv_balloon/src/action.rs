@@ -2,20 +2,54 @@
 
 use alloc::vec::Vec;
 
-use page_range::PageRange;
+use page_range::{PageCount, PageRange};
 
 use crate::Notice;
 
-/// Names one discard.
+/// Names a piece of work that the host does on its own time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DiscardId(pub(crate) u64);
+pub struct JobId(u64);
 
-impl DiscardId {
-    /// The number, for logs; no two discards of a device share it.
+impl JobId {
+    /// The number, for logs; no two jobs of a device share it.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
     }
+}
+
+/// Where job names come from.
+#[derive(Debug, Default)]
+pub(crate) struct JobIds {
+    next: u64,
+}
+
+impl JobIds {
+    pub(crate) const fn next(&mut self) -> JobId {
+        let id = JobId(self.next);
+        self.next = self.next.wrapping_add(1);
+        id
+    }
+}
+
+/// Memory to get ready for the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prepare {
+    /// New memory: back these pages and let the guest reach them. It is told of them once this has
+    /// succeeded; a failure leaves nothing behind.
+    Add {
+        /// The pages; start and size are multiples of `alignment`.
+        range: PageRange,
+        /// Where in the memory to add from (see [`HotAdd::capacity`](crate::HotAdd::capacity)) the
+        /// pages begin. Pages at one offset always have the same address until a system reset.
+        offset: PageCount,
+        /// The guest's alignment.
+        alignment: PageCount,
+    },
+    /// Memory that was discarded and that the guest is to get back: provide it again, where that
+    /// does not happen by itself on first use. Whole multiples of
+    /// [`Config::discard_unit`](crate::Config::discard_unit), and only where that is more than a page.
+    Return(Vec<PageRange>),
 }
 
 /// Something to do.
@@ -26,15 +60,31 @@ pub enum Action {
     ///
     /// [`Event::Sent`]: crate::Event::Sent
     Send(Vec<u8>),
-    /// Give the memory behind these pages back to the host, then report [`Event::Discarded`], also
+    /// Give the memory behind these pages back to the host, then report [`Event::JobDone`], also
     /// after a close or reset.
     ///
-    /// [`Event::Discarded`]: crate::Event::Discarded
+    /// [`Event::JobDone`]: crate::Event::JobDone
     Discard {
         /// To report with.
-        id: DiscardId,
+        id: JobId,
         /// The pages: ascending ranges that neither overlap nor touch.
         ranges: Vec<PageRange>,
+    },
+    /// Get memory ready for the guest, then report [`Event::JobDone`], also after a close or reset.
+    /// One at a time.
+    ///
+    /// [`Event::JobDone`]: crate::Event::JobDone
+    Prepare {
+        /// To report with.
+        id: JobId,
+        /// Which.
+        what: Prepare,
+    },
+    /// Memory that was added is the guest's no more, or never was: take it out of the guest's
+    /// reach and discard it. Parts that were never prepared are to be skipped.
+    RemoveMemory {
+        /// The pages.
+        range: PageRange,
     },
     /// The device is quiet: the close or reset may be acknowledged. One answers all closes and
     /// resets before it.

@@ -111,10 +111,10 @@ impl Device {
         self.state = State::Idle { session };
     }
 
-    /// Gives up shrinking until a target is set again.
+    /// Gives up until a target is set again.
     pub(crate) fn stop(&mut self, reason: StopReason) {
         if let Some(goal) = &mut self.goal
-            && goal.pursuit == Pursuit::Open
+            && !goal.is_given_up()
         {
             goal.pursuit = Pursuit::Stopping(reason);
         }

@@ -6,7 +6,8 @@ use alloc::vec::Vec;
 use dynmem_protocol::RangeWords;
 use page_range::{PageCount, PageRange, PageRangeSet};
 
-use crate::DiscardId;
+use crate::JobId;
+use crate::action::JobIds;
 
 /// The most discards the driver has at a time: one at work, one waiting behind it. Pages that come
 /// meanwhile are merged into the next one.
@@ -22,19 +23,24 @@ pub const MAX_FOREIGN_RANGES: usize = 4096;
 pub(crate) struct Books {
     /// All RAM of the guest, wherever it is.
     ram: PageRangeSet,
+    /// Pages the host can only discard together; at least one.
+    unit: PageCount,
     /// Given by the guest, not yet handed to a discard.
     pending: PageRangeSet,
     /// Being discarded.
-    discarding: BTreeMap<DiscardId, PageRangeSet>,
+    discarding: BTreeMap<JobId, PageRangeSet>,
     /// Given by the guest, discarded.
     ballooned: PageRangeSet,
     /// Given by the guest, but the discard failed.
     undiscarded: PageRangeSet,
+    /// Given by the guest, but the host provides them: other pages of the unit are in use.
+    held: PageRangeSet,
+    /// Discarded units the host is asked to provide again.
+    providing: PageRangeSet,
     /// Given back to the guest, which has not confirmed it. They were ballooned before.
     returning: PageRangeSet,
     /// Given by the guest, but not its RAM.
     foreign: PageRangeSet,
-    next_discard: u64,
 }
 
 /// What one message brought.
@@ -63,8 +69,8 @@ impl Accepted {
 }
 
 impl Books {
-    pub(crate) fn new(ram: PageRangeSet) -> Self {
-        Self { ram, ..Self::default() }
+    pub(crate) fn new(ram: PageRangeSet, unit: PageCount) -> Self {
+        Self { ram, unit: unit.max(PageCount::new(1)), ..Self::default() }
     }
 
     /// Pages of RAM, wherever they are.
@@ -74,12 +80,19 @@ impl Books {
 
     /// Pages the host provides.
     pub(crate) const fn actual(&self) -> PageCount {
-        self.assigned().saturating_sub(self.ballooned.len()).saturating_sub(self.returning.len())
+        self.assigned()
+            .saturating_sub(self.ballooned.len())
+            .saturating_sub(self.returning.len())
+            .saturating_sub(self.providing.len())
     }
 
     /// Pages the guest can use, as far as the host knows.
     pub(crate) fn present(&self) -> PageCount {
-        self.assigned().saturating_sub(self.in_flight()).saturating_sub(self.returnable())
+        [&self.ballooned, &self.undiscarded, &self.held, &self.providing]
+            .into_iter()
+            .fold(self.assigned().saturating_sub(self.in_flight()), |present, out| {
+                present.saturating_sub(out.len())
+            })
     }
 
     /// Pages given whose discard has not ended.
@@ -90,8 +103,29 @@ impl Books {
     }
 
     /// Pages of RAM that may be given back now.
-    pub(crate) const fn returnable(&self) -> PageCount {
-        self.ballooned.len().saturating_add(self.undiscarded.len())
+    pub(crate) fn returnable(&self) -> PageCount {
+        let provided = [&self.pending, &self.undiscarded, &self.held]
+            .into_iter()
+            .fold(PageCount::ZERO, |sum, pages| sum.saturating_add(pages.len()));
+        if self.provides_itself() {
+            provided.saturating_add(self.ballooned.len())
+        } else {
+            provided
+        }
+    }
+
+    /// Whether discarded pages come back by themselves when the guest uses them. Whole huge pages
+    /// come from a pool that may be empty.
+    fn provides_itself(&self) -> bool {
+        self.unit == PageCount::new(1)
+    }
+
+    pub(crate) const fn held(&self) -> PageCount {
+        self.held.len()
+    }
+
+    pub(crate) const fn unit(&self) -> PageCount {
+        self.unit
     }
 
     pub(crate) const fn undiscarded(&self) -> PageCount {
@@ -117,10 +151,8 @@ impl Books {
             }
             self.accept_foreign(range, &mut accepted);
         }
-        for held in [&self.pending, &self.ballooned, &self.undiscarded]
-            .into_iter()
-            .chain(self.discarding.values())
-        {
+        let out = [&self.pending, &self.ballooned, &self.undiscarded, &self.held, &self.providing];
+        for held in out.into_iter().chain(self.discarding.values()) {
             let known: Vec<PageRange> =
                 fresh.iter().flat_map(|range| held.intersection(range)).collect();
             for range in known {
@@ -149,30 +181,87 @@ impl Books {
         }
     }
 
-    /// Hands all pending pages to a new discard, unless there are none or enough discards run.
-    pub(crate) fn start_discard(&mut self) -> Option<(DiscardId, Vec<PageRange>)> {
+    /// Hands all pending pages that can be discarded to a new discard, unless there are none or
+    /// enough discards run.
+    pub(crate) fn start_discard(&mut self, ids: &mut JobIds) -> Option<(JobId, Vec<PageRange>)> {
         if self.pending.is_empty() || self.discarding.len() >= MAX_DISCARDS_IN_FLIGHT {
             return None;
         }
-        let id = DiscardId(self.next_discard);
-        self.next_discard = self.next_discard.wrapping_add(1);
-        let pages = core::mem::take(&mut self.pending);
+        let pages = self.take_discardable();
+        if pages.is_empty() {
+            return None;
+        }
+        let id = ids.next();
         let ranges = pages.iter().collect();
         self.discarding.insert(id, pages);
         Some((id, ranges))
     }
 
-    /// A discard ended. Says how many pages it had, `None` where there is no such discard.
-    pub(crate) fn finish_discard(&mut self, id: DiscardId, ok: bool) -> Option<PageCount> {
-        let pages = self.discarding.remove(&id)?;
-        let destination = if ok { &mut self.ballooned } else { &mut self.undiscarded };
-        Some(destination.insert_set(&pages))
+    /// The whole units among the pages that are out; other pending pages are held from now on.
+    fn take_discardable(&mut self) -> PageRangeSet {
+        let pending = core::mem::take(&mut self.pending);
+        if self.provides_itself() {
+            return pending;
+        }
+        self.held.insert_set(&pending);
+        let whole: PageRangeSet = pending
+            .iter()
+            .flat_map(|range| self.held.intersection(range.units_around(self.unit)))
+            .filter_map(|part| part.units_within(self.unit))
+            .collect();
+        self.held.remove_set(&whole);
+        whole
     }
 
-    /// Lets failed discards be tried again.
+    /// Books the end of a discard; `None` where it is none of this session's. Gives its pages.
+    pub(crate) fn finish_discard(&mut self, id: JobId, ok: bool) -> Option<PageCount> {
+        let pages = self.discarding.remove(&id)?;
+        let set = if ok { &mut self.ballooned } else { &mut self.undiscarded };
+        set.insert_set(&pages);
+        Some(pages.len())
+    }
+
+    /// Takes discarded units that the host is to provide again, for `owed` pages to give back.
+    pub(crate) fn begin_provide(&mut self, owed: PageCount) -> Option<Vec<PageRange>> {
+        let mut left = owed.align_up(self.unit).unwrap_or(owed);
+        while !left.is_zero()
+            && let Some(range) = self.ballooned.take_last(left)
+        {
+            self.providing.insert(range);
+            left = left.saturating_sub(range.count());
+        }
+        (!self.providing.is_empty()).then(|| self.providing.iter().collect())
+    }
+
+    /// The host provides the units again, or cannot.
+    pub(crate) fn finish_provide(&mut self, ok: bool) {
+        let units = core::mem::take(&mut self.providing);
+        let set = if ok { &mut self.held } else { &mut self.ballooned };
+        set.insert_set(&units);
+    }
+
+    /// New pages come into being: what the guest said of them before was no page of its own.
+    pub(crate) fn forget_foreign(&mut self, range: PageRange) {
+        self.foreign.remove(range);
+    }
+
+    /// New pages are the guest's. Those it has given already, while its answer was on the way,
+    /// wait for their discard.
+    pub(crate) fn add_ram(&mut self, range: PageRange) {
+        self.ram.insert(range);
+        let given: Vec<PageRange> = self.foreign.intersection(range).collect();
+        for part in given {
+            self.foreign.remove(part);
+            self.pending.insert(part);
+        }
+    }
+
+    /// Lets what is out and not discarded be tried again: failed discards, and units that became
+    /// whole while they were held.
     pub(crate) fn retry_discards(&mut self) {
-        let failed = core::mem::take(&mut self.undiscarded);
-        self.pending.insert_set(&failed);
+        for pages in [&mut self.undiscarded, &mut self.held].map(core::mem::take) {
+            self.pending.insert_set(&pages);
+        }
     }
 
     /// Takes pages to give back: first all that are not RAM, at most `room` at a time, then at most
@@ -185,16 +274,18 @@ impl Books {
         if let Some(range) = self.foreign.take_last(room) {
             return Some((range, PageCount::ZERO));
         }
-        // Pages that were never discarded cost the host nothing to give back.
+        // Pages that are not discarded cost the host nothing to give back.
         let max = owed.min(room);
-        let range = match self.undiscarded.take_last(max) {
-            Some(range) => range,
-            None => {
-                let range = self.ballooned.take_last(max)?;
-                self.returning.insert(range);
-                range
+        for set in [&mut self.pending, &mut self.undiscarded, &mut self.held] {
+            if let Some(range) = set.take_last(max) {
+                return Some((range, range.count()));
             }
-        };
+        }
+        if !self.provides_itself() {
+            return None;
+        }
+        let range = self.ballooned.take_last(max)?;
+        self.returning.insert(range);
         Some((range, range.count()))
     }
 
@@ -205,11 +296,15 @@ impl Books {
 
     /// The guest forgot the balloon: all RAM is its own again. Gives the discards that still run and
     /// their pages.
-    pub(crate) fn forget(&mut self) -> BTreeMap<DiscardId, PageCount> {
+    pub(crate) fn forget(&mut self) -> BTreeMap<JobId, PageCount> {
         let discards = self.discarding.iter().map(|(&id, pages)| (id, pages.len())).collect();
-        let ram = core::mem::take(&mut self.ram);
-        *self = Self { ram, next_discard: self.next_discard, ..Self::default() };
+        *self = Self::new(core::mem::take(&mut self.ram), self.unit);
         discards
+    }
+
+    /// The guest starts again with this RAM.
+    pub(crate) fn restart(&mut self, ram: PageRangeSet) {
+        *self = Self::new(ram, self.unit);
     }
 }
 
@@ -227,8 +322,9 @@ impl Books {
         );
         assert!(self.foreign.range_count() <= MAX_FOREIGN_RANGES, "too many foreign ranges");
         let sets: Vec<&PageRangeSet> =
-            [&self.pending, &self.ballooned, &self.undiscarded, &self.returning]
+            [&self.pending, &self.ballooned, &self.undiscarded, &self.returning, &self.held]
                 .into_iter()
+                .chain([&self.providing])
                 .chain(self.discarding.values())
                 .collect();
         let given = sets.iter().fold(PageCount::ZERO, |sum, set| sum.saturating_add(set.len()));
@@ -240,6 +336,10 @@ impl Books {
         for range in sets.into_iter().flat_map(PageRangeSet::iter) {
             assert!(self.ram.contains_range(range), "{range} is out but not RAM");
             assert_eq!(union.insert(range), range.count(), "{range} is in two sets");
+        }
+        for range in [&self.ballooned, &self.providing].into_iter().flat_map(PageRangeSet::iter) {
+            let whole = range.units_within(self.unit);
+            assert_eq!(whole, Some(range), "a part of a unit is discarded");
         }
         for range in self.foreign.iter() {
             assert_eq!(self.ram.intersection(range).next(), None, "{range} is foreign and RAM");

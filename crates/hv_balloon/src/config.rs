@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use page_range::PageRangeSet;
+use page_range::{PageCount, PageRange, PageRangeSet};
 
 /// The settle time of guests not known to be Linux: Hyper-V waits so long, and Windows Server 2019
 /// crashes when asked right after boot (QEMU `hv-balloon.c`).
@@ -30,8 +30,24 @@ impl Settle {
 
 /// Bit 63 marks an open-source system, bits 56 to 62 say which; 1 is Linux (TLFS,
 /// `HV_X64_MSR_GUEST_OS_ID`).
-const fn is_linux(guest_os_id: u64) -> bool {
+pub(crate) const fn is_linux(guest_os_id: u64) -> bool {
     guest_os_id >> 56 == 0x81
+}
+
+/// Memory the guest may get beyond its boot RAM.
+///
+/// Where in `window` it goes is decided when the guest has told its alignment, so that none of the
+/// capacity is lost to an alignment that no guest asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HotAdd {
+    /// Guest addresses that nothing else uses: not RAM, no device, and that the guest can reach.
+    pub window: PageRange,
+    /// How many pages there are to add.
+    pub capacity: PageCount,
+    /// Memory is added in multiples of this even if the guest is content with less: the huge page
+    /// behind it, or the guest's memory block size where the VMM knows better than its driver
+    /// (Linux 6.1 always says 128 MiB).
+    pub least_alignment: PageCount,
 }
 
 /// What a device is made from.
@@ -43,6 +59,11 @@ pub struct Config {
     pub settle: Settle,
     /// Ask the guest for status reports and pass them on. Linux sends them in any case.
     pub status_reports: bool,
+    /// Memory to add while the guest runs, if any.
+    pub hot_add: Option<HotAdd>,
+    /// Pages the host can only discard together: 512 for memory of 2 MiB pages. No pages count as
+    /// one. Boot RAM and hot-add memory begin and end at multiples of it.
+    pub discard_unit: PageCount,
 }
 
 #[cfg(test)]

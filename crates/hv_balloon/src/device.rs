@@ -1,15 +1,18 @@
 //! The device: its data, its table of events, its queue of actions.
 
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use dynmem_protocol::{GuestBody, GuestMessage, MessageType, StatusReport};
-use page_range::PageCount;
+use page_range::{PageCount, PageRange, PageRangeSet};
 
+use crate::action::JobIds;
 use crate::books::Books;
 use crate::outbox::Outbox;
+use crate::region::Region;
 use crate::state::State;
-use crate::target::Goal;
+use crate::target::{Goal, Refusal};
 use crate::{Action, Config, Event, FaultCounts, GuestFault, Notice, Settle};
 
 /// The host side of Dynamic Memory for one guest. See the crate's documentation for how to run it.
@@ -21,12 +24,23 @@ pub struct Device {
     pub(crate) now: Duration,
     pub(crate) state: State,
     pub(crate) books: Books,
+    /// What `books` start with.
+    pub(crate) boot_ram: PageRangeSet,
+    pub(crate) region: Option<Region>,
+    pub(crate) jobs: JobIds,
+    /// Memory to take away once the jobs in flight have ended.
+    pub(crate) removals: Vec<PageRange>,
+    /// Of the guest that has the channel open.
+    pub(crate) guest_os_id: Option<u64>,
     pub(crate) goal: Option<Goal>,
     pub(crate) outbox: Outbox,
     /// For requests of ours; guests do not echo it.
     pub(crate) transaction_id: u32,
     pub(crate) status: Option<StatusReport>,
     pub(crate) faults: FaultCounts,
+    pub(crate) last_refusal: Option<(PageCount, Refusal)>,
+    /// The hot-added memory last announced.
+    announced_hot_added: PageCount,
     /// The size last announced.
     announced: PageCount,
     actions: VecDeque<Action>,
@@ -36,7 +50,7 @@ impl Device {
     /// A device for a guest that has not started.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        let books = Books::new(config.boot_ram);
+        let books = Books::new(config.boot_ram.clone(), config.discard_unit);
         Self {
             settle: config.settle,
             status_reports: config.status_reports,
@@ -44,11 +58,18 @@ impl Device {
             state: State::Closed,
             announced: books.actual(),
             books,
+            boot_ram: config.boot_ram,
+            region: config.hot_add.map(Region::new),
+            jobs: JobIds::default(),
+            removals: Vec::new(),
+            guest_os_id: None,
             goal: None,
             outbox: Outbox::default(),
             transaction_id: 0,
             status: None,
             faults: FaultCounts::default(),
+            last_refusal: None,
+            announced_hot_added: PageCount::ZERO,
             actions: VecDeque::new(),
         }
     }
@@ -63,7 +84,7 @@ impl Device {
             Event::Packet(packet) => self.on_packet(packet),
             Event::Sent => self.on_sent(),
             Event::SetTarget(target) => self.on_set_target(target),
-            Event::Discarded { id, ok } => self.on_discarded(id, ok),
+            Event::JobDone { id, ok } => self.on_job_done(id, ok),
             Event::SystemReset => self.on_system_reset(),
             Event::Deadline => self.on_deadline(),
         }
@@ -96,7 +117,8 @@ impl Device {
             GuestBody::StatusReport(report) => self.on_status_report(report),
             GuestBody::BalloonResponse(response) => self.on_balloon_response(response),
             GuestBody::UnballoonResponse(_) => self.on_unballoon_response(),
-            GuestBody::HotAddResponse(_) | GuestBody::HotRemoveResponse(_) => {
+            GuestBody::HotAddResponse(response) => self.on_hot_add_response(response),
+            GuestBody::HotRemoveResponse(_) => {
                 self.out_of_state(message.body.message_type());
             }
         }
@@ -129,7 +151,17 @@ impl Device {
         self.fault(GuestFault::OutOfState { message, state: self.state.name() });
     }
 
+    /// Pages the guest has beyond its boot RAM.
+    pub(crate) const fn hot_added(&self) -> PageCount {
+        self.books.assigned().saturating_sub(self.boot_ram.len())
+    }
+
     pub(crate) fn announce_size(&mut self) {
+        let hot_added = self.hot_added();
+        if hot_added != self.announced_hot_added {
+            self.announced_hot_added = hot_added;
+            self.notify(Notice::HotAddedChanged { hot_added });
+        }
         let actual = self.books.actual();
         if actual != self.announced {
             self.announced = actual;

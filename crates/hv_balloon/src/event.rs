@@ -2,7 +2,7 @@
 
 use page_range::PageCount;
 
-use crate::DiscardId;
+use crate::JobId;
 
 /// Something that happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,14 +26,18 @@ pub enum Event<'a> {
     Sent,
     /// The operator wants the guest to have this many pages. The same target again is a new try.
     SetTarget(PageCount),
-    /// A discard ended.
-    Discarded {
+    /// A discard or a preparation ended.
+    JobDone {
         /// Which one.
-        id: DiscardId,
-        /// Whether all its pages went back to the host.
+        id: JobId,
+        /// Whether it succeeded, for all its pages.
         ok: bool,
     },
-    /// The VM was reset: the guest starts again at boot size, with no target.
+    /// The VM was reset: the guest starts again at boot size, with no target. Memory added since is
+    /// taken away by [`Action::RemoveMemory`] before the [`Action::CloseFinished`] that answers this.
+    ///
+    /// [`Action::RemoveMemory`]: crate::Action::RemoveMemory
+    /// [`Action::CloseFinished`]: crate::Action::CloseFinished
     SystemReset,
     /// The time [`Device::next_deadline`] gave has come. Too early or too often does no harm.
     ///

@@ -64,6 +64,17 @@ pub enum GuestFault {
         /// Pages given.
         given: PageCount,
     },
+    /// An answer to a hot-add request that names more pages than were offered, or a part that is no
+    /// multiple of the guest's own alignment. What was offered and named counts as added.
+    #[error("guest added {added} pages when offered {offered} in blocks of {alignment}")]
+    OddHotAdd {
+        /// Pages offered.
+        offered: PageCount,
+        /// Pages the guest says it added.
+        added: PageCount,
+        /// The guest's alignment.
+        alignment: PageCount,
+    },
 }
 
 /// How often each [`GuestFault`] was seen since the device was made. Saturating.
@@ -87,6 +98,8 @@ pub struct FaultCounts {
     pub unasked_responses: u64,
     /// Pages given beyond what was asked for.
     pub excess_pages: u64,
+    /// Impossible answers to hot-add requests.
+    pub odd_hot_adds: u64,
 }
 
 impl FaultCounts {
@@ -100,6 +113,7 @@ impl FaultCounts {
             GuestFault::ForeignPages { pages } => (&mut self.foreign_pages, pages.get()),
             GuestFault::ForgottenPages { pages } => (&mut self.forgotten_pages, pages.get()),
             GuestFault::UnaskedResponse { .. } => (&mut self.unasked_responses, 1),
+            GuestFault::OddHotAdd { .. } => (&mut self.odd_hot_adds, 1),
             GuestFault::ExcessPages { asked, given } => {
                 (&mut self.excess_pages, given.saturating_sub(asked).get())
             }

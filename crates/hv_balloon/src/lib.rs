@@ -23,19 +23,28 @@
 //!             opened            version             capabilities
 //!   Closed ──────────► AwaitVersion ──► AwaitCaps ──────────────► Settling
 //!     ▲                                                              │ settle time over
-//!     │ no discard in flight              ┌── short answer ──┐       ▼
+//!     │ no job in flight                  ┌── short answer ──┐       ▼
 //!   Closing ◄── closed or reset,          │     Pausing ──►  ├───── Idle ◄──┐
 //!               from any state            │      1 s         ▼       │      │ all pages returned
-//!                                         └──────────── Ballooning   └─► Unballooning
+//!                                         └──────────── Ballooning   ├─► Unballooning
+//!                                                                    │      ▲ host memory ready
+//!                                     guest's answer ──► Idle        ├─► Preparing
+//!                                         HotAdding ◄────────────────┘      (new memory ready)
 //! ```
+//!
+//! A guest that is too small gets the pages it gave back first, then new memory in blocks of its
+//! alignment; one that is too large is asked for pages.
 //!
 //! What holds, whatever the guest sends:
 //!
-//! - A page is given back only after the guest gave it and its discard ended, and only once.
+//! - A page is given back only after the guest gave it, never while it is being discarded, and
+//!   only once.
 //! - A page the guest names that is not its RAM is never discarded.
-//! - [`Snapshot::actual`] is the RAM assigned less the pages whose discard succeeded.
-//! - One transaction at a time; at most one message with the driver; at most two discards.
-//! - [`Action::CloseFinished`] comes only when no discard is in flight, since the next user of the
+//! - Memory is within the guest's reach before it is offered, and leaves it when it was not taken.
+//! - [`Snapshot::actual`] is the RAM assigned less the pages that the host has back.
+//! - One transaction at a time; at most one message with the driver; at most two discards and one
+//!   preparation.
+//! - [`Action::CloseFinished`] comes only when no job is in flight, since the next user of the
 //!   memory does not know which pages were out.
 //!
 //! Sources: Linux `drivers/hv/hv_balloon.c` for what the guest does; QEMU `hw/hyperv/hv-balloon.c`
@@ -52,27 +61,31 @@ mod config;
 mod device;
 mod event;
 mod fault;
+mod hot_add;
 #[cfg(any(test, debug_assertions))]
 mod invariants;
 mod negotiate;
 mod notice;
 mod outbox;
+mod region;
 mod snapshot;
 mod state;
 mod step;
 mod target;
 mod unballoon;
 
-pub use action::{Action, DiscardId};
+pub use action::{Action, JobId, Prepare};
 pub use balloon::{BALLOON_TIMEOUT, MAX_BALLOON_REQUEST, MAX_SHORT_ANSWERS, SHORT_ANSWER_PAUSE};
 pub use books::{MAX_DISCARDS_IN_FLIGHT, MAX_FOREIGN_RANGES};
-pub use config::{Config, DEFAULT_SETTLE, Settle};
+pub use config::{Config, DEFAULT_SETTLE, HotAdd, Settle};
 pub use device::Device;
 pub use dynmem_protocol::{StatusReport, Version};
 pub use event::Event;
 pub use fault::{FaultCounts, GuestFault};
+pub use hot_add::HOT_ADD_TIMEOUT;
 pub use notice::{Notice, Transaction};
+pub use region::{FIRST_HOT_ADD_REQUEST, MAX_HOT_ADD_REQUEST};
 pub use snapshot::Snapshot;
 pub use state::StateName;
-pub use target::{StopReason, TargetError};
+pub use target::{Refusal, StopReason, TargetError};
 pub use unballoon::{MAX_UNBALLOON_MESSAGE, UNBALLOON_TIMEOUT};

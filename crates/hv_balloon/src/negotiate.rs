@@ -1,18 +1,25 @@
 //! Open, handshake, settle, close.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use dynmem_protocol::{
     CapabilitiesReport, CapabilitiesResponse, MessageType, VersionRequest, VersionResponse,
 };
+use page_range::PageCount;
 
-use crate::state::{Session, State};
-use crate::{Action, Device, DiscardId, GuestFault, Notice};
+use crate::region::Region;
+use crate::state::{Preparation, Prepared, Session, State};
+use crate::{Action, Device, GuestFault, JobId, Notice};
+
+/// Discards, each of so many pages, and a preparation.
+type Jobs = (BTreeMap<JobId, PageCount>, Option<Preparation>);
 
 impl Device {
     pub(crate) fn on_channel_opened(&mut self, guest_os_id: u64) {
         if self.state == State::Closed {
             self.transaction_id = 0;
+            self.guest_os_id = Some(guest_os_id);
             self.state = State::AwaitVersion { settle: self.settle.time(guest_os_id) };
         }
     }
@@ -61,40 +68,100 @@ impl Device {
     }
 
     /// Ends the session. A guest without a driver, or a new one, uses all RAM, so every page is its
-    /// own again. A target not yet carried out is kept for the next session.
+    /// own again; memory added stays (Windows uses it on, and so does a kernel started by kexec). A
+    /// target not yet carried out is kept for the next session.
     pub(crate) fn close(&mut self) {
-        let mut discards = self.books.forget();
-        if let State::Closing { discards: earlier } = &mut self.state {
-            discards.append(earlier);
+        let jobs = self.end_jobs();
+        self.keep_what_was_offered();
+        self.await_jobs(jobs);
+    }
+
+    /// As [`Device::close`], but memory added goes and so does the target.
+    pub(crate) fn on_system_reset(&mut self) {
+        let (discards, mut preparation) = self.end_jobs();
+        self.goal = None;
+        self.books.restart(self.boot_ram.clone());
+        // What is being prepared lies in the region, all of which goes.
+        if let Some(preparation) = &mut preparation {
+            preparation.what = Prepared::Returned;
         }
+        self.removals.clear();
+        self.removals.extend(self.region.as_mut().and_then(Region::reset));
+        self.await_jobs((discards, preparation));
+    }
+
+    /// Forgets what the guest gave; says which jobs run on.
+    fn end_jobs(&mut self) -> Jobs {
+        let mut discards = self.books.forget();
+        let preparation = match &mut self.state {
+            State::Closing { discards: earlier, preparation } => {
+                discards.append(earlier);
+                preparation.take()
+            }
+            State::Preparing { preparation, .. } => Some(*preparation),
+            _ => None,
+        };
+        (discards, preparation)
+    }
+
+    /// Memory the guest was told of may be in use, whether or not it said so.
+    fn keep_what_was_offered(&mut self) {
+        match self.state {
+            State::HotAdding { range, since: None, .. } => self.removals.push(range),
+            State::HotAdding { range, since: Some(_), .. } => self.keep_added(range),
+            _ => {}
+        }
+        match self.region.as_mut().and_then(|region| region.unanswered.take()) {
+            Some(late) if late.is_told => self.keep_added(late.range),
+            Some(late) => self.removals.push(late.range),
+            None => {}
+        }
+        if let Some(region) = &mut self.region {
+            region.is_proven = false;
+        }
+    }
+
+    fn await_jobs(&mut self, (discards, preparation): Jobs) {
         self.outbox.clear();
         self.status = None;
-        self.state = State::Closing { discards };
+        self.guest_os_id = None;
+        self.state = State::Closing { discards, preparation };
         self.finish_close();
     }
 
-    pub(crate) fn on_system_reset(&mut self) {
-        self.goal = None;
-        self.close();
-    }
-
-    pub(crate) fn on_discarded(&mut self, id: DiscardId, ok: bool) {
-        if let State::Closing { discards } = &mut self.state {
+    pub(crate) fn on_job_done(&mut self, id: JobId, ok: bool) {
+        if let State::Closing { discards, preparation } = &mut self.state {
             discards.remove(&id);
+            if let Some(Preparation { what, .. }) = preparation.take_if(|at| at.job == id)
+                && let Prepared::Added(range) = what
+                && ok
+            {
+                self.removals.push(range);
+            }
             return self.finish_close();
         }
-        if let Some(pages) = self.books.finish_discard(id, ok)
-            && !ok
-        {
-            self.notify(Notice::DiscardFailed { pages });
+        match self.state {
+            State::Preparing { session, preparation } if preparation.job == id => {
+                self.on_prepared(session, preparation.what, ok);
+            }
+            _ => {
+                if let Some(pages) = self.books.finish_discard(id, ok)
+                    && !ok
+                {
+                    self.notify(Notice::DiscardFailed { pages });
+                }
+            }
         }
     }
 
     fn finish_close(&mut self) {
-        if let State::Closing { discards } = &self.state
+        if let State::Closing { discards, preparation: None } = &self.state
             && discards.is_empty()
         {
             self.state = State::Closed;
+            for range in core::mem::take(&mut self.removals) {
+                self.act(Action::RemoveMemory { range });
+            }
             self.act(Action::CloseFinished);
         }
     }

@@ -12,6 +12,9 @@ pub enum Transaction {
     Balloon,
     /// Pages to the guest. They count as returned.
     Unballoon,
+    /// New memory for the guest. It stays within the guest's reach, since the guest may be using
+    /// it; a late answer still counts.
+    HotAdd,
 }
 
 /// News for operator, log and monitor.
@@ -35,12 +38,18 @@ pub enum Notice {
         /// Pages; see [`Snapshot::actual`](crate::Snapshot::actual).
         actual: PageCount,
     },
+    /// Memory was added to the guest, or taken away by a reset.
+    HotAddedChanged {
+        /// Pages it has beyond its boot RAM now.
+        hot_added: PageCount,
+    },
     /// The target is reached.
     TargetReached {
         /// Pages, the target.
         actual: PageCount,
     },
-    /// The device stopped on its way to the target.
+    /// The device stopped on its way to the target; for [`StopReason::NotOnlined`] it may have
+    /// arrived.
     StoppedShort {
         /// Pages wanted.
         target: PageCount,

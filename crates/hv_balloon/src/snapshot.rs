@@ -7,7 +7,7 @@ use page_range::PageCount;
 
 use crate::state::State;
 use crate::target::Goal;
-use crate::{Device, FaultCounts, StateName, StopReason};
+use crate::{Device, FaultCounts, Refusal, StateName, StopReason};
 
 /// What the device knows of itself and the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,12 @@ pub struct Snapshot {
     /// Pages the host provides: `assigned` less those whose discard succeeded and that the guest
     /// has not confirmed to have back.
     pub actual: PageCount,
+    /// The largest target that would be taken, in pages.
+    pub maximum: PageCount,
+    /// Pages of RAM the guest booted with.
+    pub boot: PageCount,
+    /// Pages of RAM the guest was given since, and has whatever became of them.
+    pub hot_added: PageCount,
     /// Pages of RAM the guest was given.
     pub assigned: PageCount,
     /// Pages the host has back: `assigned` less `actual`.
@@ -29,8 +35,15 @@ pub struct Snapshot {
     pub in_flight: PageCount,
     /// Pages the guest gave that the host failed to discard.
     pub undiscarded: PageCount,
+    /// Pages the guest gave that the host still provides, since it can only discard whole huge
+    /// pages.
+    pub held: PageCount,
     /// Pages the guest gave that are not its RAM.
     pub foreign: PageCount,
+    /// The `HV_X64_MSR_GUEST_OS_ID` of the guest that has the channel open.
+    pub guest_os_id: Option<u64>,
+    /// Memory is added in multiples of this, in pages; known once the guest told its capabilities.
+    pub alignment: Option<PageCount>,
     /// The protocol version, from its acceptance on.
     pub version: Option<Version>,
     /// While settling: when the guest may be asked first, as time since the VM started.
@@ -39,6 +52,8 @@ pub struct Snapshot {
     pub ready_in: Option<Duration>,
     /// The guest's last status report since it opened the channel.
     pub status: Option<StatusReport>,
+    /// The last target that was refused or not reached, and why.
+    pub last_refusal: Option<(PageCount, Refusal)>,
     /// What the guest did wrong since the device was made.
     pub faults: FaultCounts,
 }
@@ -62,22 +77,34 @@ impl Device {
             target: self.goal.map(|goal| goal.target),
             last_stop: self.goal.and_then(Goal::stop_reason),
             actual,
+            maximum: self.maximum(),
+            boot: self.boot_ram.len(),
+            hot_added: self.hot_added(),
             assigned,
             ballooned: assigned.saturating_sub(actual),
             in_flight: self.in_flight(),
             undiscarded: self.books.undiscarded(),
+            held: self.books.held(),
             foreign: self.books.foreign(),
+            guest_os_id: self.guest_os_id,
+            alignment: self.alignment(),
             version,
             ready_at,
             ready_in: ready_at.map(|at| at.saturating_sub(self.now)),
             status: self.status,
+            last_refusal: self.last_refusal,
             faults: self.faults,
         }
     }
 
+    fn alignment(&self) -> Option<PageCount> {
+        let of_guest = self.state.session()?.capabilities.hot_add_alignment();
+        Some(self.region.as_ref().map_or(of_guest, |region| region.alignment(of_guest)))
+    }
+
     fn in_flight(&self) -> PageCount {
         match &self.state {
-            State::Closing { discards } => {
+            State::Closing { discards, .. } => {
                 discards.values().fold(PageCount::ZERO, |sum, &pages| sum.saturating_add(pages))
             }
             _ => self.books.in_flight(),

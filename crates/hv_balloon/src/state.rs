@@ -5,9 +5,9 @@ use core::fmt;
 use core::time::Duration;
 
 use dynmem_protocol::{Capabilities, Version};
-use page_range::PageCount;
+use page_range::{PageCount, PageRange};
 
-use crate::DiscardId;
+use crate::JobId;
 use crate::balloon::Asked;
 
 /// What the handshake agreed on.
@@ -22,8 +22,9 @@ pub(crate) struct Session {
 pub(crate) enum State {
     /// No channel.
     Closed,
-    /// No channel, and discards of the last one in flight, each of so many pages.
-    Closing { discards: BTreeMap<DiscardId, PageCount> },
+    /// No channel, and jobs of the last one in flight: discards, each of so many pages, and
+    /// perhaps a preparation.
+    Closing { discards: BTreeMap<JobId, PageCount>, preparation: Option<Preparation> },
     /// The guest is to name a version.
     AwaitVersion { settle: Duration },
     /// The guest is to name its capabilities.
@@ -38,6 +39,25 @@ pub(crate) enum State {
     Ballooning { session: Session, asked: Asked, deadline: Duration },
     /// An unballoon request is out, or part of one.
     Unballooning { session: Session, all_sent: bool, deadline: Duration },
+    /// The host gets memory ready for the guest, which knows nothing of it.
+    Preparing { session: Session, preparation: Preparation },
+    /// A hot-add request is out: for which pages, and since when it is in the ring.
+    HotAdding { session: Session, range: PageRange, since: Option<Duration>, deadline: Duration },
+}
+
+/// Memory that the host gets ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Preparation {
+    pub(crate) job: JobId,
+    pub(crate) what: Prepared,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Prepared {
+    /// Pages to add.
+    Added(PageRange),
+    /// Pages to give back.
+    Returned,
 }
 
 impl State {
@@ -51,7 +71,9 @@ impl State {
             | Self::Idle { session }
             | Self::Pausing { session, .. }
             | Self::Ballooning { session, .. }
-            | Self::Unballooning { session, .. } => Some(*session),
+            | Self::Unballooning { session, .. }
+            | Self::Preparing { session, .. }
+            | Self::HotAdding { session, .. } => Some(*session),
         }
     }
 
@@ -61,11 +83,12 @@ impl State {
             | Self::Closing { .. }
             | Self::AwaitVersion { .. }
             | Self::AwaitCaps { .. }
-            | Self::Idle { .. } => None,
+            | Self::Idle { .. }
+            | Self::Preparing { .. } => None,
             Self::Settling { until, .. } | Self::Pausing { until, .. } => Some(*until),
-            Self::Ballooning { deadline, .. } | Self::Unballooning { deadline, .. } => {
-                Some(*deadline)
-            }
+            Self::Ballooning { deadline, .. }
+            | Self::Unballooning { deadline, .. }
+            | Self::HotAdding { deadline, .. } => Some(*deadline),
         }
     }
 
@@ -80,6 +103,8 @@ impl State {
             Self::Pausing { .. } => StateName::Pausing,
             Self::Ballooning { .. } => StateName::Ballooning,
             Self::Unballooning { .. } => StateName::Unballooning,
+            Self::Preparing { .. } => StateName::Preparing,
+            Self::HotAdding { .. } => StateName::HotAdding,
         }
     }
 }
@@ -89,7 +114,7 @@ impl State {
 pub enum StateName {
     /// The guest has no channel open: its driver is not loaded, or not yet.
     Closed,
-    /// The channel is gone; discards are in flight.
+    /// The channel is gone; discards or a preparation are in flight.
     Closing,
     /// The guest is to name a protocol version.
     AwaitVersion,
@@ -105,11 +130,15 @@ pub enum StateName {
     Ballooning,
     /// The guest is given pages.
     Unballooning,
+    /// The host gets memory ready for the guest.
+    Preparing,
+    /// The guest is offered new memory.
+    HotAdding,
 }
 
 impl StateName {
     /// All states.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Closed,
         Self::Closing,
         Self::AwaitVersion,
@@ -119,6 +148,8 @@ impl StateName {
         Self::Pausing,
         Self::Ballooning,
         Self::Unballooning,
+        Self::Preparing,
+        Self::HotAdding,
     ];
 
     /// The state as one word for logs and monitors.
@@ -134,6 +165,8 @@ impl StateName {
             Self::Pausing => "pausing",
             Self::Ballooning => "ballooning",
             Self::Unballooning => "unballooning",
+            Self::Preparing => "preparing",
+            Self::HotAdding => "hot-adding",
         }
     }
 }

@@ -3,8 +3,9 @@
 use dynmem_protocol::Capabilities;
 use page_range::PageCount;
 
+use crate::region::{Region, Unanswered};
 use crate::state::{Session, State};
-use crate::target::{Goal, Pursuit};
+use crate::target::{Goal, Pursuit, Refusal};
 use crate::{Action, Device, Notice, StopReason, TargetError, Transaction};
 
 impl Device {
@@ -14,21 +15,49 @@ impl Device {
     /// # Errors
     /// [`TargetError`] with the limit.
     pub fn can_set_target(&self, target: PageCount) -> Result<PageCount, TargetError> {
-        let maximum = self.books.assigned();
+        let maximum = self.maximum();
         if target.is_zero() {
-            Err(TargetError::Zero)
-        } else if target > maximum {
-            Err(TargetError::AboveMaximum { requested: target, maximum })
-        } else {
-            Ok(target)
+            return Err(TargetError::Zero);
         }
+        let capabilities = self.state.session().map(|session| session.capabilities);
+        let cannot = |needed| capabilities.is_some_and(|have| !have.contains(needed));
+        if target > maximum {
+            let left = self.region.as_ref().map_or(PageCount::ZERO, Region::left);
+            let is_there = target <= self.books.assigned().saturating_add(left);
+            return Err(match is_there && cannot(Capabilities::HOT_ADD) {
+                true => TargetError::CannotHotAdd { maximum },
+                false => TargetError::AboveMaximum { requested: target, maximum },
+            });
+        }
+        let present = self.books.present();
+        if target < present && cannot(Capabilities::BALLOON) {
+            return Err(TargetError::CannotBalloon { present });
+        }
+        Ok(target.align_up(self.books.unit()).unwrap_or(target).min(maximum))
     }
 
-    pub(crate) fn on_set_target(&mut self, target: PageCount) {
-        match self.can_set_target(target) {
-            Ok(target) => self.goal = Some(Goal::new(target)),
-            Err(error) => return self.notify(Notice::TargetRefused(error)),
-        }
+    /// The largest target that could be met: the memory the guest has and what can be added to it,
+    /// as far as its capabilities are known.
+    pub(crate) fn maximum(&self) -> PageCount {
+        let addable = self.region.as_ref().map(|region| match self.state.session() {
+            None => region.left(),
+            Some(Session { capabilities, .. }) if capabilities.contains(Capabilities::HOT_ADD) => {
+                region.addable(capabilities.hot_add_alignment())
+            }
+            Some(_) => PageCount::ZERO,
+        });
+        self.books.assigned().saturating_add(addable.unwrap_or_default())
+    }
+
+    pub(crate) fn on_set_target(&mut self, requested: PageCount) {
+        let target = match self.can_set_target(requested) {
+            Ok(target) => target,
+            Err(error) => {
+                self.last_refusal = Some((requested, Refusal::Target(error)));
+                return self.notify(Notice::TargetRefused(error));
+            }
+        };
+        self.goal = Some(Goal::new(target));
         if target <= self.books.present() {
             self.books.retry_discards();
         }
@@ -44,7 +73,14 @@ impl Device {
         match &mut self.state {
             State::Ballooning { deadline, .. } => *deadline = from_now,
             State::Unballooning { deadline, .. } => *deadline = from_now,
+            State::HotAdding { range, since, deadline, .. } => {
+                *since = Some(self.now);
+                *deadline = self.now.saturating_add(crate::hot_add::patience(*range));
+            }
             _ => {}
+        }
+        if let Some(late) = self.region.as_mut().and_then(|region| region.unanswered.as_mut()) {
+            late.is_told = true;
         }
     }
 
@@ -68,13 +104,16 @@ impl Device {
                 self.books.finish_return();
                 self.end_transaction(session);
             }
+            State::HotAdding { session, range, since, .. } => {
+                self.hot_add_timed_out(session, Unanswered { range, is_told: since.is_some() });
+            }
             _ => {}
         }
     }
 
     /// Does all that can be done now.
     pub(crate) fn advance(&mut self) {
-        while let Some((id, ranges)) = self.books.start_discard() {
+        while let Some((id, ranges)) = self.books.start_discard(&mut self.jobs) {
             self.act(Action::Discard { id, ranges });
         }
         if self.outbox.is_idle() {
@@ -89,12 +128,9 @@ impl Device {
 
     /// Starts the next transaction, if one is called for.
     fn step(&mut self, session: Session) {
-        if !self.owed_pages().is_zero() {
-            // What is still being discarded is returned when that has ended.
-            if !self.books.returnable().is_zero() {
-                self.return_pages(session);
-            }
-            return;
+        let owed = self.owed_pages();
+        if !owed.is_zero() {
+            return self.grow(session, owed);
         }
         let excess = self.excess_pages();
         if excess.is_zero() {
@@ -117,7 +153,13 @@ impl Device {
 
     /// Says what became of the target, once nothing under way can change it.
     fn judge(&mut self) {
-        let busy = matches!(self.state, State::Ballooning { .. } | State::Unballooning { .. });
+        let busy = matches!(
+            self.state,
+            State::Ballooning { .. }
+                | State::Unballooning { .. }
+                | State::Preparing { .. }
+                | State::HotAdding { .. }
+        );
         let Some(Goal { target, pursuit }) = self.goal else { return };
         if busy || !self.books.in_flight().is_zero() {
             return;
@@ -125,16 +167,22 @@ impl Device {
         let actual = self.books.actual();
         let verdict = match pursuit {
             Pursuit::Reached => return,
+            // The size is right, but the guest has nothing from it.
+            Pursuit::Stopping(StopReason::NotOnlined) => Pursuit::Stopped(StopReason::NotOnlined),
+            Pursuit::Stopped(StopReason::NotOnlined) => return,
             _ if actual == target => Pursuit::Reached,
             Pursuit::Stopping(reason) => Pursuit::Stopped(reason),
             Pursuit::Open if self.books.present() == target => {
-                Pursuit::Stopped(StopReason::DiscardFailed)
+                let failed = !self.books.undiscarded().is_zero();
+                let held = StopReason::HeldByHugePages;
+                Pursuit::Stopped(if failed { StopReason::DiscardFailed } else { held })
             }
             Pursuit::Open | Pursuit::Stopped(_) => return,
         };
         self.goal = Some(Goal { target, pursuit: verdict });
         self.announce_size();
         if let Pursuit::Stopped(reason) = verdict {
+            self.last_refusal = Some((target, Refusal::Stopped(reason)));
             self.notify(Notice::StoppedShort { target, actual, reason });
         } else {
             self.notify(Notice::TargetReached { actual });

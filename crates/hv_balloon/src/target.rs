@@ -23,6 +23,24 @@ pub enum TargetError {
         /// The largest target that is taken, in pages.
         maximum: PageCount,
     },
+    /// The guest's driver gives no pages.
+    #[error(
+        "this guest's driver cannot give memory away; ask for at least the {} bytes it has",
+        .present.bytes()
+    )]
+    CannotBalloon {
+        /// Pages the guest has.
+        present: PageCount,
+    },
+    /// The guest's driver takes no new memory.
+    #[error(
+        "this guest's driver cannot take new memory while it runs; ask for no more than {} bytes",
+        .maximum.bytes()
+    )]
+    CannotHotAdd {
+        /// The largest target that is taken, in pages.
+        maximum: PageCount,
+    },
 }
 
 /// Why the device stopped short of its target.
@@ -39,6 +57,24 @@ pub enum StopReason {
     Timeout,
     /// The guest gave the pages, but the host could not discard all of them.
     DiscardFailed,
+    /// The guest gave the pages, but not in whole huge pages, which is how the host must discard.
+    HeldByHugePages,
+    /// The guest said that it cannot take new memory.
+    NoHotAddCapability,
+    /// The guest added nothing and says that it never will. Asked again it may still.
+    HotAddRefused,
+    /// The guest could not add memory now.
+    HotAddFailed,
+    /// The guest added a part of what it was offered.
+    HotAddPartial,
+    /// The guest was offered memory and has not answered.
+    HotAddTimeout,
+    /// The guest added memory, but nothing in it put the memory to use.
+    NotOnlined,
+    /// What is left to add is less than the guest's alignment, or has no place in its address space.
+    NoAddressSpace,
+    /// The host has no memory to give.
+    HostMemory,
 }
 
 impl StopReason {
@@ -51,6 +87,15 @@ impl StopReason {
             Self::NoBalloonCapability => "no-balloon-capability",
             Self::Timeout => "timeout",
             Self::DiscardFailed => "discard-failed",
+            Self::HeldByHugePages => "held-by-huge-pages",
+            Self::NoHotAddCapability => "no-hot-add-capability",
+            Self::HotAddRefused => "hot-add-refused",
+            Self::HotAddFailed => "hot-add-failed",
+            Self::HotAddPartial => "hot-add-partial",
+            Self::HotAddTimeout => "hot-add-timeout",
+            Self::NotOnlined => "not-onlined",
+            Self::NoAddressSpace => "no-address-space",
+            Self::HostMemory => "host-memory",
         }
     }
 }
@@ -63,14 +108,47 @@ impl fmt::Display for StopReason {
             Self::NoBalloonCapability => "the guest cannot balloon",
             Self::Timeout => "the guest does not answer",
             Self::DiscardFailed => "the host could not discard the pages given",
+            Self::HeldByHugePages => {
+                "the guest gave single pages, and the host can only take back whole huge pages"
+            }
+            Self::NoHotAddCapability => "the guest cannot take new memory while it runs",
+            Self::HotAddRefused => "the guest refuses new memory; its kernel log says why",
+            Self::HotAddFailed => "the guest could not add memory now; try again later",
+            Self::HotAddPartial => "the guest added only a part of the memory it was offered",
+            Self::HotAddTimeout => "the guest does not answer to the memory it was offered",
+            Self::NotOnlined => {
+                "the guest added memory but does not use it: have it online new memory \
+                 (auto_online_blocks), then set the target again"
+            }
+            Self::NoAddressSpace => "what is left to add does not fit the guest's alignment",
+            Self::HostMemory => "the host has no memory left to give",
         })
+    }
+}
+
+/// Why something that was asked for did not come about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The target was not taken.
+    Target(TargetError),
+    /// The device stopped on its way to the target.
+    Stopped(StopReason),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Target(error) => error.fmt(f),
+            Self::Stopped(reason) => reason.fmt(f),
+        }
     }
 }
 
 /// A target and how far the device is with it.
 ///
-/// Shrinking ends: a guest may refuse, and nagging it does harm. Growing does not: whenever the
-/// guest has less than the target and the device has its pages, it returns them.
+/// Shrinking ends: a guest may refuse, and nagging it does harm; and so does adding memory. Giving
+/// back does not: whenever the guest has less than the target and the device has its pages, it
+/// returns them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Goal {
     pub(crate) target: PageCount,
@@ -92,6 +170,11 @@ pub(crate) enum Pursuit {
 impl Goal {
     pub(crate) const fn new(target: PageCount) -> Self {
         Self { target, pursuit: Pursuit::Open }
+    }
+
+    /// Whether the device has given up.
+    pub(crate) const fn is_given_up(self) -> bool {
+        self.stop_reason().is_some()
     }
 
     pub(crate) const fn stop_reason(self) -> Option<StopReason> {

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use dynmem_protocol::*;
-use hv_balloon::{Action, Config, Device, DiscardId, Event, Notice, Settle, StateName};
+use hv_balloon::{
+    Action, Config, Device, Event, HotAdd, JobId, Notice, Prepare, Settle, StateName,
+};
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 
 pub(crate) const RAM_PAGES: u64 = 8192;
@@ -28,7 +30,11 @@ pub(crate) struct Driver {
     /// Messages written to the ring and not yet looked at.
     pub(crate) ring: VecDeque<Vec<u8>>,
     /// Discards begun and not yet reported.
-    pub(crate) discards: VecDeque<(DiscardId, Vec<PageRange>)>,
+    pub(crate) discards: VecDeque<(JobId, Vec<PageRange>)>,
+    /// Memory that is being prepared.
+    pub(crate) preparing: VecDeque<(JobId, Prepare)>,
+    /// Memory that was taken away.
+    pub(crate) removed: Vec<PageRange>,
     pub(crate) notices: Vec<Notice>,
     pub(crate) closes_finished: usize,
     /// Messages handed out and kept back while the ring is full.
@@ -38,11 +44,18 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) fn new(settle: Settle, status_reports: bool) -> Self {
+        let config = Config { boot_ram: ram(), settle, status_reports, ..Config::default() };
+        Self::with(config)
+    }
+
+    pub(crate) fn with(config: Config) -> Self {
         Self {
-            device: Device::new(Config { boot_ram: ram(), settle, status_reports }),
+            device: Device::new(config),
             now: Duration::from_secs(1),
             ring: VecDeque::new(),
             discards: VecDeque::new(),
+            preparing: VecDeque::new(),
+            removed: Vec::new(),
             notices: Vec::new(),
             closes_finished: 0,
             stuck: None,
@@ -58,6 +71,20 @@ impl Driver {
         driver
     }
 
+    /// A driver whose guest can also take memory, in blocks of 512 pages, up to 4096 beyond its RAM.
+    pub(crate) fn growable() -> Self {
+        let hot_add = HotAdd { window: WINDOW, capacity: pages(4096), least_alignment: pages(1) };
+        let mut driver = Self::with(Config {
+            boot_ram: ram(),
+            settle: Settle::Fixed(Duration::ZERO),
+            hot_add: Some(hot_add),
+            ..Config::default()
+        });
+        driver.shake_hands_as(0, CAN_GROW);
+        assert_eq!(driver.state(), StateName::Idle);
+        driver
+    }
+
     /// A driver whose guest gave its highest `count` pages.
     pub(crate) fn with_ballooned(count: u64) -> Self {
         let mut driver = Self::ready();
@@ -69,9 +96,13 @@ impl Driver {
     }
 
     pub(crate) fn shake_hands(&mut self) {
-        self.handle(Event::ChannelOpened { guest_os_id: 0 });
+        self.shake_hands_as(0, Capabilities::BALLOON);
+    }
+
+    pub(crate) fn shake_hands_as(&mut self, guest_os_id: u64, capabilities: Capabilities) {
+        self.handle(Event::ChannelOpened { guest_os_id });
         self.packet(&version_request(Version::V2_0));
-        self.packet(&capabilities_report(Capabilities::BALLOON));
+        self.packet(&capabilities_report(capabilities));
         self.drain();
     }
 
@@ -97,6 +128,8 @@ impl Driver {
                     self.device.handle(self.now, Event::Sent);
                 }
                 Action::Discard { id, ranges } => self.discards.push_back((id, ranges)),
+                Action::Prepare { id, what } => self.preparing.push_back((id, what)),
+                Action::RemoveMemory { range } => self.removed.push(range),
                 Action::CloseFinished => self.closes_finished += 1,
                 Action::Notify(notice) => self.notices.push(notice),
             }
@@ -122,13 +155,37 @@ impl Driver {
 
     pub(crate) fn finish_discard(&mut self, ok: bool) -> Vec<PageRange> {
         let (id, ranges) = self.discards.pop_front().expect("no discard begun");
-        self.handle(Event::Discarded { id, ok });
+        self.handle(Event::JobDone { id, ok });
         ranges
     }
 
     pub(crate) fn finish_discards(&mut self) {
         while !self.discards.is_empty() {
             self.finish_discard(true);
+        }
+    }
+
+    /// The memory that is being prepared is ready, or cannot be had.
+    pub(crate) fn prepared(&mut self, ok: bool) -> Prepare {
+        let (id, what) = self.preparing.pop_front().expect("nothing is being prepared");
+        self.handle(Event::JobDone { id, ok });
+        what
+    }
+
+    /// The guest's answer to a hot-add request.
+    pub(crate) fn added(&mut self, count: u64, result: HotAddResult) {
+        self.packet(&HotAddResponse { pages: pages(count), result }.emit(99));
+    }
+
+    /// The hot-add request that is next in the ring; region and range must be the same.
+    pub(crate) fn offered(&mut self) -> PageRange {
+        let message = self.ring.pop_front().expect("nothing was sent");
+        match HostMessage::parse(&message).unwrap().body {
+            HostBody::HotAddRequest(request) => {
+                assert_eq!(request.region, Some(request.range));
+                request.range.range().unwrap()
+            }
+            other => panic!("not a hot-add request: {other:?}"),
         }
     }
 
@@ -174,6 +231,19 @@ impl Driver {
         }
     }
 }
+
+/// Where hot-added memory may go, in the tests; its start is no multiple of the alignment.
+pub(crate) const WINDOW: PageRange = match Gpfn::new(0x2_0100) {
+    Some(start) => match PageRange::new(start, PageCount::new(1 << 20)) {
+        Ok(window) => window,
+        Err(_) => panic!(),
+    },
+    None => panic!(),
+};
+
+/// Balloon, hot-add and an alignment of 2 MiB.
+pub(crate) const CAN_GROW: Capabilities =
+    Capabilities::BALLOON.union(Capabilities::HOT_ADD).with_hot_add_alignment(1);
 
 pub(crate) fn version_request(version: Version) -> Vec<u8> {
     VersionRequest { version, is_last_attempt: version == Version::V0_3 }.emit(1)

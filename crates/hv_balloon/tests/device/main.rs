@@ -2,6 +2,8 @@
 
 mod driver;
 mod grow;
+mod hot_add;
+mod huge_pages;
 mod negotiation;
 mod random_walk;
 mod shrink;

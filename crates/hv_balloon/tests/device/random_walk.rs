@@ -6,19 +6,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dynmem_protocol::*;
-use hv_balloon::{Action, Config, Device, DiscardId, Event, Settle, StateName};
+use hv_balloon::{Action, Config, Device, Event, HotAdd, JobId, Prepare, Settle, StateName};
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 use proptest::prelude::*;
 
-/// RAM is 0 to 47 and 64 to 111; the rest up to 127 is not RAM.
+/// RAM at boot is 0 to 47 and 64 to 111; the rest up to 127 is not RAM.
 const PAGES: u64 = 128;
+/// Where memory may be added; the first block that is aligned begins at 512.
+const WINDOW: (u64, u64) = (300, 2000);
+const CAPACITY: u64 = 1000;
+/// The smallest alignment a guest can have, 1 MiB.
+const BLOCK: u64 = 256;
 
-fn is_ram(page: u64) -> bool {
+fn is_boot_ram(page: u64) -> bool {
     page < 48 || (64..112).contains(&page)
 }
 
 fn ram() -> PageRangeSet {
-    (0..PAGES).filter(|&page| is_ram(page)).map(|page| range(page, 1)).collect()
+    (0..PAGES).filter(|&page| is_boot_ram(page)).map(|page| range(page, 1)).collect()
 }
 
 fn range(start: u64, count: u64) -> PageRange {
@@ -43,6 +48,10 @@ enum Op {
     Status,
     Garbage(Vec<u8>),
     Target(u64),
+    /// The guest's answer to a hot-add: pages of the offer, or beside it, and its verdict.
+    Added(u64, u32),
+    /// The memory being prepared is ready, or not to be had.
+    Prepared(bool),
     /// The driver writes the message it has.
     Write,
     /// The oldest discard ends.
@@ -51,7 +60,7 @@ enum Op {
 }
 
 fn any_range() -> impl Strategy<Value = PageRange> {
-    (0..PAGES, 1..40_u64).prop_map(|(start, count)| range(start, count))
+    (prop_oneof![0..PAGES, 500..900_u64], 1..40_u64).prop_map(|(start, count)| range(start, count))
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -60,7 +69,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Close),
         1 => Just(Op::Reset),
         2 => prop_oneof![Just(0x2_0000), Just(0x1_0000), Just(3), any::<u32>()].prop_map(Op::Version),
-        2 => (0..4_u64).prop_map(Op::Capabilities),
+        2 => (0..8_u64).prop_map(Op::Capabilities),
         4 => (prop::collection::vec(any_range(), 0..4), any::<bool>())
             .prop_map(|(ranges, more)| Op::Give(ranges, more)),
         8 => (-20..5_i8).prop_map(Op::Obey),
@@ -68,6 +77,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Status),
         1 => prop::collection::vec(any::<u8>(), 0..40).prop_map(Op::Garbage),
         6 => (0..100_u64).prop_map(Op::Target),
+        3 => (0..1000_u64).prop_map(Op::Target),
+        3 => (prop_oneof![Just(0), Just(BLOCK), Just(2 * BLOCK), 0..1000_u64], 0..3_u32)
+            .prop_map(|(pages, verdict)| Op::Added(pages, verdict)),
+        6 => (0..6_u8).prop_map(|roll| Op::Prepared(roll != 0)),
         14 => Just(Op::Write),
         10 => (0..8_u8).prop_map(|roll| Op::Discarded(roll != 0)),
         3 => (0..70_u64).prop_map(Op::Wait),
@@ -81,7 +94,7 @@ fn walk() -> impl Strategy<Value = Vec<Op>> {
         Op::Open,
         Op::Version(0x2_0000),
         Op::Write,
-        Op::Capabilities(1),
+        Op::Capabilities(3),
         Op::Write,
         Op::Target(40),
     ];
@@ -91,12 +104,14 @@ fn walk() -> impl Strategy<Value = Vec<Op>> {
 
 struct World {
     device: Device,
+    /// Pages the host can only discard together.
+    unit: u64,
     now: Duration,
     /// The message with the driver, not in the ring yet.
     outgoing: Option<Vec<u8>>,
-    discards: BTreeMap<DiscardId, BTreeSet<u64>>,
+    discards: BTreeMap<JobId, BTreeSet<u64>>,
     /// Discards of sessions before this one.
-    stale: BTreeSet<DiscardId>,
+    stale: BTreeSet<JobId>,
     /// Pages the guest gave since it opened the channel and did not get back.
     out: BTreeSet<u64>,
     /// Those of them that are RAM and whose discard ended well.
@@ -107,14 +122,34 @@ struct World {
     /// The last message of an unballoon request is in the ring and was not confirmed.
     may_confirm: bool,
     awaiting_close: bool,
+    preparing: Option<(JobId, Prepare)>,
+    /// Memory within the guest's reach beyond its boot RAM.
+    mapped: BTreeSet<u64>,
+    /// Memory the guest has beyond its boot RAM.
+    added: BTreeSet<u64>,
+    /// Address of the first page that can be added, as long as any is.
+    base: Option<u64>,
+    /// The hot-add request the guest knows of and has not answered.
+    offered: Option<PageRange>,
 }
 
 impl World {
-    fn new() -> Self {
-        let settle = Settle::Fixed(Duration::ZERO);
-        let config = Config { boot_ram: ram(), settle, status_reports: true };
+    fn new(unit: u64) -> Self {
+        let hot_add = HotAdd {
+            window: range(WINDOW.0, WINDOW.1 - WINDOW.0),
+            capacity: PageCount::new(CAPACITY),
+            least_alignment: PageCount::new(unit),
+        };
+        let config = Config {
+            boot_ram: ram(),
+            settle: Settle::Fixed(Duration::ZERO),
+            status_reports: true,
+            hot_add: Some(hot_add),
+            discard_unit: PageCount::new(unit),
+        };
         Self {
             device: Device::new(config),
+            unit,
             now: Duration::ZERO,
             outgoing: None,
             discards: BTreeMap::new(),
@@ -125,14 +160,29 @@ impl World {
             asked: None,
             may_confirm: false,
             awaiting_close: false,
+            preparing: None,
+            mapped: BTreeSet::new(),
+            added: BTreeSet::new(),
+            base: None,
+            offered: None,
         }
     }
 
     fn apply(&mut self, op: Op) {
         match op {
             Op::Open => self.event(Event::ChannelOpened { guest_os_id: 0 }),
-            Op::Close => self.close(Event::ChannelClosed),
-            Op::Reset => self.close(Event::SystemReset),
+            Op::Close => {
+                if let Some(range) = self.offered.take() {
+                    self.added.extend(numbers(range));
+                }
+                self.close(Event::ChannelClosed);
+            }
+            Op::Reset => {
+                self.offered = None;
+                self.added.clear();
+                self.base = None;
+                self.close(Event::SystemReset);
+            }
             Op::Version(version) => {
                 let version = Version::from_wire(version);
                 self.packet(VersionRequest { version, is_last_attempt: false }.emit(1));
@@ -156,6 +206,8 @@ impl World {
             Op::Status => self.packet(StatusReport::default().emit(4)),
             Op::Garbage(bytes) => self.garbage(&bytes),
             Op::Target(target) => self.event(Event::SetTarget(PageCount::new(target))),
+            Op::Added(pages, verdict) => self.answer_offer(pages, verdict),
+            Op::Prepared(ok) => self.finish_preparing(ok),
             Op::Write => self.write(),
             Op::Discarded(ok) => self.finish_discard(ok),
             Op::Wait(seconds) => {
@@ -181,9 +233,12 @@ impl World {
                     self.outgoing = Some(message);
                 }
                 Action::Discard { id, ranges } => self.begin_discard(id, &ranges),
+                Action::Prepare { id, what } => self.begin_preparing(id, what),
+                Action::RemoveMemory { range } => self.remove(range),
                 Action::CloseFinished => {
                     assert!(self.awaiting_close, "no close to finish");
                     assert!(self.discards.is_empty(), "a discard is in flight");
+                    assert_eq!(self.preparing, None, "a preparation is in flight");
                     self.awaiting_close = false;
                 }
                 Action::Notify(_) => {}
@@ -230,9 +285,11 @@ impl World {
     fn obey(&mut self, extra: i8) {
         let Some(asked) = self.asked else { return };
         let count = asked.saturating_add_signed(extra.into());
-        let count = usize::try_from(count).unwrap();
+        // One message holds no more ranges.
+        let count = usize::try_from(count).unwrap().min(510);
         let pages: Vec<PageRange> = (0..PAGES)
-            .filter(|page| is_ram(*page) && !self.out.contains(page))
+            .chain(self.added.iter().copied())
+            .filter(|page| self.is_ram(*page) && !self.out.contains(page))
             .take(count)
             .map(|page| range(page, 1))
             .collect();
@@ -253,22 +310,33 @@ impl World {
                     self.asked = Some(request.pages.get());
                 }
                 HostBody::UnballoonRequest(request) => self.may_confirm = !request.more_pages,
+                HostBody::HotAddRequest(request) => {
+                    let range = request.range.range().unwrap();
+                    assert_eq!(self.offered.replace(range), None, "two offers at a time");
+                }
                 _ => {}
             }
             self.event(Event::Sent);
         }
     }
 
-    fn begin_discard(&mut self, id: DiscardId, ranges: &[PageRange]) {
+    fn begin_discard(&mut self, id: JobId, ranges: &[PageRange]) {
         assert!(ranges.windows(2).all(|pair| pair[0].end() < pair[1].start()), "not merged");
         let pages: BTreeSet<u64> = ranges.iter().copied().flat_map(numbers).collect();
         for page in &pages {
-            assert!(is_ram(*page), "{page} is not RAM");
+            assert!(self.is_ram(*page), "{page} is not RAM");
             assert!(self.out.contains(page), "the guest uses {page}");
             assert!(!self.discarded.contains(page), "{page} is discarded already");
             assert!(!self.in_flight(*page), "{page} is being discarded already");
         }
         assert!(!pages.is_empty());
+        for range in ranges {
+            assert!(
+                range.start().get().is_multiple_of(self.unit)
+                    && range.count().get().is_multiple_of(self.unit),
+                "a part of a unit is discarded"
+            );
+        }
         assert!(self.discards.insert(id, pages).is_none(), "id used twice");
     }
 
@@ -281,18 +349,92 @@ impl World {
             if ok && !self.stale.remove(&id) {
                 self.discarded.extend(pages);
             }
-            self.event(Event::Discarded { id, ok });
+            self.event(Event::JobDone { id, ok });
         }
+    }
+
+    fn is_ram(&self, page: u64) -> bool {
+        is_boot_ram(page) || self.added.contains(&page)
+    }
+
+    fn begin_preparing(&mut self, id: JobId, what: Prepare) {
+        match &what {
+            Prepare::Add { range, offset, alignment } => {
+                let (start, block) = (range.start().get(), alignment.get());
+                assert!(start.is_multiple_of(block) && range.count().get().is_multiple_of(block));
+                assert!(WINDOW.0 <= start && range.end().get() <= WINDOW.1, "outside the window");
+                assert!(offset.get() + range.count().get() <= CAPACITY, "beyond the capacity");
+                assert!(numbers(*range).all(|page| !self.is_ram(page)), "is RAM already");
+                let base = start - offset.get();
+                if !self.added.is_empty() {
+                    assert_eq!(self.base, Some(base), "memory moved");
+                }
+                self.base = Some(base);
+            }
+            Prepare::Return(ranges) => {
+                assert!(self.unit > 1, "single pages come back by themselves");
+                for page in ranges.iter().copied().flat_map(numbers) {
+                    assert!(self.discarded.contains(&page), "{page} is not discarded");
+                }
+            }
+        }
+        assert_eq!(self.preparing.replace((id, what)), None, "two preparations at a time");
+    }
+
+    fn finish_preparing(&mut self, ok: bool) {
+        let Some((id, what)) = self.preparing.take() else { return };
+        match what {
+            Prepare::Add { range, .. } if ok => self.mapped.extend(numbers(range)),
+            Prepare::Return(ranges) if ok => {
+                for page in ranges.into_iter().flat_map(numbers) {
+                    self.discarded.remove(&page);
+                }
+            }
+            _ => {}
+        }
+        self.event(Event::JobDone { id, ok });
+    }
+
+    fn remove(&mut self, range: PageRange) {
+        for page in numbers(range) {
+            assert!(!self.added.contains(&page), "{page} is the guest's");
+            assert!(
+                !self.discards.values().any(|pages| pages.contains(&page)),
+                "{page} is being discarded"
+            );
+            self.mapped.remove(&page);
+        }
+    }
+
+    fn answer_offer(&mut self, pages: u64, verdict: u32) {
+        let counts = !matches!(
+            self.device.snapshot().state,
+            StateName::Closed | StateName::Closing | StateName::AwaitVersion | StateName::AwaitCaps
+        );
+        if counts && let Some(range) = self.offered.take() {
+            self.added.extend(numbers(range).take(usize::try_from(pages).unwrap()));
+        }
+        let result = HotAddResult::from_wire(verdict);
+        self.packet(HotAddResponse { pages: PageCount::new(pages), result }.emit(6));
     }
 
     /// Pages in an unballoon request must be out, and no discard may still run on them.
     fn take_back(&mut self, message: &[u8]) {
-        if let HostBody::UnballoonRequest(request) = HostMessage::parse(message).unwrap().body {
+        let body = HostMessage::parse(message).unwrap().body;
+        if let HostBody::HotAddRequest(request) = &body {
+            for page in numbers(request.range.range().unwrap()) {
+                assert!(self.mapped.contains(&page), "{page} was offered before it is there");
+                // What the guest said of it before meant nothing.
+                self.out.remove(&page);
+            }
+        }
+        if let HostBody::UnballoonRequest(request) = body {
             self.may_confirm = false;
             for page in request.ranges.iter().flat_map(|word| numbers(word.range().unwrap())) {
                 assert!(self.out.remove(&page), "{page} was returned but is not out");
                 assert!(!self.in_flight(page), "{page} was returned while being discarded");
                 if self.discarded.remove(&page) {
+                    assert_eq!(self.unit, 1, "{page} was returned while the host has it");
                     self.unconfirmed.insert(page);
                 }
             }
@@ -301,13 +443,16 @@ impl World {
 
     fn check(&self) {
         let snapshot = self.device.snapshot();
-        let provided = ram().len().get() - (self.discarded.len() + self.unconfirmed.len()) as u64;
+        let assigned = ram().len().get() + self.added.len() as u64;
+        let provided = assigned - (self.discarded.len() + self.unconfirmed.len()) as u64;
         assert_eq!(snapshot.actual.get(), provided);
         assert_eq!(snapshot.actual.get() + snapshot.ballooned.get(), snapshot.assigned.get());
         assert_eq!(
             snapshot.foreign.get(),
-            self.out.iter().filter(|&&page| !is_ram(page)).count() as u64
+            self.out.iter().filter(|&&page| !self.is_ram(page)).count() as u64
         );
+        assert_eq!(snapshot.hot_added.get(), self.added.len() as u64);
+        assert!(self.added.is_subset(&self.mapped), "the guest has memory that is not there");
     }
 }
 
@@ -315,8 +460,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
-    fn promises_hold_on_any_walk(ops in walk()) {
-        let mut world = World::new();
+    fn promises_hold_on_any_walk(ops in walk(), unit in prop_oneof![Just(1_u64), Just(8)]) {
+        let mut world = World::new(unit);
         for op in ops {
             world.apply(op);
         }

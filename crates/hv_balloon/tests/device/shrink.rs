@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::driver::*;
 use dynmem_protocol::*;
 use hv_balloon::{
-    BALLOON_TIMEOUT, Event, Notice, SHORT_ANSWER_PAUSE, Settle, StateName, StopReason, TargetError,
-    Transaction,
+    BALLOON_TIMEOUT, Notice, Refusal, SHORT_ANSWER_PAUSE, Settle, StateName, StopReason,
+    TargetError, Transaction,
 };
 
 #[test]
@@ -140,13 +140,17 @@ fn a_target_that_is_there_already_is_reached_at_once() {
 #[test]
 fn a_guest_that_cannot_balloon_is_never_asked() {
     let mut driver = Driver::new(Settle::Fixed(Duration::ZERO), false);
-    driver.handle(Event::ChannelOpened { guest_os_id: 0 });
-    driver.packet(&version_request(Version::V2_0));
-    driver.packet(&capabilities_report(Capabilities::HOT_ADD));
-    driver.drain();
     driver.set_target(4096);
-    assert!(driver.ring.is_empty());
+    driver.shake_hands_as(0, Capabilities::HOT_ADD);
     assert_eq!(driver.device.snapshot().last_stop, Some(StopReason::NoBalloonCapability));
+    driver.set_target(2048);
+    let refusal = TargetError::CannotBalloon { present: pages(RAM_PAGES) };
+    assert_eq!(driver.notices, [Notice::TargetRefused(refusal)]);
+    assert_eq!(
+        driver.device.snapshot().last_refusal,
+        Some((pages(2048), Refusal::Target(refusal)))
+    );
+    assert!(driver.ring.is_empty());
 }
 
 #[test]

@@ -42,6 +42,15 @@ fn in_state(state: StateName) -> Driver {
             driver = Driver::with_ballooned(4096);
             driver.set_target(8192);
         }
+        StateName::Preparing => {
+            driver = Driver::growable();
+            driver.set_target(RAM_PAGES + 512);
+        }
+        StateName::HotAdding => {
+            driver = Driver::growable();
+            driver.set_target(RAM_PAGES + 512);
+            driver.prepared(true);
+        }
     }
     assert_eq!(driver.state(), state);
     driver.drain();
@@ -59,7 +68,8 @@ fn events() -> Vec<(&'static str, Effect)> {
     fn event(event: Event<'static>) -> Effect {
         Box::new(move |driver| step(driver, event))
     }
-    let added = HotAddResponse { pages: pages(1), result: HotAddResult::SUCCESS };
+    let added = HotAddResponse { pages: pages(512), result: HotAddResult::SUCCESS };
+    let refused = HotAddResponse { pages: pages(0), result: HotAddResult::FAILURE };
     vec![
         ("opened", event(Event::ChannelOpened { guest_os_id: 0 })),
         ("closed", event(Event::ChannelClosed)),
@@ -72,14 +82,17 @@ fn events() -> Vec<(&'static str, Effect)> {
         ("balloon response, 512 pages, more", packet(given(&[range(1024, 512)], true))),
         ("balloon response, empty", packet(given(&[], false))),
         ("unballoon response", packet(UnballoonResponse.emit(1))),
-        ("hot-add response", packet(added.emit(1))),
+        ("hot-add response, 512 pages", packet(added.emit(1))),
+        ("hot-add response, none", packet(refused.emit(1))),
         ("hot-remove response", packet(HotRemoveResponse::emit(1, 0, false, &list(&[])))),
         ("no message", packet(vec![1, 2, 3])),
         ("sent", event(Event::Sent)),
         ("target 2048", event(Event::SetTarget(pages(2048)))),
         ("target 8192", event(Event::SetTarget(pages(8192)))),
         ("target 0", event(Event::SetTarget(pages(0)))),
-        ("discarded", Box::new(finish_or_stray)),
+        ("target 8704", event(Event::SetTarget(pages(8704)))),
+        ("job done", Box::new(|driver| finish_or_stray(driver, true))),
+        ("job failed", Box::new(|driver| finish_or_stray(driver, false))),
         (
             "deadline",
             Box::new(|driver| {
@@ -99,15 +112,17 @@ fn step(driver: &mut Driver, event: Event<'_>) {
     driver.device.handle(driver.now, event);
 }
 
-/// Ends the discard in flight, or reports one that was never begun.
-fn finish_or_stray(driver: &mut Driver) {
+/// Ends the job in flight, or reports one that was never begun.
+fn finish_or_stray(driver: &mut Driver, ok: bool) {
     let stray = {
         let mut other = Driver::ready();
         other.give(&[range(0, 1)], false);
         other.discards[0].0
     };
-    let id = driver.discards.front().map_or(stray, |(id, _)| *id);
-    step(driver, Event::Discarded { id, ok: true });
+    let discard = driver.discards.front().map(|(id, _)| *id);
+    let preparation = driver.preparing.front().map(|(id, _)| *id);
+    let id = discard.or(preparation).unwrap_or(stray);
+    step(driver, Event::JobDone { id, ok });
 }
 
 fn describe(action: &Action) -> String {
@@ -121,9 +136,14 @@ fn describe(action: &Action) -> String {
                 format!("send version {}", if response.is_accepted { "yes" } else { "no" })
             }
             HostBody::CapabilitiesResponse(_) => "send capabilities".into(),
+            HostBody::HotAddRequest(request) => {
+                format!("send hot-add {}", request.range.range().unwrap())
+            }
             other => format!("send {other:?}"),
         },
         Action::Discard { ranges, .. } => format!("discard {ranges:?}"),
+        Action::Prepare { what, .. } => format!("prepare {what:?}"),
+        Action::RemoveMemory { range } => format!("remove {range}"),
         Action::CloseFinished => "close finished".into(),
         Action::Notify(Notice::Fault(fault)) => format!("fault: {fault}"),
         Action::Notify(Notice::StatusReport(_)) => "status report".into(),

@@ -1,0 +1,200 @@
+//! Where hot-added memory goes.
+
+use page_range::{Gpfn, PageCount, PageRange};
+
+use crate::HotAdd;
+use crate::action::Prepare;
+
+/// Whatever the guest's alignment, one request offers at most this, unless the alignment itself is
+/// more: 2 GiB are known to work with Windows (QEMU `hv-balloon.c`).
+pub const MAX_HOT_ADD_REQUEST: PageCount = PageCount::from_bytes(2 << 30);
+
+/// What the first request of a session offers at least: Linux waits up to 5 s for each block of
+/// 128 MiB that nobody brings online, so a guest that never does costs one wait and not sixteen.
+pub const FIRST_HOT_ADD_REQUEST: PageCount = PageCount::from_bytes(128 << 20);
+
+/// The memory to add and how much of it is used, from its start up.
+#[derive(Clone, Debug)]
+pub(crate) struct Region {
+    config: HotAdd,
+    /// Address of the first page, once anything was added.
+    base: Option<Gpfn>,
+    /// Pages from `base` on that are the guest's, or lost to a change of alignment.
+    used: PageCount,
+    /// The guest did not answer in time.
+    pub(crate) unanswered: Option<Unanswered>,
+    /// The guest has taken memory in this session.
+    pub(crate) is_proven: bool,
+}
+
+/// Memory that was offered in a request that timed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unanswered {
+    pub(crate) range: PageRange,
+    /// The request is in the ring; before, the guest knows nothing.
+    pub(crate) is_told: bool,
+}
+
+/// The memory that can be added next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Room {
+    base: Gpfn,
+    start: Gpfn,
+    pages: PageCount,
+}
+
+impl Region {
+    pub(crate) const fn new(config: HotAdd) -> Self {
+        Self { config, base: None, used: PageCount::ZERO, unanswered: None, is_proven: false }
+    }
+
+    /// Forgets all that was added; gives the pages the guest may have known.
+    pub(crate) fn reset(&mut self) -> Option<PageRange> {
+        let end = self.base.and_then(|base| base.checked_add(self.config.capacity));
+        let known = self.base.zip(end).and_then(|(base, end)| PageRange::between(base, end));
+        *self = Self::new(self.config);
+        known
+    }
+
+    /// The alignment to add memory with.
+    pub(crate) fn alignment(&self, of_guest: PageCount) -> PageCount {
+        of_guest.max(self.config.least_alignment)
+    }
+
+    /// Pages not used yet, whatever the alignment.
+    pub(crate) const fn left(&self) -> PageCount {
+        self.config.capacity.saturating_sub(self.used)
+    }
+
+    /// Pages that can be added to a guest with this alignment.
+    pub(crate) fn addable(&self, of_guest: PageCount) -> PageCount {
+        self.room(self.alignment(of_guest)).map_or(PageCount::ZERO, |room| room.pages)
+    }
+
+    /// What to offer to a guest that lacks `missing` pages: whole blocks, one more than needed at
+    /// most, which the balloon then takes back; none more where `exact`.
+    pub(crate) fn plan(
+        &mut self,
+        missing: PageCount,
+        of_guest: PageCount,
+        exact: bool,
+    ) -> Option<(PageRange, Prepare)> {
+        let alignment = self.alignment(of_guest);
+        let room = self.room(alignment)?;
+        let wanted = match missing.align_up(alignment) {
+            Some(wanted) if !exact => wanted,
+            _ => missing.align_down(alignment),
+        };
+        let most = if self.is_proven { MAX_HOT_ADD_REQUEST } else { FIRST_HOT_ADD_REQUEST };
+        let most = most.align_down(alignment).max(alignment);
+        let range = PageRange::new(room.start, wanted.min(most).min(room.pages)).ok()?;
+        let offset = room.start.distance_from(room.base);
+        self.base = Some(room.base);
+        Some((range, Prepare::Add { range, offset, alignment }))
+    }
+
+    /// The pages up to the end of `range` are no longer to be offered.
+    pub(crate) fn advance(&mut self, range: PageRange) {
+        if let Some(base) = self.base {
+            self.used = self.used.max(range.end().distance_from(base));
+        }
+    }
+
+    fn room(&self, alignment: PageCount) -> Option<Room> {
+        let base = match self.base {
+            Some(base) if !self.used.is_zero() || self.unanswered.is_some() => base,
+            _ => self.config.window.start().align_up(alignment)?,
+        };
+        let start = base.checked_add(self.used)?.align_up(alignment)?;
+        let end = base.checked_add(self.config.capacity)?.min(self.config.window.end());
+        let pages = end.distance_from(start).align_down(alignment);
+        Some(Room { base, start, pages })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 256;
+
+    fn region(start_mib: u64, end_mib: u64, capacity_mib: u64) -> Region {
+        let at = |mib: u64| Gpfn::new(mib.saturating_mul(MIB)).unwrap();
+        Region::new(HotAdd {
+            window: PageRange::between(at(start_mib), at(end_mib)).unwrap(),
+            capacity: PageCount::new(capacity_mib.saturating_mul(MIB)),
+            least_alignment: PageCount::new(512),
+        })
+    }
+
+    fn mib(count: u64) -> PageCount {
+        PageCount::new(count.saturating_mul(MIB))
+    }
+
+    /// Start and size of what is offered, and its offset, in MiB.
+    fn plan(region: &mut Region, missing: u64, alignment: u64) -> Option<(u64, u64, u64)> {
+        let (range, prepare) = region.plan(mib(missing), mib(alignment), false)?;
+        let Prepare::Add { offset, .. } = prepare else { return None };
+        Some((range.start().get() / MIB, range.count().get() / MIB, offset.get() / MIB))
+    }
+
+    #[test]
+    fn the_place_follows_from_the_guests_alignment() {
+        let mut region = region(4097, 1 << 20, 8192);
+        assert_eq!(plan(&mut region, 1, 2), Some((4098, 2, 0)));
+        assert_eq!(plan(&mut region, 100, 128), Some((4224, 128, 0)));
+        assert_eq!(plan(&mut region, 1, 32768), None);
+        assert_eq!(region.addable(mib(32768)), PageCount::ZERO);
+        assert_eq!(region.addable(mib(4096)), mib(8192));
+    }
+
+    #[test]
+    fn requests_are_one_block_first_and_large_later() {
+        let mut region = region(4096, 1 << 20, 1 << 18);
+        assert_eq!(plan(&mut region, 5000, 2), Some((4096, 128, 0)));
+        region.is_proven = true;
+        assert_eq!(plan(&mut region, 5000, 2), Some((4096, 2048, 0)));
+        assert_eq!(plan(&mut region, 5000, 4096), Some((4096, 4096, 0)));
+        assert_eq!(plan(&mut region, 5000, 32768), Some((32768, 32768, 0)));
+    }
+
+    #[test]
+    fn what_was_added_stays_where_it_is_and_the_rest_follows() {
+        let mut region = region(4096, 1 << 20, 1024);
+        let (range, _) = region.plan(mib(2), mib(2), false).unwrap();
+        region.advance(range);
+        assert_eq!(plan(&mut region, 2, 2), Some((4098, 2, 2)));
+        // A kernel started by kexec may want more: what lies between is lost until a reset.
+        assert_eq!(plan(&mut region, 2, 128), Some((4224, 128, 128)));
+        assert_eq!(region.addable(mib(128)), mib(896));
+        assert_eq!(region.left(), mib(1022));
+    }
+
+    #[test]
+    fn nothing_is_offered_beyond_the_window_or_the_capacity() {
+        let mut small = region(4096, 1 << 20, 300);
+        small.is_proven = true;
+        assert_eq!(plan(&mut small, 1000, 128), Some((4096, 256, 0)));
+        let mut narrow = region(4096, 4200, 1 << 18);
+        assert_eq!(plan(&mut narrow, 1000, 64), Some((4096, 64, 0)));
+        assert_eq!(plan(&mut narrow, 1000, 128), None);
+    }
+
+    #[test]
+    fn exact_requests_stay_below() {
+        let mut region = region(4096, 1 << 20, 1024);
+        assert_eq!(region.plan(mib(100), mib(128), true), None);
+        let (range, _) = region.plan(mib(300), mib(128), true).unwrap();
+        assert_eq!(range.count(), mib(128));
+    }
+
+    #[test]
+    fn a_reset_names_all_that_the_guest_may_know() {
+        let mut region = region(4096, 1 << 20, 1024);
+        assert_eq!(region.reset(), None);
+        let (range, _) = region.plan(mib(2), mib(2), false).unwrap();
+        region.advance(range);
+        assert_eq!(region.reset().unwrap().count(), mib(1024));
+        assert_eq!(region.left(), mib(1024));
+    }
+}

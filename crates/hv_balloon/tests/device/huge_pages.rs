@@ -1,0 +1,132 @@
+//! Memory that the host can only discard in huge pages.
+
+use std::time::Duration;
+
+use hv_balloon::{Config, Event, Prepare, Settle, StateName, StopReason};
+
+use crate::driver::*;
+
+const UNIT: u64 = 512;
+
+fn driver() -> Driver {
+    let mut driver = Driver::with(Config {
+        boot_ram: ram(),
+        settle: Settle::Fixed(Duration::ZERO),
+        discard_unit: pages(UNIT),
+        ..Config::default()
+    });
+    driver.shake_hands();
+    driver
+}
+
+fn held(driver: &Driver) -> u64 {
+    driver.device.snapshot().held.get()
+}
+
+#[test]
+fn only_whole_units_are_discarded_and_the_rest_is_held() {
+    let mut driver = driver();
+    driver.set_target(RAM_PAGES - 2 * UNIT);
+    driver.give(&[range(0, UNIT), range(600, 500)], true);
+    assert_eq!(driver.finish_discard(true), [range(0, UNIT)]);
+    assert!(driver.discards.is_empty());
+    assert_eq!((held(&driver), driver.actual()), (500, RAM_PAGES - UNIT));
+    driver.give(&[range(1100, 12)], false);
+    assert!(driver.discards.is_empty());
+    assert_eq!(stop_reason(&driver), Some(StopReason::HeldByHugePages));
+    assert_eq!(driver.actual(), RAM_PAGES - UNIT, "the host was said to have what it has not");
+}
+
+#[test]
+fn a_unit_goes_once_its_last_page_is_out() {
+    let mut driver = driver();
+    driver.set_target(RAM_PAGES - UNIT);
+    driver.give(&[range(UNIT, UNIT - 1)], true);
+    assert!(driver.discards.is_empty());
+    driver.give(&[range(2 * UNIT - 1, 1)], false);
+    assert_eq!(driver.finish_discard(true), [range(UNIT, UNIT)]);
+    assert_eq!((held(&driver), stop_reason(&driver)), (0, None));
+    assert_eq!(driver.actual(), RAM_PAGES - UNIT);
+}
+
+#[test]
+fn targets_are_rounded_up_to_whole_units() {
+    let driver = driver();
+    assert_eq!(driver.device.can_set_target(pages(UNIT + 1)), Ok(pages(2 * UNIT)));
+}
+
+#[test]
+fn discarded_units_are_provided_before_they_are_given_back() {
+    let mut driver = driver();
+    driver.set_target(RAM_PAGES - 4 * UNIT);
+    driver.give(&[range(0, 4 * UNIT)], false);
+    driver.finish_discards();
+    driver.drain();
+    driver.set_target(RAM_PAGES - 3 * UNIT);
+    assert!(driver.ring.is_empty());
+    assert_eq!(driver.prepared(true), Prepare::Return(vec![range(3 * UNIT, UNIT)]));
+    assert_eq!(driver.returned(), (vec![range(3 * UNIT, UNIT)], false));
+    driver.unballooned();
+    assert_eq!((driver.actual(), held(&driver)), (RAM_PAGES - 3 * UNIT, 0));
+}
+
+#[test]
+fn a_pool_that_is_empty_ends_the_try_and_a_later_one_succeeds() {
+    let mut driver = driver();
+    driver.set_target(RAM_PAGES - UNIT);
+    driver.give(&[range(0, UNIT)], false);
+    driver.finish_discards();
+    driver.set_target(RAM_PAGES);
+    driver.prepared(false);
+    assert_eq!(
+        (driver.state(), stop_reason(&driver)),
+        (StateName::Idle, Some(StopReason::HostMemory))
+    );
+    assert!(driver.preparing.is_empty(), "tried again by itself");
+    driver.drain();
+    driver.set_target(RAM_PAGES);
+    driver.prepared(true);
+    assert_eq!(driver.returned(), (vec![range(0, UNIT)], false));
+}
+
+#[test]
+fn held_pages_go_back_first_and_need_no_host_memory() {
+    let mut driver = driver();
+    driver.set_target(RAM_PAGES - 2 * UNIT);
+    driver.give(&[range(0, UNIT), range(600, UNIT)], false);
+    driver.finish_discards();
+    driver.drain();
+    driver.set_target(RAM_PAGES - UNIT);
+    assert_eq!(driver.returned(), (vec![range(600, UNIT)], false));
+    assert!(driver.preparing.is_empty());
+}
+
+#[test]
+fn units_provided_in_vain_are_discarded_again() {
+    let mut driver = driver();
+    driver.set_target(RAM_PAGES - UNIT);
+    driver.give(&[range(0, UNIT)], false);
+    driver.finish_discards();
+    driver.set_target(RAM_PAGES);
+    driver.set_target(RAM_PAGES - UNIT);
+    driver.prepared(true);
+    assert_eq!(driver.finish_discard(true), [range(0, UNIT)]);
+    assert_eq!((driver.actual(), held(&driver)), (RAM_PAGES - UNIT, 0));
+}
+
+#[test]
+fn a_close_waits_until_units_are_provided() {
+    let mut driver = driver();
+    driver.set_target(RAM_PAGES - UNIT);
+    driver.give(&[range(0, UNIT)], false);
+    driver.finish_discards();
+    driver.set_target(RAM_PAGES);
+    driver.handle(Event::ChannelClosed);
+    assert_eq!(driver.closes_finished, 0);
+    driver.prepared(true);
+    assert_eq!((driver.closes_finished, driver.actual()), (1, RAM_PAGES));
+}
+
+fn stop_reason(driver: &Driver) -> Option<StopReason> {
+    driver.device.snapshot().last_stop
+}
