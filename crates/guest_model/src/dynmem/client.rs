@@ -159,7 +159,8 @@ impl Client {
         self.memory.reset();
     }
 
-    /// The guest reports its memory pressure, as it does once the handshake is over.
+    /// The guest reports its memory pressure, as Linux does every second or two once the handshake
+    /// is over; its silence in the first 45 s is up to the caller.
     pub fn report_status(&mut self) {
         if self.version().is_none() {
             return;

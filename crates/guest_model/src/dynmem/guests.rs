@@ -233,3 +233,26 @@ impl Personality {
 fn vmbus_from(newest: Vmbus) -> Vec<Vmbus> {
     Vmbus::KNOWN.into_iter().rev().filter(|version| *version <= newest).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newer_versions_are_tried_first() {
+        for guest in Personality::all() {
+            assert!(guest.versions.is_sorted_by(|a, b| a > b), "{}", guest.name);
+            assert!(guest.vmbus_versions.is_sorted_by(|a, b| a > b), "{}", guest.name);
+            assert!(guest.versions.iter().all(|version| version.is_known()), "{}", guest.name);
+        }
+    }
+
+    #[test]
+    fn memory_is_added_in_the_blocks_announced() {
+        for guest in Personality::all() {
+            assert_eq!(guest.hot_add.block, guest.capabilities.hot_add_alignment());
+        }
+        let large = Personality::linux_6_12(11);
+        assert_eq!(large.hot_add.block, PageCount::from_bytes(2 << 30));
+    }
+}

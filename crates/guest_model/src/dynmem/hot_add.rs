@@ -102,7 +102,10 @@ impl Client {
                 adding.due += adding.delay;
             }
             self.memory.add(next, onlines);
-            self.report_status();
+            // Linux reports after each block, but not twice within a second.
+            if !online_wait.is_zero() {
+                self.report_status();
+            }
         }
     }
 
