@@ -1,4 +1,4 @@
-//! The device, the bus and the rings embedded in a VMM, in a hundred lines.
+//! The device, the bus and the rings embedded in a VMM, in two hundred lines.
 //!
 //! `Vmm` is what an embedder writes: it carries messages between the guest, [`vmbus::Server`] and
 //! [`hv_balloon::Device`], and does what they ask. The guest is `guest_model`; with a real one,
@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use guest_model::dynmem::{self, Memory, Personality};
 use guest_model::vmbus::{Client, Event as BusEvent, GuestRings, SharedMemory};
-use hv_balloon::{Config, Device, Event, Settle};
+use hv_balloon::{Config, Device, Event, HotAdd, Settle};
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
-use vmbus::protocol::{Guid, Relid, Version, VpIndex};
+use vmbus::protocol::{GpadlId, Guid, Relid, Version, VpIndex};
 use vmbus::ring::{ChannelRings, Sent};
 use vmbus::{Offer, Server, ServerConfig};
 
@@ -26,6 +26,9 @@ struct Vmm {
     rings: Option<ChannelRings<Arc<SharedMemory>>>,
     memory: Arc<SharedMemory>,
     bus: Client,
+    guest_os_id: u64,
+    /// Since the VM started.
+    now: Duration,
 }
 
 impl Vmm {
@@ -53,12 +56,12 @@ impl Vmm {
                 let opened = ChannelRings::open(self.memory.clone(), &rings);
                 self.server.open_finished(channel, opened.is_ok());
                 self.rings = opened.ok();
-                self.tell(Event::ChannelOpened { guest_os_id: 0 });
+                self.tell(Event::ChannelOpened { guest_os_id: self.guest_os_id });
             }
             vmbus::Action::Close { channel } => {
                 self.rings = None;
                 self.tell(Event::ChannelClosed);
-                // Here at once, since `device_action` ends every discard at once.
+                // Here at once, since `device_action` ends every job at once.
                 self.server.close_finished(channel);
             }
             vmbus::Action::SetTargetVp { .. } | vmbus::Action::DropQueuedMessages => {}
@@ -73,8 +76,12 @@ impl Vmm {
                 assert!(matches!(sent, Some(Ok(Sent::Written { .. }))));
                 self.tell(Event::Sent);
             }
-            // Here a VMM gives the memory back to its host.
-            hv_balloon::Action::Discard { id, .. } => self.tell(Event::Discarded { id, ok: true }),
+            // Here a VMM gives the memory back to its host,
+            hv_balloon::Action::Discard { id, .. } => self.tell(Event::JobDone { id, ok: true }),
+            // and here it maps new memory into the guest,
+            hv_balloon::Action::Prepare { id, .. } => self.tell(Event::JobDone { id, ok: true }),
+            // which did not take it: out again.
+            hv_balloon::Action::RemoveMemory { .. } => {}
             hv_balloon::Action::Notify(notice) => println!("{notice:?}"),
             hv_balloon::Action::CloseFinished => {}
         }
@@ -92,70 +99,138 @@ impl Vmm {
     }
 
     fn tell(&mut self, event: Event<'_>) {
-        // A VMM gives the time since its start, and asks `next_deadline` when to come back.
-        self.device.handle(Duration::ZERO, event);
+        self.device.handle(self.now, event);
+    }
+
+    /// Lets time pass to what the device or the guest waits for; false where that is nothing.
+    fn wait(&mut self, guest: Option<Duration>) -> bool {
+        let deadlines = [self.device.next_deadline(), guest];
+        let Some(deadline) = deadlines.into_iter().flatten().min() else { return false };
+        self.now = self.now.max(deadline);
+        self.tell(Event::Deadline);
+        true
     }
 }
 
-/// Lets the guest's driver and the VMM talk until neither has anything to say.
-fn talk(vmm: &mut Vmm, driver: &mut dynmem::Client, rings: &mut GuestRings<Arc<SharedMemory>>) {
-    loop {
+/// A guest, all of it but its bus driver.
+struct Guest {
+    driver: dynmem::Client,
+    rings: GuestRings<Arc<SharedMemory>>,
+    relid: Relid,
+    gpadl: GpadlId,
+}
+
+impl Guest {
+    /// Connects, finds the device and opens its channel; `None` where host and guest have no version
+    /// in common.
+    fn boot(vmm: &mut Vmm, driver: dynmem::Client) -> Option<Self> {
+        vmm.bus.connect();
         vmm.run();
-        while let Some(packet) = rings.receive() {
-            driver.receive(&packet.payload).expect("the device keeps the rules");
+        vmm.bus.version()?;
+        vmm.bus.request_offers();
+        vmm.run();
+        let offer = std::iter::from_fn(|| vmm.bus.poll_event())
+            .find_map(|event| if let BusEvent::Offered(offer) = event { Some(offer) } else { None })
+            .expect("the device is offered");
+        let relid = Relid::new(offer.relid.get());
+        let ring_pages: Vec<_> = (2..12).filter_map(Gpfn::new).collect();
+        let gpadl = vmm.bus.create_gpadl(relid, &ring_pages);
+        vmm.run();
+        let rings = GuestRings::new(vmm.memory.clone(), &ring_pages, 5);
+        vmm.bus.open(relid, gpadl, 5, VpIndex::new(0));
+        vmm.run();
+        let mut guest = Self { driver, rings, relid, gpadl };
+        guest.driver.open();
+        guest.talk(vmm);
+        Some(guest)
+    }
+
+    /// Lets the guest's driver and the VMM talk until neither has anything to say or to wait for.
+    fn talk(&mut self, vmm: &mut Vmm) {
+        loop {
+            vmm.run();
+            self.driver.advance(vmm.now);
+            while let Some(packet) = self.rings.receive() {
+                self.driver.receive(&packet.payload).expect("the device keeps the rules");
+            }
+            if let Some(message) = self.driver.poll_send() {
+                self.rings.send(&message, 0).expect("the ring has room");
+                vmm.signalled();
+            } else if !vmm.wait(self.driver.next_deadline()) {
+                return;
+            }
         }
-        let Some(message) = driver.poll_send() else { break };
-        rings.send(&message, 0).expect("the ring has room");
-        vmm.signalled();
+    }
+
+    /// Closes the channel and takes the pages of the rings back.
+    fn close(&mut self, vmm: &mut Vmm) {
+        self.driver.close();
+        vmm.bus.close(self.relid);
+        vmm.bus.teardown_gpadl(self.relid, self.gpadl);
+        vmm.run();
     }
 }
 
-/// Boots the model guest with 1 GiB, shrinks it to half and gives everything back.
-pub(crate) fn main() {
-    let pages = |start: u64, count: u64| {
-        PageRange::new(Gpfn::new(start).expect("small"), PageCount::new(count)).expect("not empty")
-    };
-    let boot_ram: PageRangeSet = [pages(0, 1 << 18)].into_iter().collect();
+fn pages(start: u64, count: u64) -> PageRange {
+    PageRange::new(Gpfn::new(start).expect("small"), PageCount::new(count)).expect("not empty")
+}
+
+/// A VMM for a guest with 1 GiB that can get 3 GiB more, above 4 GiB.
+fn vmm(personality: &Personality) -> Vmm {
     let mut server = Server::new(ServerConfig::default());
     server.offer(Offer { interface: DYNAMIC_MEMORY, instance: INSTANCE }).expect("the only one");
-    let settle = Settle::Fixed(Duration::ZERO);
-    let mut vmm = Vmm {
+    let device = Device::new(Config {
+        boot_ram: boot_ram(),
+        settle: Settle::Auto,
+        status_reports: false,
+        hot_add: Some(HotAdd {
+            window: pages(1 << 20, 1 << 24),
+            capacity: PageCount::new(3 << 18),
+            least_alignment: PageCount::new(512),
+        }),
+        discard_unit: PageCount::new(1),
+    });
+    Vmm {
         server,
-        device: Device::new(Config { boot_ram: boot_ram.clone(), settle, status_reports: false }),
+        device,
         rings: None,
         memory: Arc::new(SharedMemory::new(16)),
-        bus: Client::new(Version::V5_3, VpIndex::new(0)),
-    };
-
-    // The guest connects, finds the device and opens its channel.
-    vmm.bus.connect();
-    vmm.run();
-    vmm.bus.request_offers();
-    vmm.run();
-    let offer = std::iter::from_fn(|| vmm.bus.poll_event())
-        .find_map(|event| if let BusEvent::Offered(offer) = event { Some(offer) } else { None })
-        .expect("the device is offered");
-    let relid = Relid::new(offer.relid.get());
-    let ring_pages: Vec<_> = (2..12).filter_map(Gpfn::new).collect();
-    let gpadl = vmm.bus.create_gpadl(relid, &ring_pages);
-    vmm.run();
-    let mut rings = GuestRings::new(vmm.memory.clone(), &ring_pages, 5);
-    vmm.bus.open(relid, gpadl, 5, VpIndex::new(0));
-    vmm.run();
-    let memory = Memory::new(boot_ram, PageCount::new(1 << 14));
-    let mut driver = dynmem::Client::new(Personality::linux_6_1(), memory);
-    driver.open();
-    talk(&mut vmm, &mut driver, &mut rings);
-
-    for target in [1 << 17, 1 << 18].map(PageCount::new) {
-        vmm.tell(Event::SetTarget(target));
-        talk(&mut vmm, &mut driver, &mut rings);
-        assert_eq!(vmm.device.snapshot().actual, target);
+        bus: Client::with_versions(personality.vmbus_versions.clone(), VpIndex::new(0)),
+        guest_os_id: personality.guest_os_id,
+        now: Duration::ZERO,
     }
-    assert!(driver.memory().ballooned().is_empty());
+}
 
+fn boot_ram() -> PageRangeSet {
+    [pages(0, 1 << 18)].into_iter().collect()
+}
+
+/// Boots a model guest with 1 GiB, shrinks it to half, gives it all back and 512 MiB more. The
+/// version of the bus and the size in the end; `None` where guest and host do not get together.
+pub(crate) fn resize(personality: Personality) -> Option<(Version, PageCount)> {
+    let mut vmm = vmm(&personality);
+    let memory = Memory::new(boot_ram(), PageCount::new(1 << 14));
+    let mut guest = Guest::boot(&mut vmm, dynmem::Client::new(personality, memory))?;
+    let version = vmm.bus.version()?;
+    for target in [1 << 17, 1 << 18, 3 << 17].map(PageCount::new) {
+        vmm.tell(Event::SetTarget(target));
+        guest.talk(&mut vmm);
+        let memory = guest.driver.memory();
+        let has = memory.managed().saturating_add(memory.offline().len());
+        assert_eq!(vmm.device.snapshot().actual, has);
+    }
+    let size = vmm.device.snapshot().actual;
+    guest.close(&mut vmm);
+    assert!(vmm.rings.is_none());
     // The guest leaves the bus; its kernel may be another one next time.
     vmm.bus.unload();
     vmm.run();
-    assert!(vmm.rings.is_none());
+    Some((version, size))
+}
+
+/// Resizes a Linux guest.
+pub(crate) fn main() {
+    let (version, size) = resize(Personality::linux_6_1()).expect("all speak the newest version");
+    println!("{size} pages, over VMBus {version}");
+    assert_eq!(size, PageCount::new(3 << 17));
 }

@@ -1,5 +1,7 @@
 //! The host's device against the guest's driver, message by message.
 
+mod hot_add;
 mod pair;
+mod personalities;
 mod resize;
 mod schedule;

@@ -3,14 +3,18 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use guest_model::dynmem::{Client, Memory, Personality};
-use hv_balloon::{Action, Config, Device, DiscardId, Event, Notice, Settle, Snapshot};
+use guest_model::dynmem::{Client, HotAddAnswer, Memory, Personality};
+use hv_balloon::{
+    Action, Config, Device, Event, HotAdd, JobId, Notice, Prepare, Settle, Snapshot, StateName,
+};
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 
 /// Messages to the guest that fit the ring.
 const RING_SLOTS: usize = 2;
 
 pub(crate) const PAGES_PER_MIB: u64 = 256;
+
+const HUGE_PAGE: PageCount = PageCount::new(512);
 
 pub(crate) fn mib(mib: u64) -> PageCount {
     PageCount::new(mib * PAGES_PER_MIB)
@@ -30,6 +34,11 @@ pub(crate) fn ram(size_mib: u64) -> PageRangeSet {
         .collect()
 }
 
+/// RAM without holes.
+fn flat_ram(size_mib: u64) -> PageRangeSet {
+    PageRange::new(Gpfn::default(), mib(size_mib)).into_iter().collect()
+}
+
 /// One thing that can happen next.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Step {
@@ -37,8 +46,19 @@ pub(crate) enum Step {
     ToGuest,
     /// The host reads a message.
     ToHost,
-    /// The oldest discard ends.
-    Discard,
+    /// The host's oldest job ends.
+    Job,
+}
+
+/// What the host has to do.
+enum Job {
+    /// Whether it belongs to the guest's present session.
+    Discard {
+        ranges: Vec<PageRange>,
+        is_present: bool,
+    },
+    Add(PageRange),
+    Return(Vec<PageRange>),
 }
 
 pub(crate) struct Pair {
@@ -46,35 +66,91 @@ pub(crate) struct Pair {
     pub(crate) guest: Client,
     pub(crate) notices: Vec<Notice>,
     pub(crate) closes_finished: usize,
-    now: Duration,
+    pub(crate) now: Duration,
+    /// Whether the host has no memory left to add.
+    pub(crate) host_is_full: bool,
     /// What the driver has to write while the ring is full.
     unsent: Option<Vec<u8>>,
     ring: VecDeque<Vec<u8>>,
-    /// Discards begun, each with whether it belongs to the guest's present session.
-    discards: VecDeque<(DiscardId, Vec<PageRange>, bool)>,
+    jobs: VecDeque<(JobId, Job)>,
+    /// Pages that are there for the guest, discarded or not.
+    mapped: PageRangeSet,
+    /// Pages that can be discarded together.
+    unit: PageCount,
+    /// Huge pages that went back to their pool and are not there before they are provided again.
+    in_pool: PageRangeSet,
 }
 
 impl Pair {
-    /// A guest of this size, with `in_use_mib` in use, that has not opened the channel.
+    /// A guest of this size, with `in_use_mib` in use, that has not opened the channel. As much can
+    /// be added as it has.
     pub(crate) fn new(personality: Personality, size_mib: u64, in_use_mib: u64) -> Self {
+        Self::with_capacity(personality, size_mib, in_use_mib, size_mib)
+    }
+
+    /// A guest to which so much can be added.
+    pub(crate) fn with_capacity(
+        personality: Personality,
+        size_mib: u64,
+        in_use_mib: u64,
+        capacity_mib: u64,
+    ) -> Self {
         let boot_ram = ram(size_mib);
+        Self::make(personality, boot_ram, in_use_mib, capacity_mib, PageCount::new(1))
+    }
+
+    /// A guest on huge pages of 2 MiB from a pool.
+    pub(crate) fn on_huge_pages(
+        personality: Personality,
+        size_mib: u64,
+        in_use_mib: u64,
+        capacity_mib: u64,
+    ) -> Self {
+        let boot_ram = flat_ram(size_mib);
+        Self::make(personality, boot_ram, in_use_mib, capacity_mib, HUGE_PAGE)
+    }
+
+    fn make(
+        personality: Personality,
+        boot_ram: PageRangeSet,
+        in_use_mib: u64,
+        capacity_mib: u64,
+        discard_unit: PageCount,
+    ) -> Self {
         let memory = Memory::new(boot_ram.clone(), mib(in_use_mib));
-        let settle = Settle::Fixed(Duration::ZERO);
+        let end = boot_ram.iter().last().expect("there is RAM").end();
+        let window = PageRange::between(end, personality.hot_add.address_limit).unwrap();
+        let hot_add = HotAdd { window, capacity: mib(capacity_mib), least_alignment: HUGE_PAGE };
         Self {
-            device: Device::new(Config { boot_ram, settle, status_reports: true }),
+            device: Device::new(Config {
+                boot_ram: boot_ram.clone(),
+                settle: Settle::Auto,
+                status_reports: true,
+                hot_add: Some(hot_add),
+                discard_unit,
+            }),
             guest: Client::new(personality, memory),
             notices: Vec::new(),
             closes_finished: 0,
             now: Duration::ZERO,
+            host_is_full: false,
             unsent: None,
             ring: VecDeque::new(),
-            discards: VecDeque::new(),
+            jobs: VecDeque::new(),
+            mapped: boot_ram,
+            unit: discard_unit,
+            in_pool: PageRangeSet::new(),
         }
     }
 
     /// A Linux guest of 1 GiB, 64 MiB of it in use, ready to be asked.
     pub(crate) fn linux() -> Self {
-        let mut pair = Self::new(Personality::linux_6_1(), 1024, 64);
+        Self::ready(Personality::linux_6_1())
+    }
+
+    /// A guest of 1 GiB, 64 MiB of it in use, ready to be asked. 4 GiB can be added.
+    pub(crate) fn ready(personality: Personality) -> Self {
+        let mut pair = Self::with_capacity(personality, 1024, 64, 4096);
         pair.open();
         pair.run();
         pair
@@ -82,27 +158,55 @@ impl Pair {
 
     pub(crate) fn open(&mut self) {
         self.guest.open();
-        self.handle(Event::ChannelOpened { guest_os_id: 0 });
+        let guest_os_id = self.guest.personality().guest_os_id;
+        self.handle(Event::ChannelOpened { guest_os_id });
     }
 
     pub(crate) fn close(&mut self) {
         self.guest.close();
+        self.leave();
+    }
+
+    /// Another kernel takes over, which has not opened the channel.
+    pub(crate) fn kexec(&mut self) {
+        self.guest.kexec();
+        self.leave();
+    }
+
+    /// A crash kernel takes over in this memory; it has not opened the channel.
+    pub(crate) fn crash(&mut self, reserved: &PageRangeSet) {
+        self.guest.crash(reserved);
+        self.leave();
+    }
+
+    /// A reset.
+    pub(crate) fn reset(&mut self) {
+        self.guest.reset();
+        self.hang_up();
+        self.handle(Event::SystemReset);
+    }
+
+    fn leave(&mut self) {
         self.hang_up();
         self.handle(Event::ChannelClosed);
     }
 
-    /// A reset: the guest starts again with this memory.
-    pub(crate) fn reset(&mut self, guest: Client) {
-        self.guest = guest;
-        self.hang_up();
-        self.handle(Event::SystemReset);
+    /// Opens the channel again once the host is ready for it.
+    pub(crate) fn reopen(&mut self) {
+        while self.step(Step::Job) {}
+        assert_eq!(self.snapshot().state, StateName::Closed);
+        // Whoever comes next is told of nothing: it takes pages from the pool as it touches them.
+        self.in_pool.clear();
+        self.open();
     }
 
     fn hang_up(&mut self) {
         self.ring.clear();
         self.unsent = None;
-        for (_, _, is_present) in &mut self.discards {
-            *is_present = false;
+        for (_, job) in &mut self.jobs {
+            if let Job::Discard { is_present, .. } = job {
+                *is_present = false;
+            }
         }
     }
 
@@ -118,14 +222,25 @@ impl Pair {
 
     /// Steps until nothing is left to do, deadlines included.
     pub(crate) fn run(&mut self) {
-        loop {
-            let moved = [Step::ToGuest, Step::ToHost, Step::Discard].map(|step| self.step(step));
-            if moved == [false; 3] {
-                let Some(deadline) = self.device.next_deadline() else { return };
-                self.now = deadline;
-                self.handle(Event::Deadline);
-            }
+        self.run_now();
+        while self.wait() {
+            self.run_now();
         }
+    }
+
+    /// Steps until nothing is left to do before time has passed.
+    pub(crate) fn run_now(&mut self) {
+        while [Step::ToGuest, Step::ToHost, Step::Job].map(|step| self.step(step)) != [false; 3] {}
+    }
+
+    /// Lets time pass to the next deadline; false where there is none.
+    pub(crate) fn wait(&mut self) -> bool {
+        let deadlines = [self.device.next_deadline(), self.guest.next_deadline()];
+        let Some(deadline) = deadlines.into_iter().flatten().min() else { return false };
+        self.now = self.now.max(deadline);
+        self.guest.advance(self.now);
+        self.handle(Event::Deadline);
+        true
     }
 
     /// Does one thing; false where there is nothing of the kind to do.
@@ -138,16 +253,33 @@ impl Pair {
             }
             Step::ToHost => {
                 let Some(message) = self.guest.poll_send() else { return false };
+                self.assert_there();
                 self.handle(Event::Packet(&message));
             }
-            Step::Discard => {
-                let Some((id, ranges, is_present)) = self.discards.pop_front() else {
-                    return false;
+            Step::Job => {
+                let Some((id, job)) = self.jobs.pop_front() else { return false };
+                let ok = match job {
+                    Job::Discard { ranges, is_present } => {
+                        if is_present {
+                            self.assert_out(&ranges);
+                            self.discarded(&ranges);
+                        }
+                        true
+                    }
+                    Job::Add(_) | Job::Return(_) if self.host_is_full => false,
+                    Job::Add(range) => {
+                        let new = self.mapped.insert(range);
+                        assert_eq!(new, range.count(), "{range} was there");
+                        true
+                    }
+                    Job::Return(ranges) => {
+                        for range in ranges {
+                            assert_eq!(self.in_pool.remove(range), range.count(), "{range}");
+                        }
+                        true
+                    }
                 };
-                if is_present {
-                    self.assert_out(&ranges);
-                }
-                self.handle(Event::Discarded { id, ok: true });
+                self.handle(Event::JobDone { id, ok });
             }
         }
         true
@@ -167,15 +299,34 @@ impl Pair {
                 }
                 Action::Discard { id, ranges } => {
                     self.assert_out(&ranges);
-                    self.discards.push_back((id, ranges, true));
+                    self.jobs.push_back((id, Job::Discard { ranges, is_present: true }));
                 }
+                Action::Prepare { id, what } => {
+                    let job = match what {
+                        Prepare::Add { range, .. } => Job::Add(range),
+                        Prepare::Return(ranges) => Job::Return(ranges),
+                    };
+                    self.jobs.push_back((id, job));
+                }
+                Action::RemoveMemory { range } => self.unmap(range),
                 Action::CloseFinished => {
-                    assert!(self.discards.is_empty(), "closed while discarding");
+                    assert!(self.jobs.is_empty(), "closed while at work");
                     self.closes_finished += 1;
                 }
                 Action::Notify(notice) => self.notices.push(notice),
             }
         }
+    }
+
+    /// Memory that an honest guest uses must not go.
+    fn unmap(&mut self, range: PageRange) {
+        let used = self.guest.memory().ram().intersection(range).next();
+        let is_honest = !matches!(
+            self.guest.personality().hot_add.answer,
+            HotAddAnswer::ClaimsMore(_) | HotAddAnswer::ClaimsOdd
+        );
+        assert!(used.is_none() || !is_honest, "{range} is in use");
+        self.mapped.remove(range);
     }
 
     /// Writes what waits, if the ring has room.
@@ -185,6 +336,32 @@ impl Pair {
         {
             self.ring.push_back(message);
             self.handle(Event::Sent);
+        }
+    }
+
+    fn discarded(&mut self, ranges: &[PageRange]) {
+        if self.unit == PageCount::new(1) {
+            return;
+        }
+        for &range in ranges {
+            let is_whole = |pages: u64| pages.is_multiple_of(self.unit.get());
+            assert!(is_whole(range.start().get()) && is_whole(range.count().get()), "{range}");
+            self.in_pool.insert(range);
+        }
+    }
+
+    /// What the guest can use must be there.
+    fn assert_there(&self) {
+        let memory = self.guest.memory();
+        let mut missing = memory.ram().clone();
+        missing.remove_set(&self.mapped);
+        assert!(missing.is_empty(), "{missing:?} is not there");
+        for range in self.in_pool.iter() {
+            let used = memory
+                .ram()
+                .intersection(range)
+                .find(|used| !memory.ballooned().contains_range(*used));
+            assert_eq!(used, None, "went back to the pool");
         }
     }
 
@@ -200,6 +377,7 @@ impl Pair {
     }
 
     /// Asserts that both sides have the same idea of the guest's size, and that it is this one.
+    #[track_caller]
     pub(crate) fn assert_size(&self, size: PageCount) {
         assert_eq!(self.snapshot().actual, size);
         assert_eq!(self.guest.memory().managed(), size);

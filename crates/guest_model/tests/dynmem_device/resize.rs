@@ -1,7 +1,7 @@
 //! Whole resizes, as an operator sees them.
 
 use dynmem_protocol::{Capabilities, Version};
-use guest_model::dynmem::{Client, Ending, Memory, Personality};
+use guest_model::dynmem::{Ending, Personality};
 use hv_balloon::{Notice, StateName, StopReason, Transaction};
 use page_range::PageCount;
 
@@ -154,8 +154,7 @@ fn after_a_reset_with_a_request_in_flight_the_guest_has_all_its_memory() {
     pair.set_target(mib(1024));
     pair.step(Step::ToGuest);
     pair.step(Step::ToHost);
-    let rebooted = Client::new(Personality::linux_6_1(), Memory::new(ram(4096), mib(64)));
-    pair.reset(rebooted);
+    pair.reset();
     assert_eq!(pair.closes_finished, 0, "a discard is in flight");
     pair.run();
     assert_eq!(pair.closes_finished, 1);

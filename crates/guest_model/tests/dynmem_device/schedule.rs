@@ -1,11 +1,15 @@
-//! Any order of what can happen: targets change while messages and discards are under way.
+//! Any order of what can happen: targets change while messages and jobs are under way.
 
-use guest_model::dynmem::{Client, Memory, Personality};
+use std::time::Duration;
+
+use guest_model::dynmem::{HotAddAnswer, Personality};
+use hv_balloon::StateName;
 use proptest::prelude::*;
 
 use crate::pair::*;
 
 const SIZE_MIB: u64 = 256;
+const CAPACITY_MIB: u64 = 512;
 const IN_USE_MIB: u64 = 8;
 
 #[derive(Clone, Copy, Debug)]
@@ -14,25 +18,89 @@ enum Move {
     Target(u64),
     Report,
     Reset,
+    Kexec,
+    /// The driver is unloaded and loaded.
+    Reload,
+    Wait,
+    /// How hot-add requests are answered from now on.
+    Answer(HotAddAnswer),
+}
+
+/// Sizes the guest can have, more than its boot RAM among them.
+fn any_size() -> impl Strategy<Value = u64> {
+    130..SIZE_MIB + CAPACITY_MIB
 }
 
 fn any_move() -> impl Strategy<Value = Move> {
     prop_oneof![
         5 => Just(Move::Step(Step::ToGuest)),
         5 => Just(Move::Step(Step::ToHost)),
-        4 => Just(Move::Step(Step::Discard)),
-        2 => (130..256_u64).prop_map(Move::Target),
+        4 => Just(Move::Step(Step::Job)),
+        2 => any_size().prop_map(Move::Target),
         1 => Just(Move::Report),
-        1 => Just(Move::Reset),
+        1 => prop_oneof![Just(Move::Reset), Just(Move::Kexec)],
     ]
 }
 
-/// A reset that the driver of the VM sees through to the end before the guest runs again.
-fn reboot(pair: &mut Pair) {
-    let memory = Memory::new(ram(SIZE_MIB), mib(IN_USE_MIB));
-    pair.reset(Client::new(Personality::linux_6_1(), memory));
-    while pair.step(Step::Discard) {}
-    pair.open();
+/// All that can happen to a guest that does not do what it is asked.
+fn any_mishap() -> impl Strategy<Value = Move> {
+    prop_oneof![
+        10 => any_move(),
+        1 => Just(Move::Reload),
+        1 => Just(Move::Wait),
+        1 => any_honest_answer().prop_map(Move::Answer),
+    ]
+}
+
+fn any_honest_answer() -> impl Strategy<Value = HotAddAnswer> {
+    prop_oneof![
+        Just(HotAddAnswer::TakesAll),
+        (0..CAPACITY_MIB).prop_map(|limit| HotAddAnswer::AtMost(mib(limit))),
+        Just(HotAddAnswer::Refuses),
+        (1..3_u32).prop_map(|times| HotAddAnswer::Fails { times }),
+        Just(HotAddAnswer::Silent),
+        (1..200_u64).prop_map(|seconds| HotAddAnswer::Late(Duration::from_secs(seconds))),
+    ]
+}
+
+/// Guests that do what they are asked.
+fn any_guest() -> impl Strategy<Value = Personality> {
+    prop::sample::select(vec![
+        Personality::linux_6_1(),
+        Personality::linux_6_12(8),
+        Personality::windows_server_2012_r2(),
+        Personality::windows_server_2022(),
+    ])
+}
+
+fn make(pair: &mut Pair, next: Move) {
+    match next {
+        Move::Step(step) => {
+            pair.step(step);
+        }
+        Move::Target(target) => pair.set_target(mib(target)),
+        Move::Report => pair.guest.report_status(),
+        Move::Reset => {
+            pair.reset();
+            pair.reopen();
+        }
+        // What a guest made of memory it was told of and did not answer for, nobody knows.
+        Move::Kexec if pair.snapshot().state == StateName::HotAdding => {}
+        Move::Kexec => {
+            pair.kexec();
+            pair.reopen();
+        }
+        Move::Reload => {
+            pair.close();
+            pair.reopen();
+        }
+        // No guest leaves a message unread for as long as a host waits.
+        Move::Wait => {
+            pair.run_now();
+            pair.wait();
+        }
+        Move::Answer(answer) => pair.guest.personality_mut().hot_add.answer = answer,
+    }
 }
 
 proptest! {
@@ -40,28 +108,67 @@ proptest! {
 
     #[test]
     fn the_last_target_is_reached_whatever_came_before(
+        guest in any_guest(),
         moves in prop::collection::vec(any_move(), 0..200),
-        last in 130..256_u64,
+        last in any_size(),
         shattered: bool,
     ) {
-        let mut pair = Pair::new(Personality::linux_6_1(), SIZE_MIB, IN_USE_MIB);
+        let mut pair = Pair::with_capacity(guest, SIZE_MIB, IN_USE_MIB, CAPACITY_MIB);
         if shattered {
             pair.guest.memory_mut().shatter();
         }
         pair.open();
         pair.run();
         for next in moves {
-            match next {
-                Move::Step(step) => {
-                    pair.step(step);
-                }
-                Move::Target(target) => pair.set_target(mib(target)),
-                Move::Report => pair.guest.report_status(),
-                Move::Reset => reboot(&mut pair),
-            }
+            make(&mut pair, next);
         }
         pair.resize(mib(last));
         pair.assert_size(mib(last));
+        prop_assert_eq!(pair.snapshot().faults, Default::default());
+    }
+
+    /// The pair itself watches that no page is discarded or taken away that the guest uses, and
+    /// that the guest uses none that is not there.
+    #[test]
+    fn after_any_mishap_a_reset_makes_all_well(
+        guest in any_guest(),
+        moves in prop::collection::vec(any_mishap(), 0..200),
+        last in any_size(),
+    ) {
+        let mut pair = Pair::with_capacity(guest, SIZE_MIB, IN_USE_MIB, CAPACITY_MIB);
+        pair.open();
+        pair.run();
+        for next in moves {
+            make(&mut pair, next);
+        }
+        make(&mut pair, Move::Answer(HotAddAnswer::TakesAll));
+        make(&mut pair, Move::Reset);
+        pair.resize(mib(last));
+        pair.assert_size(mib(last));
+    }
+
+    /// Sizes are those that whole huge pages give and that the guest's floor allows at once.
+    #[test]
+    fn on_huge_pages_the_last_target_is_reached_too(
+        guest in any_guest(),
+        moves in prop::collection::vec(any_move(), 0..200),
+        last in 200..(SIZE_MIB + CAPACITY_MIB) / 2,
+    ) {
+        let mut pair = Pair::on_huge_pages(guest, SIZE_MIB, IN_USE_MIB, CAPACITY_MIB);
+        pair.open();
+        pair.run();
+        for next in moves {
+            match next {
+                Move::Target(_) if pair.snapshot().state == StateName::Preparing => {}
+                Move::Target(target) => pair.set_target(mib(target.max(400) & !1)),
+                other => make(&mut pair, other),
+            }
+        }
+        while pair.snapshot().state == StateName::Preparing {
+            pair.step(Step::Job);
+        }
+        pair.resize(mib(2 * last));
+        pair.assert_size(mib(2 * last));
         prop_assert_eq!(pair.snapshot().faults, Default::default());
     }
 }
