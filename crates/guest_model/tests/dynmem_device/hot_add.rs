@@ -190,6 +190,22 @@ fn a_kexec_in_the_middle_of_a_hot_add_keeps_what_was_told() {
 }
 
 #[test]
+fn a_kernel_with_another_alignment_grows_on_from_what_there_is() {
+    let mut pair = Pair::ready(Personality::windows_server_2016());
+    pair.resize(mib(1200));
+    for log2_mib in [7, 10, 1] {
+        pair.kexec();
+        let kernel = Personality::linux_6_12(log2_mib);
+        *pair.guest.personality_mut() = kernel;
+        pair.reopen();
+        pair.run();
+        let size = pair.snapshot().actual.saturating_add(mib(200));
+        pair.resize(size);
+        pair.assert_size(size);
+    }
+}
+
+#[test]
 fn a_crash_kernel_lives_in_its_part_and_the_books_stay_those_of_the_machine() {
     let mut pair = Pair::linux();
     pair.resize(mib(2048));
