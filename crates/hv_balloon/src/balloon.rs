@@ -107,6 +107,9 @@ impl Device {
 
     /// The transaction is over, well or not.
     pub(crate) fn end_transaction(&mut self, session: Session) {
+        if self.owed_pages().is_zero() {
+            self.books.retry_held();
+        }
         self.transaction_id = self.transaction_id.wrapping_add(1);
         self.state = State::Idle { session };
     }

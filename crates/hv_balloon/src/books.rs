@@ -256,12 +256,18 @@ impl Books {
         }
     }
 
-    /// Lets what is out and not discarded be tried again: failed discards, and units that became
-    /// whole while they were held.
+    /// Lets failed discards be tried again, and what is held.
     pub(crate) fn retry_discards(&mut self) {
-        for pages in [&mut self.undiscarded, &mut self.held].map(core::mem::take) {
-            self.pending.insert_set(&pages);
-        }
+        let failed = core::mem::take(&mut self.undiscarded);
+        self.pending.insert_set(&failed);
+        self.retry_held();
+    }
+
+    /// Lets what is held be discarded as far as it is whole units: those that were provided and not
+    /// given back.
+    pub(crate) fn retry_held(&mut self) {
+        let held = core::mem::take(&mut self.held);
+        self.pending.insert_set(&held);
     }
 
     /// Takes pages to give back: first all that are not RAM, at most `room` at a time, then at most
@@ -295,11 +301,18 @@ impl Books {
     }
 
     /// The guest forgot the balloon: all RAM is its own again. Gives the discards that still run and
-    /// their pages.
-    pub(crate) fn forget(&mut self) -> BTreeMap<JobId, PageCount> {
+    /// their pages, and the pages that it must not touch before the host provides them again.
+    pub(crate) fn forget(&mut self) -> (BTreeMap<JobId, PageCount>, PageRangeSet) {
         let discards = self.discarding.iter().map(|(&id, pages)| (id, pages.len())).collect();
+        let mut absent = PageRangeSet::new();
+        if !self.provides_itself() {
+            let sets = [&self.ballooned, &self.providing].into_iter();
+            for set in sets.chain(self.discarding.values()) {
+                absent.insert_set(set);
+            }
+        }
         *self = Self::new(core::mem::take(&mut self.ram), self.unit);
-        discards
+        (discards, absent)
     }
 
     /// The guest starts again with this RAM.

@@ -13,7 +13,7 @@ use crate::outbox::Outbox;
 use crate::region::Region;
 use crate::state::State;
 use crate::target::{Goal, Refusal};
-use crate::{Action, Config, Event, FaultCounts, GuestFault, Notice, Settle};
+use crate::{Action, Config, Event, FaultCounts, GuestFault, HotAdd, Notice, Settle};
 
 /// The host side of Dynamic Memory for one guest. See the crate's documentation for how to run it.
 #[derive(Debug)]
@@ -92,6 +92,27 @@ impl Device {
         self.announce_size();
         #[cfg(any(test, debug_assertions))]
         crate::invariants::check(self);
+    }
+
+    /// Describes the memory of the guest that starts next, where that is not what it was. For
+    /// between a reset's [`Action::CloseFinished`] and the next [`Event::ChannelOpened`]; elsewhere it
+    /// changes nothing and returns false. Call [`Device::poll_action`] until `None` afterwards.
+    pub fn replace_memory(
+        &mut self,
+        now: Duration,
+        boot_ram: PageRangeSet,
+        hot_add: Option<HotAdd>,
+    ) -> bool {
+        self.now = self.now.max(now);
+        if self.state != State::Closed {
+            return false;
+        }
+        self.goal = None;
+        self.books.restart(boot_ram.clone());
+        self.boot_ram = boot_ram;
+        self.region = hot_add.map(Region::new);
+        self.announce_size();
+        true
     }
 
     /// The next thing to do, until there is none.

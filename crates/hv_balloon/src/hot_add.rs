@@ -90,7 +90,7 @@ impl Device {
             Prepared::Returned => {
                 self.books.finish_provide(ok);
                 if self.owed_pages().is_zero() {
-                    self.books.retry_discards();
+                    self.books.retry_held();
                 }
             }
             Prepared::Added(range) if ok => self.offer(session, range),

@@ -6,14 +6,22 @@ use alloc::vec::Vec;
 use dynmem_protocol::{
     CapabilitiesReport, CapabilitiesResponse, MessageType, VersionRequest, VersionResponse,
 };
-use page_range::PageCount;
+use page_range::{PageCount, PageRange, PageRangeSet};
 
+use crate::action::Prepare;
 use crate::region::Region;
 use crate::state::{Preparation, Prepared, Session, State};
 use crate::{Action, Device, GuestFault, JobId, Notice};
 
-/// Discards, each of so many pages, and a preparation.
-type Jobs = (BTreeMap<JobId, PageCount>, Option<Preparation>);
+/// What a session leaves behind.
+struct Leavings {
+    /// Discards that run, each of so many pages.
+    discards: BTreeMap<JobId, PageCount>,
+    /// A preparation that runs.
+    preparation: Option<Preparation>,
+    /// Pages that the next guest must not touch as they are.
+    absent: PageRangeSet,
+}
 
 impl Device {
     pub(crate) fn on_channel_opened(&mut self, guest_os_id: u64) {
@@ -69,16 +77,17 @@ impl Device {
 
     /// Ends the session. A guest without a driver, or a new one, uses all RAM, so every page is its
     /// own again; memory added stays (Windows uses it on, and so does a kernel started by kexec). A
-    /// target not yet carried out is kept for the next session.
+    /// target not yet carried out is kept for the next session; one that was is history.
     pub(crate) fn close(&mut self) {
-        let jobs = self.end_jobs();
+        let leavings = self.end_session();
+        self.goal = self.goal.filter(|goal| goal.is_open());
         self.keep_what_was_offered();
-        self.await_jobs(jobs);
+        self.await_jobs(leavings);
     }
 
     /// As [`Device::close`], but memory added goes and so does the target.
     pub(crate) fn on_system_reset(&mut self) {
-        let (discards, mut preparation) = self.end_jobs();
+        let Leavings { discards, mut preparation, .. } = self.end_session();
         self.goal = None;
         self.books.restart(self.boot_ram.clone());
         // What is being prepared lies in the region, all of which goes.
@@ -87,21 +96,22 @@ impl Device {
         }
         self.removals.clear();
         self.removals.extend(self.region.as_mut().and_then(Region::reset));
-        self.await_jobs((discards, preparation));
+        self.await_jobs(Leavings { discards, preparation, absent: PageRangeSet::new() });
     }
 
-    /// Forgets what the guest gave; says which jobs run on.
-    fn end_jobs(&mut self) -> Jobs {
-        let mut discards = self.books.forget();
+    /// Forgets what the guest gave; says what runs on.
+    fn end_session(&mut self) -> Leavings {
+        let (mut discards, mut absent) = self.books.forget();
         let preparation = match &mut self.state {
-            State::Closing { discards: earlier, preparation } => {
+            State::Closing { discards: earlier, preparation, absent: of_earlier } => {
                 discards.append(earlier);
+                absent.insert_set(of_earlier);
                 preparation.take()
             }
             State::Preparing { preparation, .. } => Some(*preparation),
             _ => None,
         };
-        (discards, preparation)
+        Leavings { discards, preparation, absent }
     }
 
     /// Memory the guest was told of may be in use, whether or not it said so.
@@ -121,16 +131,16 @@ impl Device {
         }
     }
 
-    fn await_jobs(&mut self, (discards, preparation): Jobs) {
+    fn await_jobs(&mut self, Leavings { discards, preparation, absent }: Leavings) {
         self.outbox.clear();
         self.status = None;
         self.guest_os_id = None;
-        self.state = State::Closing { discards, preparation };
+        self.state = State::Closing { discards, preparation, absent };
         self.finish_close();
     }
 
     pub(crate) fn on_job_done(&mut self, id: JobId, ok: bool) {
-        if let State::Closing { discards, preparation } = &mut self.state {
+        if let State::Closing { discards, preparation, .. } = &mut self.state {
             discards.remove(&id);
             if let Some(Preparation { what, .. }) = preparation.take_if(|at| at.job == id)
                 && let Prepared::Added(range) = what
@@ -155,15 +165,26 @@ impl Device {
     }
 
     fn finish_close(&mut self) {
-        if let State::Closing { discards, preparation: None } = &self.state
-            && discards.is_empty()
-        {
-            self.state = State::Closed;
-            for range in core::mem::take(&mut self.removals) {
-                self.act(Action::RemoveMemory { range });
-            }
-            self.act(Action::CloseFinished);
+        let State::Closing { discards, preparation: preparation @ None, absent } = &mut self.state
+        else {
+            return;
+        };
+        if !discards.is_empty() {
+            return;
         }
+        // A new kernel touches all its memory unannounced. Where the host cannot provide a page
+        // then, that guest fails; there is nobody to be asked for less.
+        let ranges: Vec<PageRange> = core::mem::take(absent).iter().collect();
+        if !ranges.is_empty() {
+            let job = self.jobs.next();
+            *preparation = Some(Preparation { job, what: Prepared::Returned });
+            return self.act(Action::Prepare { id: job, what: Prepare::Return(ranges) });
+        }
+        self.state = State::Closed;
+        for range in core::mem::take(&mut self.removals) {
+            self.act(Action::RemoveMemory { range });
+        }
+        self.act(Action::CloseFinished);
     }
 
     /// Queues an answer; false where the guest asks more than it reads.

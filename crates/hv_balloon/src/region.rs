@@ -56,6 +56,15 @@ impl Region {
         known
     }
 
+    /// Where the added memory begins, once any was.
+    pub(crate) fn base(&self) -> Option<Gpfn> {
+        self.base.filter(|_| !self.used.is_zero())
+    }
+
+    pub(crate) const fn capacity(&self) -> PageCount {
+        self.config.capacity
+    }
+
     /// The alignment to add memory with.
     pub(crate) fn alignment(&self, of_guest: PageCount) -> PageCount {
         of_guest.max(self.config.least_alignment)

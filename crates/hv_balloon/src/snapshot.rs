@@ -3,8 +3,9 @@
 use core::time::Duration;
 
 use dynmem_protocol::{StatusReport, Version};
-use page_range::PageCount;
+use page_range::{Gpfn, PageCount};
 
+use crate::region::Region;
 use crate::state::State;
 use crate::target::Goal;
 use crate::{Device, FaultCounts, Refusal, StateName, StopReason};
@@ -27,6 +28,10 @@ pub struct Snapshot {
     pub boot: PageCount,
     /// Pages of RAM the guest was given since, and has whatever became of them.
     pub hot_added: PageCount,
+    /// Pages there are to add in all, added or not, whatever the guest's alignment.
+    pub hot_add_capacity: PageCount,
+    /// Where the added memory begins, once any was.
+    pub hot_add_base: Option<Gpfn>,
     /// Pages of RAM the guest was given.
     pub assigned: PageCount,
     /// Pages the host has back: `assigned` less `actual`.
@@ -80,6 +85,8 @@ impl Device {
             maximum: self.maximum(),
             boot: self.boot_ram.len(),
             hot_added: self.hot_added(),
+            hot_add_capacity: self.region.as_ref().map_or(PageCount::ZERO, Region::capacity),
+            hot_add_base: self.region.as_ref().and_then(Region::base),
             assigned,
             ballooned: assigned.saturating_sub(actual),
             in_flight: self.in_flight(),

@@ -5,7 +5,7 @@ use core::fmt;
 use core::time::Duration;
 
 use dynmem_protocol::{Capabilities, Version};
-use page_range::{PageCount, PageRange};
+use page_range::{PageCount, PageRange, PageRangeSet};
 
 use crate::JobId;
 use crate::balloon::Asked;
@@ -23,8 +23,12 @@ pub(crate) enum State {
     /// No channel.
     Closed,
     /// No channel, and jobs of the last one in flight: discards, each of so many pages, and
-    /// perhaps a preparation.
-    Closing { discards: BTreeMap<JobId, PageCount>, preparation: Option<Preparation> },
+    /// perhaps a preparation. Afterwards the host has to provide the `absent` pages again.
+    Closing {
+        discards: BTreeMap<JobId, PageCount>,
+        preparation: Option<Preparation>,
+        absent: PageRangeSet,
+    },
     /// The guest is to name a version.
     AwaitVersion { settle: Duration },
     /// The guest is to name its capabilities.

@@ -172,6 +172,11 @@ impl Goal {
         Self { target, pursuit: Pursuit::Open }
     }
 
+    /// Whether the device is still to do something for it.
+    pub(crate) const fn is_open(self) -> bool {
+        matches!(self.pursuit, Pursuit::Open)
+    }
+
     /// Whether the device has given up.
     pub(crate) const fn is_given_up(self) -> bool {
         self.stop_reason().is_some()

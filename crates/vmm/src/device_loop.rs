@@ -1,27 +1,22 @@
-//! The thread that runs the bus and the device.
+//! The thread that runs the bus and the device on it.
 //!
-//! [`vmbus::Server`] and [`hv_balloon::Device`] are state machines without I/O; this loop feeds
-//! them what happens and does what they ask.
+//! [`vmbus::Server`] and the device are state machines without I/O; this loop feeds them what
+//! happens and does what they ask. What concerns the device is in [`Balloon`].
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use guest_ram::{GuestRam, MemoryWorker, WorkError};
-use hv_balloon::{Device, DiscardId, Event, Snapshot, TargetError};
-use page_range::PageCount;
-use vmbus::ring::RingError;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::balloon::{self, Balloon, Operator};
 use crate::bus::GuestCalls;
-use crate::channel::{BATCH, Channel, Opening, Received};
 use crate::control::{Control, ControlSender};
 use crate::error::MachineError;
 use crate::machine::MachineHandle;
-use crate::notices::Notices;
+use crate::memory::{Kept, MemoryMap};
 
 /// How often a busy message slot, or a full ring, is looked at again. A crashing guest never
 /// acknowledges a message (Linux `vmbus_wait_for_unload`), and Linux' balloon driver never says
@@ -32,79 +27,57 @@ const RETRY: Duration = Duration::from_millis(10);
 const ACTIONS_PER_TURN: u32 = 128;
 
 const WAKE: u32 = 0;
-const SIGNAL: u32 = 1;
+pub(crate) const SIGNAL: u32 = 1;
 const FIRST_ACKNOWLEDGED: u32 = 16;
 
 /// What other threads want of the loop.
-enum Request {
-    Attach(MachineHandle),
-    Detach(Sender<()>),
-    Resetting,
-    SetTarget(PageCount, Sender<Result<(), TargetError>>),
-    Discarded { id: DiscardId, ok: bool },
+pub(crate) enum Request {
+    Attach(MachineHandle, MemoryMap),
+    Detach(Sender<Kept>),
+    #[cfg_attr(not(feature = "hv-balloon"), expect(dead_code, reason = "nobody can ask"))]
+    Balloon(balloon::Request),
     Stop,
 }
 
 /// The loop's other end, for all threads.
 #[derive(Clone)]
-pub(crate) struct DeviceHandle {
+pub(crate) struct LoopHandle {
     requests: Sender<Request>,
     calls: GuestCalls,
-    snapshot: Arc<Mutex<Snapshot>>,
-    /// When the loop's time began.
-    start: Instant,
 }
 
-impl DeviceHandle {
-    /// Gives the loop a machine that is about to start.
-    pub(crate) fn attach(&self, machine: MachineHandle) {
-        self.request(Request::Attach(machine));
-    }
-
-    /// A reset is coming: targets from now on are for the machine after it.
-    pub(crate) fn announce_reset(&self) {
-        self.request(Request::Resetting);
-    }
-
-    /// Takes the machine, which must have stopped, away again. Returns when no page of it will be
-    /// discarded any more: the next machine uses all memory at once.
-    pub(crate) fn detach(&self) {
-        let (done, wait) = channel();
-        self.request(Request::Detach(done));
-        // An error says that the loop has ended, and with it all discards.
-        let _ = wait.recv();
-    }
-
-    /// Asks for a size. `None` where the loop has ended.
-    pub(crate) fn set_target(&self, pages: PageCount) -> Option<Result<(), TargetError>> {
-        let (reply, wait) = channel();
-        self.request(Request::SetTarget(pages, reply));
-        wait.recv().ok()
-    }
-
-    /// The device as it was when something last happened to it, with the wait counted from now.
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        let mut snapshot = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let now = self.start.elapsed();
-        snapshot.ready_in = snapshot.ready_at.map(|at| at.saturating_sub(now));
-        snapshot
-    }
-
-    fn request(&self, request: Request) {
+impl LoopHandle {
+    pub(crate) fn request(&self, request: Request) {
         let _ = self.requests.send(request);
         self.calls.wake();
     }
 }
 
-/// The running loop; dropping it ends it, with all discards done.
+/// The running loop; dropping it ends it, with all work on guest memory done.
 pub(crate) struct DeviceThread {
-    handle: DeviceHandle,
+    handle: LoopHandle,
+    operator: Operator,
     thread: Option<JoinHandle<()>>,
 }
 
 impl DeviceThread {
-    pub(crate) fn handle(&self) -> &DeviceHandle {
-        &self.handle
+    /// The device as an operator controls it.
+    pub(crate) fn operator(&self) -> &Operator {
+        &self.operator
+    }
+
+    /// Gives the loop a machine that is about to start, and what it says of its memory.
+    pub(crate) fn attach(&self, machine: MachineHandle, memory: MemoryMap) {
+        self.handle.request(Request::Attach(machine, memory));
+    }
+
+    /// Takes the machine, which must have stopped, away again. Returns when no page of it will be
+    /// touched any more: the next machine uses all memory at once.
+    pub(crate) fn detach(&self) -> Kept {
+        let (done, wait) = channel();
+        self.handle.request(Request::Detach(done));
+        // An error says that the loop has ended, and with it all work on memory.
+        wait.recv().unwrap_or_default()
     }
 }
 
@@ -119,69 +92,51 @@ impl Drop for DeviceThread {
 
 /// What the loop is made of.
 pub(crate) struct Setup {
-    pub(crate) ram: Arc<GuestRam>,
-    pub(crate) device: Device,
     pub(crate) calls: GuestCalls,
     pub(crate) wake: Arc<EventFd>,
-    pub(crate) eventfd_in_kernel: bool,
-    pub(crate) notices: Notices,
     pub(crate) control: ControlSender,
+    pub(crate) balloon: balloon::Setup,
 }
 
 /// Starts the loop.
 pub(crate) fn start(setup: Setup) -> Result<DeviceThread, MachineError> {
     let failed = MachineError::system("cannot start the device's threads");
+    let Setup { calls, wake, control, balloon } = setup;
     let (requests, inbox) = channel();
-    let snapshot = Arc::new(Mutex::new(setup.device.snapshot()));
-    let start = Instant::now();
-    let calls = setup.calls.clone();
-    let handle = DeviceHandle { requests, calls, snapshot: Arc::clone(&snapshot), start };
-    let to_loop = handle.clone();
-    let worker = MemoryWorker::spawn(move |id, result: Result<(), WorkError>| {
-        if let Err(error) = &result {
-            tracing::error!("{}", crate::error::chain(error));
-        }
-        to_loop.request(Request::Discarded { id, ok: result.is_ok() });
-    })
-    .map_err(failed)?;
+    let handle = LoopHandle { requests, calls: calls.clone() };
+    let (balloon, operator) = Balloon::start(balloon, &calls, &handle).map_err(failed)?;
     let device_loop = DeviceLoop {
-        start,
+        balloon,
         inbox,
-        worker,
-        snapshot,
+        calls,
+        wake,
         machine: None,
-        channel: None,
         detaching: None,
-        after_reset: None,
-        buffer: Vec::new(),
-        setup,
         stopped: false,
+        control,
     };
     let thread =
         Builder::new().name("device".into()).spawn(move || device_loop.run()).map_err(failed)?;
-    Ok(DeviceThread { handle, thread: Some(thread) })
+    Ok(DeviceThread { handle, operator, thread: Some(thread) })
 }
 
 struct DeviceLoop {
-    start: Instant,
-    setup: Setup,
-    // Before the inbox: whoever waits for an answer must not be told of the end while discards run.
-    worker: MemoryWorker<DiscardId>,
+    // Before the inbox: whoever waits for an answer must not be told of the end while work on
+    // memory goes on.
+    balloon: Balloon,
     inbox: Receiver<Request>,
-    snapshot: Arc<Mutex<Snapshot>>,
+    calls: GuestCalls,
+    wake: Arc<EventFd>,
     machine: Option<MachineHandle>,
-    channel: Option<Channel>,
     /// Who waits for the machine to be taken away.
-    detaching: Option<Sender<()>>,
-    /// While a reset is coming: the target that was set since.
-    after_reset: Option<Option<PageCount>>,
-    buffer: Vec<u8>,
+    detaching: Option<Sender<Kept>>,
     stopped: bool,
+    control: ControlSender,
 }
 
 impl DeviceLoop {
     fn run(self) {
-        let control = self.setup.control.clone();
+        let control = self.control.clone();
         let _guard = control.report_panic("device");
         if let Err(error) = self.run_until_stopped() {
             let what = "cannot wait for the device's events";
@@ -201,83 +156,32 @@ impl DeviceLoop {
         Ok(())
     }
 
-    fn tell(&mut self, event: Event<'_>) {
-        self.setup.device.handle(self.start.elapsed(), event);
-    }
-
     fn on_wake(&mut self, ops: &mut EventOps<'_>) {
-        let _ = self.setup.wake.read();
+        let _ = self.wake.read();
         while let Ok(request) = self.inbox.try_recv() {
             self.on_request(request, ops);
         }
-        if self.setup.calls.take_signal() {
-            self.receive();
+        if self.calls.take_signal() {
+            self.balloon.receive();
         }
     }
 
     fn on_request(&mut self, request: Request, ops: &mut EventOps<'_>) {
         match request {
-            Request::Attach(machine) => {
+            Request::Attach(machine, memory) => {
                 for (eventfd, data) in acknowledgements(&machine) {
                     watch(ops, eventfd, data);
                 }
+                self.balloon.attach(&machine, memory);
                 self.machine = Some(machine);
             }
             Request::Detach(done) => {
-                self.setup.calls.server().reset();
-                self.tell(Event::SystemReset);
+                self.calls.server().reset();
+                self.balloon.begin_detach();
                 self.detaching = Some(done);
             }
-            Request::SetTarget(pages, reply) => {
-                let result = self.setup.device.can_set_target(pages).map(|_| ());
-                if result.is_ok() {
-                    self.tell(Event::SetTarget(pages));
-                    self.after_reset = self.after_reset.map(|_| Some(pages));
-                }
-                // Whoever asked may look at once, and must not see how the last target ended.
-                self.publish();
-                let _ = reply.send(result);
-            }
-            Request::Resetting => self.after_reset = Some(None),
-            Request::Discarded { id, ok } => self.tell(Event::Discarded { id, ok }),
+            Request::Balloon(request) => self.balloon.on_request(request),
             Request::Stop => self.stopped = true,
-        }
-    }
-
-    /// Takes packets from the ring; where there are more than a batch the loop comes back.
-    fn receive(&mut self) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        if let Err(error) = self.receive_batch(&mut buffer) {
-            self.break_channel(error);
-        }
-        self.buffer = buffer;
-    }
-
-    fn receive_batch(&mut self, buffer: &mut Vec<u8>) -> Result<(), RingError> {
-        for _ in 0..BATCH {
-            let Some(channel) = &mut self.channel else {
-                return Ok(());
-            };
-            match channel.receive(buffer)? {
-                Received::Message => self.tell(Event::Packet(buffer)),
-                Received::Other => {}
-                Received::Nothing => return channel.end_receive(),
-            }
-            self.device_actions()?;
-        }
-        if let Some(channel) = &mut self.channel {
-            channel.end_receive()?;
-            let _ = channel.signal().write(1);
-        }
-        Ok(())
-    }
-
-    /// The guest broke its ring: the channel is of no use until the guest opens it anew.
-    fn break_channel(&mut self, error: RingError) {
-        self.setup.notices.warn(&format_args!("broke its channel, which is stopped: {error}"));
-        if let Some(channel) = &mut self.channel {
-            channel.stop();
-            self.setup.device.handle(self.start.elapsed(), Event::ChannelClosed);
         }
     }
 
@@ -287,34 +191,26 @@ impl DeviceLoop {
         let mut turns = 0;
         loop {
             if turns == ACTIONS_PER_TURN {
-                self.setup.calls.wake();
+                self.calls.wake();
                 break;
             }
             turns += 1;
-            if let Err(error) = self.device_actions() {
-                self.break_channel(error);
-                continue;
-            }
+            self.balloon.act();
             let Some(action) = self.next_bus_action() else {
                 break;
             };
             self.bus_action(action, ops);
         }
-        self.finish_close(ops);
+        self.balloon.finish_close(ops);
         self.finish_detach(ops);
-        self.publish();
-    }
-
-    fn publish(&self) {
-        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) =
-            self.setup.device.snapshot();
+        self.balloon.publish();
     }
 
     /// Messages stay with the server while a VP's own queue is full; what concerns channels goes
     /// on.
     fn next_bus_action(&mut self) -> Option<vmbus::Action> {
         let has_room = self.machine.as_ref().is_some_and(|machine| machine.bus.has_room());
-        let mut server = self.setup.calls.server();
+        let mut server = self.calls.server();
         if has_room { server.poll_action() } else { server.poll_channel_action() }
     }
 
@@ -330,68 +226,12 @@ impl DeviceLoop {
                     machine.bus.clear_queues();
                 }
             }
-            vmbus::Action::Open { channel, rings, target_vp, relid, connection_id } => {
-                self.open(Opening { id: channel, rings, target_vp, relid, connection_id }, ops)
-            }
-            vmbus::Action::Close { channel } => self.close(channel),
-            vmbus::Action::SetTargetVp { target_vp, .. } => {
-                if let Some(channel) = &mut self.channel {
-                    channel.set_target_vp(target_vp);
-                }
-            }
-        }
-    }
-
-    fn open(&mut self, opening: Opening, ops: &mut EventOps<'_>) {
-        let id = opening.id;
-        let Some(machine) = self.machine.clone() else {
-            return self.setup.calls.server().open_finished(id, false);
-        };
-        let guest_os_id = machine.guest_os_id.load(Ordering::Acquire);
-        let in_kernel = self.setup.eventfd_in_kernel;
-        match Channel::open(opening, &self.setup.ram, machine, in_kernel) {
-            Ok(channel) => {
-                watch(ops, channel.signal(), SIGNAL);
-                self.channel = Some(channel);
-                self.tell(Event::ChannelOpened { guest_os_id });
-                self.setup.calls.server().open_finished(id, true);
-                self.receive();
-            }
-            Err(error) => {
-                tracing::warn!(
-                    "cannot open the balloon's channel: {}",
-                    crate::error::chain(&error)
-                );
-                self.setup.calls.server().open_finished(id, false);
-            }
-        }
-    }
-
-    fn close(&mut self, id: vmbus::ChannelId) {
-        match &mut self.channel {
-            Some(channel) if channel.id == id => {
-                channel.stop();
-                channel.closing = true;
-                channel.quiet = false;
-                self.tell(Event::ChannelClosed);
-            }
-            _ => self.setup.calls.server().close_finished(id),
-        }
-    }
-
-    /// Lets go of a channel that the bus wants closed once the device is done with it.
-    fn finish_close(&mut self, ops: &mut EventOps<'_>) {
-        if let Some(channel) = self.channel.take_if(|channel| channel.closing && channel.quiet) {
-            unwatch(ops, channel.signal(), SIGNAL);
-            self.setup.calls.server().close_finished(channel.id);
-            // The answers that waited for this go out now.
-            self.setup.calls.wake();
+            about_channel => self.balloon.on_bus_action(about_channel, ops),
         }
     }
 
     fn finish_detach(&mut self, ops: &mut EventOps<'_>) {
-        if self.channel.is_none()
-            && self.setup.device.snapshot().in_flight.is_zero()
+        if self.balloon.is_quiet()
             && let Some(done) = self.detaching.take()
         {
             if let Some(machine) = self.machine.take() {
@@ -399,50 +239,15 @@ impl DeviceLoop {
                     unwatch(ops, eventfd, data);
                 }
             }
-            if let Some(target) = self.after_reset.take().flatten() {
-                self.tell(Event::SetTarget(target));
-            }
-            let _ = done.send(());
-        }
-    }
-
-    fn device_actions(&mut self) -> Result<(), RingError> {
-        loop {
-            if let Some(channel) = &mut self.channel
-                && channel.flush()?
-            {
-                self.tell(Event::Sent);
-            }
-            let Some(action) = self.setup.device.poll_action() else {
-                return Ok(());
-            };
-            match action {
-                hv_balloon::Action::Send(message) => {
-                    if let Some(channel) = &mut self.channel {
-                        channel.queue(message);
-                    }
-                }
-                hv_balloon::Action::Discard { id, ranges } => {
-                    self.worker.submit_discard(id, Arc::clone(&self.setup.ram), ranges)
-                }
-                hv_balloon::Action::CloseFinished => {
-                    if let Some(channel) = &mut self.channel {
-                        channel.quiet = true;
-                    }
-                }
-                hv_balloon::Action::Notify(notice) => self.setup.notices.pass_on(&notice),
-            }
+            self.balloon.finish_detach(done);
         }
     }
 
     /// How long the loop may sleep, in milliseconds; −1 is for ever.
     fn timeout_ms(&self) -> i32 {
-        let now = self.start.elapsed();
-        let deadline = self.setup.device.next_deadline().map(|at| at.saturating_sub(now));
         let messages_wait = self.machine.as_ref().is_some_and(|machine| machine.bus.has_queued());
-        let ring_full = self.channel.as_ref().is_some_and(Channel::is_blocked);
-        let retry = (messages_wait || ring_full).then_some(RETRY);
-        match deadline.into_iter().chain(retry).chain(self.setup.notices.due()).min() {
+        let retry = (messages_wait || self.balloon.is_blocked()).then_some(RETRY);
+        match [self.balloon.due(), retry].into_iter().flatten().min() {
             // Rounded up: a millisecond early would be a turn for nothing.
             Some(wait) => i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX),
             None => -1,
@@ -452,20 +257,11 @@ impl DeviceLoop {
     /// Does what is due; also called when nothing is. `idle` says that no event came, and so that
     /// what waits for the guest may be tried again.
     fn on_time(&mut self, idle: bool) {
-        let now = self.start.elapsed();
-        if self.setup.device.next_deadline().is_some_and(|at| at <= now) {
-            self.tell(Event::Deadline);
-            // What the device wants now is done by the turn that this causes.
-            self.setup.calls.wake();
+        if self.balloon.on_time() || (idle && self.balloon.is_blocked()) {
+            // What there is to do now is done by the turn that this causes.
+            self.calls.wake();
         }
-        self.setup.notices.flush();
-        if !idle {
-            return;
-        }
-        if self.channel.as_ref().is_some_and(Channel::is_blocked) {
-            self.setup.calls.wake();
-        }
-        if let Some(machine) = &self.machine {
+        if idle && let Some(machine) = &self.machine {
             machine.bus.kick_waiting();
         }
     }
@@ -482,18 +278,13 @@ impl DeviceLoop {
 
 impl MutEventSubscriber for DeviceLoop {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        watch(ops, self.setup.wake.as_ref(), WAKE);
+        watch(ops, self.wake.as_ref(), WAKE);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         match events.data() {
             WAKE => self.on_wake(ops),
-            SIGNAL => {
-                if let Some(channel) = &self.channel {
-                    let _ = channel.signal().read();
-                }
-                self.receive();
-            }
+            SIGNAL => self.balloon.on_signal(),
             acknowledged => self.on_acknowledged(acknowledged.saturating_sub(FIRST_ACKNOWLEDGED)),
         }
         self.pump(ops);
@@ -508,13 +299,13 @@ fn acknowledgements(machine: &MachineHandle) -> impl Iterator<Item = (&EventFd, 
     })
 }
 
-fn watch(ops: &mut EventOps<'_>, fd: &impl std::os::fd::AsRawFd, data: u32) {
+pub(crate) fn watch(ops: &mut EventOps<'_>, fd: &impl std::os::fd::AsRawFd, data: u32) {
     if let Err(error) = ops.add(Events::with_data(fd, data, EventSet::IN)) {
         tracing::error!("cannot wait for an event source: {error}");
     }
 }
 
-fn unwatch(ops: &mut EventOps<'_>, fd: &impl std::os::fd::AsRawFd, data: u32) {
+pub(crate) fn unwatch(ops: &mut EventOps<'_>, fd: &impl std::os::fd::AsRawFd, data: u32) {
     if let Err(error) = ops.remove(Events::with_data(fd, data, EventSet::IN)) {
         tracing::error!("cannot let go of an event source: {error}");
     }

@@ -193,9 +193,29 @@ pub enum VmmError {
     /// The monitor cannot be started.
     #[error(transparent)]
     Monitor(#[from] qmp::ServerError),
-    /// Memory cannot be cleared for a reset.
-    #[error("cannot clear guest memory for a reset")]
-    Discard(#[source] guest_ram::DiscardError),
+    /// The guest could not reach all of its memory.
+    #[error(
+        "the guest's processors have addresses of {bits} bits, too few for {option}: ask for no \
+         more than {} MiB",
+        most >> 20
+    )]
+    AddressWidth {
+        /// The option that asks for too much.
+        option: &'static str,
+        /// The width.
+        bits: u32,
+        /// The most memory that can be reached, in bytes.
+        most: u64,
+    },
+    /// The device was left out of this build.
+    #[error(
+        "{option} needs the hv-balloon device, and this program was built without it: build it \
+         with the feature hv-balloon, or leave the option out"
+    )]
+    NoBalloon {
+        /// The option that needs it.
+        option: &'static str,
+    },
 }
 
 /// An error with all its causes, for a log line.

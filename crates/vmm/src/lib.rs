@@ -1,11 +1,15 @@
 //! A small VMM on KVM that boots Linux with the hv-balloon device.
 //!
-//! [`run`] is all of it. Threads: one per vCPU, one loop for bus and device, one that discards
+//! [`run`] is all of it. Without the feature `hv-balloon`, which is on by default, the machine has a
+//! bus and no device on it.
+//!
+//! Threads: one per vCPU, one loop for bus and device, one that discards
 //! pages, the monitor's own, two for the console, and the caller's, which governs.
 
+#[cfg(feature = "hv-balloon")]
+mod balloon;
 mod boot;
 mod bus;
-mod channel;
 mod cmos;
 mod config;
 mod console;
@@ -13,13 +17,19 @@ mod control;
 mod device_loop;
 mod error;
 mod machine;
+mod memory;
 mod monitor;
-mod notices;
+#[cfg(not(feature = "hv-balloon"))]
+mod no_balloon;
 mod ports;
 mod power;
 mod run;
 mod vcpu;
 
+#[cfg(not(feature = "hv-balloon"))]
+use no_balloon as balloon;
+
+pub use balloon::HAS_BALLOON;
 pub use config::{Config, OnReset, SettleTime};
 pub use console::SerialOutput;
 pub use error::{BootError, MachineError, VmmError};

@@ -40,7 +40,9 @@ pub(crate) struct Parts<'a> {
 
 /// What the device loop needs of a machine.
 #[derive(Clone)]
+#[cfg_attr(not(feature = "hv-balloon"), expect(dead_code, reason = "the bus needs less"))]
 pub(crate) struct MachineHandle {
+    pub(crate) ram: Arc<GuestRam>,
     pub(crate) vm: Arc<Vm>,
     pub(crate) bus: Arc<Bus>,
     pub(crate) guest_os_id: Arc<AtomicU64>,
@@ -69,6 +71,7 @@ impl Machine {
             cpu::set_entry(first, entry)?;
         }
         let handle = MachineHandle {
+            ram: Arc::clone(parts.ram),
             vm: Arc::new(vm),
             bus: Arc::new(Bus::new(lines, parts.vcpus)),
             guest_os_id: Arc::default(),

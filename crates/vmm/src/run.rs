@@ -4,34 +4,25 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Builder;
 
-use guest_ram::{Backend, GuestRam, RamConfig};
-use hv_balloon::{Device, Settle};
 use kvm_hyperv::kick;
 use kvm_hyperv::probe::{self, Capabilities};
 use kvm_ioctls::Kvm;
-use page_range::PageCount;
 use qmp::{Event, EventSender, ShutdownCause};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
-use vmbus::protocol::Guid;
-use vmbus::{Offer, Server, ServerConfig};
+use vmbus::{Server, ServerConfig};
 
+use crate::balloon;
 use crate::boot::linux::BootFiles;
 use crate::bus::GuestCalls;
-use crate::config::{Config, SettleTime};
+use crate::config::{Config, OnReset};
 use crate::console::Console;
 use crate::control::{Cause, Control, ControlSender, control_channel};
-use crate::device_loop::{self, DeviceThread, Setup};
+use crate::device_loop::{self, DeviceThread};
 use crate::error::{BootError, MachineError, VmmError};
 use crate::machine::{Machine, Parts};
+use crate::memory::{BootMemory, Kept, MemoryPlan};
 use crate::monitor::Monitored;
-use crate::notices::Notices;
-
-/// Class of the Dynamic Memory device (Linux `include/linux/hyperv.h`, `HV_DM_GUID`).
-const DYNAMIC_MEMORY: Guid = Guid::from_digits(0x525074dc_8985_46e2_8057_a307dc18a502);
-
-/// This device; the same in every VM and over resets, since Linux looks for it after hibernation.
-const INSTANCE: Guid = Guid::from_digits(0x1eccfd72_4b41_45ef_b73a_4a6e44c12924);
 
 /// The smallest machine that can boot at all: below, kernel and firmware data have no room.
 const SMALLEST_MEMORY: u64 = 16 << 20;
@@ -46,30 +37,25 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
         BootFiles::open(&config.kernel, config.initrd.as_deref(), &config.command_line)?;
     let (kvm, capabilities) = probe::open()?;
     kick::install_handler().map_err(MachineError::system("cannot handle the vCPUs' signal"))?;
-    let ram = Arc::new(GuestRam::new(&RamConfig {
-        size: PageCount::from_bytes(config.memory_bytes),
-        backend: Backend::Anonymous,
-        huge_pages: config.huge_pages,
-        hot_add: PageCount::ZERO,
-        max_pieces: 0,
-    })?);
+    let plan = MemoryPlan::new(config, &kvm)?;
+    let first = plan.first()?;
     let (control, events) = control_channel();
     let signals = watch_signals(control.clone())?;
     let mut console = Console::open(&config.serial)?;
     let monitor_events = Arc::new(OnceLock::new());
     let (device, calls) =
-        start_device(config, capabilities, &ram, &monitor_events, control.clone())?;
+        start_device(config, capabilities, &plan, &first, &monitor_events, control.clone())?;
     let monitor = start_monitor(config, &device, control.clone(), &monitor_events)?;
     let to_control = control.clone();
     console.start_input(move || to_control.send(Control::Shutdown(Cause::Console)))?;
 
-    let mut vm = Vm { config, kvm, ram, console, calls, control, events, device };
+    let vm = Vm { config, kvm, plan, console, calls, control, events, device };
     let emit = |event: &Event| {
         if let Some(sender) = monitor_events.get() {
             sender.emit(event);
         }
     };
-    let result = vm.boot_until_off(&mut files, &emit);
+    let result = vm.boot_until_off(first, &mut files, &emit);
     signals.close();
     drop(monitor);
     drop(vm);
@@ -79,7 +65,7 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
 struct Vm<'a> {
     config: &'a Config,
     kvm: Kvm,
-    ram: Arc<GuestRam>,
+    plan: MemoryPlan,
     console: Console,
     calls: GuestCalls,
     control: ControlSender,
@@ -90,12 +76,15 @@ struct Vm<'a> {
 impl Vm<'_> {
     /// Boots, and boots again after each reset.
     fn boot_until_off(
-        &mut self,
+        &self,
+        first: BootMemory,
         files: &mut BootFiles,
         emit: &impl Fn(&Event),
     ) -> Result<(), VmmError> {
+        let mut memory = first;
         loop {
-            match self.boot_once(files)? {
+            let (control, kept) = self.boot_once(memory, files)?;
+            match control {
                 Control::Reset(cause) => {
                     tracing::info!(?cause, "the machine resets");
                     emit(&Event::Reset {
@@ -111,69 +100,59 @@ impl Vm<'_> {
                 }
                 Control::Failed(error) => return Err(error),
             }
-            self.ram.discard_all().map_err(VmmError::Discard)?;
+            memory = self.plan.after_reset(kept)?;
         }
     }
 
-    /// Runs a machine until something is to happen to it.
-    fn boot_once(&self, files: &mut BootFiles) -> Result<Control, VmmError> {
+    /// Runs a machine until something is to happen to it. Its memory is the host's again then.
+    fn boot_once(
+        &self,
+        memory: BootMemory,
+        files: &mut BootFiles,
+    ) -> Result<(Control, Kept), VmmError> {
+        let BootMemory { ram, map } = memory;
         let parts = Parts {
             kvm: &self.kvm,
-            ram: &self.ram,
+            ram: &ram,
             console: &self.console,
             calls: self.calls.clone(),
             control: self.control.clone(),
             vcpus: self.config.vcpus,
         };
         let mut machine = Machine::new(parts, files)?;
-        self.device.handle().attach(machine.handle());
+        self.device.attach(machine.handle(), map);
         let started = machine.start();
         // The senders outlive this: one is in `self`.
         let control =
             started.map(|()| self.events.recv().unwrap_or(Control::Shutdown(Cause::Signal)));
         machine.stop();
-        self.device.handle().detach();
+        let kept = self.device.detach();
         // A second vCPU may have asked for the same before it was stopped.
         let worst = self.events.try_iter().fold(control?, Control::graver);
-        Ok(worst)
+        Ok((worst, kept))
     }
 }
 
 fn start_device(
     config: &Config,
     capabilities: Capabilities,
-    ram: &Arc<GuestRam>,
+    plan: &MemoryPlan,
+    memory: &BootMemory,
     monitor: &Arc<OnceLock<EventSender>>,
     control: ControlSender,
 ) -> Result<(DeviceThread, GuestCalls), VmmError> {
-    let mut server = Server::new(ServerConfig {
+    let server = Server::new(ServerConfig {
         vp_count: config.vcpus.into(),
-        page_limit: ram.end().gpfn().unwrap_or_default(),
+        page_limit: plan.address_end(),
         ..ServerConfig::default()
     });
-    // Cannot fail: it is the first and only one.
-    let _ = server.offer(Offer { interface: DYNAMIC_MEMORY, instance: INSTANCE });
     let wake = device_loop::wake_eventfd()?;
     let calls =
         GuestCalls::new(Arc::new(Mutex::new(server)), Arc::clone(&wake), !capabilities.eventfd);
-    let device = Device::new(hv_balloon::Config {
-        boot_ram: ram.pages().clone(),
-        settle: match config.settle {
-            SettleTime::Auto => Settle::Auto,
-            SettleTime::Fixed(wait) => Settle::Fixed(wait),
-        },
-        status_reports: config.status_reports,
-    });
-    let thread = device_loop::start(Setup {
-        ram: Arc::clone(ram),
-        device,
-        calls: calls.clone(),
-        wake,
-        eventfd_in_kernel: capabilities.eventfd,
-        notices: Notices::new(Arc::clone(monitor)),
-        control,
-    })?;
-    Ok((thread, calls))
+    let balloon =
+        balloon::Setup::new(config, &memory.map, capabilities.eventfd, Arc::clone(monitor));
+    let setup = device_loop::Setup { calls: calls.clone(), wake, control, balloon };
+    Ok((device_loop::start(setup)?, calls))
 }
 
 fn start_monitor(
@@ -185,11 +164,7 @@ fn start_monitor(
     let Some(path) = &config.qmp else {
         return Ok(None);
     };
-    let machine = Monitored {
-        device: device.handle().clone(),
-        control,
-        status_reports: config.status_reports,
-    };
+    let machine = Monitored { balloon: device.operator().clone(), control };
     let server = qmp::Server::start(path, Arc::new(machine))?;
     // Set once: there is one monitor.
     let _ = events.set(server.events());
@@ -234,6 +209,15 @@ fn check(config: &Config) -> Result<(), VmmError> {
         return Err(
             BootError::TooSmall { bytes: config.memory_bytes, least: SMALLEST_MEMORY }.into()
         );
+    }
+    if !balloon::HAS_BALLOON {
+        let option = match config {
+            _ if config.max_memory_bytes > config.memory_bytes => Some("--max-memory"),
+            _ if config.status_reports => Some("--status-report"),
+            _ if config.on_reset == OnReset::KeepSize => Some("--on-reset keep-size"),
+            _ => None,
+        };
+        return option.map_or(Ok(()), |option| Err(VmmError::NoBalloon { option }));
     }
     Ok(())
 }

@@ -289,6 +289,23 @@ fn added_memory_outlives_the_channel_but_not_a_reset() {
 }
 
 #[test]
+fn after_a_reset_the_guest_may_have_other_memory() {
+    let mut driver = grown(BLOCK);
+    let other: page_range::PageRangeSet = [range(0, 1024)].into_iter().collect();
+    assert!(
+        !driver.device.replace_memory(driver.now, other.clone(), None),
+        "under a running guest"
+    );
+    driver.handle(Event::SystemReset);
+    assert!(driver.device.replace_memory(driver.now, other, None));
+    let snapshot = driver.device.snapshot();
+    assert_eq!(
+        (snapshot.actual, snapshot.boot, snapshot.maximum),
+        (pages(1024), pages(1024), pages(1024))
+    );
+}
+
+#[test]
 fn a_close_waits_for_memory_being_prepared_and_removes_it() {
     let mut driver = Driver::growable();
     driver.set_target(RAM_PAGES + BLOCK);

@@ -124,7 +124,42 @@ fn a_close_waits_until_units_are_provided() {
     driver.handle(Event::ChannelClosed);
     assert_eq!(driver.closes_finished, 0);
     driver.prepared(true);
+    // Once more: the job may have failed.
+    driver.prepared(true);
     assert_eq!((driver.closes_finished, driver.actual()), (1, RAM_PAGES));
+}
+
+#[test]
+fn the_next_kernel_finds_all_pages_there() {
+    let mut driver = driver();
+    driver.set_target(RAM_PAGES - 2 * UNIT);
+    driver.give(&[range(0, UNIT)], true);
+    driver.finish_discards();
+    driver.give(&[range(UNIT, UNIT)], false);
+    driver.handle(Event::ChannelClosed);
+    assert!(driver.preparing.is_empty(), "provided while a discard runs");
+    driver.finish_discards();
+    assert_eq!(driver.prepared(true), Prepare::Return(vec![range(0, 2 * UNIT)]));
+    assert_eq!(driver.closes_finished, 1);
+    driver.handle(Event::SystemReset);
+    assert!(driver.preparing.is_empty(), "a reset makes all memory anew");
+}
+
+#[test]
+fn units_provided_beyond_what_a_lower_target_needs_are_discarded_again() {
+    let mut driver = driver();
+    driver.set_target(RAM_PAGES - 4 * UNIT);
+    driver.give(&[range(0, 4 * UNIT)], false);
+    driver.finish_discards();
+    driver.set_target(RAM_PAGES);
+    driver.set_target(RAM_PAGES - 3 * UNIT);
+    driver.drain();
+    driver.prepared(true);
+    assert_eq!(driver.returned(), (vec![range(3 * UNIT, UNIT)], false));
+    driver.unballooned();
+    assert_eq!(driver.finish_discard(true), [range(0, 3 * UNIT)]);
+    assert_eq!((driver.actual(), held(&driver)), (RAM_PAGES - 3 * UNIT, 0));
+    assert_eq!(stop_reason(&driver), None);
 }
 
 fn stop_reason(driver: &Driver) -> Option<StopReason> {

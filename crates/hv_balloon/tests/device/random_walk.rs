@@ -123,6 +123,10 @@ struct World {
     may_confirm: bool,
     awaiting_close: bool,
     preparing: Option<(JobId, Prepare)>,
+    /// Pages of a closed channel that the next kernel must not touch as they are.
+    absent: BTreeSet<u64>,
+    /// What is being prepared is for the next kernel.
+    for_next: bool,
     /// Memory within the guest's reach beyond its boot RAM.
     mapped: BTreeSet<u64>,
     /// Memory the guest has beyond its boot RAM.
@@ -161,6 +165,8 @@ impl World {
             may_confirm: false,
             awaiting_close: false,
             preparing: None,
+            absent: BTreeSet::new(),
+            for_next: false,
             mapped: BTreeSet::new(),
             added: BTreeSet::new(),
             base: None,
@@ -175,12 +181,19 @@ impl World {
                 if let Some(range) = self.offered.take() {
                     self.added.extend(numbers(range));
                 }
+                if self.unit > 1 {
+                    self.absent.append(&mut self.discarded.clone());
+                    let of_session =
+                        self.discards.iter().filter(|(id, _)| !self.stale.contains(id));
+                    self.absent.extend(of_session.flat_map(|(_, pages)| pages));
+                }
                 self.close(Event::ChannelClosed);
             }
             Op::Reset => {
                 self.offered = None;
                 self.added.clear();
                 self.base = None;
+                self.absent.clear();
                 self.close(Event::SystemReset);
             }
             Op::Version(version) => {
@@ -239,6 +252,7 @@ impl World {
                     assert!(self.awaiting_close, "no close to finish");
                     assert!(self.discards.is_empty(), "a discard is in flight");
                     assert_eq!(self.preparing, None, "a preparation is in flight");
+                    assert!(self.absent.is_empty(), "pages are not there for the next kernel");
                     self.awaiting_close = false;
                 }
                 Action::Notify(_) => {}
@@ -374,10 +388,12 @@ impl World {
             Prepare::Return(ranges) => {
                 assert!(self.unit > 1, "single pages come back by themselves");
                 for page in ranges.iter().copied().flat_map(numbers) {
-                    assert!(self.discarded.contains(&page), "{page} is not discarded");
+                    let is_absent = self.discarded.contains(&page) || self.absent.contains(&page);
+                    assert!(is_absent, "{page} is not discarded");
                 }
             }
         }
+        self.for_next = self.awaiting_close;
         assert_eq!(self.preparing.replace((id, what)), None, "two preparations at a time");
     }
 
@@ -385,9 +401,15 @@ impl World {
         let Some((id, what)) = self.preparing.take() else { return };
         match what {
             Prepare::Add { range, .. } if ok => self.mapped.extend(numbers(range)),
-            Prepare::Return(ranges) if ok => {
+            Prepare::Return(ranges) => {
                 for page in ranges.into_iter().flat_map(numbers) {
-                    self.discarded.remove(&page);
+                    // Nothing more can be done for a guest whose pages the host has not got.
+                    if self.for_next {
+                        self.absent.remove(&page);
+                    }
+                    if ok {
+                        self.discarded.remove(&page);
+                    }
                 }
             }
             _ => {}

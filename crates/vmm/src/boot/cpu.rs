@@ -93,6 +93,17 @@ fn segment(selector: u16, type_: u8, code: bool) -> kvm_segment {
     }
 }
 
+/// How many bits a physical address of the guest has.
+pub(crate) fn address_bits(kvm: &Kvm) -> Result<u32, MachineError> {
+    /// What processors without the leaf have.
+    const LEAST: u32 = 36;
+    let cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(MachineError::kvm("cannot read the CPUID that KVM supports"))?;
+    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
+    Ok(leaf.map_or(LEAST, |leaf| (leaf.eax & 0xff).clamp(LEAST, 52)))
+}
+
 /// Sets what every vCPU starts with, apart from the entry.
 pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), MachineError> {
     let msrs = Msrs::from_entries(&[MTRR_DEFAULT_TYPE])

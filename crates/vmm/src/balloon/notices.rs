@@ -8,9 +8,13 @@ use hv_balloon::{Notice, StatusReport};
 use page_range::PageCount;
 use qmp::{Event, EventSender};
 
-/// The monitor sends at most one change of size and one status report in this time, the newest;
+/// The monitor sends at most one change of each size and one status report in this time, the newest;
 /// QEMU's interval for the same events.
 const EVENT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the device is called to monitor clients, and where QEMU's would look for it.
+pub(crate) const DEVICE_ID: &str = "balloon0";
+const QOM_PATH: &str = "/machine/peripheral/balloon0";
 
 /// Most lines that the guest can cause in [`LOG_INTERVAL`].
 const LOG_BURST: u32 = 10;
@@ -20,6 +24,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) struct Notices {
     monitor: Arc<OnceLock<EventSender>>,
     size: Throttled<PageCount>,
+    hot_added: Throttled<PageCount>,
     report: Throttled<StatusReport>,
     log_start: Instant,
     logged: u32,
@@ -31,6 +36,7 @@ impl Notices {
         Self {
             monitor,
             size: Throttled::default(),
+            hot_added: Throttled::default(),
             report: Throttled::default(),
             log_start: Instant::now(),
             logged: 0,
@@ -41,6 +47,11 @@ impl Notices {
         match *notice {
             Notice::SizeChanged { actual } => {
                 self.size.held = Some(actual);
+                self.flush();
+            }
+            Notice::HotAddedChanged { hot_added } => {
+                tracing::info!(bytes = hot_added.bytes(), "memory beyond boot RAM");
+                self.hot_added.held = Some(hot_added);
                 self.flush();
             }
             Notice::TargetReached { actual } => {
@@ -72,6 +83,13 @@ impl Notices {
         if let Some(actual) = self.size.take_due() {
             self.emit(&Event::BalloonChange { actual: actual.bytes() });
         }
+        if let Some(hot_added) = self.hot_added.take_due() {
+            self.emit(&Event::MemoryDeviceSizeChange {
+                id: Some(DEVICE_ID.into()),
+                size: hot_added.bytes(),
+                qom_path: QOM_PATH.into(),
+            });
+        }
         if let Some(report) = self.report.take_due() {
             self.emit(&Event::StatusReport {
                 committed: report.committed.bytes(),
@@ -82,7 +100,7 @@ impl Notices {
 
     /// How long until [`Notices::flush`] has something to send.
     pub(crate) fn due(&self) -> Option<Duration> {
-        self.size.due().into_iter().chain(self.report.due()).min()
+        [self.size.due(), self.hot_added.due(), self.report.due()].into_iter().flatten().min()
     }
 
     /// Logs something that the guest's balloon driver did wrong.

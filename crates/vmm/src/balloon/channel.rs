@@ -35,7 +35,6 @@ pub(crate) struct Channel {
     pub(crate) id: ChannelId,
     /// `None` once the guest broke them: they are not touched again.
     rings: Option<ChannelRings<Arc<GuestRam>>>,
-    ram: Arc<GuestRam>,
     machine: MachineHandle,
     relid: Relid,
     connection_id: ConnectionId,
@@ -75,11 +74,10 @@ impl Channel {
     /// Opens the rings and lets KVM signal us, where it can.
     pub(crate) fn open(
         opening: Opening,
-        ram: &Arc<GuestRam>,
         machine: MachineHandle,
         eventfd_in_kernel: bool,
     ) -> Result<Self, OpenError> {
-        let rings = ChannelRings::open(Arc::clone(ram), &opening.rings)?;
+        let rings = ChannelRings::open(Arc::clone(&machine.ram), &opening.rings)?;
         let signal = EventFd::new(EFD_NONBLOCK)?;
         if eventfd_in_kernel {
             let connection_id = opening.connection_id.get();
@@ -88,7 +86,6 @@ impl Channel {
         Ok(Self {
             id: opening.id,
             rings: Some(rings),
-            ram: Arc::clone(ram),
             machine,
             relid: opening.relid,
             connection_id: opening.connection_id,
@@ -189,7 +186,10 @@ impl Channel {
             return;
         };
         let bus = &self.machine.bus;
-        if bus.synic(vp.get()).is_some_and(|synic| synic.set_event(&*self.ram.memory(), flag)) {
+        if bus
+            .synic(vp.get())
+            .is_some_and(|synic| synic.set_event(&*self.machine.ram.memory(), flag))
+        {
             // The eventfd's counter cannot be full: KVM takes each write at once.
             let _ = bus.raise(vp.get());
         }

@@ -1,0 +1,373 @@
+//! The Dynamic Memory device in the device loop: its channel, its work on memory, its operator.
+
+mod channel;
+mod notices;
+mod operator;
+mod work;
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use event_manager::EventOps;
+use hv_balloon::{Action, Device, Event, HotAdd, JobId, Settle, Snapshot, TargetError};
+use page_range::PageCount;
+use qmp::EventSender;
+use vmbus::Offer;
+use vmbus::protocol::Guid;
+use vmbus::ring::RingError;
+
+use crate::bus::GuestCalls;
+use crate::config::{Config, SettleTime};
+use crate::device_loop::{self, LoopHandle, SIGNAL, unwatch, watch};
+use crate::machine::MachineHandle;
+use crate::memory::{Kept, MemoryMap, ToAdd};
+use channel::{BATCH, Channel, Opening, Received};
+use notices::Notices;
+pub(crate) use operator::Operator;
+use work::Worker;
+
+/// Whether this build has the device.
+pub const HAS_BALLOON: bool = true;
+
+/// Class of the Dynamic Memory device (Linux `include/linux/hyperv.h`, `HV_DM_GUID`).
+const DYNAMIC_MEMORY: Guid = Guid::from_digits(0x525074dc_8985_46e2_8057_a307dc18a502);
+
+/// This device; the same in every VM and over resets, since Linux looks for it after hibernation.
+const INSTANCE: Guid = Guid::from_digits(0x1eccfd72_4b41_45ef_b73a_4a6e44c12924);
+
+/// What the operator and the worker tell the device.
+pub(crate) enum Request {
+    Resetting,
+    SetTarget(PageCount, Sender<Result<(), TargetError>>),
+    JobDone { id: JobId, ok: bool },
+}
+
+/// What the device is made of.
+pub(crate) struct Setup {
+    pub(crate) device: Device,
+    pub(crate) eventfd_in_kernel: bool,
+    pub(crate) notices: Notices,
+    pub(crate) status_reports: bool,
+}
+
+impl Setup {
+    /// The device of a VM, for a guest with `memory`.
+    pub(crate) fn new(
+        config: &Config,
+        memory: &MemoryMap,
+        eventfd_in_kernel: bool,
+        monitor: Arc<OnceLock<EventSender>>,
+    ) -> Self {
+        let device = Device::new(hv_balloon::Config {
+            boot_ram: memory.boot_ram.clone(),
+            settle: match config.settle {
+                SettleTime::Auto => Settle::Auto,
+                SettleTime::Fixed(wait) => Settle::Fixed(wait),
+            },
+            status_reports: config.status_reports,
+            hot_add: memory.to_add.map(hot_add),
+            discard_unit: memory.discard_unit,
+        });
+        let notices = Notices::new(monitor);
+        Self { device, eventfd_in_kernel, notices, status_reports: config.status_reports }
+    }
+}
+
+/// The device and what it works with. All of it belongs to the loop's thread.
+pub(crate) struct Balloon {
+    start: Instant,
+    device: Device,
+    eventfd_in_kernel: bool,
+    notices: Notices,
+    worker: Worker,
+    calls: GuestCalls,
+    snapshot: Arc<Mutex<Snapshot>>,
+    machine: Option<MachineHandle>,
+    channel: Option<Channel>,
+    /// While a reset is coming: the target that was set since.
+    after_reset: Option<Option<PageCount>>,
+    /// The size of the guest whose machine is being taken away.
+    last_size: Option<PageCount>,
+    buffer: Vec<u8>,
+}
+
+impl Balloon {
+    /// Puts the device on the bus and starts what it needs.
+    pub(crate) fn start(
+        setup: Setup,
+        calls: &GuestCalls,
+        to_loop: &LoopHandle,
+    ) -> io::Result<(Self, Operator)> {
+        // Cannot fail: it is the first and only one.
+        let _ = calls.server().offer(Offer { interface: DYNAMIC_MEMORY, instance: INSTANCE });
+        let start = Instant::now();
+        let snapshot = Arc::new(Mutex::new(setup.device.snapshot()));
+        let on_done = to_loop.clone();
+        let worker = Worker::start(move |id, ok| {
+            on_done.request(device_loop::Request::Balloon(Request::JobDone { id, ok }));
+        })?;
+        let operator = Operator {
+            to_loop: to_loop.clone(),
+            snapshot: Arc::clone(&snapshot),
+            start,
+            status_reports: setup.status_reports,
+        };
+        let balloon = Self {
+            start,
+            device: setup.device,
+            eventfd_in_kernel: setup.eventfd_in_kernel,
+            notices: setup.notices,
+            worker,
+            calls: calls.clone(),
+            snapshot,
+            machine: None,
+            channel: None,
+            after_reset: None,
+            last_size: None,
+            buffer: Vec::new(),
+        };
+        Ok((balloon, operator))
+    }
+
+    pub(crate) fn attach(&mut self, machine: &MachineHandle, memory: MemoryMap) {
+        self.machine = Some(machine.clone());
+        let now = self.start.elapsed();
+        self.device.replace_memory(now, memory.boot_ram, memory.to_add.map(hot_add));
+        if let Some(target) = memory.target {
+            self.tell(Event::SetTarget(target));
+        }
+    }
+
+    /// The machine has stopped for good.
+    pub(crate) fn begin_detach(&mut self) {
+        self.last_size = Some(self.device.snapshot().actual);
+        self.tell(Event::SystemReset);
+    }
+
+    /// Whether nothing is under way for the guest that was.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.channel.is_none() && self.device.snapshot().state == hv_balloon::StateName::Closed
+    }
+
+    /// Lets go of the machine, and says so once all work on its memory is done.
+    pub(crate) fn finish_detach(&mut self, done: Sender<Kept>) {
+        self.machine = None;
+        let target = self.after_reset.take().flatten();
+        let kept = Kept { size: self.last_size.take(), target };
+        self.worker.when_idle(move || {
+            let _ = done.send(kept);
+        });
+    }
+
+    pub(crate) fn on_request(&mut self, request: Request) {
+        match request {
+            Request::SetTarget(pages, reply) => {
+                let result = self.device.can_set_target(pages).map(|_| ());
+                // Also a refused one: the device remembers it.
+                self.tell(Event::SetTarget(pages));
+                if result.is_ok() {
+                    self.after_reset = self.after_reset.map(|_| Some(pages));
+                }
+                // Whoever asked may look at once, and must not see how the last target ended.
+                self.publish();
+                let _ = reply.send(result);
+            }
+            Request::Resetting => self.after_reset = Some(None),
+            Request::JobDone { id, ok } => self.tell(Event::JobDone { id, ok }),
+        }
+    }
+
+    pub(crate) fn on_bus_action(&mut self, action: vmbus::Action, ops: &mut EventOps<'_>) {
+        match action {
+            vmbus::Action::Open { channel, rings, target_vp, relid, connection_id } => {
+                self.open(Opening { id: channel, rings, target_vp, relid, connection_id }, ops);
+            }
+            vmbus::Action::Close { channel } => self.close(channel),
+            vmbus::Action::SetTargetVp { target_vp, .. } => {
+                if let Some(channel) = &mut self.channel {
+                    channel.set_target_vp(target_vp);
+                }
+            }
+            vmbus::Action::Send { .. } | vmbus::Action::DropQueuedMessages => {}
+        }
+    }
+
+    pub(crate) fn on_signal(&mut self) {
+        if let Some(channel) = &self.channel {
+            let _ = channel.signal().read();
+        }
+        self.receive();
+    }
+
+    /// Takes packets from the ring; where there are more than a batch the loop comes back.
+    pub(crate) fn receive(&mut self) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        if let Err(error) = self.receive_batch(&mut buffer) {
+            self.break_channel(error);
+        }
+        self.buffer = buffer;
+    }
+
+    /// Does what the device asks for.
+    pub(crate) fn act(&mut self) {
+        if let Err(error) = self.try_act() {
+            self.break_channel(error);
+            // Without a channel nothing can fail any more.
+            let _ = self.try_act();
+        }
+    }
+
+    /// Lets go of a channel that the bus wants closed once the device is done with it.
+    pub(crate) fn finish_close(&mut self, ops: &mut EventOps<'_>) {
+        if let Some(channel) = self.channel.take_if(|channel| channel.closing && channel.quiet) {
+            unwatch(ops, channel.signal(), SIGNAL);
+            self.calls.server().close_finished(channel.id);
+            // The answers that waited for this go out now.
+            self.calls.wake();
+        }
+    }
+
+    pub(crate) fn publish(&self) {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = self.device.snapshot();
+    }
+
+    /// Whether something waits for room in the ring.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.channel.as_ref().is_some_and(Channel::is_blocked)
+    }
+
+    /// How long until [`Balloon::on_time`] has something to do.
+    pub(crate) fn due(&self) -> Option<Duration> {
+        let now = self.start.elapsed();
+        let deadline = self.device.next_deadline().map(|at| at.saturating_sub(now));
+        [deadline, self.notices.due()].into_iter().flatten().min()
+    }
+
+    /// Does what is due; true where the device may want something now.
+    pub(crate) fn on_time(&mut self) -> bool {
+        self.notices.flush();
+        let now = self.start.elapsed();
+        let is_due = self.device.next_deadline().is_some_and(|at| at <= now);
+        if is_due {
+            self.tell(Event::Deadline);
+        }
+        is_due
+    }
+
+    fn tell(&mut self, event: Event<'_>) {
+        self.device.handle(self.start.elapsed(), event);
+    }
+
+    fn receive_batch(&mut self, buffer: &mut Vec<u8>) -> Result<(), RingError> {
+        for _ in 0..BATCH {
+            let Some(channel) = &mut self.channel else {
+                return Ok(());
+            };
+            match channel.receive(buffer)? {
+                Received::Message => self.tell(Event::Packet(buffer)),
+                Received::Other => {}
+                Received::Nothing => return channel.end_receive(),
+            }
+            self.try_act()?;
+        }
+        if let Some(channel) = &mut self.channel {
+            channel.end_receive()?;
+            let _ = channel.signal().write(1);
+        }
+        Ok(())
+    }
+
+    /// The guest broke its ring: the channel is of no use until the guest opens it anew.
+    fn break_channel(&mut self, error: RingError) {
+        self.notices.warn(&format_args!("broke its channel, which is stopped: {error}"));
+        if let Some(channel) = &mut self.channel {
+            channel.stop();
+            self.device.handle(self.start.elapsed(), Event::ChannelClosed);
+        }
+    }
+
+    fn open(&mut self, opening: Opening, ops: &mut EventOps<'_>) {
+        let id = opening.id;
+        let Some(machine) = self.machine.clone() else {
+            return self.calls.server().open_finished(id, false);
+        };
+        let guest_os_id = machine.guest_os_id.load(Ordering::Acquire);
+        match Channel::open(opening, machine, self.eventfd_in_kernel) {
+            Ok(channel) => {
+                watch(ops, channel.signal(), SIGNAL);
+                self.channel = Some(channel);
+                self.tell(Event::ChannelOpened { guest_os_id });
+                self.calls.server().open_finished(id, true);
+                self.receive();
+            }
+            Err(error) => {
+                tracing::warn!(
+                    "cannot open the balloon's channel: {}",
+                    crate::error::chain(&error)
+                );
+                self.calls.server().open_finished(id, false);
+            }
+        }
+    }
+
+    fn close(&mut self, id: vmbus::ChannelId) {
+        match &mut self.channel {
+            Some(channel) if channel.id == id => {
+                channel.stop();
+                channel.closing = true;
+                channel.quiet = false;
+                self.tell(Event::ChannelClosed);
+            }
+            _ => self.calls.server().close_finished(id),
+        }
+    }
+
+    fn try_act(&mut self) -> Result<(), RingError> {
+        loop {
+            if let Some(channel) = &mut self.channel
+                && channel.flush()?
+            {
+                self.tell(Event::Sent);
+            }
+            let Some(action) = self.device.poll_action() else {
+                return Ok(());
+            };
+            match action {
+                Action::Send(message) => {
+                    if let Some(channel) = &mut self.channel {
+                        channel.queue(message);
+                    }
+                }
+                Action::CloseFinished => {
+                    if let Some(channel) = &mut self.channel {
+                        channel.quiet = true;
+                    }
+                }
+                Action::Notify(notice) => self.notices.pass_on(&notice),
+                Action::Discard { id, ranges } => self.work(id, work::Task::Discard(ranges)),
+                Action::Prepare { id, what } => self.work(id, work::Task::Prepare(what)),
+                Action::RemoveMemory { range } => {
+                    if let Some(machine) = &self.machine {
+                        self.worker.remove(machine, range);
+                    }
+                }
+            }
+        }
+    }
+
+    fn work(&mut self, id: JobId, task: work::Task) {
+        match &self.machine {
+            Some(machine) => self.worker.submit(id, machine, task),
+            // Cannot be: a device without a guest has nothing to do on its memory.
+            None => self.tell(Event::JobDone { id, ok: false }),
+        }
+    }
+}
+
+fn hot_add(memory: ToAdd) -> HotAdd {
+    let ToAdd { window, capacity, least_alignment } = memory;
+    HotAdd { window, capacity, least_alignment }
+}

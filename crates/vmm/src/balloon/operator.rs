@@ -1,0 +1,188 @@
+//! The device as an operator sees and controls it; usable on any thread.
+
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use hv_balloon::{FaultCounts, Refusal, Snapshot, StateName};
+use page_range::PageCount;
+use qmp::{
+    DynamicMemoryInfo, Faults, HvBalloonDevice, HvBalloonInfo, MemoryDevice, MemoryInfo,
+    MonitorError,
+};
+
+use super::Request;
+use super::notices::DEVICE_ID;
+use crate::device_loop::{self, LoopHandle};
+
+/// The operator's end of the device.
+#[derive(Clone)]
+pub(crate) struct Operator {
+    pub(super) to_loop: LoopHandle,
+    pub(super) snapshot: Arc<Mutex<Snapshot>>,
+    /// When the loop's time began.
+    pub(super) start: Instant,
+    pub(super) status_reports: bool,
+}
+
+impl Operator {
+    /// A reset is coming: targets from now on are for the machine after it.
+    pub(crate) fn announce_reset(&self) {
+        self.request(Request::Resetting);
+    }
+
+    /// Asks for a size.
+    pub(crate) fn balloon(&self, bytes: u64) -> Result<(), MonitorError> {
+        let (reply, wait) = channel();
+        self.request(Request::SetTarget(PageCount::from_bytes(bytes), reply));
+        match wait.recv() {
+            Ok(result) => result.map_err(|error| MonitorError::generic(error.to_string())),
+            Err(_) => Err(MonitorError::generic("the machine has ended, or its device has failed")),
+        }
+    }
+
+    pub(crate) fn query_balloon(&self) -> Result<u64, MonitorError> {
+        Ok(self.snapshot().actual.bytes())
+    }
+
+    pub(crate) fn dynamic_memory(&self) -> Result<DynamicMemoryInfo, MonitorError> {
+        let device = self.snapshot();
+        Ok(DynamicMemoryInfo {
+            state: device.state.as_str().into(),
+            waiting: waiting(&device).map(Into::into),
+            actual: device.actual.bytes(),
+            target: device.target.map(PageCount::bytes),
+            maximum: device.maximum.bytes(),
+            boot: device.boot.bytes(),
+            hot_added: device.hot_added.bytes(),
+            assigned: device.assigned.bytes(),
+            ballooned: device.ballooned.bytes(),
+            in_flight: device.in_flight.bytes(),
+            held: device.held.bytes(),
+            undiscarded: device.undiscarded.bytes(),
+            foreign: device.foreign.bytes(),
+            ready_in_ms: device
+                .ready_in
+                .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
+            stopped: device.last_stop.map(|reason| reason.to_string()),
+            last_refusal: device.last_refusal.map(last_refusal),
+            guest_os_id: device.guest_os_id,
+            guest_os: device.guest_os_id.and_then(os_name),
+            protocol_version: device.version.map(|version| version.to_string()),
+            hot_add_alignment: device.alignment.map(PageCount::bytes),
+            faults: faults(device.faults),
+        })
+    }
+
+    pub(crate) fn status_report(&self) -> Result<HvBalloonInfo, MonitorError> {
+        if !self.status_reports {
+            return Err(MonitorError::status_report_not_enabled());
+        }
+        let report = self.snapshot().status.ok_or_else(MonitorError::status_report_none_yet)?;
+        Ok(HvBalloonInfo {
+            committed: report.committed.bytes(),
+            available: report.available.bytes(),
+        })
+    }
+
+    pub(crate) fn memory_devices(&self) -> Vec<MemoryDevice> {
+        let device = self.snapshot();
+        vec![MemoryDevice::HvBalloon(HvBalloonDevice {
+            id: Some(DEVICE_ID.into()),
+            memaddr: device.hot_add_base.map(|page| page.gpa().get()),
+            max_size: device.hot_add_capacity.bytes(),
+            memdev: None,
+            size: device.hot_added.bytes(),
+        })]
+    }
+
+    pub(crate) fn memory_size_summary(&self) -> Result<MemoryInfo, MonitorError> {
+        let device = self.snapshot();
+        Ok(MemoryInfo {
+            base_memory: device.boot.bytes(),
+            plugged_memory: Some(device.hot_added.bytes()),
+        })
+    }
+
+    /// The device as it was when something last happened to it, with the wait counted from now.
+    fn snapshot(&self) -> Snapshot {
+        let mut snapshot = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = self.start.elapsed();
+        snapshot.ready_in = snapshot.ready_at.map(|at| at.saturating_sub(now));
+        snapshot
+    }
+
+    fn request(&self, request: Request) {
+        self.to_loop.request(device_loop::Request::Balloon(request));
+    }
+}
+
+/// Why a target cannot be acted on now.
+fn waiting(device: &Snapshot) -> Option<&'static str> {
+    match device.state {
+        StateName::Closed | StateName::Closing => Some(
+            "no balloon driver (hv_balloon, dmvsc.sys) runs in the guest; a target is kept until \
+             one does",
+        ),
+        StateName::AwaitVersion | StateName::AwaitCaps => {
+            Some("the guest's balloon driver is starting")
+        }
+        StateName::Settling => {
+            Some("the guest has only just booted and must be left alone; see --settle")
+        }
+        StateName::Pausing => Some("the guest gave less than asked for and is asked again soon"),
+        _ => None,
+    }
+}
+
+fn last_refusal((target, refusal): (PageCount, Refusal)) -> qmp::Refusal {
+    qmp::Refusal { target: target.bytes(), reason: refusal.to_string() }
+}
+
+fn faults(counts: FaultCounts) -> Faults {
+    Faults {
+        malformed: counts.malformed,
+        out_of_state: counts.out_of_state,
+        floods: counts.floods,
+        bad_ranges: counts.bad_ranges,
+        duplicate_pages: counts.duplicate_pages,
+        foreign_pages: counts.foreign_pages,
+        forgotten_pages: counts.forgotten_pages,
+        unasked_responses: counts.unasked_responses,
+        excess_pages: counts.excess_pages,
+        odd_hot_adds: counts.odd_hot_adds,
+    }
+}
+
+/// What `HV_X64_MSR_GUEST_OS_ID` says, in words (TLFS; Linux `hv_generate_guest_id`): for open
+/// source systems bit 63, the system from bit 56, the version from bit 16; else vendor, system and
+/// version of Microsoft's.
+fn os_name(id: u64) -> Option<String> {
+    let byte = |shift: u32| id >> shift & 0xff;
+    match (id >> 63, byte(56) & 0x7f) {
+        _ if id == 0 => None,
+        (1, 1) => Some(format!("Linux {}.{}.{}", byte(32), byte(24), byte(16))),
+        (1, 2) => Some("FreeBSD".into()),
+        (1, other) => Some(format!("open source system {other}")),
+        // Vendor 1 is Microsoft, system 4 Windows NT.
+        _ if id >> 48 == 1 && byte(40) == 4 => {
+            Some(format!("Windows NT {}.{} build {}", byte(32), byte(24), id & 0xffff))
+        }
+        _ => Some(format!("unknown system {id:#x}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::os_name;
+
+    #[test]
+    fn guests_are_named_by_what_they_say() {
+        let name = |id| os_name(id).unwrap();
+        assert_eq!(name(0x8100_0006_01b0_0000), "Linux 6.1.176");
+        assert_eq!(name(0x0001_040a_0000_4f7c), "Windows NT 10.0 build 20348");
+        assert_eq!(name(0x8200_0000_0000_0000), "FreeBSD");
+        assert!(name(0x7777).starts_with("unknown"));
+        assert_eq!(os_name(0), None);
+    }
+}
