@@ -149,7 +149,9 @@ impl Agent {
     ///
     /// As [`Agent::ask`].
     pub fn dirty_free_memory(&mut self) -> Result<()> {
-        let mib = (self.meminfo()?.available / MIB).saturating_sub(48);
+        let meminfo = self.meminfo()?;
+        // What newer kernels call available is less than what is free.
+        let mib = (meminfo.available.max(meminfo.free) / MIB).saturating_sub(64);
         self.ask(&format!("dirty {mib}")).map(drop)
     }
 }
