@@ -49,6 +49,7 @@ pub enum Prepare {
     /// Memory that was discarded and that the guest is to get back: provide it again, where that
     /// does not happen by itself on first use. Whole multiples of
     /// [`Config::discard_unit`](crate::Config::discard_unit), and only where that is more than a page.
+    /// Some may be there already, and keep what they hold.
     Return(Vec<PageRange>),
 }
 

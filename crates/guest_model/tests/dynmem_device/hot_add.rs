@@ -257,3 +257,30 @@ fn a_reset_in_the_middle_of_a_hot_add_ends_at_boot_size() {
         pair.assert_size(mib(2000));
     }
 }
+
+#[test]
+fn a_target_lowered_while_huge_pages_are_made_ready_is_reached() {
+    let mut pair = Pair::on_huge_pages(Personality::linux_6_1(), 1024, 64, 1024);
+    pair.open();
+    pair.run();
+    pair.resize(mib(512));
+    pair.set_target(mib(800));
+    assert_eq!(pair.snapshot().state, StateName::Preparing);
+    pair.resize(mib(600));
+    pair.assert_size(mib(600));
+}
+
+#[test]
+fn a_target_that_a_change_of_alignment_puts_out_of_reach_is_given_up() {
+    let small = Personality::windows_server_2016();
+    let mut pair = Pair::with_capacity(small, 1024, 64, 512);
+    pair.open();
+    pair.run();
+    pair.resize(mib(1026));
+    pair.kexec();
+    *pair.guest.personality_mut() = Personality::linux_6_1();
+    pair.set_target(mib(1500));
+    pair.reopen();
+    pair.run();
+    assert_eq!(pair.snapshot().last_stop, Some(StopReason::NoAddressSpace));
+}

@@ -171,13 +171,9 @@ proptest! {
         pair.run();
         for next in moves {
             match next {
-                Move::Target(_) if pair.snapshot().state == StateName::Preparing => {}
                 Move::Target(target) => pair.set_target(mib(target.max(400) & !1)),
                 other => make(&mut pair, other),
             }
-        }
-        while pair.snapshot().state == StateName::Preparing {
-            pair.step(Step::Job);
         }
         pair.resize(mib(2 * last));
         pair.assert_size(mib(2 * last));
