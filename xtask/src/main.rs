@@ -1,7 +1,9 @@
 //! The project's tasks: `cargo xtask TASK`.
 
+mod apt;
 mod cache;
 mod demo;
+mod emulator;
 mod guest;
 mod host;
 mod image;
@@ -86,6 +88,7 @@ fn run(task: Task) -> Result<ExitCode> {
 fn prepare(refresh: bool) -> Result<ExitCode> {
     if refresh {
         kernels::forget_choices()?;
+        emulator::forget_choice()?;
     }
     for kernel in guest::GuestKernel::ALL {
         guest::build(kernel)?;

@@ -12,12 +12,14 @@ use anyhow::{Context, Result, bail};
 use guest_agent::rig::{PORT, ROOT_TAG};
 use tempfile::TempDir;
 
-use crate::packages::QEMU;
+use crate::emulator::Emulator;
 use crate::workspace;
 
 /// What the machine is made of.
 #[derive(Debug)]
 pub(crate) struct Spec {
+    /// The QEMU to run.
+    pub(crate) emulator: Emulator,
     /// The Linux kernel to boot.
     pub(crate) kernel: PathBuf,
     /// The initramfs with the command to run.
@@ -50,7 +52,8 @@ impl Machine {
         fs::write(dir.path().join("initramfs"), &spec.initramfs)?;
         let listener = UnixListener::bind(dir.path().join("link"))?;
         listener.set_nonblocking(true)?;
-        let mut command = workspace::mortal("KILL", QEMU.file.as_ref());
+        let mut command = workspace::mortal("KILL", spec.emulator.program.as_os_str());
+        command.envs(spec.emulator.environment());
         command.args(arguments(spec, dir.path()));
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(fs::File::create(dir.path().join("qemu.log"))?);
@@ -62,7 +65,7 @@ impl Machine {
             Err(error) => {
                 let _ = qemu.kill().and_then(|()| qemu.wait());
                 let words = fs::read_to_string(dir.path().join("qemu.log")).unwrap_or_default();
-                bail!("{} does not start: {error} {}", QEMU.file, words.trim())
+                bail!("QEMU does not start: {error} {}", words.trim())
             }
         }
     }

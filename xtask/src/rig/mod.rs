@@ -18,7 +18,7 @@ use guest_agent::rig::{JOB_FILE, Job};
 
 use crate::host::{self, HyperV};
 use crate::image::Initramfs;
-use crate::{guest, kernels, modules, packages};
+use crate::{emulator, guest, kernels, modules};
 use machine::Machine;
 
 /// The exit status that says that the rig failed, not the command in it.
@@ -67,7 +67,7 @@ pub(crate) fn main(args: &RigArgs) -> ExitCode {
 ///
 /// Something cannot be installed, downloaded or built.
 pub(crate) fn prepare() -> Result<()> {
-    packages::ensure_installed(&[packages::QEMU])?;
+    emulator::get()?;
     initramfs(None).map(drop)
 }
 
@@ -77,7 +77,6 @@ fn exec(command: &[String]) -> Result<ExitCode> {
 }
 
 fn emulate(args: &RigArgs, reason: &str) -> Result<ExitCode> {
-    packages::ensure_installed(&[packages::QEMU])?;
     let memory_mib = match args.memory {
         Some(mib) => mib,
         None => (host::memory_mib()? * 6 / 10).min(12 * 1024),
@@ -88,6 +87,7 @@ fn emulate(args: &RigArgs, reason: &str) -> Result<ExitCode> {
         args.cpus, memory_mib
     );
     let spec = machine::Spec {
+        emulator: emulator::get()?,
         kernel: kernels::get(kernels::RIG)?.image,
         initramfs: initramfs(Some(&job))?,
         cpus: args.cpus,

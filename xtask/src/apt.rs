@@ -1,0 +1,222 @@
+//! apt: packages to install, or to unpack without installing, from the machine's sources or our own.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::packages::{in_path, run};
+
+/// apt, and the package lists it goes by.
+#[derive(Debug)]
+pub(crate) struct Apt {
+    options: Vec<String>,
+    /// Whether the lists are the machine's, which only root can renew.
+    shared: bool,
+}
+
+impl Apt {
+    /// With the machine's own sources.
+    pub(crate) fn of_machine() -> Self {
+        Self { options: Vec::new(), shared: true }
+    }
+
+    /// With the machine's Debian release and, preferred to it, its backports.
+    ///
+    /// The lists are in `dir`, so that the machine's apt stays as it is and root is not needed.
+    ///
+    /// # Errors
+    ///
+    /// This is no Debian, or the lists cannot be downloaded.
+    pub(crate) fn of_backports(dir: &Path) -> Result<Self> {
+        let release = Release::of_machine()?;
+        fs::create_dir_all(dir.join("lists"))?;
+        fs::write(dir.join("sources.list"), release.sources())?;
+        let set = |name: &str, value: String| ["-o".to_owned(), format!("{name}={value}")];
+        let options = [
+            set("Dir::Etc::SourceList", dir.join("sources.list").display().to_string()),
+            set("Dir::Etc::SourceParts", "-".to_owned()),
+            set("APT::Default-Release", format!("{}-backports", release.codename)),
+            set("Dir::State::Lists", dir.join("lists").display().to_string()),
+            // Made from the lists, for those who ask often.
+            set("Dir::Cache::pkgcache", String::new()),
+            set("Dir::Cache::srcpkgcache", String::new()),
+        ];
+        let apt = Self { options: options.concat(), shared: false };
+        apt.update()?;
+        Ok(apt)
+    }
+
+    /// What a package depends on, by name.
+    ///
+    /// # Errors
+    ///
+    /// The package is unknown even after the package lists were renewed.
+    pub(crate) fn depends(&self, package: &str) -> Result<Vec<String>> {
+        ensure!(in_path("apt-cache"), "there is no apt here to download {package} with");
+        let found = self.query_depends(package)?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        let renewed = self.update();
+        let found = self.query_depends(package)?;
+        if found.is_empty() {
+            renewed?;
+            bail!("apt knows no package {package}: are Debian's sources set up?");
+        }
+        Ok(found)
+    }
+
+    /// Installs packages.
+    ///
+    /// # Errors
+    ///
+    /// apt-get fails; the text has its words.
+    pub(crate) fn install(&self, packages: &[&str]) -> Result<()> {
+        let mut install = self.get(&["install", "--yes", "--no-install-recommends"]);
+        install.args(packages);
+        self.with_fresh_lists(|| run(&mut install))
+    }
+
+    /// Downloads packages into `dir` and unpacks them there, under `tree`.
+    ///
+    /// # Errors
+    ///
+    /// A download or unpacking failed; the text has the tool's own words.
+    pub(crate) fn unpack(&self, packages: &[String], dir: &Path) -> Result<()> {
+        let mut download = self.get(&["download"]);
+        download.args(packages).current_dir(dir);
+        self.with_fresh_lists(|| run(&mut download))?;
+        extract_all(dir, &dir.join("tree"))
+    }
+
+    /// Downloads a package and all it needs that this machine has not installed, and unpacks that
+    /// in `dir`, under `tree`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Apt::unpack`].
+    pub(crate) fn unpack_with_dependencies(&self, package: &str, dir: &Path) -> Result<()> {
+        let archives = dir.join("archives");
+        fs::create_dir_all(archives.join("partial"))?;
+        let mut download = self.get(&["install", "--yes", "--no-install-recommends"]);
+        download.args(["--download-only", package, "-o"]);
+        download.arg(format!("Dir::Cache::archives={}", archives.display()));
+        // Nothing of the machine's is written to.
+        download.args(["-o", "Debug::NoLocking=1"]);
+        self.with_fresh_lists(|| run(&mut download))?;
+        extract_all(&archives, &dir.join("tree"))
+    }
+
+    fn query_depends(&self, package: &str) -> Result<Vec<String>> {
+        let mut query = Command::new("apt-cache");
+        query.args(&self.options).args(["depends", "--important", package]);
+        let output = query.stdin(Stdio::null()).stderr(Stdio::null()).output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let name = |line: &str| Some(line.trim().strip_prefix("Depends: ")?.to_owned());
+        Ok(text.lines().filter_map(name).collect())
+    }
+
+    /// Tries something with the package lists there are, and again with new ones if it fails. One
+    /// bad source among many fails the renewal, and may not matter.
+    fn with_fresh_lists(&self, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+        if attempt().is_ok() {
+            return Ok(());
+        }
+        let renewed = self.update();
+        attempt().or_else(|error| renewed.and(Err(error)))
+    }
+
+    fn update(&self) -> Result<()> {
+        let may = !self.shared || rustix::process::geteuid().is_root();
+        ensure!(may, "apt's package lists are missing or old: please run as root: apt-get update");
+        eprintln!("renewing apt's package lists");
+        run(&mut self.get(&["update"]))
+    }
+
+    /// Everything apt-get needs to ask nobody anything and to wait for another apt.
+    fn get(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command.args(["-qq", "-o", "DPkg::Lock::Timeout=300"]);
+        // As another user it could not write where root downloads to.
+        command.args(["-o", "APT::Sandbox::User=root"]).args(&self.options).args(args);
+        command
+    }
+}
+
+fn extract_all(packages: &Path, tree: &Path) -> Result<()> {
+    for entry in fs::read_dir(packages)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "deb") {
+            run(Command::new("dpkg-deb").arg("--extract").arg(&path).arg(tree))?;
+        }
+    }
+    Ok(())
+}
+
+/// The machine's Debian, and the mirror its main archive comes from.
+struct Release {
+    codename: String,
+    site: String,
+}
+
+impl Release {
+    fn of_machine() -> Result<Self> {
+        let system = fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let codename = codename(&system).context("only a Debian release has Debian's backports")?;
+        let mut list = Command::new("apt-get");
+        list.args(["indextargets", "--format", "$(RELEASE)|$(CODENAME)|$(SITE)"]);
+        let output = list.stdin(Stdio::null()).output().context("there is no apt here")?;
+        let site = site(&String::from_utf8_lossy(&output.stdout), codename)
+            .with_context(|| format!("apt has no source for Debian {codename}"))?;
+        Ok(Self { codename: codename.to_owned(), site })
+    }
+
+    fn sources(&self) -> String {
+        const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+        let signed = Path::new(KEYS).exists().then(|| format!("[signed-by={KEYS}] "));
+        let signed = signed.unwrap_or_default();
+        let line = |part| format!("deb {signed}{} {}{part} main\n", self.site, self.codename);
+        ["", "-updates", "-backports"].map(line).concat()
+    }
+}
+
+fn codename(os_release: &str) -> Option<&str> {
+    let value =
+        |name: &str| os_release.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
+    (value("ID")? == "debian").then(|| value("VERSION_CODENAME"))?
+}
+
+/// The mirror of a release in lines of `RELEASE|CODENAME|SITE`; a source may name the release or,
+/// where the lists are there to tell, its role: `stable`.
+fn site(targets: &str, codename: &str) -> Option<String> {
+    targets.lines().find_map(|line| {
+        let [release, name, site] = line.split('|').collect::<Vec<_>>().try_into().ok()?;
+        (release == codename || name == codename).then(|| site.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_debian_has_backports() {
+        let debian = "PRETTY_NAME=\"Debian\"\nVERSION_CODENAME=bookworm\nID=debian\n";
+        assert_eq!(codename(debian), Some("bookworm"));
+        assert_eq!(codename("ID=ubuntu\nVERSION_CODENAME=noble\n"), None);
+        assert_eq!(codename(""), None);
+    }
+
+    #[test]
+    fn the_mirror_is_that_of_the_release_itself() {
+        let targets = "nodistro|nodistro|https://other\n\
+            bookworm-security|bookworm-security|http://security\n\
+            stable|bookworm|http://mirror/debian\n";
+        assert_eq!(site(targets, "bookworm").as_deref(), Some("http://mirror/debian"));
+        assert_eq!(site(targets, "trixie"), None);
+        assert_eq!(site("bookworm||http://a\n", "bookworm").as_deref(), Some("http://a"));
+    }
+}

@@ -1,0 +1,131 @@
+//! The QEMU that emulates the rig.
+//!
+//! Old ones lose track of a nested guest's flags when an instruction of it makes a page fault: seen
+//! with 7.2 as `RFLAGS` that no guest can set, followed by a fault in `iret`. Guests with two vCPUs
+//! then crash as they boot, most of all newer Linux. 10.0 does not.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::apt::Apt;
+use crate::cache::{Cache, write_whole};
+use crate::packages::{self, QEMU};
+
+/// The oldest major version that emulates well.
+const OLDEST: u32 = 10;
+
+/// A QEMU.
+#[derive(Debug)]
+pub(crate) struct Emulator {
+    /// The program.
+    pub(crate) program: PathBuf,
+    /// A directory of libraries it needs, if they are not the machine's.
+    pub(crate) libraries: Option<PathBuf>,
+}
+
+/// Takes the machine's QEMU if it is new enough, else that of Debian's backports, which is unpacked
+/// but not installed; at last any.
+///
+/// # Errors
+///
+/// There is none, and none can be had.
+pub(crate) fn get() -> Result<Emulator> {
+    let installed = Emulator { program: QEMU.file.into(), libraries: None };
+    if packages::in_path(QEMU.file) && major_version(&installed)? >= OLDEST {
+        return Ok(installed);
+    }
+    match unpacked() {
+        Ok(emulator) => Ok(emulator),
+        Err(error) => {
+            packages::ensure_installed(&[QEMU])?;
+            eprintln!(
+                "rig: no QEMU {OLDEST} or newer, so guests with two vCPUs may crash ({error:#})"
+            );
+            Ok(installed)
+        }
+    }
+}
+
+/// Makes the next [`get`] take the newest.
+///
+/// # Errors
+///
+/// The cache cannot be written to.
+pub(crate) fn forget_choice() -> Result<()> {
+    let choice = Cache::open()?.path(CHOICE);
+    if choice.exists() {
+        fs::remove_file(choice)?;
+    }
+    Ok(())
+}
+
+const CHOICE: &str = "qemu-system-x86.backports";
+
+/// Finds QEMU in the cache, or downloads it there.
+fn unpacked() -> Result<Emulator> {
+    let cache = Cache::open()?;
+    let choice = cache.path(CHOICE);
+    if let Ok(tree) = fs::read_to_string(&choice)
+        && let Some(emulator) = in_tree(&cache.path(&tree))
+    {
+        return Ok(emulator);
+    }
+    eprintln!("downloading Debian's newest QEMU");
+    let apt = Apt::of_backports(&cache.path("apt-backports"))?;
+    let workshop = cache.workshop()?;
+    apt.unpack_with_dependencies(QEMU.package, workshop.path())?;
+    let tree = workshop.path().join("tree");
+    let version = major_version(&in_tree(&tree).context("the package holds no QEMU")?)?;
+    ensure!(version >= OLDEST, "Debian's newest QEMU is {version}");
+    let name = format!("qemu-{version}");
+    let place = cache.path(&name);
+    if place.exists() {
+        fs::remove_dir_all(&place)?;
+    }
+    fs::rename(tree, &place)?;
+    write_whole(&choice, name.as_bytes())?;
+    in_tree(&place).context("QEMU is gone")
+}
+
+fn in_tree(tree: &std::path::Path) -> Option<Emulator> {
+    let program = tree.join("usr/bin").join(QEMU.file);
+    let libraries = Some(tree.join("usr/lib/x86_64-linux-gnu"));
+    program.exists().then_some(Emulator { program, libraries })
+}
+
+impl Emulator {
+    /// The variable that lets it find its libraries.
+    pub(crate) fn environment(&self) -> Option<(&'static str, PathBuf)> {
+        Some(("LD_LIBRARY_PATH", self.libraries.clone()?))
+    }
+}
+
+fn major_version(emulator: &Emulator) -> Result<u32> {
+    let mut ask = Command::new(&emulator.program);
+    ask.arg("--version").envs(emulator.environment()).stdin(Stdio::null());
+    let output = ask.output().with_context(|| emulator.program.display().to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let words = String::from_utf8_lossy(&output.stderr);
+    parse_major(&text).with_context(|| format!("QEMU does not say its version: {text}{words}"))
+}
+
+/// 10 for `QEMU emulator version 10.0.2 (Debian …)`.
+fn parse_major(text: &str) -> Option<u32> {
+    text.split_once("version ")?.1.split_once('.')?.0.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_of_qemu_is_understood() {
+        let text = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright (c) 2003";
+        assert_eq!(parse_major(text), Some(10));
+        assert_eq!(parse_major("QEMU emulator version 7.2.22 (Debian)"), Some(7));
+        assert_eq!(parse_major("command not found"), None);
+    }
+}
