@@ -172,3 +172,16 @@ fn info_without_a_balloon_says_so_and_succeeds() {
     let expected = "memory  unknown: No balloon device has been activated\n";
     assert!(stdout(&output).ends_with(expected), "{output:?}");
 }
+
+/// `hvb run` of a build without the device says so before it does anything.
+#[cfg(not(feature = "hv-balloon"))]
+#[test]
+fn what_needs_the_device_is_told_where_it_was_left_out() {
+    let options: [&[&str]; 3] =
+        [&["--max-memory", "2G"], &["--status-report"], &["--on-reset", "keep-size"]];
+    for option in options {
+        let text = complaint(&hvb(&[&["run", "--kernel", "k"], option].concat()), 1);
+        let [name, ..] = option else { unreachable!() };
+        assert!(text.contains(name) && text.contains("the feature hv-balloon"), "{text}");
+    }
+}
