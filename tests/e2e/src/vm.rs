@@ -245,19 +245,39 @@ impl Vm {
         Ok(kill_process(pid, signal)?)
     }
 
+    /// As [`Vm::power_off`], where `hvb` had reason to complain: each line names `word`.
+    ///
+    /// # Errors
+    ///
+    /// The end is not clean, or there was another complaint, or none.
+    pub fn power_off_after_complaints(mut self, word: &str) -> Result<()> {
+        self.agent.ask("poweroff")?;
+        let words = self.last_words()?;
+        ensure!(!words.is_empty(), "hvb did not complain");
+        ensure!(words.lines().all(|line| line.contains(word)), "hvb complained: {words}");
+        self.ended = true;
+        Ok(())
+    }
+
     /// Waits for an end that was asked for: status 0, no socket, no complaint.
     ///
     /// # Errors
     ///
     /// The end is not clean, or does not come.
     pub fn end(mut self) -> Result<()> {
+        let words = self.last_words()?;
+        ensure!(words.is_empty(), "hvb complained: {words}");
+        self.ended = true;
+        Ok(())
+    }
+
+    /// Waits for the end and returns what was complained of.
+    fn last_words(&mut self) -> Result<String> {
         let status = self.wait()?;
         let words = fs::read_to_string(self.dir.path().join("stderr"))?;
         ensure!(status.success(), "hvb ended with {status}: {words}");
-        ensure!(words.is_empty(), "hvb complained: {words}");
         ensure!(!self.socket().exists(), "hvb left its socket behind");
-        self.ended = true;
-        Ok(())
+        Ok(words)
     }
 
     fn wait(&mut self) -> Result<ExitStatus> {
