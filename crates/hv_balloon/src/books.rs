@@ -204,9 +204,12 @@ impl Books {
             return pending;
         }
         self.held.insert_set(&pending);
-        let whole: PageRangeSet = pending
+        // A guest can give every other page: each unit is looked at once, not once for each page.
+        let touched: PageRangeSet =
+            pending.iter().map(|range| range.units_around(self.unit)).collect();
+        let whole: PageRangeSet = touched
             .iter()
-            .flat_map(|range| self.held.intersection(range.units_around(self.unit)))
+            .flat_map(|units| self.held.intersection(units))
             .filter_map(|part| part.units_within(self.unit))
             .collect();
         self.held.remove_set(&whole);

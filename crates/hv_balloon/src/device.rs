@@ -96,7 +96,8 @@ impl Device {
 
     /// Describes the memory of the guest that starts next, where that is not what it was. For
     /// between a reset's [`Action::CloseFinished`] and the next [`Event::ChannelOpened`]; elsewhere it
-    /// changes nothing and returns false. Call [`Device::poll_action`] until `None` afterwards.
+    /// changes nothing and returns false. A target set since stays. Call [`Device::poll_action`] until
+    /// `None` afterwards.
     pub fn replace_memory(
         &mut self,
         now: Duration,
@@ -107,7 +108,6 @@ impl Device {
         if self.state != State::Closed {
             return false;
         }
-        self.goal = None;
         self.books.restart(boot_ram.clone());
         self.boot_ram = boot_ram;
         self.region = hot_add.map(Region::new);

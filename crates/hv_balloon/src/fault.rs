@@ -64,15 +64,15 @@ pub enum GuestFault {
         /// Pages given.
         given: PageCount,
     },
-    /// An answer to a hot-add request that names more pages than were offered, or a part that is no
-    /// multiple of the guest's own alignment. What was offered and named counts as added.
+    /// An answer to a hot-add request that names more pages than were offered, or parts of blocks.
+    /// All blocks it touches count as added.
     #[error("guest added {added} pages when offered {offered} in blocks of {alignment}")]
     OddHotAdd {
         /// Pages offered.
         offered: PageCount,
         /// Pages the guest says it added.
         added: PageCount,
-        /// The guest's alignment.
+        /// The block.
         alignment: PageCount,
     },
 }

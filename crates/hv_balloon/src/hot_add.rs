@@ -140,12 +140,15 @@ impl Device {
         response: HotAddResponse,
         took: Option<Duration>,
     ) {
-        let alignment = session.capabilities.hot_add_alignment();
+        let of_guest = session.capabilities.hot_add_alignment();
+        let alignment = self.region.as_ref().map_or(of_guest, |region| region.alignment(of_guest));
         let (offered, added) = (range.count(), response.pages);
-        if added > offered || added.align_down(alignment) != added {
+        // A block is within the guest's reach as a whole, so it counts as a whole.
+        let blocks = added.align_up(alignment).unwrap_or(offered).min(offered);
+        if added != blocks {
             self.fault(GuestFault::OddHotAdd { offered, added, alignment });
         }
-        let taken = PageRange::new(range.start(), added.min(offered)).ok();
+        let taken = PageRange::new(range.start(), blocks).ok();
         if let Some(taken) = taken {
             self.keep_added(taken);
         }

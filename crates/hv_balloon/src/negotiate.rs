@@ -4,14 +4,16 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use dynmem_protocol::{
-    CapabilitiesReport, CapabilitiesResponse, MessageType, VersionRequest, VersionResponse,
+    Capabilities, CapabilitiesReport, CapabilitiesResponse, MessageType, VersionRequest,
+    VersionResponse,
 };
 use page_range::{PageCount, PageRange, PageRangeSet};
 
 use crate::action::Prepare;
 use crate::region::Region;
 use crate::state::{Preparation, Prepared, Session, State};
-use crate::{Action, Device, GuestFault, JobId, Notice};
+use crate::target::{Goal, Refusal};
+use crate::{Action, Device, GuestFault, JobId, Notice, StopReason};
 
 /// What a session leaves behind.
 struct Leavings {
@@ -63,10 +65,23 @@ impl Device {
             return;
         }
         let session = Session { version, capabilities: report.capabilities };
+        self.judge_capabilities(session);
         if settle.is_zero() {
             self.become_ready(session);
         } else {
             self.state = State::Settling { session, until: self.after(settle) };
+        }
+    }
+
+    /// Says at once what the settle time would only delay: that a target set before is out of this
+    /// guest's reach.
+    fn judge_capabilities(&mut self, session: Session) {
+        let Some(goal) = self.goal else { return };
+        let cannot = |needed| !session.capabilities.contains(needed);
+        if goal.target > self.books.assigned() && cannot(Capabilities::HOT_ADD) {
+            self.stop(StopReason::NoHotAddCapability);
+        } else if goal.target < self.books.present() && cannot(Capabilities::BALLOON) {
+            self.stop(StopReason::NoBalloonCapability);
         }
     }
 
@@ -87,6 +102,11 @@ impl Device {
 
     /// As [`Device::close`], but memory added goes and so does the target.
     pub(crate) fn on_system_reset(&mut self) {
+        if let Some(Goal { target, .. }) = self.goal.take_if(|goal| goal.is_open()) {
+            let (actual, reason) = (self.books.actual(), StopReason::Reset);
+            self.last_refusal = Some((target, Refusal::Stopped(reason)));
+            self.notify(Notice::StoppedShort { target, actual, reason });
+        }
         let Leavings { discards, mut preparation, .. } = self.end_session();
         self.goal = None;
         self.books.restart(self.boot_ram.clone());

@@ -110,9 +110,10 @@ impl Region {
     }
 
     fn room(&self, alignment: PageCount) -> Option<Room> {
+        // Once told to anybody the place stays: pages keep their addresses until a reset.
         let base = match self.base {
-            Some(base) if !self.used.is_zero() || self.unanswered.is_some() => base,
-            _ => self.config.window.start().align_up(alignment)?,
+            Some(base) => base,
+            None => self.config.window.start().align_up(alignment)?,
         };
         let start = base.checked_add(self.used)?.align_up(alignment)?;
         let end = base.checked_add(self.config.capacity)?.min(self.config.window.end());
@@ -149,22 +150,21 @@ mod tests {
 
     #[test]
     fn the_place_follows_from_the_guests_alignment() {
-        let mut region = region(4097, 1 << 20, 8192);
-        assert_eq!(plan(&mut region, 1, 2), Some((4098, 2, 0)));
-        assert_eq!(plan(&mut region, 100, 128), Some((4224, 128, 0)));
-        assert_eq!(plan(&mut region, 1, 32768), None);
-        assert_eq!(region.addable(mib(32768)), PageCount::ZERO);
-        assert_eq!(region.addable(mib(4096)), mib(8192));
+        let new = || region(4097, 1 << 20, 8192);
+        assert_eq!(plan(&mut new(), 1, 2), Some((4098, 2, 0)));
+        assert_eq!(plan(&mut new(), 100, 128), Some((4224, 128, 0)));
+        assert_eq!(plan(&mut new(), 1, 32768), None);
+        assert_eq!(new().addable(mib(32768)), PageCount::ZERO);
+        assert_eq!(new().addable(mib(4096)), mib(8192));
     }
 
     #[test]
     fn requests_are_one_block_first_and_large_later() {
-        let mut region = region(4096, 1 << 20, 1 << 18);
-        assert_eq!(plan(&mut region, 5000, 2), Some((4096, 128, 0)));
-        region.is_proven = true;
-        assert_eq!(plan(&mut region, 5000, 2), Some((4096, 2048, 0)));
-        assert_eq!(plan(&mut region, 5000, 4096), Some((4096, 4096, 0)));
-        assert_eq!(plan(&mut region, 5000, 32768), Some((32768, 32768, 0)));
+        let new = |is_proven| Region { is_proven, ..region(4096, 1 << 20, 1 << 18) };
+        assert_eq!(plan(&mut new(false), 5000, 2), Some((4096, 128, 0)));
+        assert_eq!(plan(&mut new(true), 5000, 2), Some((4096, 2048, 0)));
+        assert_eq!(plan(&mut new(true), 5000, 4096), Some((4096, 4096, 0)));
+        assert_eq!(plan(&mut new(true), 5000, 32768), Some((32768, 32768, 0)));
     }
 
     #[test]
@@ -184,15 +184,16 @@ mod tests {
         let mut small = region(4096, 1 << 20, 300);
         small.is_proven = true;
         assert_eq!(plan(&mut small, 1000, 128), Some((4096, 256, 0)));
-        let mut narrow = region(4096, 4200, 1 << 18);
-        assert_eq!(plan(&mut narrow, 1000, 64), Some((4096, 64, 0)));
-        assert_eq!(plan(&mut narrow, 1000, 128), None);
+        let narrow = || region(4096, 4200, 1 << 18);
+        assert_eq!(plan(&mut narrow(), 1000, 64), Some((4096, 64, 0)));
+        assert_eq!(plan(&mut narrow(), 1000, 128), None);
     }
 
     #[test]
     fn exact_requests_stay_below() {
         let mut region = region(4096, 1 << 20, 1024);
         assert_eq!(region.plan(mib(100), mib(128), true), None);
+        assert_eq!(region.base, None);
         let (range, _) = region.plan(mib(300), mib(128), true).unwrap();
         assert_eq!(range.count(), mib(128));
     }

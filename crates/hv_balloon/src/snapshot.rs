@@ -17,6 +17,8 @@ pub struct Snapshot {
     pub state: StateName,
     /// Pages the operator wants the guest to have, since a target was set.
     pub target: Option<PageCount>,
+    /// Whether the device is still to do something for the target.
+    pub is_pursued: bool,
     /// Why the device stopped short of the target, when it did.
     pub last_stop: Option<StopReason>,
     /// Pages the host provides: `assigned` less those whose discard succeeded and that the guest
@@ -80,6 +82,7 @@ impl Device {
         Snapshot {
             state: self.state.name(),
             target: self.goal.map(|goal| goal.target),
+            is_pursued: self.goal.is_some_and(Goal::is_open),
             last_stop: self.goal.and_then(Goal::stop_reason),
             actual,
             maximum: self.maximum(),

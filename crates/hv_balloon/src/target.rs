@@ -73,8 +73,10 @@ pub enum StopReason {
     NotOnlined,
     /// What is left to add is less than the guest's alignment, or has no place in its address space.
     NoAddressSpace,
-    /// The host has no memory to give.
+    /// The host could not provide the memory.
     HostMemory,
+    /// The machine was reset before the target was reached.
+    Reset,
 }
 
 impl StopReason {
@@ -96,6 +98,7 @@ impl StopReason {
             Self::NotOnlined => "not-onlined",
             Self::NoAddressSpace => "no-address-space",
             Self::HostMemory => "host-memory",
+            Self::Reset => "reset",
         }
     }
 }
@@ -121,7 +124,11 @@ impl fmt::Display for StopReason {
                  (auto_online_blocks), then set the target again"
             }
             Self::NoAddressSpace => "what is left to add does not fit the guest's alignment",
-            Self::HostMemory => "the host has no memory left to give",
+            Self::HostMemory => {
+                "the host could not provide the memory: its log says why (huge pages come from \
+                 /sys/kernel/mm/hugepages)"
+            }
+            Self::Reset => "the machine was reset",
         })
     }
 }

@@ -172,11 +172,12 @@ fn impossible_answers_count_as_far_as_they_go() {
     assert_eq!((driver.actual(), stop(&driver)), (RAM_PAGES + 1024, None));
     let (mut driver, _) = offering(1024);
     driver.added(700, HotAddResult::SUCCESS);
-    assert_eq!(driver.actual(), RAM_PAGES + 700);
+    assert_eq!(driver.actual(), RAM_PAGES + 1024, "the guest can reach all of the block");
     assert_eq!(driver.device.snapshot().faults.odd_hot_adds, 1);
-    driver.set_target(RAM_PAGES + 700 + BLOCK);
+    assert!(driver.removed.is_empty());
+    driver.set_target(RAM_PAGES + 1024 + BLOCK);
     driver.prepared(true);
-    assert_eq!(driver.offered(), range(BASE + 1024, BLOCK), "not aligned");
+    assert_eq!(driver.offered(), range(BASE + 1024, BLOCK));
 }
 
 #[test]
@@ -249,6 +250,35 @@ fn the_maximum_is_what_the_guests_alignment_lets_through() {
     let error = TargetError::CannotHotAdd { maximum: pages(RAM_PAGES) };
     assert_ne!(driver.device.can_set_target(pages(RAM_PAGES + 1)), Err(error));
     assert!(driver.device.can_set_target(pages(RAM_PAGES + 1)).is_err());
+}
+
+#[test]
+fn what_a_guest_cannot_do_is_told_before_it_has_settled() {
+    let mut driver = Driver::new(hv_balloon::Settle::Fixed(Duration::from_secs(50)), false);
+    driver.set_target(4096);
+    driver.shake_hands_as(0, Capabilities::HOT_ADD);
+    assert_eq!(
+        (driver.state(), stop(&driver)),
+        (StateName::Settling, Some(StopReason::NoBalloonCapability))
+    );
+}
+
+#[test]
+fn a_reset_says_what_becomes_of_the_target() {
+    let (mut driver, _) = offering(BLOCK);
+    driver.handle(Event::SystemReset);
+    let (target, actual, reason) = (pages(RAM_PAGES + BLOCK), pages(RAM_PAGES), StopReason::Reset);
+    assert!(driver.notices.contains(&Notice::StoppedShort { target, actual, reason }));
+    assert_eq!(driver.device.snapshot().target, None);
+}
+
+#[test]
+fn a_target_set_after_a_reset_outlives_new_memory() {
+    let mut driver = Driver::growable();
+    driver.handle(Event::SystemReset);
+    driver.set_target(4096);
+    assert!(driver.device.replace_memory(driver.now, ram(), None));
+    assert_eq!(driver.device.snapshot().target, Some(pages(4096)));
 }
 
 #[test]

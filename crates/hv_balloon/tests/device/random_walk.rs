@@ -135,6 +135,8 @@ struct World {
     base: Option<u64>,
     /// The hot-add request the guest knows of and has not answered.
     offered: Option<PageRange>,
+    /// The block size that memory was last prepared with.
+    alignment: u64,
 }
 
 impl World {
@@ -171,6 +173,7 @@ impl World {
             added: BTreeSet::new(),
             base: None,
             offered: None,
+            alignment: BLOCK,
         }
     }
 
@@ -375,6 +378,7 @@ impl World {
         match &what {
             Prepare::Add { range, offset, alignment } => {
                 let (start, block) = (range.start().get(), alignment.get());
+                self.alignment = block;
                 assert!(start.is_multiple_of(block) && range.count().get().is_multiple_of(block));
                 assert!(WINDOW.0 <= start && range.end().get() <= WINDOW.1, "outside the window");
                 assert!(offset.get() + range.count().get() <= CAPACITY, "beyond the capacity");
@@ -434,7 +438,8 @@ impl World {
             StateName::Closed | StateName::Closing | StateName::AwaitVersion | StateName::AwaitCaps
         );
         if counts && let Some(range) = self.offered.take() {
-            self.added.extend(numbers(range).take(usize::try_from(pages).unwrap()));
+            let blocks = pages.next_multiple_of(self.alignment);
+            self.added.extend(numbers(range).take(usize::try_from(blocks).unwrap()));
         }
         let result = HotAddResult::from_wire(verdict);
         self.packet(HotAddResponse { pages: PageCount::new(pages), result }.emit(6));
