@@ -17,8 +17,8 @@ use watch::{Failure, Sample, Verdict, Watch};
 /// How often the size is asked for. QEMU's hv-balloon sends no event when it changes.
 const POLL: Duration = Duration::from_millis(100);
 
-/// The most a device rounds a target by; more, and the target is another client's.
-const MAX_ROUNDING: u64 = 2 << 20;
+/// What a device rounds a target up to: the pages of its host. Any other target is another client's.
+const PAGE_SIZES: [u64; 3] = [4 << 10, 2 << 20, 1 << 30];
 
 /// Sets the size, and waits.
 pub(crate) fn run(args: &BalloonArgs) -> Result<()> {
@@ -85,15 +85,17 @@ fn failure(why: Failure, socket: &Path, actual: u64, watch: &Watch) -> anyhow::E
              the guest follows once it can",
             watch.patience().as_secs(),
         ),
+        Failure::Unused(reason) => anyhow!("{socket}: the guest has {actual}, but {reason}"),
         Failure::Stuck(reason) => {
+            // What keeps a guest from growing names its own remedy.
             let (side, remedy) = if actual_is_above {
-                ("above", "free memory in the guest or ask for more")
+                ("above", "; free memory in the guest or ask for more")
             } else {
-                ("below", "check the guest's kernel log or ask for less")
+                ("below", "")
             };
             anyhow!(
                 "{socket}: stopped at {actual}, {distance} {side} the target of {target}: \
-                 {reason}; {remedy}"
+                 {reason}{remedy}"
             )
         }
     }
@@ -123,10 +125,16 @@ fn sample(client: &mut Client, wanted: u64) -> Result<Sample, ClientError> {
     }
 }
 
+/// Whether a device that was asked for `wanted` may hold this target.
+fn is_rounded(target: u64, wanted: u64) -> bool {
+    let pages = wanted & !0xfff;
+    PAGE_SIZES.iter().any(|&size| pages.checked_next_multiple_of(size) == Some(target))
+}
+
 impl Sample {
     fn new(status: DynamicMemoryInfo, wanted: u64) -> Self {
         // Where another client has set another target since, its books are not about ours.
-        let is_ours = |&target: &u64| target.abs_diff(wanted) < MAX_ROUNDING;
+        let is_ours = |&target: &u64| is_rounded(target, wanted);
         let target = status.target.filter(is_ours);
         // A target the device holds it has not refused, whatever it said before.
         let refusal = status.last_refusal.filter(|_| target.is_none());
@@ -159,9 +167,16 @@ mod tests {
 
     #[test]
     fn only_what_is_said_of_our_target_counts() {
-        let ours = Sample::new(books(Some(WANTED + 4096), WANTED), WANTED);
-        assert_eq!((ours.target, ours.refused), (Some(WANTED + 4096), None));
-        assert!(ours.stopped.is_some());
+        for (wanted, target) in [
+            (WANTED, WANTED),
+            (WANTED + 100, WANTED),
+            (WANTED + 4096, WANTED + (2 << 20)),
+            (WANTED + 4096, WANTED + (1 << 30)),
+        ] {
+            let ours = Sample::new(books(Some(target), wanted), wanted);
+            assert_eq!((ours.target, ours.refused), (Some(target), None));
+            assert!(ours.stopped.is_some());
+        }
         let anothers = Sample::new(books(Some(1 << 30), 1 << 40), WANTED);
         assert_eq!((anothers.target, anothers.refused, anothers.stopped), (None, None, None));
     }

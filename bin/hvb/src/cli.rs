@@ -145,7 +145,7 @@ pub(crate) enum HugePages {
 pub(crate) enum OnReset {
     /// What it booted with.
     BootSize,
-    /// What was last asked for.
+    /// What it had, or was on its way to.
     KeepSize,
 }
 

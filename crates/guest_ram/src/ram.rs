@@ -39,8 +39,10 @@ pub enum RamError {
     #[error("guest memory of {0} pages is not possible")]
     Size(PageCount),
     /// The host did not give the memory.
-    #[error("cannot map {bytes} bytes of guest memory; ask for less with --memory")]
+    #[error("cannot map {bytes} bytes of guest memory; ask for less with {option}")]
     Map {
+        /// The option of `hvb` that asks for it.
+        option: &'static str,
         /// Bytes asked for.
         bytes: u64,
         /// What the kernel said.
@@ -210,14 +212,6 @@ impl GuestRam {
         first_error
     }
 
-    /// Gives all of boot RAM back to the host: the state of a machine that was just switched on.
-    ///
-    /// # Errors
-    /// As [`GuestRam::discard`].
-    pub fn discard_all(&self) -> Result<(), DiscardError> {
-        self.discard(&self.pages.iter().collect::<Vec<_>>())
-    }
-
     /// Allocates discarded pages of the pool again; their content is zero. All of them or none.
     /// Other pages come by themselves when they are touched: nothing is done for them.
     ///
@@ -302,7 +296,7 @@ fn map_boot(config: &RamConfig, ranges: &[PageRange]) -> Result<Vec<Extent>, Ram
         .iter()
         .map(map)
         .collect::<io::Result<_>>()
-        .map_err(|error| failed(config, config.size, error))
+        .map_err(|error| failed(config, "--memory", config.size, error))
 }
 
 /// The guest address of what is added has the alignment of a huge page, whatever it will be.
@@ -313,7 +307,7 @@ fn map_hot_add(config: &RamConfig) -> Result<Option<HotAdd>, RamError> {
     }
     let mapping = request(config, 0, size, false)
         .and_then(|request| Mapping::new(&request))
-        .map_err(|error| failed(config, size, error))?;
+        .map_err(|error| failed(config, "--max-memory", size, error))?;
     Ok(Some(HotAdd::new(mapping, huge_pages, size, max_pieces)))
 }
 
@@ -330,13 +324,13 @@ fn request(
 
 /// By now nothing that was mapped before is there any more, so that what the pool has free counts
 /// for all of `size`.
-fn failed(config: &RamConfig, size: PageCount, error: io::Error) -> RamError {
+fn failed(config: &RamConfig, option: &'static str, size: PageCount, error: io::Error) -> RamError {
     let bytes = size.bytes();
     if !config.huge_pages.from_pool() {
-        return RamError::Map { bytes, source: error };
+        return RamError::Map { option, bytes, source: error };
     }
     match PoolError::explain(config.huge_pages, bytes, error) {
         Ok(error) => error.into(),
-        Err(source) => RamError::Map { bytes, source },
+        Err(source) => RamError::Map { option, bytes, source },
     }
 }

@@ -23,7 +23,7 @@ pub enum OnReset {
     /// What it first booted with; a target set before is forgotten.
     #[default]
     BootSize,
-    /// What it had last: the target set before holds, and the guest follows it again.
+    /// What it had last; a target it was on its way to holds.
     KeepSize,
 }
 

@@ -1,6 +1,6 @@
 //! One machine, from switching on to the next reset.
 //!
-//! A reset builds a new machine on the same guest memory: KVM does not reset Hyper-V state with a
+//! A reset builds a new machine, with new memory: KVM does not reset Hyper-V state with a
 //! vCPU, and a VM that was never used has none.
 
 use std::sync::Arc;

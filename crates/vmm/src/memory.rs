@@ -10,8 +10,7 @@ use crate::boot::cpu;
 use crate::config::{Config, OnReset};
 use crate::error::VmmError;
 
-/// Most memory slots for added memory: with fewer, a slot holds more than one block of a large
-/// machine's memory, and the guest can reach more than it was given.
+/// Most memory slots for added memory: with more to add, blocks are larger.
 const MAX_PIECES: u32 = 1024;
 
 /// Memory slots for everything else.
@@ -67,8 +66,10 @@ pub(crate) struct ToAdd {
 pub(crate) struct Kept {
     /// The size the guest had.
     pub(crate) size: Option<PageCount>,
-    /// The target set since the reset was asked for.
+    /// The target it was on its way to.
     pub(crate) target: Option<PageCount>,
+    /// The target set since the reset was asked for.
+    pub(crate) set_since: Option<PageCount>,
 }
 
 impl MemoryPlan {
@@ -107,15 +108,20 @@ impl MemoryPlan {
 
     /// The memory after a reset of a machine that left `kept`.
     ///
-    /// A guest that is to keep a size above its boot size boots with it. One below boots with its
+    /// With `boot-size` only a target set since the reset was asked for counts. A guest that is to
+    /// keep a size above its boot size boots with it. One below boots with its
     /// boot size, since a kernel may not start in less, and is shrunk once its driver is there:
     /// until then it only takes from the host what it touches.
     pub(crate) fn after_reset(&self, kept: Kept) -> Result<BootMemory, VmmError> {
-        let size = kept.size.filter(|_| self.on_reset == OnReset::KeepSize).unwrap_or(self.boot);
+        if self.on_reset == OnReset::BootSize {
+            return Ok(self.provide(self.boot, kept.set_since)?);
+        }
+        let size = kept.size.unwrap_or(self.boot);
         let unit = self.huge_pages.page_size();
         let size = size.align_up(unit).unwrap_or(size).min(self.maximum);
+        let target = kept.set_since.or(kept.target);
         if size > self.boot {
-            match self.provide(size, kept.target) {
+            match self.provide(size, target) {
                 Ok(memory) => return Ok(memory),
                 Err(error) => tracing::warn!(
                     "the guest cannot keep its size and boots with its boot size: {}",
@@ -123,8 +129,7 @@ impl MemoryPlan {
                 ),
             }
         }
-        let target = kept.target.or((size < self.boot).then_some(size));
-        Ok(self.provide(self.boot, target)?)
+        Ok(self.provide(self.boot, target.or((size < self.boot).then_some(size)))?)
     }
 
     fn provide(&self, boot: PageCount, target: Option<PageCount>) -> Result<BootMemory, RamError> {
@@ -140,6 +145,12 @@ impl MemoryPlan {
         Ok(BootMemory { ram: Arc::new(ram), map })
     }
 
+    /// One memory slot holds one block, so that the guest reaches nothing beyond it.
+    fn least_alignment(&self, boot_end: Gpa, capacity: PageCount) -> PageCount {
+        let slot = capacity.get().div_ceil(self.max_pieces.max(1).into()).next_power_of_two();
+        block_size(boot_end).max(self.huge_pages.page_size()).max(PageCount::new(slot))
+    }
+
     fn describe(
         &self,
         ram: &GuestRam,
@@ -151,7 +162,7 @@ impl MemoryPlan {
         let to_add = window.filter(|_| !capacity.is_zero()).map(|window| ToAdd {
             window,
             capacity,
-            least_alignment: block_size(ram.end()).max(self.huge_pages.page_size()),
+            least_alignment: self.least_alignment(ram.end(), capacity),
         });
         let discard_unit = self.huge_pages.page_size();
         MemoryMap { boot_ram: ram.pages().clone(), to_add, discard_unit, target }

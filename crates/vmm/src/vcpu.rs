@@ -138,6 +138,10 @@ impl Vcpu {
                 Ok(Next::Run)
             }
             libc::EAGAIN => Ok(Next::Run),
+            libc::EFAULT => Err(MachineError::kvm(
+                "cannot run a vCPU, for the host could not provide a page of its memory: is the \
+                 pool of huge pages empty?",
+            )(error)),
             _ => Err(MachineError::kvm("cannot run a vCPU")(error)),
         }
     }

@@ -34,6 +34,8 @@ pub(crate) enum Verdict {
 pub(crate) enum Failure {
     /// The guest stays where it is, for this reason.
     Stuck(String),
+    /// The guest has the size, but nothing from it, for this reason.
+    Unused(String),
     /// Nothing moved for too long, and the device still waits for this.
     Waiting(String),
     /// The device will not have the target, for this reason.
@@ -75,7 +77,10 @@ impl Watch {
         }
         let distance = sample.actual.abs_diff(self.target);
         if distance < PAGE {
-            return Verdict::Reached;
+            return match sample.stopped {
+                Some(reason) => Verdict::Failed(Failure::Unused(reason)),
+                None => Verdict::Reached,
+            };
         }
         if let Some(reason) = sample.stopped {
             return Verdict::Failed(Failure::Stuck(reason));
@@ -132,6 +137,14 @@ mod tests {
         assert_eq!(at(&mut swaying, 10, 800), Verdict::Moving);
         assert_eq!(at(&mut swaying, 14, 700), Verdict::Moving);
         assert_eq!(at(&mut swaying, 15, 750), stuck());
+    }
+
+    #[test]
+    fn a_size_that_the_guest_makes_nothing_of_is_no_success() {
+        let stopped = Some("offline".to_owned());
+        let sample = Sample { actual: 512 * MIB, stopped, ..Sample::default() };
+        let unused = Verdict::Failed(Failure::Unused("offline".to_owned()));
+        assert_eq!(watch().observe(Duration::ZERO, sample), unused);
     }
 
     #[test]

@@ -89,8 +89,10 @@ pub(crate) struct Balloon {
     channel: Option<Channel>,
     /// While a reset is coming: the target that was set since.
     after_reset: Option<Option<PageCount>>,
-    /// The size of the guest whose machine is being taken away.
-    last_size: Option<PageCount>,
+    /// The size of the guest that closed its channel, until another one opens it.
+    size_at_close: Option<PageCount>,
+    /// Of the machine that is being taken away.
+    kept: Kept,
     buffer: Vec<u8>,
 }
 
@@ -126,7 +128,8 @@ impl Balloon {
             machine: None,
             channel: None,
             after_reset: None,
-            last_size: None,
+            size_at_close: None,
+            kept: Kept::default(),
             buffer: Vec::new(),
         };
         Ok((balloon, operator))
@@ -136,15 +139,24 @@ impl Balloon {
         self.machine = Some(machine.clone());
         let now = self.start.elapsed();
         self.device.replace_memory(now, memory.boot_ram, memory.to_add.map(hot_add));
-        if let Some(target) = memory.target {
+        // One that was set since the last machine is newer.
+        if let Some(target) = memory.target
+            && self.device.snapshot().target.is_none()
+        {
             self.tell(Event::SetTarget(target));
         }
     }
 
     /// The machine has stopped for good.
     pub(crate) fn begin_detach(&mut self) {
-        self.last_size = Some(self.device.snapshot().actual);
+        let device = self.device.snapshot();
+        // Kernels that panic, and some that reboot, close their channels first, and with that the
+        // guest's size is its full one.
+        let size = self.size_at_close.take().unwrap_or(device.actual);
+        let target = device.target.filter(|_| device.is_pursued);
+        self.kept = Kept { size: Some(size), target, set_since: None };
         self.tell(Event::SystemReset);
+        self.notices.forget_report();
     }
 
     /// Whether nothing is under way for the guest that was.
@@ -155,8 +167,8 @@ impl Balloon {
     /// Lets go of the machine, and says so once all work on its memory is done.
     pub(crate) fn finish_detach(&mut self, done: Sender<Kept>) {
         self.machine = None;
-        let target = self.after_reset.take().flatten();
-        let kept = Kept { size: self.last_size.take(), target };
+        let mut kept = std::mem::take(&mut self.kept);
+        kept.set_since = self.after_reset.take().flatten();
         self.worker.when_idle(move || {
             let _ = done.send(kept);
         });
@@ -285,7 +297,7 @@ impl Balloon {
         self.notices.warn(&format_args!("broke its channel, which is stopped: {error}"));
         if let Some(channel) = &mut self.channel {
             channel.stop();
-            self.device.handle(self.start.elapsed(), Event::ChannelClosed);
+            self.channel_closed();
         }
     }
 
@@ -299,6 +311,7 @@ impl Balloon {
             Ok(channel) => {
                 watch(ops, channel.signal(), SIGNAL);
                 self.channel = Some(channel);
+                self.size_at_close = None;
                 self.tell(Event::ChannelOpened { guest_os_id });
                 self.calls.server().open_finished(id, true);
                 self.receive();
@@ -319,10 +332,17 @@ impl Balloon {
                 channel.stop();
                 channel.closing = true;
                 channel.quiet = false;
-                self.tell(Event::ChannelClosed);
+                self.channel_closed();
             }
             _ => self.calls.server().close_finished(id),
         }
+    }
+
+    fn channel_closed(&mut self) {
+        // A channel that was broken closes once more.
+        self.size_at_close.get_or_insert(self.device.snapshot().actual);
+        self.notices.forget_report();
+        self.tell(Event::ChannelClosed);
     }
 
     fn try_act(&mut self) -> Result<(), RingError> {

@@ -98,6 +98,11 @@ impl Notices {
         }
     }
 
+    /// Drops the report that was held back: its guest is gone.
+    pub(crate) fn forget_report(&mut self) {
+        self.report.held = None;
+    }
+
     /// How long until [`Notices::flush`] has something to send.
     pub(crate) fn due(&self) -> Option<Duration> {
         [self.size.due(), self.hot_added.due(), self.report.due()].into_iter().flatten().min()
