@@ -79,7 +79,7 @@ fn a_refused_target_is_told_with_its_reason() {
 
 #[test]
 fn a_target_refused_later_ends_the_wait() {
-    let monitor = Monitor::start(Guest::new(1024 * MIB).that_refuses_late());
+    let monitor = Monitor::start(Guest::new(1536 * MIB).that_refuses_late());
     let output = hvb(&["balloon", monitor.path(), "512M", "--wait", "--timeout", "600"]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
