@@ -11,6 +11,7 @@ mod kernels;
 mod lint;
 mod modules;
 mod packages;
+mod peers;
 mod rig;
 mod suite;
 mod test;
@@ -37,6 +38,8 @@ enum Task {
     Rig(rig::RigArgs),
     /// Runs all tests, those that need KVM in the rig where this machine cannot.
     Test(test::TestArgs),
+    /// Measures the same guest under hvb and under QEMU's hv-balloon.
+    BenchPeers(peers::PeersArgs),
     /// Checks what the compiler does not: layers, purity, file sizes.
     Lint,
     /// Installs and downloads all that the rig and the test guest need, ahead of time.
@@ -74,6 +77,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo(args) => demo::main(&args),
         Task::Rig(args) => Ok(rig::main(&args)),
         Task::Test(args) => test::main(&args),
+        Task::BenchPeers(args) => peers::main(&args),
         Task::Lint => lint::main(),
         Task::Prepare { refresh } => prepare(refresh),
         Task::GuestImage { kernel } => {

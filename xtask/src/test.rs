@@ -116,7 +116,19 @@ fn build(args: &[&str]) -> Result<Vec<Artifact>> {
 ///
 /// It does not compile.
 pub(crate) fn build_program(package: &str, program: &str) -> Result<String> {
-    let artifacts = build(&["build", "--package", package, "--bin", program])?;
+    executable(build(&["build", "--package", package, "--bin", program])?, program)
+}
+
+/// The same with optimisation, for measurements.
+///
+/// # Errors
+///
+/// It does not compile.
+pub(crate) fn build_release(package: &str, program: &str) -> Result<String> {
+    executable(build(&["build", "--release", "--package", package, "--bin", program])?, program)
+}
+
+fn executable(artifacts: Vec<Artifact>, program: &str) -> Result<String> {
     let mut executables = artifacts.into_iter().filter(|artifact| artifact.target.name == program);
     let executable = executables.find_map(|artifact| artifact.executable);
     Ok(executable.with_context(|| format!("cargo built no {program}"))?.into_string())

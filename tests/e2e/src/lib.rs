@@ -8,11 +8,13 @@
 mod agent;
 mod config;
 mod console;
+mod peer;
 mod setup;
 mod vm;
 
 pub use agent::{Agent, Answer, Meminfo};
 pub use config::VmConfig;
+pub use peer::{Contestant, Peer, Sizes};
 pub use setup::{Setup, hvb};
 pub use vm::Vm;
 

@@ -219,10 +219,7 @@ impl Vm {
     ///
     /// The process is gone.
     pub fn resident(&self) -> Result<u64> {
-        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("Rss:")).context("no Rss")?;
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
-        Ok(kib * 1024)
+        resident(self.child.id())
     }
 
     /// Lets the guest power itself off and checks that all ends well.
@@ -299,6 +296,14 @@ impl Drop for Vm {
         let words = fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default();
         println!("-- hvb ({status:?}):\n{words}");
     }
+}
+
+/// Memory of a process that the host provides, in bytes.
+pub(crate) fn resident(process: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Rss:")).context("no Rss")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib * 1024)
 }
 
 /// What each thread of a process does: its name, state, clock ticks used in a second, and where in
