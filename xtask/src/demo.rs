@@ -19,6 +19,9 @@ pub(crate) struct DemoArgs {
     /// Memory it is shrunk to.
     #[arg(long, default_value = "512M", value_parser = rig::parse_mib)]
     to: u64,
+    /// Memory it is grown to, past its boot size [default: twice that].
+    #[arg(long, value_parser = rig::parse_mib)]
+    grow: Option<u64>,
     /// The guest's kernel.
     #[arg(long, value_enum, default_value = "stable")]
     kernel: guest::GuestKernel,
@@ -27,13 +30,15 @@ pub(crate) struct DemoArgs {
 /// Builds what is needed and runs the demo where KVM has Hyper-V; its exit status is the answer.
 pub(crate) fn main(args: &DemoArgs) -> Result<ExitCode> {
     ensure!(args.to < args.memory, "--to must be less than --memory");
+    let grow = args.grow.unwrap_or_else(|| args.memory.saturating_mul(2));
+    ensure!(args.memory < grow, "--grow must be more than --memory");
     eprintln!("demo: building hvb and the guest (a few minutes the first time)");
     let guest = guest::build(args.kernel)?;
     let hvb = test::build_program("hvb", "hvb")?;
     let demo = test::build_program("e2e", "resize_demo")?;
     let mut rig = std::process::Command::new(std::env::current_exe()?);
     rig.args(["rig", "--", &demo]).args([args.cpus.to_string()]);
-    rig.args([args.memory.to_string(), args.to.to_string()]);
+    rig.args([args.memory, args.to, grow].map(|mib| mib.to_string()));
     rig.env("HVB_BIN", hvb).envs(guest.environment()?);
     let status = rig.status().context("cannot start the rig")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(2);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match sizes(&arguments).and_then(|(cpus, memory, small)| demo(cpus, memory, small)) {
+    match sizes(&arguments).and_then(|(cpus, sizes)| demo(cpus, sizes)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             println!("\nnot as it should be: {error:#}");
@@ -27,14 +27,27 @@ fn main() -> ExitCode {
     }
 }
 
-/// Processors, boot memory and the smaller size, both in MiB.
-fn sizes(arguments: &[String]) -> Result<(u32, u64, u64)> {
-    let [cpus, memory, small] = arguments else {
-        bail!("give processors, boot memory and the smaller size in MiB; or run cargo xtask demo")
+/// The guest's sizes in the demo, in bytes.
+#[derive(Clone, Copy)]
+struct Sizes {
+    boot: u64,
+    small: u64,
+    large: u64,
+}
+
+/// Processors, and the sizes at boot, shrunk and grown in MiB.
+fn sizes(arguments: &[String]) -> Result<(u32, Sizes)> {
+    let [cpus, boot, small, large] = arguments else {
+        bail!("give processors, and sizes at boot, shrunk and grown; or run cargo xtask demo")
     };
-    let (memory, small): (u64, u64) = (memory.parse()?, small.parse()?);
-    ensure!(small > 0 && small < memory, "{small} MiB must be less than {memory} MiB");
-    Ok((cpus.parse()?, memory * MIB, small * MIB))
+    let mib = |text: &str| anyhow::Ok(text.parse::<u64>()? * MIB);
+    let sizes = Sizes { boot: mib(boot)?, small: mib(small)?, large: mib(large)? };
+    ensure!(
+        sizes.small > 0 && sizes.small < sizes.boot,
+        "{small} MiB must be less than {boot} MiB"
+    );
+    ensure!(sizes.boot < sizes.large, "{large} MiB must be more than {boot} MiB");
+    Ok((cpus.parse()?, sizes))
 }
 
 /// The machine at one moment.
@@ -45,12 +58,14 @@ struct View {
     resident: u64,
 }
 
-fn demo(cpus: u32, memory: u64, small: u64) -> Result<()> {
+fn demo(cpus: u32, sizes: Sizes) -> Result<()> {
+    let Sizes { boot, small, large } = sizes;
     println!(
         "An unmodified Debian Linux is resized while it runs, by its own hv_balloon driver.\n"
     );
     let start = Instant::now();
-    let mut vm = Vm::start(&VmConfig { cpus, memory, ..VmConfig::default() })?;
+    let config = VmConfig { cpus, memory: boot, max_memory: Some(large), ..VmConfig::default() };
+    let mut vm = Vm::start(&config)?;
     vm.wait_for_driver()?;
     let booted = start.elapsed();
     let kernel = vm.agent.ask("cat /proc/sys/kernel/osrelease")?.lines.join(" ");
@@ -70,18 +85,22 @@ fn demo(cpus: u32, memory: u64, small: u64) -> Result<()> {
     let shrinking = resize(&mut vm, small)?;
     let first_resize = start.elapsed();
     let shrunk = row(&mut vm, "shrunk", shrinking)?;
-    let growing = resize(&mut vm, memory)?;
-    let grown = row(&mut vm, "given back", growing)?;
+    let returning = resize(&mut vm, boot)?;
+    let returned = row(&mut vm, "given back", returning)?;
+    let growing = resize(&mut vm, large)?;
+    let grown = row(&mut vm, "grown", growing)?;
 
-    let moved = memory - small;
+    let moved = boot - small;
     println!(
         "\n  from start to the end of the first resize: {:.1} s\n",
         first_resize.as_secs_f64()
     );
     agree("the guest lost", moved, used.total.saturating_sub(shrunk.total))?;
     agree("the host gained", moved, used.resident.saturating_sub(shrunk.resident))?;
-    agree("the guest got back", moved, grown.total.saturating_sub(shrunk.total))?;
-    ensure!(grown.total == whole.total, "MemTotal is {} and was {}", grown.total, whole.total);
+    agree("the guest got back", moved, returned.total.saturating_sub(shrunk.total))?;
+    let total = returned.total;
+    ensure!(total == whole.total, "MemTotal is {total} and was {}", whole.total);
+    agree("the guest grew by", large - boot, grown.total.saturating_sub(total))?;
     vm.power_off()?;
     println!("  the guest switched itself off; both sides agree");
     Ok(())
