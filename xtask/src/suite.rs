@@ -31,6 +31,8 @@ pub(crate) struct Program {
     pub(crate) dir: PathBuf,
     /// Variables for it alone.
     pub(crate) env: Vec<(String, String)>,
+    /// Arguments for it alone.
+    pub(crate) args: Vec<String>,
 }
 
 /// What became of tests.
@@ -75,7 +77,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Tally> {
     let mut total = Tally::default();
     for program in &plan.programs {
         let mut command = Command::new(&program.executable);
-        command.args(&plan.args).current_dir(&program.dir);
+        command.args(&program.args).args(&plan.args).current_dir(&program.dir);
         command.env("CARGO_MANIFEST_DIR", &program.dir);
         command.envs(program.env.iter().map(|(name, value)| (name, value)));
         // A test that returns an error says why; a backtrace of the harness helps nobody.

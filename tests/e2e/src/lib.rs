@@ -13,7 +13,7 @@ mod setup;
 mod vm;
 
 pub use agent::{Agent, Answer, Meminfo};
-pub use config::VmConfig;
+pub use config::{NO_CLEARING, VmConfig};
 pub use peer::{Contestant, Peer, Sizes};
 pub use setup::{Setup, hvb};
 pub use vm::Vm;

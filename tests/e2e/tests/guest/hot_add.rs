@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{MIB, Vm, VmConfig, wait_for};
+use e2e::{MIB, NO_CLEARING, Vm, VmConfig, wait_for};
 use qmp::{Client, Value};
 use serde_json::json;
 
@@ -16,8 +16,13 @@ const TOLERANCE: u64 = 4 * MIB;
 
 /// A guest of two vCPUs that booted with less than it may have, and its MemTotal.
 fn boot_small(maximum: u64) -> Result<(Vm, u64)> {
-    let config =
-        VmConfig { cpus: 2, memory: BOOT, max_memory: Some(maximum), ..Default::default() };
+    let config = VmConfig {
+        cpus: 2,
+        memory: BOOT,
+        max_memory: Some(maximum),
+        append: NO_CLEARING,
+        ..Default::default()
+    };
     let mut vm = Vm::start(&config)?;
     let actual = vm.wait_for_driver()?;
     ensure!(actual == BOOT, "booted with {actual}");

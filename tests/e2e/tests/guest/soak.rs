@@ -1,7 +1,7 @@
 //! Many resizes, one after the other, and no byte of the guest's data lost.
 
 use anyhow::{Context, Result, ensure};
-use e2e::{MIB, Vm, VmConfig};
+use e2e::{MIB, NO_CLEARING, Vm, VmConfig};
 
 const BOOT: u64 = 384 * MIB;
 const MOST: u64 = 768 * MIB;
@@ -11,7 +11,13 @@ const ROUNDS: u32 = 100;
 
 #[test]
 fn a_hundred_random_resizes_lose_no_data() -> Result<()> {
-    let config = VmConfig { cpus: 2, memory: BOOT, max_memory: Some(MOST), ..Default::default() };
+    let config = VmConfig {
+        cpus: 2,
+        memory: BOOT,
+        max_memory: Some(MOST),
+        append: NO_CLEARING,
+        ..Default::default()
+    };
     let mut vm = Vm::start(&config)?;
     vm.wait_for_driver()?;
     vm.agent.fill(1, 32 * MIB)?;
