@@ -224,3 +224,18 @@ fn an_answer_before_the_last_message_is_out_of_place() {
     assert_eq!(driver.state(), StateName::Unballooning);
     assert_eq!(driver.device.snapshot().faults.out_of_state, 1);
 }
+
+#[test]
+fn a_higher_target_ends_a_shrink_after_the_request_that_is_out() {
+    let mut driver = Driver::ready();
+    driver.set_target(4000);
+    assert_eq!(driver.asked(), 4096);
+    driver.set_target(RAM_PAGES);
+    assert!(driver.ring.is_empty(), "two requests at a time");
+    driver.give(&[range(0, 4096)], false);
+    driver.finish_discards();
+    assert_eq!(driver.returned(), (vec![range(0, 4096)], false), "asked for the rest first");
+    driver.unballooned();
+    assert!(driver.ring.is_empty());
+    assert_eq!(driver.actual(), RAM_PAGES);
+}
