@@ -150,8 +150,10 @@ impl Agent {
     /// As [`Agent::ask`].
     pub fn dirty_free_memory(&mut self) -> Result<()> {
         let meminfo = self.meminfo()?;
-        // What newer kernels call available is less than what is free.
-        let mib = (meminfo.available.max(meminfo.free) / MIB).saturating_sub(64);
+        // What newer kernels call available is less than what is free. What a kernel keeps in reserve
+        // grows with its memory.
+        let free = meminfo.free - meminfo.free / 32;
+        let mib = (meminfo.available.max(free) / MIB).saturating_sub(64);
         self.ask(&format!("dirty {mib}")).map(drop)
     }
 }
