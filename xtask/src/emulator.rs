@@ -4,8 +4,9 @@
 //! with 7.2 as `RFLAGS` that no guest can set, followed by a fault in `iret`. Guests with two vCPUs
 //! then crash as they boot, most of all newer Linux. 10.0 does not.
 
+use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -22,8 +23,10 @@ const OLDEST: u32 = 10;
 pub(crate) struct Emulator {
     /// The program.
     pub(crate) program: PathBuf,
-    /// A directory of libraries it needs, if they are not the machine's.
-    pub(crate) libraries: Option<PathBuf>,
+    /// Where the libraries are that it needs, as `LD_LIBRARY_PATH` has it, if not the machine's.
+    pub(crate) libraries: Option<OsString>,
+    /// Where its firmware is, in the same form, if not where Debian installs it.
+    pub(crate) firmware: Option<OsString>,
 }
 
 /// Takes the machine's QEMU if it is new enough, else that of Debian's backports, which is unpacked
@@ -33,7 +36,7 @@ pub(crate) struct Emulator {
 ///
 /// There is none, and none can be had.
 pub(crate) fn get() -> Result<Emulator> {
-    let installed = Emulator { program: QEMU.file.into(), libraries: None };
+    let installed = Emulator { program: QEMU.file.into(), libraries: None, firmware: None };
     if packages::in_path(QEMU.file) && major_version(&installed)? >= OLDEST {
         return Ok(installed);
     }
@@ -90,15 +93,25 @@ fn unpacked() -> Result<Emulator> {
     in_tree(&place).context("QEMU is gone")
 }
 
-fn in_tree(tree: &std::path::Path) -> Option<Emulator> {
+fn in_tree(tree: &Path) -> Option<Emulator> {
+    // Packages of Debian 12 still have libraries in both.
+    const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+    const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
     let program = tree.join("usr/bin").join(QEMU.file);
-    let libraries = Some(tree.join("usr/lib/x86_64-linux-gnu"));
-    program.exists().then_some(Emulator { program, libraries })
+    let paths = |dirs: [&str; 2]| std::env::join_paths(dirs.map(|dir| tree.join(dir))).ok();
+    let (libraries, firmware) = (paths(LIBRARIES), paths(FIRMWARE));
+    program.exists().then_some(Emulator { program, libraries, firmware })
 }
 
 impl Emulator {
+    /// The options that let it find its firmware: it looks nowhere near itself.
+    pub(crate) fn options(&self) -> Vec<OsString> {
+        let dirs = self.firmware.iter().flat_map(std::env::split_paths);
+        dirs.flat_map(|dir| ["-L".into(), dir.into_os_string()]).collect()
+    }
+
     /// The variable that lets it find its libraries.
-    pub(crate) fn environment(&self) -> Option<(&'static str, PathBuf)> {
+    pub(crate) fn environment(&self) -> Option<(&'static str, OsString)> {
         Some(("LD_LIBRARY_PATH", self.libraries.clone()?))
     }
 }

@@ -26,9 +26,8 @@ pub(crate) fn main(args: &PeersArgs) -> Result<ExitCode> {
     let mut rig = std::process::Command::new(std::env::current_exe()?);
     rig.args(["rig", "--", &peers, &args.rounds.to_string()]);
     rig.env("HVB_BIN", hvb).envs(guest.environment()?).env("HVB_PEER_QEMU", &qemu.program);
-    if let Some(libraries) = &qemu.libraries {
-        rig.env("HVB_PEER_LIBRARIES", libraries);
-    }
+    let paths = [("HVB_PEER_LIBRARIES", qemu.libraries), ("HVB_PEER_FIRMWARE", qemu.firmware)];
+    rig.envs(paths.into_iter().filter_map(|(name, paths)| Some((name, paths?))));
     let status = rig.status().context("cannot start the rig")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

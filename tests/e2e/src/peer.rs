@@ -88,6 +88,9 @@ fn qemu() -> Result<Command> {
     if let Some(libraries) = std::env::var_os("HVB_PEER_LIBRARIES") {
         qemu.env("LD_LIBRARY_PATH", libraries);
     }
+    for dir in std::env::var_os("HVB_PEER_FIRMWARE").iter().flat_map(std::env::split_paths) {
+        qemu.arg("-L").arg(dir);
+    }
     Ok(qemu)
 }
 

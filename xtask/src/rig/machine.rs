@@ -53,7 +53,7 @@ impl Machine {
         let listener = UnixListener::bind(dir.path().join("link"))?;
         listener.set_nonblocking(true)?;
         let mut command = workspace::mortal("KILL", spec.emulator.program.as_os_str());
-        command.envs(spec.emulator.environment());
+        command.envs(spec.emulator.environment()).args(spec.emulator.options());
         command.args(arguments(spec, dir.path()));
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(fs::File::create(dir.path().join("qemu.log"))?);
