@@ -73,6 +73,8 @@ fn unpacked() -> Result<Emulator> {
     let choice = cache.path(CHOICE);
     if let Ok(tree) = fs::read_to_string(&choice)
         && let Some(emulator) = in_tree(&cache.path(&tree))
+        // What it needs and the machine had when it was unpacked may be gone from the machine.
+        && major_version(&emulator).is_ok()
     {
         return Ok(emulator);
     }
