@@ -6,7 +6,7 @@ use page_range::PageCount;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::header::{Frame, emit};
+use crate::header::{Frame, emit, emitted};
 use crate::{MAX_HOST_MESSAGE, MAX_RANGES, MessageType, ParseError, RangeList, RangeWords};
 
 /// Linux `struct dm_balloon`, after the header.
@@ -34,11 +34,17 @@ impl BalloonRequest {
     /// The bytes of the message.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        emitted(|out| self.emit_into(transaction_id, out))
+    }
+
+    /// Makes `out` the bytes of the message.
+    #[inline]
+    pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = BalloonRequestBody {
             pages: U32::new(u32::try_from(self.pages.get()).unwrap_or(u32::MAX)),
             reserved: U32::ZERO,
         };
-        emit(MessageType::BALLOON_REQUEST, transaction_id, &body, RangeWords::default())
+        emit(out, MessageType::BALLOON_REQUEST, transaction_id, &body, RangeWords::default())
     }
 }
 
@@ -72,12 +78,18 @@ impl<'a> BalloonResponse<'a> {
     /// The bytes of the message.
     #[must_use]
     pub fn emit(transaction_id: u32, more_pages: bool, ranges: &RangeList) -> Vec<u8> {
+        emitted(|out| Self::emit_into(transaction_id, more_pages, ranges, out))
+    }
+
+    /// Makes `out` the bytes of the message.
+    #[inline]
+    pub fn emit_into(transaction_id: u32, more_pages: bool, ranges: &RangeList, out: &mut Vec<u8>) {
         let ranges = ranges.words();
         let body = BalloonResponseBody {
             reserved: U32::ZERO,
             more_and_count: U32::new((count_field(ranges) << 1) | u32::from(more_pages)),
         };
-        emit(MessageType::BALLOON_RESPONSE, transaction_id, &body, ranges)
+        emit(out, MessageType::BALLOON_RESPONSE, transaction_id, &body, ranges)
     }
 }
 
@@ -117,12 +129,18 @@ impl<'a> UnballoonRequest<'a> {
     /// The bytes of the message, at most [`MAX_HOST_MESSAGE`].
     #[must_use]
     pub fn emit(transaction_id: u32, more_pages: bool, ranges: &RangeList) -> Vec<u8> {
+        emitted(|out| Self::emit_into(transaction_id, more_pages, ranges, out))
+    }
+
+    /// Makes `out` the bytes of the message, at most [`MAX_HOST_MESSAGE`].
+    #[inline]
+    pub fn emit_into(transaction_id: u32, more_pages: bool, ranges: &RangeList, out: &mut Vec<u8>) {
         let ranges = ranges.words();
         let body = UnballoonRequestBody {
             more: U32::new(more_pages.into()),
             range_count: U32::new(count_field(ranges)),
         };
-        emit(MessageType::UNBALLOON_REQUEST, transaction_id, &body, ranges)
+        emit(out, MessageType::UNBALLOON_REQUEST, transaction_id, &body, ranges)
     }
 }
 
@@ -134,7 +152,13 @@ impl UnballoonResponse {
     /// The bytes of the message.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
-        emit(MessageType::UNBALLOON_RESPONSE, transaction_id, &(), RangeWords::default())
+        emitted(|out| self.emit_into(transaction_id, out))
+    }
+
+    /// Makes `out` the bytes of the message.
+    #[inline]
+    pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
+        emit(out, MessageType::UNBALLOON_RESPONSE, transaction_id, &(), RangeWords::default())
     }
 }
 

@@ -82,13 +82,16 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// The message of type `number` with the given body and range words after it.
+/// Makes `out` the message of type `number` with the given body and range words after it. What was
+/// in `out` is gone; its memory is used again.
+#[inline]
 pub(crate) fn emit(
+    out: &mut Vec<u8>,
     number: MessageType,
     transaction_id: u32,
     body: &(impl IntoBytes + Immutable),
     ranges: RangeWords<'_>,
-) -> Vec<u8> {
+) {
     let parts = [body.as_bytes(), ranges.as_bytes()];
     let size = parts.iter().fold(HEADER_SIZE, |sum, part| sum.saturating_add(part.len()));
     let header = Header {
@@ -97,11 +100,18 @@ pub(crate) fn emit(
         size: U16::new(u16::try_from(size).unwrap_or(u16::MAX)),
         transaction_id: U32::new(transaction_id),
     };
-    let mut message = Vec::with_capacity(size);
-    message.extend_from_slice(header.as_bytes());
+    out.clear();
+    out.reserve(size);
+    out.extend_from_slice(header.as_bytes());
     for part in parts {
-        message.extend_from_slice(part);
+        out.extend_from_slice(part);
     }
+}
+
+/// The bytes that `emit_into` makes, in a buffer of their own.
+pub(crate) fn emitted(emit_into: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut message = Vec::new();
+    emit_into(&mut message);
     message
 }
 

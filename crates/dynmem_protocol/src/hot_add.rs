@@ -6,7 +6,7 @@ use page_range::PageCount;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::header::{Frame, emit};
+use crate::header::{Frame, emit, emitted};
 use crate::{MessageType, ParseError, RangeWord, RangeWords};
 
 /// Linux `struct dm_hot_add`, after the header.
@@ -57,15 +57,25 @@ impl HotAddRequest {
     /// The bytes of the message.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        emitted(|out| self.emit_into(transaction_id, out))
+    }
+
+    /// Makes `out` the bytes of the message.
+    #[inline]
+    pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let range = U64::new(self.range.to_wire());
         let number = MessageType::HOT_ADD_REQUEST;
         match self.region {
-            None => {
-                emit(number, transaction_id, &HotAddRequestBody { range }, RangeWords::default())
-            }
+            None => emit(
+                out,
+                number,
+                transaction_id,
+                &HotAddRequestBody { range },
+                RangeWords::default(),
+            ),
             Some(region) => {
                 let body = HotAddWithRegionBody { range, region: U64::new(region.to_wire()) };
-                emit(number, transaction_id, &body, RangeWords::default())
+                emit(out, number, transaction_id, &body, RangeWords::default())
             }
         }
     }
@@ -125,10 +135,16 @@ impl HotAddResponse {
     /// The bytes of the message.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        emitted(|out| self.emit_into(transaction_id, out))
+    }
+
+    /// Makes `out` the bytes of the message.
+    #[inline]
+    pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = HotAddResponseBody {
             pages: U32::new(u32::try_from(self.pages.get()).unwrap_or(u32::MAX)),
             result: U32::new(self.result.to_wire()),
         };
-        emit(MessageType::HOT_ADD_RESPONSE, transaction_id, &body, RangeWords::default())
+        emit(out, MessageType::HOT_ADD_RESPONSE, transaction_id, &body, RangeWords::default())
     }
 }

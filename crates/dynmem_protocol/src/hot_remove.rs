@@ -7,7 +7,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::balloon::count_field;
-use crate::header::{Frame, emit};
+use crate::header::{Frame, emit, emitted};
 use crate::{MessageType, ParseError, RangeList, RangeWords};
 
 /// QEMU `dynmem-proto.h`, `struct dm_hot_remove`, after the header.
@@ -45,13 +45,19 @@ impl HotRemoveRequest {
     /// The bytes of the message.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        emitted(|out| self.emit_into(transaction_id, out))
+    }
+
+    /// Makes `out` the bytes of the message.
+    #[inline]
+    pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = HotRemoveRequestBody {
             virtual_node: U32::new(self.virtual_node),
             pages: U32::new(u32::try_from(self.pages.get()).unwrap_or(u32::MAX)),
             qos_flags: U32::new(self.qos_flags),
             reserved: U32::ZERO,
         };
-        emit(MessageType::HOT_REMOVE_REQUEST, transaction_id, &body, RangeWords::default())
+        emit(out, MessageType::HOT_REMOVE_REQUEST, transaction_id, &body, RangeWords::default())
     }
 }
 
@@ -90,12 +96,24 @@ impl<'a> HotRemoveResponse<'a> {
     /// The bytes of the message.
     #[must_use]
     pub fn emit(transaction_id: u32, result: u32, more_pages: bool, ranges: &RangeList) -> Vec<u8> {
+        emitted(|out| Self::emit_into(transaction_id, result, more_pages, ranges, out))
+    }
+
+    /// Makes `out` the bytes of the message.
+    #[inline]
+    pub fn emit_into(
+        transaction_id: u32,
+        result: u32,
+        more_pages: bool,
+        ranges: &RangeList,
+        out: &mut Vec<u8>,
+    ) {
         let ranges = ranges.words();
         let body = HotRemoveResponseBody {
             result: U32::new(result),
             range_count: U32::new(count_field(ranges)),
             more: U64::new(more_pages.into()),
         };
-        emit(MessageType::HOT_REMOVE_RESPONSE, transaction_id, &body, ranges)
+        emit(out, MessageType::HOT_REMOVE_RESPONSE, transaction_id, &body, ranges)
     }
 }

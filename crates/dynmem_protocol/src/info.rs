@@ -6,7 +6,7 @@ use page_range::PageCount;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::header::{Frame, emit};
+use crate::header::{Frame, emit, emitted};
 use crate::{MessageType, ParseError, RangeWords};
 
 /// Linux `INFO_TYPE_MAX_PAGE_CNT`.
@@ -61,6 +61,12 @@ impl InfoMessage {
     /// The bytes of the message.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        emitted(|out| self.emit_into(transaction_id, out))
+    }
+
+    /// Makes `out` the bytes of the message.
+    #[inline]
+    pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let number = MessageType::INFO_MESSAGE;
         match self {
             Self::MaximumPageCount(pages) => {
@@ -68,10 +74,10 @@ impl InfoMessage {
                     info: info_body(MAXIMUM_PAGE_COUNT, 8),
                     pages: U64::new(pages.get()),
                 };
-                emit(number, transaction_id, &body, RangeWords::default())
+                emit(out, number, transaction_id, &body, RangeWords::default())
             }
             Self::Other { kind } => {
-                emit(number, transaction_id, &info_body(kind, 0), RangeWords::default())
+                emit(out, number, transaction_id, &info_body(kind, 0), RangeWords::default())
             }
         }
     }

@@ -13,7 +13,8 @@
 //!
 //! One packet of the channel's ring carries one message: an 8-byte header and a body, all little
 //! endian. [`GuestMessage::parse`] is the way in for the host, [`HostMessage::parse`] for a guest;
-//! past them no count is unchecked. Each message type has an `emit`. [`MESSAGES`] lists them all.
+//! past them no count is unchecked. Each message type has an `emit_into` for a buffer that is used again
+//! and an `emit` for one of its own. [`MESSAGES`] lists them all.
 //!
 //! Sources: Linux `drivers/hv/hv_balloon.c`; for what Linux does not define (hot remove, the
 //! response bits) QEMU `include/hw/hyperv/dynmem-proto.h`.

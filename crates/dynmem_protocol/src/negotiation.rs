@@ -6,7 +6,7 @@ use page_range::PageCount;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::header::{Frame, emit};
+use crate::header::{Frame, emit, emitted};
 use crate::{MessageType, ParseError, RangeWords, Version};
 
 /// Bit 0 of the responses: taken.
@@ -43,11 +43,17 @@ impl VersionRequest {
     /// The bytes of the message.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        emitted(|out| self.emit_into(transaction_id, out))
+    }
+
+    /// Makes `out` the bytes of the message.
+    #[inline]
+    pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = VersionRequestBody {
             version: U32::new(self.version.to_wire()),
             flags: U32::new(self.is_last_attempt.into()),
         };
-        emit(MessageType::VERSION_REQUEST, transaction_id, &body, RangeWords::default())
+        emit(out, MessageType::VERSION_REQUEST, transaction_id, &body, RangeWords::default())
     }
 }
 
@@ -75,8 +81,14 @@ impl VersionResponse {
     /// The bytes of the message.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        emitted(|out| self.emit_into(transaction_id, out))
+    }
+
+    /// Makes `out` the bytes of the message.
+    #[inline]
+    pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = ResponseBody { flags: U64::new(self.is_accepted.into()) };
-        emit(MessageType::VERSION_RESPONSE, transaction_id, &body, RangeWords::default())
+        emit(out, MessageType::VERSION_RESPONSE, transaction_id, &body, RangeWords::default())
     }
 }
 
@@ -168,12 +180,18 @@ impl CapabilitiesReport {
     /// The bytes of the message.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        emitted(|out| self.emit_into(transaction_id, out))
+    }
+
+    /// Makes `out` the bytes of the message.
+    #[inline]
+    pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = CapabilitiesReportBody {
             capabilities: U64::new(self.capabilities.to_wire()),
             minimum_pages: U64::new(self.minimum_pages.get()),
             highest_page: U64::new(self.highest_page),
         };
-        emit(MessageType::CAPABILITIES_REPORT, transaction_id, &body, RangeWords::default())
+        emit(out, MessageType::CAPABILITIES_REPORT, transaction_id, &body, RangeWords::default())
     }
 }
 
@@ -205,12 +223,18 @@ impl CapabilitiesResponse {
     /// The bytes of the message.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        emitted(|out| self.emit_into(transaction_id, out))
+    }
+
+    /// Makes `out` the bytes of the message.
+    #[inline]
+    pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let flag = |set: bool, bit: u64| if set { bit } else { 0 };
         let flags = flag(self.is_accepted, IS_ACCEPTED)
             | flag(self.hot_remove, Self::HOT_REMOVE)
             | flag(self.suppress_pressure_reports, Self::SUPPRESS_PRESSURE_REPORTS);
         let body = ResponseBody { flags: U64::new(flags) };
-        emit(MessageType::CAPABILITIES_RESPONSE, transaction_id, &body, RangeWords::default())
+        emit(out, MessageType::CAPABILITIES_RESPONSE, transaction_id, &body, RangeWords::default())
     }
 }
 

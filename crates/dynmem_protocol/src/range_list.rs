@@ -29,6 +29,7 @@ impl<'a> RangeWords<'a> {
     }
 
     /// The words in wire order.
+    #[inline]
     pub fn iter(self) -> impl Iterator<Item = RangeWord> + 'a {
         self.0.iter().map(|word| RangeWord::from_wire(word.get()))
     }
@@ -85,10 +86,17 @@ impl RangeList {
         Self { words: Vec::new(), pages: PageCount::ZERO }
     }
 
+    /// Removes all ranges and keeps the memory for the next ones.
+    pub fn clear(&mut self) {
+        self.words.clear();
+        self.pages = PageCount::ZERO;
+    }
+
     /// Appends `range`.
     ///
     /// # Errors
     /// [`RangeListError`] where the list is full or the range too long; the list is unchanged.
+    #[inline]
     pub fn push(&mut self, range: PageRange) -> Result<(), RangeListError> {
         if self.is_full() {
             return Err(RangeListError::Full);
@@ -134,6 +142,18 @@ mod tests {
         assert_eq!(pushed.count(), 510);
         assert_eq!(list.push(range(2)), Err(RangeListError::Full));
         assert_eq!(list.pages(), PageCount::new(1020));
+    }
+
+    #[test]
+    fn a_cleared_list_is_empty_and_keeps_its_memory() {
+        let mut list = RangeList::new();
+        while !list.is_full() {
+            list.push(range(3)).unwrap();
+        }
+        let capacity = list.words.capacity();
+        list.clear();
+        assert_eq!((list.words().len(), list.pages()), (0, PageCount::ZERO));
+        assert_eq!(list.words.capacity(), capacity);
     }
 
     #[test]

@@ -28,6 +28,7 @@ impl RangeWord {
     ///
     /// # Errors
     /// [`RangeTooLong`] above [`MAX_RANGE_PAGES`].
+    #[inline]
     pub fn new(range: PageRange) -> Result<Self, RangeTooLong> {
         let count = range.count();
         if count > MAX_RANGE_PAGES {
@@ -38,12 +39,14 @@ impl RangeWord {
 
     /// The word as it came.
     #[must_use]
+    #[inline]
     pub const fn from_wire(word: u64) -> Self {
         Self(word)
     }
 
     /// The word as it goes.
     #[must_use]
+    #[inline]
     pub const fn to_wire(self) -> u64 {
         self.0
     }
@@ -52,6 +55,7 @@ impl RangeWord {
     ///
     /// # Errors
     /// [`RangeError`] where the count is zero or the range leaves the address space.
+    #[inline]
     pub fn range(self) -> Result<PageRange, RangeError> {
         let start = Gpfn::new(self.0 & START_MASK).ok_or(RangeError::TooHigh)?;
         PageRange::new(start, PageCount::new(self.0 >> START_BITS))

@@ -6,7 +6,7 @@ use page_range::PageCount;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::header::{Frame, emit};
+use crate::header::{Frame, emit, emitted};
 use crate::{MessageType, ParseError, RangeWords};
 
 /// Linux `struct dm_status`, after the header.
@@ -57,6 +57,12 @@ impl StatusReport {
     /// The bytes of the message.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
+        emitted(|out| self.emit_into(transaction_id, out))
+    }
+
+    /// Makes `out` the bytes of the message.
+    #[inline]
+    pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = StatusReportBody {
             available: U64::new(self.available.get()),
             committed: U64::new(self.committed.get()),
@@ -65,6 +71,6 @@ impl StatusReport {
             page_file_writes: U32::new(self.page_file_writes),
             io_difference: U32::new(self.io_difference),
         };
-        emit(MessageType::STATUS_REPORT, transaction_id, &body, RangeWords::default())
+        emit(out, MessageType::STATUS_REPORT, transaction_id, &body, RangeWords::default())
     }
 }

@@ -90,6 +90,18 @@ proptest! {
     }
 
     #[test]
+    fn a_buffer_used_again_holds_the_new_message_only(
+        mut buffer in prop::collection::vec(any::<u8>(), 0..200),
+        ranges in list(),
+        id: u32,
+    ) {
+        UnballoonRequest::emit_into(id, true, &ranges, &mut buffer);
+        prop_assert_eq!(&buffer, &UnballoonRequest::emit(id, true, &ranges));
+        BalloonRequest { pages: ranges.pages() }.emit_into(id, &mut buffer);
+        prop_assert_eq!(&buffer, &BalloonRequest { pages: ranges.pages() }.emit(id));
+    }
+
+    #[test]
     fn messages_with_ranges_survive(ranges in list(), more_pages: bool, result: u32) {
         let words = ranges.words();
         assert_from_guest(
