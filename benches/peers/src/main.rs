@@ -1,0 +1,3 @@
+//! The same guest under `hvb` and under QEMU's balloons.
+
+fn main() {}
