@@ -25,4 +25,4 @@ mod set;
 
 pub use addr::{Gpa, Gpfn, PAGE_SIZE, PageCount};
 pub use range::{PageRange, RangeError};
-pub use set::PageRangeSet;
+pub use set::{PageRangeSet, Unsorted};

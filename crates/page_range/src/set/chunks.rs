@@ -1,0 +1,284 @@
+//! The top of the tree: those parts of the address space that have a page in the set.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use super::leaf::Leaf;
+use super::node::Node;
+use super::part::Part;
+
+/// 8 GiB of pages.
+type Tree = Node<Node<Leaf>>;
+
+const PAGES: u64 = Tree::PAGES as u64;
+
+/// The pages of a leaf.
+pub(super) const LEAF_PAGES: u32 = Leaf::PAGES;
+
+/// Room that is kept for chunks although there are fewer: a set that is filled and emptied in turns
+/// need not allocate each time.
+const SPARE: usize = 16;
+
+/// Pages of the whole address space. A far page costs a chunk, a block and a leaf, wherever it is.
+#[derive(Clone, PartialEq)]
+pub(super) struct Chunks {
+    /// The chunks that are not empty, lowest first.
+    chunks: Vec<Chunk>,
+}
+
+#[derive(Clone, PartialEq)]
+struct Chunk {
+    number: u64,
+    pages: Tree,
+}
+
+impl Chunks {
+    pub(super) const fn new() -> Self {
+        Self { chunks: Vec::new() }
+    }
+
+    /// The number of pages.
+    pub(super) fn len(&self) -> u64 {
+        pages(&self.chunks)
+    }
+
+    /// Whether any page from `start` up to `end` is in the set, or any is not.
+    #[inline]
+    pub(super) fn any<const IN: bool>(&self, start: u64, end: u64) -> bool {
+        let (first, last) = (number(start), number(end.wrapping_sub(1)));
+        if first == last {
+            return self.any_in::<IN>(first, offset(start), end_in(end));
+        }
+        let between = self.position(first.wrapping_add(1))..self.position(last);
+        let chunks = self.chunks.get(between.clone()).unwrap_or_default();
+        let any_between = if IN {
+            !chunks.is_empty()
+        } else {
+            chunks.len() as u64 != last.wrapping_sub(first).wrapping_sub(1)
+                || chunks.iter().any(|chunk| !chunk.pages.is_all::<true>())
+        };
+        any_between
+            || self.any_in::<IN>(first, offset(start), Tree::PAGES)
+            || self.any_in::<IN>(last, 0, end_in(end))
+    }
+
+    /// Makes the pages from `start` up to `end` members, or not; says for how many that is new.
+    #[inline]
+    pub(super) fn put<const IN: bool>(&mut self, start: u64, end: u64) -> u64 {
+        let (first, last) = (number(start), number(end.wrapping_sub(1)));
+        if first == last {
+            return self.put_in::<IN>(first, offset(start), end_in(end));
+        }
+        self.put_over::<IN>(start, end)
+    }
+
+    /// The first page from `from` on that is in the set, or is not; `None` where there is none in
+    /// any chunk.
+    #[inline]
+    pub(super) fn next<const IN: bool>(&self, from: u64) -> Option<u64> {
+        let mut position = self.position(number(from));
+        let mut wanted = number(from);
+        let mut offset = offset(from);
+        loop {
+            let chunk = self.chunks.get(position).filter(|chunk| IN || chunk.number == wanted);
+            let Some(chunk) = chunk else {
+                return (!IN).then_some(page(wanted, offset));
+            };
+            if chunk.number != wanted {
+                offset = 0;
+            }
+            if let Some(found) = chunk.pages.next::<IN>(offset) {
+                return Some(page(chunk.number, found));
+            }
+            position = position.wrapping_add(1);
+            wanted = chunk.number.wrapping_add(1);
+            offset = 0;
+        }
+    }
+
+    /// The last page below `below` that is in the set, or is not.
+    #[inline]
+    pub(super) fn prev<const IN: bool>(&self, below: u64) -> Option<u64> {
+        let mut last = below.checked_sub(1)?;
+        let mut position = self.position(number(last).wrapping_add(1));
+        loop {
+            let chunk = position.checked_sub(1).and_then(|i| self.chunks.get(i));
+            let Some(chunk) = chunk.filter(|chunk| IN || chunk.number == number(last)) else {
+                return (!IN).then_some(last);
+            };
+            let end = if chunk.number == number(last) {
+                end_in(last.wrapping_add(1))
+            } else {
+                Tree::PAGES
+            };
+            if let Some(found) = chunk.pages.prev::<IN>(end) {
+                return Some(page(chunk.number, found));
+            }
+            last = page(chunk.number, 0).checked_sub(1)?;
+            position = position.wrapping_sub(1);
+        }
+    }
+
+    /// A bit for each of the 64 pages around `page`, aligned: those in the set.
+    #[inline]
+    pub(super) fn word(&self, page: u64) -> u64 {
+        self.tree(number(page)).map_or(0, |tree| tree.word(offset(page)))
+    }
+
+    /// Adds the pages of `other` and says how many were new.
+    pub(super) fn absorb(&mut self, other: Self) -> u64 {
+        other.chunks.into_iter().fold(0, |added, theirs| {
+            let new = match self.find(theirs.number) {
+                Ok(i) => self.chunks.get_mut(i).map_or(0, |ours| ours.pages.absorb(theirs.pages)),
+                Err(i) => {
+                    let new = theirs.pages.len();
+                    self.chunks.insert(i, theirs);
+                    new
+                }
+            };
+            added.wrapping_add(u64::from(new))
+        })
+    }
+
+    /// Takes the pages of `other` out and says how many there were.
+    pub(super) fn subtract(&mut self, other: &Self) -> u64 {
+        let removed = other.chunks.iter().fold(0u64, |removed, theirs| {
+            let ours = self.find(theirs.number).ok().and_then(|i| self.chunks.get_mut(i));
+            let old = ours.map_or(0, |ours| ours.pages.subtract(&theirs.pages));
+            removed.wrapping_add(u64::from(old))
+        });
+        self.chunks.retain(|chunk| !chunk.pages.is_all::<false>());
+        self.give_back();
+        removed
+    }
+
+    /// The whole leaves of the set, without the pages of partial ones.
+    pub(super) fn whole_leaves(&self) -> Self {
+        let whole = self
+            .chunks
+            .iter()
+            .map(|chunk| Chunk { number: chunk.number, pages: chunk.pages.whole_leaves() });
+        Self { chunks: whole.filter(|chunk| !chunk.pages.is_all::<false>()).collect() }
+    }
+
+    #[inline]
+    fn any_in<const IN: bool>(&self, number: u64, start: u32, end: u32) -> bool {
+        self.tree(number).map_or(!IN, |tree| tree.any::<IN>(start, end))
+    }
+
+    #[inline]
+    fn put_in<const IN: bool>(&mut self, number: u64, start: u32, end: u32) -> u64 {
+        let i = match self.find(number) {
+            Ok(i) => i,
+            Err(_) if !IN => return 0,
+            Err(i) => {
+                self.chunks.insert(i, Chunk { number, pages: Tree::EMPTY });
+                i
+            }
+        };
+        let Some(chunk) = self.chunks.get_mut(i) else { return 0 };
+        let changed = chunk.pages.put::<IN>(start, end);
+        if !IN && chunk.pages.is_all::<false>() {
+            self.chunks.remove(i);
+            self.give_back();
+        }
+        u64::from(changed)
+    }
+
+    /// A put in more than one chunk.
+    #[inline(never)]
+    fn put_over<const IN: bool>(&mut self, start: u64, end: u64) -> u64 {
+        let (mut first, past) = (number(start), number(end));
+        let mut changed = 0u64;
+        if offset(start) != 0 {
+            changed = self.put_in::<IN>(first, offset(start), Tree::PAGES);
+            first = first.wrapping_add(1);
+        }
+        if offset(end) != 0 {
+            changed = changed.wrapping_add(self.put_in::<IN>(past, 0, offset(end)));
+        }
+        changed.wrapping_add(self.put_whole::<IN>(first..past))
+    }
+
+    /// Puts all pages of some chunks.
+    fn put_whole<const IN: bool>(&mut self, numbers: Range<u64>) -> u64 {
+        let places = self.position(numbers.start)..self.position(numbers.end);
+        let held = pages(self.chunks.get(places.clone()).unwrap_or_default());
+        if IN {
+            let pages = numbers.end.saturating_sub(numbers.start).wrapping_mul(PAGES);
+            let full = numbers.map(|number| Chunk { number, pages: Tree::FULL });
+            self.chunks.splice(places, full);
+            pages.wrapping_sub(held)
+        } else {
+            self.chunks.drain(places);
+            self.give_back();
+            held
+        }
+    }
+
+    /// Frees room that is not used.
+    fn give_back(&mut self) {
+        let used = self.chunks.len().max(SPARE);
+        if self.chunks.capacity() / 4 >= used {
+            self.chunks.shrink_to(used);
+        }
+    }
+
+    #[inline]
+    fn tree(&self, number: u64) -> Option<&Tree> {
+        let i = self.find(number).ok()?;
+        self.chunks.get(i).map(|chunk| &chunk.pages)
+    }
+
+    /// The place of a chunk, or the one it would have.
+    #[inline]
+    fn find(&self, number: u64) -> Result<usize, usize> {
+        // Most guests have no gaps of this size in their RAM.
+        let first = self.chunks.first().map_or(0, |chunk| chunk.number);
+        let guess = usize::try_from(number.wrapping_sub(first)).unwrap_or(usize::MAX);
+        match self.chunks.get(guess) {
+            Some(chunk) if chunk.number == number => Ok(guess),
+            _ => self.search(number),
+        }
+    }
+
+    #[inline(never)]
+    fn search(&self, number: u64) -> Result<usize, usize> {
+        self.chunks.binary_search_by_key(&number, |chunk| chunk.number)
+    }
+
+    /// The place of the first chunk from `number` on.
+    #[inline]
+    fn position(&self, number: u64) -> usize {
+        self.find(number).unwrap_or_else(|place| place)
+    }
+}
+
+fn pages(chunks: &[Chunk]) -> u64 {
+    chunks.iter().fold(0, |sum, chunk| sum.wrapping_add(u64::from(chunk.pages.len())))
+}
+
+/// The chunk that has `page`.
+#[inline]
+const fn number(page: u64) -> u64 {
+    page >> Tree::SHIFT
+}
+
+/// The number `page` has in its chunk.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "masked: a chunk has less than 2^32 pages")]
+const fn offset(page: u64) -> u32 {
+    page as u32 & Tree::PAGES.wrapping_sub(1)
+}
+
+/// The end of a range in the chunk that has its last page.
+#[inline]
+const fn end_in(end: u64) -> u32 {
+    offset(end.wrapping_sub(1)).wrapping_add(1)
+}
+
+/// Page `offset` of a chunk.
+#[inline]
+const fn page(number: u64, offset: u32) -> u64 {
+    (number << Tree::SHIFT) | offset as u64
+}

@@ -1,0 +1,46 @@
+//! What the levels of the tree have in common.
+
+/// A power of two of neighbouring pages, any of which may be in the set. Pages count from its start.
+///
+/// `IN` says what is asked for or made so: pages in the set, or pages that are not. Ranges of pages
+/// are never empty and end at `PAGES` at most.
+pub(super) trait Part: Clone + PartialEq {
+    /// The number of pages is two to the power of this.
+    const SHIFT: u32;
+    /// The number of pages.
+    const PAGES: u32 = 1u32.wrapping_shl(Self::SHIFT);
+    /// No page is in the set.
+    const EMPTY: Self;
+    /// All pages are.
+    const FULL: Self;
+
+    /// The number of pages in the set.
+    fn len(&self) -> u32;
+
+    /// Whether all pages are in the set, or none.
+    fn is_all<const IN: bool>(&self) -> bool;
+
+    /// Whether any page from `start` up to `end` is in the set, or any is not.
+    fn any<const IN: bool>(&self, start: u32, end: u32) -> bool;
+
+    /// Makes the pages from `start` up to `end` members, or not; says for how many that is new.
+    fn put<const IN: bool>(&mut self, start: u32, end: u32) -> u32;
+
+    /// The first page from `from` on that is in the set, or is not.
+    fn next<const IN: bool>(&self, from: u32) -> Option<u32>;
+
+    /// The last page below `below`, which is at least 1, that is in the set, or is not.
+    fn prev<const IN: bool>(&self, below: u32) -> Option<u32>;
+
+    /// A bit for each of the 64 pages around `page`, aligned: those in the set.
+    fn word(&self, page: u32) -> u64;
+
+    /// Adds the pages of `other` and says how many were new.
+    fn absorb(&mut self, other: Self) -> u32;
+
+    /// Takes the pages of `other` out and says how many there were.
+    fn subtract(&mut self, other: &Self) -> u32;
+
+    /// The whole leaves of the set, without the pages of partial ones.
+    fn whole_leaves(&self) -> Self;
+}
