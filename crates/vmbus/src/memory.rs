@@ -17,8 +17,8 @@ pub struct AccessError {
 
 /// Access to guest memory, which the guest changes at the same time.
 ///
-/// Addresses come from the guest and may be anything; an implementation checks them. No range given
-/// to [`read`](Self::read) or [`write`](Self::write) crosses a page. Both copy bytes in no
+/// Addresses come from the guest and may be anything; an implementation checks them. What is given
+/// to [`read`](Self::read) or [`write`](Self::write) may cross pages. Both copy bytes in no
 /// particular order; ordering against other accesses comes from the words.
 pub trait GuestMemory {
     /// Copies guest memory at `gpa` to `buf`.

@@ -1,35 +1,44 @@
 //! The guest-to-host ring: this side receives.
+//!
+//! All that the guest has written is copied out at once, and its room is the guest's again before
+//! the first packet is looked at: a guest with a short ring goes on while the host works.
 
-use alloc::vec::Vec;
 use core::{
-    mem::{replace, take},
+    mem::take,
     sync::atomic::{Ordering, fence},
 };
 
 use page_range::Gpfn;
-use zerocopy::{FromZeros, IntoBytes};
 
-use super::{PacketInfo, RingError, pages::RingPages};
+use super::{
+    Packet, RingError,
+    packet::{Checked, Copied},
+    pages::RingPages,
+};
 use crate::{
     GuestMemory,
     protocol::ring::{
         DESCRIPTOR_LEN, FEATURE_BITS, FEATURE_PENDING_SEND_SIZE, FOOTER_LEN, INTERRUPT_MASK,
-        PENDING_SEND_SIZE, PacketDescriptor, PacketKind, READ_INDEX,
+        PENDING_SEND_SIZE, READ_INDEX,
     },
 };
+
+/// The most that is copied at once, in bytes: the longest packet there can be.
+const MAX_COPY: u32 = (u16::MAX as u32) * 8 + FOOTER_LEN;
+const _: () = assert!(MAX_COPY == 512 << 10);
 
 #[derive(Debug)]
 pub(super) struct Incoming {
     pages: RingPages,
-    /// Where the next packet starts. Never read back from the control page after open.
+    /// Up to where the ring is copied. Never read back from the control page after open.
     read: u32,
-    /// The read index the guest was last told.
-    published: u32,
-    /// The write index as last loaded: the packets of this batch end here.
+    /// The write index as last loaded.
     end: u32,
+    /// Packets to come; the last one is cut where the ring is longer than [`MAX_COPY`].
+    copied: Copied,
     /// Whether the guest is told not to signal.
     masked: bool,
-    /// Whether reading has made room that the guest waits for.
+    /// Whether copying has made room that the guest waits for.
     signal: bool,
 }
 
@@ -41,67 +50,69 @@ impl Incoming {
         pages.store(mem, INTERRUPT_MASK, 0, Ordering::Relaxed)?;
         // From here on the guest signals a packet that the first look does not see.
         fence(Ordering::SeqCst);
-        Ok(Self { pages, read, published: read, end: read, masked: false, signal: false })
+        let copied = Copied::with_capacity(pages.size().min(MAX_COPY) as usize);
+        Ok(Self { pages, read, end: read, copied, masked: false, signal: false })
     }
 
     pub(super) fn receive<M: GuestMemory>(
         &mut self,
         mem: &M,
-        buf: &mut Vec<u8>,
-    ) -> Result<Option<PacketInfo>, RingError> {
-        if self.read == self.end && !self.look(mem)? {
-            return Ok(None);
+    ) -> Result<Option<Packet<'_>>, RingError> {
+        let unread = self.copied.unread().len();
+        if unread < DESCRIPTOR_LEN as usize {
+            if unread == 0 && self.waiting() == 0 && !self.look(mem)? {
+                return Ok(None);
+            }
+            self.copy(mem)?;
         }
-        let mut descriptor = PacketDescriptor::new_zeroed();
-        self.pages.read(mem, self.read, descriptor.as_mut_bytes())?;
-        let packet = Packet::check(&descriptor, self.pages.used(self.end, self.read))?;
-        buf.clear();
-        buf.resize(packet.payload_len as usize, 0);
-        self.pages.read(mem, self.pages.advance(self.read, packet.payload_offset), buf)?;
-        self.read = self.pages.advance(self.read, packet.total_len);
-        Ok(Some(packet.info))
+        let unread = self.copied.unread();
+        let used = u32::try_from(unread.len()).unwrap_or(MAX_COPY).saturating_add(self.waiting());
+        let checked = Checked::new(unread, used)?;
+        if checked.total > unread.len() {
+            self.copy(mem)?;
+        }
+        Ok(Some(checked.packet(self.copied.take(checked.total))))
     }
 
-    pub(super) fn end_receive<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, RingError> {
-        self.publish(mem)?;
-        Ok(take(&mut self.signal))
+    pub(super) fn end_receive(&mut self) -> bool {
+        take(&mut self.signal)
     }
 
-    /// Looks for packets; when there are none, only after the guest knows that all are read and
-    /// that it is to signal the next one.
+    /// Bytes that are in the ring, as far as known, and not copied.
+    const fn waiting(&self) -> u32 {
+        self.pages.used(self.end, self.read)
+    }
+
+    /// Looks for packets; finds none only after the guest knows that it is to signal the next one.
     fn look<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, RingError> {
         self.end = self.pages.load_write_index(mem)?;
-        if self.read == self.end {
-            if !self.publish(mem)? {
-                return Ok(false);
-            }
+        if self.waiting() == 0 && self.masked {
+            self.masked = false;
+            self.pages.store(mem, INTERRUPT_MASK, 0, Ordering::Release)?;
+            // Pairs with the guest's barrier between its publishing a packet and reading our mask.
+            fence(Ordering::SeqCst);
             self.end = self.pages.load_write_index(mem)?;
         }
-        let found = self.read != self.end;
+        let found = self.waiting() != 0;
         if found && !self.masked {
-            self.pages.store(mem, INTERRUPT_MASK, 1, Ordering::Relaxed)?;
             self.masked = true;
+            self.pages.store(mem, INTERRUPT_MASK, 1, Ordering::Relaxed)?;
         }
         Ok(found)
     }
 
-    /// Tells the guest what was read and lets it signal again. Returns whether there was anything
-    /// to tell: then a packet may have come unsignalled, and the caller looks again.
-    fn publish<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, RingError> {
-        if self.read == self.published && !self.masked {
-            return Ok(false);
-        }
-        let before = replace(&mut self.published, self.read);
+    /// Copies what waits, as far as there is room for it, and gives the guest its ring back.
+    fn copy<M: GuestMemory>(&mut self, mem: &M) -> Result<(), RingError> {
+        let (pages, before) = (&self.pages, self.read);
+        let waiting = pages.used(self.end, before);
+        let len = self.copied.add(waiting as usize, |buf| pages.read(mem, before, buf))?;
+        self.read = pages.advance(before, u32::try_from(len).unwrap_or(waiting));
         self.pages.store(mem, READ_INDEX, self.read, Ordering::Release)?;
-        self.pages.store(mem, INTERRUPT_MASK, 0, Ordering::Release)?;
-        self.masked = false;
-        // Pairs with the guest's barriers: between its writing `pending_send_size` and re-reading
-        // our index, and between its publishing a packet and reading our mask and index.
+        // Pairs with the guest's barrier between writing `pending_send_size` and re-reading our
+        // index.
         fence(Ordering::SeqCst);
-        if before != self.read && self.made_awaited_room(mem, before)? {
-            self.signal = true;
-        }
-        Ok(true)
+        self.signal |= self.made_awaited_room(mem, before)?;
+        Ok(())
     }
 
     /// Whether moving the read index on from `before` made the room a blocked sender waits for.
@@ -119,42 +130,5 @@ impl Incoming {
         let free_before = self.pages.free(write, before);
         let free_now = self.pages.free(write, self.read);
         Ok(free_before <= pending && free_now > pending)
-    }
-}
-
-/// A packet whose lengths, in bytes, are checked against the ring.
-struct Packet {
-    info: PacketInfo,
-    /// Where the payload starts, from the start of the packet.
-    payload_offset: u32,
-    payload_len: u32,
-    /// With descriptor and footer.
-    total_len: u32,
-}
-
-impl Packet {
-    /// Checks a private copy of the descriptor against the `used` bytes of the ring.
-    fn check(copy: &PacketDescriptor, used: u32) -> Result<Self, RingError> {
-        let len = u32::from(copy.len8.get()) << 3;
-        let total_len = len.saturating_add(FOOTER_LEN);
-        if len < DESCRIPTOR_LEN || used < total_len {
-            return Err(RingError::PacketLength { len, used });
-        }
-        let offset = u32::from(copy.data_offset8.get()) << 3;
-        if !(DESCRIPTOR_LEN..=len).contains(&offset) {
-            return Err(RingError::PayloadOffset { offset, len });
-        }
-        let requested = copy.flags.get() & PacketDescriptor::COMPLETION_REQUESTED != 0;
-        let info = PacketInfo {
-            kind: PacketKind(copy.kind.get()),
-            transaction_id: copy.transaction_id.get(),
-            completion_requested: requested,
-        };
-        Ok(Self {
-            info,
-            payload_offset: offset,
-            payload_len: len.saturating_sub(offset),
-            total_len,
-        })
     }
 }

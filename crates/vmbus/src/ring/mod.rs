@@ -2,8 +2,9 @@
 //!
 //! Each ring is a control page and a data area. The sender owns the write index, the receiver the
 //! read index; this side keeps its own two in private and never reads them back, loads the guest's
-//! once per use and checks them. Packets are copied out before they are looked at. What breaks the
-//! ring's rules is a [`RingError`]: how far to skip is unknown then, so the channel must be stopped.
+//! once per use and checks them. Packets are copied out, once and as many as there are, before they
+//! are looked at. What breaks the ring's rules is a [`RingError`]: how far to skip is unknown then, so
+//! the channel must be stopped.
 //!
 //! Signals follow Linux `drivers/hv/ring_buffer.c` and OpenVMM `vmbus_ring`: a sender signals when
 //! the ring was empty (unless masked), a receiver when it made the room a blocked sender waits for.
@@ -11,11 +12,11 @@
 mod incoming;
 mod layout;
 mod outgoing;
+mod packet;
 mod pages;
 
-use alloc::vec::Vec;
-
 pub use layout::{LayoutError, MAX_RING_PAGES, RingLayout};
+pub use packet::Packet;
 
 use self::{incoming::Incoming, outgoing::Outgoing};
 use crate::{AccessError, GuestMemory, protocol::ring::PacketKind};
@@ -29,37 +30,24 @@ use crate::{AccessError, GuestMemory, protocol::ring::PacketKind};
 /// # fn wake_up<M: GuestMemory>(
 /// #     rings: &mut ChannelRings<M>, mut handle: impl FnMut(&[u8]), signal: impl FnOnce(),
 /// # ) -> Result<(), RingError> {
-/// # let mut buf = Vec::new();
-/// while let Some(packet) = rings.receive(&mut buf)? {
-///     handle(&buf);
+/// while let Some(packet) = rings.receive()? {
+///     handle(packet.payload);
 /// }
-/// if rings.end_receive()? {
+/// if rings.end_receive() {
 ///     signal();
 /// }
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// Once [`receive`](Self::receive) has returned `None`, the guest signals its next packet. Whoever
-/// stops before that, to bound the work of one wake-up, calls `end_receive` and must come back by
-/// itself.
+/// Once [`receive`](Self::receive) has returned `None`, the guest signals its next packet, and not
+/// before. Whoever stops earlier, to bound the work of one wake-up, calls `end_receive` and must
+/// come back by itself.
 #[derive(Debug)]
 pub struct ChannelRings<M> {
     mem: M,
     incoming: Incoming,
     outgoing: Outgoing,
-}
-
-/// What is known of a packet besides its payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PacketInfo {
-    /// What it carries. Only [`PacketKind::DATA_IN_BAND`] and [`PacketKind::COMPLETION`] have all
-    /// of it in the payload; a device drops and counts the kinds it does not know.
-    pub kind: PacketKind,
-    /// The guest's number for it.
-    pub transaction_id: u64,
-    /// Whether the guest wants [`ChannelRings::complete`] for it.
-    pub completion_requested: bool,
 }
 
 /// What became of a packet to the guest.
@@ -128,22 +116,20 @@ impl<M: GuestMemory> ChannelRings<M> {
         Ok(Self { mem, incoming, outgoing })
     }
 
-    /// Copies the payload of the next packet to `buf`, replacing what was there; it is padded with
-    /// up to 7 bytes. `None` when all are read.
+    /// The next packet, copied out of the ring; `None` when there is no more.
     ///
     /// # Errors
     /// [`RingError`] if the guest broke the ring.
-    pub fn receive(&mut self, buf: &mut Vec<u8>) -> Result<Option<PacketInfo>, RingError> {
-        self.incoming.receive(&self.mem, buf)
+    #[inline]
+    pub fn receive(&mut self) -> Result<Option<Packet<'_>>, RingError> {
+        self.incoming.receive(&self.mem)
     }
 
-    /// Ends a batch: gives the guest the room of all packets received, and returns whether it must
-    /// be signalled because it waits for that room.
-    ///
-    /// # Errors
-    /// [`RingError`] if the guest broke the ring.
-    pub fn end_receive(&mut self) -> Result<bool, RingError> {
-        self.incoming.end_receive(&self.mem)
+    /// Ends a batch: returns whether the guest must be signalled because it waits for room that the
+    /// batch has made.
+    #[must_use]
+    pub fn end_receive(&mut self) -> bool {
+        self.incoming.end_receive()
     }
 
     /// Sends `payload` in one packet.

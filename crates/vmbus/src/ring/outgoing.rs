@@ -3,7 +3,7 @@
 use core::sync::atomic::{Ordering, fence};
 
 use page_range::Gpfn;
-use zerocopy::IntoBytes;
+use zerocopy::{Immutable, IntoBytes, Unaligned, little_endian::U64};
 
 use super::{RingError, Sent, pages::RingPages};
 use crate::{
@@ -58,9 +58,7 @@ impl Outgoing {
         };
         let position = self.pages.write(mem, start, descriptor.as_bytes())?;
         let position = self.pages.write(mem, position, payload)?;
-        let position = self.pages.write(mem, position, len.padding())?;
-        let footer = u64::from(start) << 32;
-        self.write = self.pages.write(mem, position, &footer.to_le_bytes())?;
+        self.write = self.pages.write(mem, position, len.tail(&mut Tail::default(), start))?;
         if self.pending {
             self.pages.store(mem, PENDING_SEND_SIZE, 0, Ordering::Relaxed)?;
             self.pending = false;
@@ -131,7 +129,18 @@ impl PacketLen {
         })
     }
 
-    fn padding(&self) -> &'static [u8] {
-        [0; PACKET_ALIGN as usize].get(..self.padding).unwrap_or_default()
+    /// Padding and footer of a packet that starts at `start`.
+    fn tail<'a>(&self, tail: &'a mut Tail, start: u32) -> &'a [u8] {
+        tail.footer = (u64::from(start) << 32).into();
+        let unused = tail.padding.len().saturating_sub(self.padding);
+        tail.as_bytes().get(unused..).unwrap_or_default()
     }
+}
+
+/// The most padding there can be, and a footer.
+#[derive(Default, IntoBytes, Immutable, Unaligned)]
+#[repr(C)]
+struct Tail {
+    padding: [u8; PACKET_ALIGN as usize],
+    footer: U64,
 }

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use page_range::{Gpa, Gpfn, PAGE_SIZE};
+use page_range::{Gpa, Gpfn, PAGE_SIZE, PageCount};
 
 use super::RingError;
 use crate::{
@@ -18,8 +18,19 @@ const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
 #[derive(Debug)]
 pub(super) struct RingPages {
     control: Gpa,
-    data: Vec<Gpfn>,
+    /// The data area; the first run starts at position 0. A guest that allocates its ring in one
+    /// piece, as Linux does, has one run.
+    runs: Vec<Run>,
     size: u32,
+}
+
+/// Pages of the data area that are neighbours in guest memory, too.
+#[derive(Debug)]
+struct Run {
+    /// Where it starts in the data area; it ends where the next one starts.
+    position: u32,
+    /// Where it starts in guest memory.
+    gpa: Gpa,
 }
 
 impl RingPages {
@@ -27,7 +38,7 @@ impl RingPages {
     pub(super) fn new(pages: &[Gpfn]) -> Option<Self> {
         let (control, data) = pages.split_first()?;
         let size = u32::try_from(data.len()).ok()?.checked_mul(PAGE_LEN)?;
-        (size > 0).then(|| Self { control: control.gpa(), data: data.to_vec(), size })
+        (size > 0).then(|| Self { control: control.gpa(), runs: runs(data), size })
     }
 
     /// Bytes of the data area.
@@ -129,19 +140,34 @@ impl RingPages {
         value < self.size && value.is_multiple_of(PACKET_ALIGN)
     }
 
-    /// The part of the `wanted` bytes from `position` on that is in one page.
+    /// The part of the `wanted` bytes from `position` on that is in one run.
     fn piece(&self, position: u32, wanted: usize) -> Piece {
-        let offset = position % PAGE_LEN;
-        let page = (position / PAGE_LEN) as usize;
-        let start = self.data.get(page).map_or(self.control, |page| page.gpa());
-        let left_in_page = PAGE_LEN.wrapping_sub(offset);
-        let len = u32::try_from(wanted).map_or(left_in_page, |wanted| wanted.min(left_in_page));
+        let behind = self.runs.partition_point(|run| run.position <= position);
+        let run = behind.checked_sub(1).and_then(|at| self.runs.get(at));
+        let (gpa, start) = run.map_or((self.control, position), |run| (run.gpa, run.position));
+        let end = self.runs.get(behind).map_or(self.size, |next| next.position);
+        let left = end.saturating_sub(position);
+        let len = u32::try_from(wanted).map_or(left, |wanted| wanted.min(left));
+        let offset = u64::from(position.saturating_sub(start));
         Piece {
-            gpa: Gpa::new(start.get() | u64::from(offset)),
+            // Page numbers end far below the end of the addresses.
+            gpa: Gpa::new(gpa.get().wrapping_add(offset)),
             len: len as usize,
             next: self.advance(position, len),
         }
     }
+}
+
+fn runs(pages: &[Gpfn]) -> Vec<Run> {
+    let mut runs = Vec::new();
+    let mut before = None;
+    for (page, position) in pages.iter().zip((0..).step_by(PAGE_LEN as usize)) {
+        if before.and_then(|before: Gpfn| before.checked_add(PageCount::new(1))) != Some(*page) {
+            runs.push(Run { position, gpa: page.gpa() });
+        }
+        before = Some(*page);
+    }
+    runs
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -156,17 +182,25 @@ struct Piece {
 mod tests {
     use super::*;
 
-    fn ring() -> RingPages {
-        let pages: Vec<_> = [7, 9, 8].into_iter().map(|n| Gpfn::new(n).unwrap()).collect();
+    fn ring_of(pages: &[u64]) -> RingPages {
+        let pages: Vec<_> = pages.iter().map(|n| Gpfn::new(*n).unwrap()).collect();
         RingPages::new(&pages).unwrap()
     }
 
+    fn ring() -> RingPages {
+        ring_of(&[7, 9, 8])
+    }
+
     #[test]
-    fn pieces_end_with_their_page() {
+    fn pieces_end_where_the_next_page_is_no_neighbour() {
         let piece = |gpa, len, next| Piece { gpa: Gpa::new(gpa), len, next };
         assert_eq!(ring().piece(0, 10_000), piece(9 << 12, 4096, 4096));
         assert_eq!(ring().piece(4088, 16), piece((9 << 12) + 4088, 8, 4096));
-        assert_eq!(ring().piece(8188, 16), piece((8 << 12) + 4092, 4, 0));
+        assert_eq!(ring().piece(8184, 16), piece((8 << 12) + 4088, 8, 0));
+        let ring = ring_of(&[7, 8, 9, 11, 12]);
+        assert_eq!(ring.piece(4080, 10_000), piece((8 << 12) + 4080, 4112, 8192));
+        assert_eq!(ring.piece(4080, 100), piece((8 << 12) + 4080, 100, 4180));
+        assert_eq!(ring.piece(8200, 10_000), piece((11 << 12) + 8, 8184, 0));
     }
 
     #[test]
