@@ -1,12 +1,14 @@
 //! One mapping at its place in the guest: what is given back to the host and taken again.
 
 use std::io;
+use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use page_range::{PageCount, PageRange, PageRangeSet};
+use vm_memory::VolatileSlice;
 
 use crate::discard::{DiscardError, ProvideError};
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, Span};
 use crate::{HugePages, PoolError, RamRegion};
 
 /// A mapping and the guest pages that it backs, all or some of which are the guest's.
@@ -36,28 +38,60 @@ impl Extent {
         self.range
     }
 
-    /// A part of the extent as a region; `None` outside.
-    pub(crate) fn region(&self, part: PageRange) -> Option<RamRegion> {
-        let (offset, _) = self.bytes(part)?;
-        RamRegion::new(part, Arc::clone(&self.mapping), offset)
+    /// Bytes that are given back together, at multiples of that in the guest and in the mapping.
+    pub(crate) fn unit_bytes(&self) -> usize {
+        usize::try_from(self.huge_pages.page_size().bytes()).unwrap_or(usize::MAX)
     }
 
-    /// Gives pages back to the host.
-    pub(crate) fn discard(&self, part: PageRange) -> Result<(), DiscardError> {
-        let (offset, count) = self.bytes(part).ok_or(DiscardError::NotRam(part))?;
+    /// Whether its pages come from the host's pool: then they must be provided before they are
+    /// touched again.
+    pub(crate) fn has_pool_pages(&self) -> bool {
+        self.huge_pages.from_pool()
+    }
+
+    /// A part of the extent as a region; `None` outside.
+    pub(crate) fn region(&self, part: PageRange) -> Option<RamRegion> {
+        RamRegion::new(part, Arc::clone(&self.mapping), self.span(part)?.offset)
+    }
+
+    /// The bytes from `offset` on, for volatile access; `None` outside.
+    pub(crate) fn slice(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_>> {
+        self.mapping.slice(offset, count)
+    }
+
+    /// What [`Extent::discard`] takes for a part of the extent.
+    pub(crate) fn discardable(&self, part: PageRange) -> Result<Span, DiscardError> {
         let unit = self.huge_pages.page_size();
-        if !is_whole(part, unit) {
-            return Err(DiscardError::Unaligned { range: part, unit });
+        if is_whole(part, unit) {
+            self.span(part).ok_or(DiscardError::NotRam(part))
+        } else {
+            Err(DiscardError::Unaligned { range: part, unit })
+        }
+    }
+
+    /// Gives spans back to the host. Every one is tried; the first failure is reported.
+    pub(crate) fn discard(&self, spans: &[Span]) -> Result<(), DiscardError> {
+        if !self.has_pool_pages() {
+            return self.discard_now(spans);
         }
         // Held until it is done, so that the set says what the memfd has.
         let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
-        self.mapping
-            .discard(offset, count)
-            .map_err(|source| DiscardError::System { range: part, source })?;
-        if self.huge_pages.from_pool() {
-            absent.insert(part);
+        let mut result = Ok(());
+        for span in spans {
+            let gone = self.discard_now(slice::from_ref(span));
+            if gone.is_ok() {
+                absent.extend(self.pages(*span));
+            }
+            result = result.and(gone);
         }
-        Ok(())
+        result
+    }
+
+    fn discard_now(&self, spans: &[Span]) -> Result<(), DiscardError> {
+        self.mapping.discard(spans).map_err(|(index, source)| {
+            let range = spans.get(index).and_then(|span| self.pages(*span));
+            DiscardError::System { range: range.unwrap_or(self.range), source }
+        })
     }
 
     /// Whether [`Extent::provide`] takes this range.
@@ -72,7 +106,7 @@ impl Extent {
 
     /// Takes what is absent of a range from the pool: all of it or nothing. Returns what it took.
     pub(crate) fn provide(&self, part: PageRange) -> Result<Vec<PageRange>, ProvideError> {
-        if !self.huge_pages.from_pool() {
+        if !self.has_pool_pages() {
             return Ok(Vec::new());
         }
         self.check_provide(part)?;
@@ -94,15 +128,22 @@ impl Extent {
         Ok(missing)
     }
 
+    /// Undoes [`Extent::provide`] for a range that it returned.
+    pub(crate) fn take_back(&self, part: PageRange) {
+        if let Some(span) = self.span(part) {
+            // It was absent a moment ago; nothing is lost where it stays.
+            let _ = self.discard(slice::from_ref(&span));
+        }
+    }
+
     fn allocate(&self, part: PageRange) -> io::Result<()> {
-        let (offset, count) = self.bytes(part).ok_or(io::ErrorKind::InvalidInput)?;
-        self.mapping.allocate(offset, count)
+        self.mapping.allocate(self.span(part).ok_or(io::ErrorKind::InvalidInput)?)
     }
 
     fn put_back(&self, part: PageRange) {
-        if let Some((offset, count)) = self.bytes(part) {
+        if let Some(span) = self.span(part) {
             // What cannot be put back now goes with the extent at the latest.
-            let _ = self.mapping.discard(offset, count);
+            let _ = self.mapping.discard(slice::from_ref(&span));
         }
     }
 
@@ -113,13 +154,21 @@ impl Extent {
         }
     }
 
-    /// Offset in the mapping and length of a part; `None` where it is not all inside.
-    fn bytes(&self, part: PageRange) -> Option<(usize, usize)> {
+    /// Where a part is in the mapping; `None` where it is not all inside.
+    fn span(&self, part: PageRange) -> Option<Span> {
         if self.range.intersection(part) != Some(part) {
             return None;
         }
-        let offset = part.start().distance_from(self.range.start());
-        Some((usize::try_from(offset.bytes()).ok()?, usize::try_from(part.count().bytes()).ok()?))
+        let offset =
+            usize::try_from(part.start().distance_from(self.range.start()).bytes()).ok()?;
+        Some(Span { offset, len: usize::try_from(part.count().bytes()).ok()? })
+    }
+
+    /// The pages at a place in the mapping.
+    fn pages(&self, span: Span) -> Option<PageRange> {
+        let offset = PageCount::from_bytes(span.offset as u64);
+        let start = self.range.start().checked_add(offset)?;
+        PageRange::new(start, PageCount::from_bytes(span.len as u64)).ok()
     }
 }
 

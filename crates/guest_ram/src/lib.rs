@@ -6,7 +6,9 @@
 //! [`vmbus::GuestMemory`] for the bus.
 //!
 //! Discarding is slow beside everything else a resize needs, and so is taking huge pages from the
-//! host's pool; [`MemoryWorker`] does both on its own thread and reports back.
+//! host's pool; [`MemoryWorker`] does both on its own thread and reports back. Which system calls
+//! do it and how large they are is decided in `plan` and `mapping`; what that rests on was measured
+//! and stands there.
 //!
 //! Unsafe code stands in `mapping` only.
 
@@ -17,6 +19,7 @@ mod hot_add;
 mod huge_pages;
 mod layout;
 mod mapping;
+mod plan;
 mod ram;
 mod region;
 mod worker;

@@ -7,13 +7,15 @@ use page_range::{Gpa, PageCount, PageRange, PageRangeSet};
 use thiserror::Error;
 use vm_memory::{
     GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestRegionCollection,
+    VolatileSlice,
 };
 
 use crate::discard::{DiscardError, ProvideError};
 use crate::extent::Extent;
 use crate::hot_add::{AddError, HotAdd};
 use crate::layout::boot_ram_ranges;
-use crate::mapping::{Backend, Mapping, Request};
+use crate::mapping::{Backend, Mapping, Request, Span};
+use crate::plan::{Planner, merged};
 use crate::{HugePages, PoolError, RamRegion};
 
 /// What to map.
@@ -158,8 +160,7 @@ impl GuestRam {
         let provided = extent.provide(range)?;
         if !self.publish(added.pieces().iter().chain(&pieces)) {
             for range in provided {
-                // It was absent a moment ago; nothing is lost where it stays.
-                let _ = extent.discard(range);
+                extent.take_back(range);
             }
             return Err(AddError::Occupied(range));
         }
@@ -192,9 +193,9 @@ impl GuestRam {
     }
 
     /// Gives pages back to the host; the guest reads zeros there afterwards. Neighbouring ranges
-    /// are merged first, since the system call costs far more than the page. Pool pages go as
-    /// whole huge pages only, and the guest must not touch them until they are
-    /// [provided](GuestRam::provide) again.
+    /// are merged and many go with one system call, since the call costs far more than the page;
+    /// ranges in ascending order are dealt with fastest. Pool pages go as whole huge pages only,
+    /// and the guest must not touch them until they are [provided](GuestRam::provide) again.
     ///
     /// Memory that was removed, or not added yet, counts as RAM here.
     ///
@@ -204,12 +205,22 @@ impl GuestRam {
     /// [`DiscardError`] for pages that are not RAM or not whole huge pages, and where the kernel
     /// refuses.
     pub fn discard(&self, ranges: &[PageRange]) -> Result<(), DiscardError> {
-        let merged: PageRangeSet = ranges.iter().copied().collect();
-        let mut first_error = Ok(());
-        for range in merged.iter() {
-            first_error = first_error.and(self.discard_range(range));
+        let mut plan =
+            Planner::new(ranges.len(), |place: Place<'_>, spans: &[Span]| place.0.discard(spans));
+        let mut result = Ok(());
+        for run in merged(ranges) {
+            if !self.is_ram(run) {
+                result = result.and(plan.flush()).and(Err(DiscardError::NotRam(run)));
+                continue;
+            }
+            for (extent, part) in self.parts(run) {
+                result = result.and(match extent.discardable(part) {
+                    Ok(span) => plan.add(Place(extent), span, extent.unit_bytes()),
+                    Err(error) => plan.flush().and(Err(error)),
+                });
+            }
         }
-        first_error
+        result.and(plan.flush())
     }
 
     /// Allocates discarded pages of the pool again; their content is zero. All of them or none.
@@ -219,10 +230,12 @@ impl GuestRam {
     /// [`ProvideError`] for pages that are not RAM or not whole huge pages, and where the pool has
     /// no more.
     pub fn provide(&self, ranges: &[PageRange]) -> Result<(), ProvideError> {
-        let merged: PageRangeSet = ranges.iter().copied().collect();
         let mut parts = Vec::new();
-        for range in merged.iter() {
-            parts.extend(self.parts(range).ok_or(ProvideError::NotRam(range))?);
+        for run in merged(ranges) {
+            if !self.is_ram(run) {
+                return Err(ProvideError::NotRam(run));
+            }
+            parts.extend(self.parts(run).filter(|(extent, _)| extent.has_pool_pages()));
         }
         for (extent, part) in &parts {
             extent.check_provide(*part)?;
@@ -233,8 +246,7 @@ impl GuestRam {
                 Ok(taken) => provided.extend(taken.into_iter().map(|range| (extent, range))),
                 Err(error) => {
                     for (extent, range) in provided {
-                        // It was absent a moment ago; nothing is lost where it stays.
-                        let _ = extent.discard(range);
+                        extent.take_back(range);
                     }
                     return Err(error);
                 }
@@ -243,26 +255,25 @@ impl GuestRam {
         Ok(())
     }
 
-    fn discard_range(&self, range: PageRange) -> Result<(), DiscardError> {
-        let parts = self.parts(range);
-        let mut result = if parts.is_some() { Ok(()) } else { Err(DiscardError::NotRam(range)) };
-        for (extent, part) in parts.unwrap_or_default() {
-            result = result.and(extent.discard(part));
-        }
-        result
+    /// Reads or writes where boot RAM is, which never moves; `None` elsewhere.
+    pub(crate) fn boot_slice(&self, gpa: Gpa, len: usize) -> Option<VolatileSlice<'_>> {
+        self.boot.iter().find_map(|extent| {
+            let offset = gpa.get().checked_sub(extent.range().start().gpa().get())?;
+            extent.slice(usize::try_from(offset).ok()?, len)
+        })
     }
 
-    /// The extents of a range; `None` where they do not hold all of it.
-    fn parts(&self, range: PageRange) -> Option<Vec<(&Extent, PageRange)>> {
+    /// Whether all pages of a range are RAM, or may become so.
+    fn is_ram(&self, range: PageRange) -> bool {
+        let found: u64 = self.parts(range).map(|(_, part)| part.count().get()).sum();
+        found == range.count().get()
+    }
+
+    /// The extents that hold pages of a range, and which.
+    fn parts(&self, range: PageRange) -> impl Iterator<Item = (&Extent, PageRange)> {
         let hot_add = self.hot_add.as_ref().and_then(HotAdd::extent);
-        let parts: Vec<_> = self
-            .boot
-            .iter()
-            .chain(hot_add)
-            .filter_map(|extent| Some((extent, extent.range().intersection(range)?)))
-            .collect();
-        let found: u64 = parts.iter().map(|(_, part)| part.count().get()).sum();
-        (found == range.count().get()).then_some(parts)
+        let held = move |extent| Some((extent, Extent::range(extent).intersection(range)?));
+        self.boot.iter().chain(hot_add).filter_map(held)
     }
 
     /// Makes boot RAM and `pieces` what [`GuestRam::memory`] shows. `false` where they overlap.
@@ -275,6 +286,16 @@ impl GuestRam {
         };
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).replace(memory);
         true
+    }
+}
+
+/// An extent by identity.
+#[derive(Clone, Copy)]
+struct Place<'a>(&'a Extent);
+
+impl PartialEq for Place<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self.0, other.0)
     }
 }
 

@@ -28,7 +28,22 @@ pub enum WorkError {
     Other(Box<dyn Error + Send + Sync>),
 }
 
-type Job = Box<dyn FnOnce() -> Result<(), WorkError> + Send>;
+/// What is asked of the thread. The frequent jobs are not boxed.
+enum Job {
+    Discard(Arc<GuestRam>, Vec<PageRange>),
+    Provide(Arc<GuestRam>, Vec<PageRange>),
+    Other(Box<dyn FnOnce() -> Result<(), WorkError> + Send>),
+}
+
+impl Job {
+    fn run(self) -> Result<(), WorkError> {
+        match self {
+            Self::Discard(ram, ranges) => Ok(ram.discard(&ranges)?),
+            Self::Provide(ram, ranges) => Ok(ram.provide(&ranges)?),
+            Self::Other(job) => job(),
+        }
+    }
+}
 
 /// A thread that works on guest memory, in the order asked for.
 ///
@@ -49,7 +64,7 @@ impl<T: Send + 'static> MemoryWorker<T> {
         let (jobs, queue) = channel::<(T, Job)>();
         let thread = Builder::new().name("memory".into()).spawn(move || {
             for (tag, job) in queue {
-                done(tag, job());
+                done(tag, job.run());
             }
         })?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
@@ -57,19 +72,23 @@ impl<T: Send + 'static> MemoryWorker<T> {
 
     /// Queues ranges for [`GuestRam::discard`]. Returns at once.
     pub fn submit_discard(&self, tag: T, ram: Arc<GuestRam>, ranges: Vec<PageRange>) {
-        self.submit(tag, move || Ok(ram.discard(&ranges)?));
+        self.queue(tag, Job::Discard(ram, ranges));
     }
 
     /// Queues ranges for [`GuestRam::provide`]. Returns at once.
     pub fn submit_provide(&self, tag: T, ram: Arc<GuestRam>, ranges: Vec<PageRange>) {
-        self.submit(tag, move || Ok(ram.provide(&ranges)?));
+        self.queue(tag, Job::Provide(ram, ranges));
     }
 
     /// Queues a job of the caller's. Returns at once.
     pub fn submit(&self, tag: T, job: impl FnOnce() -> Result<(), WorkError> + Send + 'static) {
+        self.queue(tag, Job::Other(Box::new(job)));
+    }
+
+    fn queue(&self, tag: T, job: Job) {
         if let Some(jobs) = &self.jobs {
             // The thread lives as long as `self`, so the send cannot fail.
-            let _ = jobs.send((tag, Box::new(job)));
+            let _ = jobs.send((tag, job));
         }
     }
 }
