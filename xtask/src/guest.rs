@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use guest_agent::boot::USUAL_MODULES;
 
 use crate::cache::write_whole;
 use crate::image::Initramfs;
@@ -10,6 +11,9 @@ use crate::{kernels, modules, workspace};
 
 /// The drivers under test.
 const MODULES: [&str; 2] = ["hv_vmbus", "hv_balloon"];
+
+/// What a guest needs for the balloon that ours is compared with, in place of them.
+const VIRTIO_MODULES: [&str; 2] = ["virtio_pci", "virtio_balloon"];
 
 /// The kernel of a test guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -75,7 +79,9 @@ pub(crate) fn build(kernel: GuestKernel) -> Result<Guest> {
     let kernel = kernels::get(kernel.source())?;
     let mut image = Initramfs::default();
     image.add_program("/init", &static_program("guest_agent")?)?;
-    image.add_modules(&modules::with_dependencies(&kernel.modules, &MODULES)?)?;
+    let with_dependencies = |names: &[&str]| modules::with_dependencies(&kernel.modules, names);
+    image.add_modules(USUAL_MODULES, &with_dependencies(&MODULES)?)?;
+    image.add_modules("virtio", &with_dependencies(&VIRTIO_MODULES)?)?;
     write_whole(&initrd, &image.finish()?)?;
     Ok(Guest { release: kernel.release, kernel: kernel.image, initrd })
 }

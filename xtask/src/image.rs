@@ -15,6 +15,7 @@ use crate::modules::Module;
 pub(crate) struct Initramfs {
     archive: Vec<u8>,
     directories: BTreeSet<String>,
+    modules: BTreeSet<String>,
     inodes: u32,
 }
 
@@ -37,17 +38,20 @@ impl Initramfs {
         self.add(path, 0o100_644, content)
     }
 
-    /// Adds modules and the order to load them, where the init programs look for them.
+    /// Adds a list of modules in the order to load them, and those of them that are not there yet,
+    /// where the init programs look for them.
     ///
     /// # Errors
     ///
     /// The content is too big for the format.
-    pub(crate) fn add_modules(&mut self, modules: &[Module]) -> Result<()> {
+    pub(crate) fn add_modules(&mut self, list: &str, modules: &[Module]) -> Result<()> {
         for module in modules {
-            self.add_file(&format!("{MODULES}/{}.ko", module.name), &module.bytes)?;
+            if self.modules.insert(module.name.clone()) {
+                self.add_file(&format!("{MODULES}/{}.ko", module.name), &module.bytes)?;
+            }
         }
         let names: Vec<&str> = modules.iter().map(|m| m.name.as_str()).collect();
-        self.add_file(&format!("{MODULES}/{MODULE_ORDER}"), names.join("\n").as_bytes())
+        self.add_file(&format!("{MODULES}/{MODULE_ORDER}{list}"), names.join("\n").as_bytes())
     }
 
     /// The whole archive.
@@ -89,7 +93,8 @@ mod tests {
         let mut image = Initramfs::default();
         image.add_program("/init", b"run").unwrap();
         let module = |name: &str| Module { name: name.to_owned(), bytes: vec![1, 2, 3] };
-        image.add_modules(&[module("b"), module("a")]).unwrap();
+        image.add_modules("usual", &[module("b"), module("a")]).unwrap();
+        image.add_modules("other", &[module("c"), module("a")]).unwrap();
         let archive = image.finish().unwrap();
 
         let mut rest = archive.as_slice();
@@ -107,7 +112,9 @@ mod tests {
             ("modules", 0o040_755),
             ("modules/b.ko", 0o100_644),
             ("modules/a.ko", 0o100_644),
-            ("modules/order", 0o100_644),
+            ("modules/order-usual", 0o100_644),
+            ("modules/c.ko", 0o100_644),
+            ("modules/order-other", 0o100_644),
         ];
         assert_eq!(names, expected.map(|(name, mode)| (name.to_owned(), mode)));
     }

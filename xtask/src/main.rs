@@ -38,7 +38,7 @@ enum Task {
     Rig(rig::RigArgs),
     /// Runs all tests, those that need KVM in the rig where this machine cannot.
     Test(test::TestArgs),
-    /// Measures the same guest under hvb and under QEMU's hv-balloon.
+    /// Measures the same guest under hvb and under QEMU's two balloons.
     BenchPeers(peers::PeersArgs),
     /// Checks what the compiler does not: layers, purity, file sizes.
     Lint,

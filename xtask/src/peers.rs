@@ -1,17 +1,33 @@
-//! `cargo xtask bench-peers`: the same guest under `hvb` and under QEMU's hv-balloon.
+//! `cargo xtask bench-peers`: the same guest under `hvb` and under QEMU's two balloons.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::{emulator, guest, test};
+use crate::{emulator, guest, test, workspace};
 
 /// `cargo xtask bench-peers`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PeersArgs {
     /// How often each peer is measured; they take turns.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+    /// Whom to measure.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_parser = ["hvb", "hv-balloon", "virtio-balloon"],
+        default_value = "hvb,hv-balloon,virtio-balloon"
+    )]
+    peers: Vec<String>,
+    /// The most seconds that a step may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 900,
+          value_parser = clap::value_parser!(u64).range(1..=86400))]
+    limit: u64,
+    /// Where to write peers.json and peers.svg [default: bench-peers in cargo's target directory].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// The guest's kernel.
     #[arg(long, value_enum, default_value = "stable")]
     kernel: guest::GuestKernel,
@@ -19,13 +35,25 @@ pub(crate) struct PeersArgs {
 
 /// Builds what is needed and measures where KVM has Hyper-V. The machine should be idle.
 pub(crate) fn main(args: &PeersArgs) -> Result<ExitCode> {
+    let out = args.out.clone().unwrap_or_else(|| workspace::target().join("bench-peers"));
+    let cannot = || format!("--out {}: cannot be a directory to write to", out.display());
+    std::fs::create_dir_all(&out).with_context(cannot)?;
+    let out = out.canonicalize().with_context(cannot)?;
+    let text = out.to_str().with_context(|| format!("--out {}: not UTF-8", out.display()))?;
+    let read_only = std::fs::metadata(&out)?.permissions().readonly();
+    ensure!(!read_only, "--out {text}: may not be written to");
+
+    eprintln!("bench-peers: building hvb and the guest (a few minutes the first time)");
     let guest = guest::build(args.kernel)?;
     let hvb = test::build_release("hvb", "hvb")?;
-    let peers = test::build_program("e2e", "peers")?;
+    let peers = test::build_program("peers", "peers")?;
     let qemu = emulator::get()?;
     let mut rig = std::process::Command::new(std::env::current_exe()?);
-    rig.args(["rig", "--", &peers, &args.rounds.to_string()]);
+    rig.args(["rig", "--writable", text, "--", &peers, "--out", text]);
+    rig.args(["--rounds", &args.rounds.to_string(), "--limit", &args.limit.to_string()]);
+    rig.args(["--peers", &args.peers.join(",")]);
     rig.env("HVB_BIN", hvb).envs(guest.environment()?).env("HVB_PEER_QEMU", &qemu.program);
+    rig.env("HVB_PEER_GUEST", &guest.release);
     let paths = [("HVB_PEER_LIBRARIES", qemu.libraries), ("HVB_PEER_FIRMWARE", qemu.firmware)];
     rig.envs(paths.into_iter().filter_map(|(name, paths)| Some((name, paths?))));
     let status = rig.status().context("cannot start the rig")?;

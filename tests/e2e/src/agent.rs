@@ -1,10 +1,11 @@
 //! Speaks with `guest_agent` on the guest's console.
 
+use std::process::{ChildStdin, ChildStdout};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::console::Console;
+use crate::console::{Console, Line};
 use crate::{MIB, PATIENCE};
 
 /// The agent in a guest that is up.
@@ -36,6 +37,12 @@ pub struct Meminfo {
 }
 
 impl Agent {
+    /// The agent of a guest whose serial console is the input and output of a process.
+    #[must_use]
+    pub fn new(input: ChildStdin, output: ChildStdout) -> Self {
+        Self { console: Console::new(input, output) }
+    }
+
     /// Waits until a guest that boots says that it is up; returns its time since boot.
     ///
     /// # Errors
@@ -45,7 +52,7 @@ impl Agent {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let line = self.console.next_line(deadline).context("waiting for the guest to boot")?;
-            let Some((_, text)) = line.split_once("@up ") else { continue };
+            let Some((_, text)) = line.text.split_once("@up ") else { continue };
             let seconds: f64 =
                 text.parse().with_context(|| format!("the guest is up but {text}"))?;
             return Ok(Duration::from_secs_f64(seconds));
@@ -58,17 +65,25 @@ impl Agent {
     ///
     /// The agent answers `@err`, or not at all.
     pub fn ask(&mut self, command: &str) -> Result<Answer> {
-        self.console.send(command).with_context(|| format!("`{command}`"))?;
-        let deadline = Instant::now() + PATIENCE;
+        self.tell(command)?;
+        self.answer(Instant::now() + PATIENCE).map(|(answer, _)| answer).context(command.to_owned())
+    }
+
+    /// Waits for the answer to a command that was only told; also says when it came.
+    ///
+    /// # Errors
+    ///
+    /// The agent answers `@err`, or not before the deadline.
+    pub fn answer(&mut self, deadline: Instant) -> Result<(Answer, Instant)> {
         let mut answer = Answer::default();
         loop {
-            let line = self.console.next_line(deadline).with_context(|| format!("`{command}`"))?;
+            let Line { at, text: line } = self.console.next_line(deadline)?;
             if let Some(text) = line.strip_prefix("@ok") {
                 text.trim().clone_into(&mut answer.text);
-                return Ok(answer);
+                return Ok((answer, at));
             }
             if let Some(text) = line.strip_prefix("@err ") {
-                bail!("`{command}` in the guest: {text}");
+                bail!("the guest says: {text}");
             }
             if let Some(text) = line.strip_prefix("| ") {
                 answer.lines.push(text.to_owned());
@@ -76,13 +91,13 @@ impl Agent {
         }
     }
 
-    /// Gives a command that the guest does not survive.
+    /// Gives a command without waiting for its answer: the guest may not survive it.
     ///
     /// # Errors
     ///
     /// The console is gone.
     pub fn tell(&mut self, command: &str) -> Result<()> {
-        self.console.send(command)
+        self.console.send(command).with_context(|| command.to_owned())
     }
 
     /// The guest's view of its memory.

@@ -13,8 +13,17 @@ use anyhow::{Result, bail};
 #[derive(Debug)]
 pub(crate) struct Console {
     input: ChildStdin,
-    lines: Receiver<String>,
+    lines: Receiver<Line>,
     said: Arc<Mutex<String>>,
+}
+
+/// A line of the console, without its end.
+#[derive(Debug)]
+pub(crate) struct Line {
+    /// When its end was read.
+    pub(crate) at: Instant,
+    /// What it says.
+    pub(crate) text: String,
 }
 
 impl Console {
@@ -31,12 +40,12 @@ impl Console {
         Ok(self.input.flush()?)
     }
 
-    /// The next line, without its end.
+    /// The next line.
     ///
     /// # Errors
     ///
     /// None came until the deadline, or none can come any more.
-    pub(crate) fn next_line(&self, deadline: Instant) -> Result<String> {
+    pub(crate) fn next_line(&self, deadline: Instant) -> Result<Line> {
         match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => Ok(line),
             Err(RecvTimeoutError::Timeout) => bail!("the guest's console is silent"),
@@ -52,7 +61,7 @@ impl Console {
     }
 }
 
-fn listen(mut output: ChildStdout, log: &Mutex<String>, lines: &Sender<String>) {
+fn listen(mut output: ChildStdout, log: &Mutex<String>, lines: &Sender<Line>) {
     let mut buffer = [0; 4096];
     let mut partial = Vec::new();
     while let Ok(length @ 1..) = output.read(&mut buffer) {
@@ -61,7 +70,8 @@ fn listen(mut output: ChildStdout, log: &Mutex<String>, lines: &Sender<String>) 
         for &byte in &buffer[..length] {
             match byte {
                 b'\n' => {
-                    let line = String::from_utf8_lossy(&partial).into_owned();
+                    let text = String::from_utf8_lossy(&partial).into_owned();
+                    let line = Line { at: Instant::now(), text };
                     partial.clear();
                     if lines.send(line).is_err() {
                         return;

@@ -8,15 +8,13 @@
 mod agent;
 mod config;
 mod console;
-mod peer;
 mod setup;
 mod vm;
 
 pub use agent::{Agent, Answer, Meminfo};
 pub use config::{NO_CLEARING, VmConfig};
-pub use peer::{Contestant, Peer, Sizes};
 pub use setup::{Setup, hvb};
-pub use vm::Vm;
+pub use vm::{Vm, resident};
 
 /// Bytes in a MiB.
 pub const MIB: u64 = 1 << 20;

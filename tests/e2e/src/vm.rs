@@ -13,7 +13,6 @@ use tempfile::TempDir;
 
 use crate::agent::Agent;
 use crate::config::VmConfig;
-use crate::console::Console;
 use crate::setup::Setup;
 use crate::{MIB, PATIENCE, wait_for};
 
@@ -63,7 +62,7 @@ impl Vm {
             .with_context(|| setup.hvb.display().to_string())?;
         let input = child.stdin.take().context("no pipe")?;
         let output = child.stdout.take().context("no pipe")?;
-        let agent = Agent { console: Console::new(input, output) };
+        let agent = Agent::new(input, output);
         let monitor = match connect_to_new(&dir.path().join("qmp"), &mut child) {
             Ok(monitor) => monitor,
             Err(error) => {
@@ -299,7 +298,11 @@ impl Drop for Vm {
 }
 
 /// Memory of a process that the host provides, in bytes.
-pub(crate) fn resident(process: u32) -> Result<u64> {
+///
+/// # Errors
+///
+/// The process is gone.
+pub fn resident(process: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("Rss:")).context("no Rss")?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;

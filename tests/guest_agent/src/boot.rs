@@ -11,8 +11,12 @@ use nix::sys::reboot::{RebootMode, reboot};
 /// Where the image keeps its kernel modules, as `NAME.ko`.
 pub const MODULES: &str = "/modules";
 
-/// The file in [`MODULES`] that lists module names, one a line, in the order to load them.
-pub const MODULE_ORDER: &str = "order";
+/// The files in [`MODULES`] that list module names, one a line, in the order to load them, are named
+/// by this and what they are for.
+pub const MODULE_ORDER: &str = "order-";
+
+/// The list of the modules that each of these images loads unless told otherwise.
+pub const USUAL_MODULES: &str = "usual";
 
 /// Mounts `proc`, `sysfs` and `devtmpfs` at their usual places.
 ///
@@ -37,15 +41,17 @@ pub fn mount_fs(kind: &str, source: &str, target: &str, options: &str) -> io::Re
         .map_err(|e| io::Error::other(format!("mount {kind} {source} on {target}: {e}")))
 }
 
-/// Loads the modules of the image in order, but those to `skip`; returns the names that failed,
-/// with the reason.
+/// Loads the modules of one of the image's lists in order, but those to `skip`; returns the names
+/// that failed, with the reason.
 ///
 /// # Errors
 ///
 /// The list of modules cannot be read. A module that the kernel refuses is not an error here:
 /// `hv_vmbus` does that on every machine without Hyper-V.
-pub fn load_modules(skip: &[String]) -> io::Result<Vec<(String, String)>> {
-    let order = fs::read_to_string(Path::new(MODULES).join(MODULE_ORDER))?;
+pub fn load_modules(list: &str, skip: &[String]) -> io::Result<Vec<(String, String)>> {
+    let file = Path::new(MODULES).join(format!("{MODULE_ORDER}{list}"));
+    let no_list = |e| io::Error::other(format!("{}: {e}", file.display()));
+    let order = fs::read_to_string(&file).map_err(no_list)?;
     let failed = |name: &str| load_module(name).err().map(|e| (name.to_owned(), e.to_string()));
     Ok(order.lines().filter(|name| !skip.iter().any(|s| s == name)).filter_map(failed).collect())
 }

@@ -14,6 +14,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use guest_agent::boot::USUAL_MODULES;
 use guest_agent::rig::{JOB_FILE, Job};
 
 use crate::host::{self, HyperV};
@@ -105,7 +106,7 @@ fn initramfs(job: Option<&Job>) -> Result<Vec<u8>> {
     let kernel = kernels::get(kernels::RIG)?;
     let mut image = Initramfs::default();
     image.add_program("/init", &guest::static_program("rig_init")?)?;
-    image.add_modules(&modules::with_dependencies(&kernel.modules, &MODULES)?)?;
+    image.add_modules(USUAL_MODULES, &modules::with_dependencies(&kernel.modules, &MODULES)?)?;
     if let Some(job) = job {
         image.add_file(JOB_FILE, &serde_json::to_vec(job)?)?;
     }

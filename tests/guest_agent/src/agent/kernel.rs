@@ -3,9 +3,13 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::kmod::{DeleteModuleFlags, delete_module};
+
+use crate::boot::USUAL_MODULES;
 
 /// Keeps the kernel's chatter off the console and lets `sysrq` do everything.
 pub(super) fn prepare() -> io::Result<()> {
@@ -34,9 +38,18 @@ pub(super) fn online_all() -> io::Result<String> {
 
 /// The modules that `agent.skip=` on the kernel's command line names.
 pub(super) fn modules_to_skip() -> io::Result<Vec<String>> {
+    let list = option("agent.skip=")?.unwrap_or_default();
+    Ok(list.split(',').map(str::to_owned).collect())
+}
+
+/// The list of modules to load that `agent.modules=` on the kernel's command line names.
+pub(super) fn module_list() -> io::Result<String> {
+    Ok(option("agent.modules=")?.unwrap_or_else(|| USUAL_MODULES.to_owned()))
+}
+
+fn option(name: &str) -> io::Result<Option<String>> {
     let line = fs::read_to_string("/proc/cmdline")?;
-    let list = line.split_whitespace().find_map(|word| word.strip_prefix("agent.skip="));
-    Ok(list.unwrap_or_default().split(',').map(str::to_owned).collect())
+    Ok(line.split_whitespace().find_map(|word| word.strip_prefix(name)).map(str::to_owned))
 }
 
 /// The names in a directory, one a line.
@@ -63,6 +76,39 @@ pub(super) fn meminfo() -> io::Result<String> {
         .map(|(name, value)| format!("{name}={}", value.trim().trim_end_matches(" kB")))
         .collect();
     Ok(values.join(" "))
+}
+
+/// Waits until `MemTotal` is on the wanted side: `least|most KIB SECONDS`. Asked over the console, it
+/// would have to write a line for each look, and the look would cost more than what is looked at.
+pub(super) fn wait_for_total(what: &str) -> io::Result<String> {
+    let (side, numbers) = what.split_once(' ').unwrap_or_default();
+    let (kib, seconds) = numbers.split_once(' ').unwrap_or_default();
+    let (kib, limit) = (super::number(kib)?, Duration::from_secs(super::number(seconds)?));
+    let there: fn(u64, u64) -> bool = match side {
+        "least" => |total, kib| total >= kib,
+        "most" => |total, kib| total <= kib,
+        _ => return Err(io::Error::other(format!("neither least nor most: {side}"))),
+    };
+    let begin = Instant::now();
+    loop {
+        let total = total()?;
+        if there(total, kib) {
+            return Ok(total.to_string());
+        }
+        let elapsed = begin.elapsed();
+        if elapsed > limit {
+            return Err(io::Error::other(format!("MemTotal is {total} KiB after {limit:?}")));
+        }
+        // Two per cent of what was measured is lost at most, and little work done for it.
+        thread::sleep((elapsed / 50).clamp(Duration::from_millis(2), Duration::from_millis(200)));
+    }
+}
+
+/// `MemTotal` in KiB.
+fn total() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let value = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    super::number(value.unwrap_or_default().trim().trim_end_matches(" kB"))
 }
 
 pub(super) fn remove_module(name: &str) -> io::Result<String> {
@@ -113,6 +159,18 @@ mod tests {
         let line = "[5.140900] hv_balloon: Max. dynamic memory size: 1024 MB";
         assert_eq!(format_record(record).as_deref(), Some(line));
         assert_eq!(format_record("nonsense"), None);
+    }
+
+    #[test]
+    fn a_wait_for_memory_ends_at_once_where_it_is_there_and_in_time_where_it_is_not() {
+        let total = total().unwrap();
+        assert_eq!(wait_for_total(&format!("least {total} 0")).unwrap(), total.to_string());
+        assert_eq!(wait_for_total(&format!("most {total} 0")).unwrap(), total.to_string());
+        assert!(wait_for_total(&format!("least {} 0", total + 1)).is_err());
+        assert!(wait_for_total(&format!("most {} 0", total - 1)).is_err());
+        for bad in ["", "least", "least 1", "about 1 1", "least x 1"] {
+            assert!(wait_for_total(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -4,13 +4,15 @@
 //! reads commands, one a line. Each is answered by any number of lines that start with `| ` and one
 //! last line, `@ok …` or `@err …`. Everything else on the console is the kernel's.
 //!
-//! The kernel command line may name modules not to load at the start: `agent.skip=NAME,NAME`.
+//! The kernel command line may name modules not to load at the start, `agent.skip=NAME,NAME`, and
+//! another list of modules to load than the usual one, `agent.modules=LIST`.
 //!
 //! | command | answer |
 //! | --- | --- |
 //! | `ping` | |
 //! | `uptime` | seconds since boot |
 //! | `meminfo` | `MemTotal`, `MemFree`, `MemAvailable`, `Committed_AS` in KiB, as `NAME=VALUE` |
+//! | `wait-total least\|most KIB SECONDS` | `MemTotal` once it is at least or at most that; `@err` after so many seconds |
 //! | `fill SEED MIB` | a process takes that much memory and fills it with a known pattern |
 //! | `check SEED` | pages checked; `@err` with the first page that differs |
 //! | `above SEED ADDRESS` | how many of that process's pages are at this guest-physical address or above |
@@ -46,7 +48,7 @@ use memory::Holders;
 pub fn serve_console() -> io::Result<()> {
     boot::mount_kernel_file_systems()?;
     let _ = boot::mount_fs("debugfs", "debugfs", "/sys/kernel/debug", "");
-    let failed = boot::load_modules(&kernel::modules_to_skip()?)?;
+    let failed = boot::load_modules(&kernel::module_list()?, &kernel::modules_to_skip()?)?;
     kernel::prepare()?;
 
     let console = open_console()?;
@@ -84,6 +86,9 @@ impl Agent {
     }
 
     fn obey(&mut self, line: &str) -> io::Result<String> {
+        if let Some(wait) = line.strip_prefix("wait-total ") {
+            return kernel::wait_for_total(wait);
+        }
         let words: Vec<&str> = line.splitn(3, ' ').collect();
         match *words.as_slice() {
             ["ping"] => Ok(String::new()),

@@ -1,0 +1,248 @@
+//! A guest under one of the peers, and how long it takes to resize it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Agent, MIB, PATIENCE, Setup, wait_for};
+use qmp::{Client, ClientError, qapi};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::peer::{Peer, Sizes};
+use crate::usage::{self, Cpu, Question, Usage};
+
+/// How long after a step its last traces may still come.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// How often something is said of a slow step.
+const PROGRESS: Duration = Duration::from_secs(30);
+
+/// A guest under one of the peers; ended when dropped.
+#[derive(Debug)]
+pub(crate) struct Contestant {
+    peer: Peer,
+    child: Child,
+    /// The agent in the guest.
+    pub(crate) agent: Agent,
+    monitor: Client,
+    /// When its process was started.
+    pub(crate) started: Instant,
+    question: Question,
+    dir: TempDir,
+}
+
+/// What the guest's `MemTotal` comes to, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Total {
+    /// At least this.
+    Least(u64),
+    /// At most this.
+    Most(u64),
+}
+
+/// What a change of size took.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Step {
+    /// Seconds until the monitor said that the guest has its size.
+    pub(crate) monitor: f64,
+    /// Seconds until the guest's kernel had its memory, or had it no more.
+    pub(crate) guest: f64,
+    /// Processor time of the whole step, less what it cost to ask the monitor.
+    pub(crate) cpu: Cpu,
+    /// Processor time by thread, with what it cost to ask the monitor.
+    pub(crate) threads: BTreeMap<String, f64>,
+    /// How often the monitor was asked.
+    pub(crate) questions: u32,
+    /// VM exits, where KVM shows them.
+    pub(crate) exits: Option<u64>,
+    /// Memory of the process afterwards that the host provides, in bytes.
+    pub(crate) resident: u64,
+}
+
+impl Contestant {
+    /// Starts a guest; returns once its monitor answers.
+    ///
+    /// # Errors
+    ///
+    /// It does not start; the text has the peer's words.
+    pub(crate) fn start(peer: Peer, sizes: Sizes) -> Result<Self> {
+        let setup = Setup::from_env()?;
+        let dir = tempfile::Builder::new().prefix("hvb-peer-").tempdir()?;
+        let mut command = peer.command(&setup, sizes, &dir.path().join("qmp"))?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stderr(File::create(dir.path().join("stderr"))?);
+        let started = Instant::now();
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", peer.name()))?;
+        let input = child.stdin.take().context("no pipe")?;
+        let output = child.stdout.take().context("no pipe")?;
+        let agent = Agent::new(input, output);
+        match connect(&mut child, dir.path().join("qmp")) {
+            Ok(monitor) => {
+                let question = Question::default();
+                Ok(Self { peer, child, agent, monitor, started, question, dir })
+            }
+            Err(error) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                let words = fs::read_to_string(dir.path().join("stderr")).unwrap_or_default();
+                Err(error.context(words))
+            }
+        }
+    }
+
+    /// The guest's size in bytes, as the monitor says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::run`].
+    pub(crate) fn actual(&mut self) -> Result<u64> {
+        Ok(self.monitor.run(&qapi::query_balloon {})?.actual.unsigned_abs())
+    }
+
+    /// Asks for a size.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::execute`].
+    pub(crate) fn set_target(&mut self, bytes: u64) -> Result<()> {
+        self.monitor.execute("balloon", json!({ "value": bytes }))?;
+        Ok(())
+    }
+
+    /// The program's name and version, as its monitor says.
+    pub(crate) fn version(&self) -> String {
+        let qemu = &self.monitor.version().qemu;
+        format!("{}.{}.{}", qemu.major, qemu.minor, qemu.micro)
+    }
+
+    /// Measures what it costs to ask the monitor, while the guest has nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// The monitor does not answer.
+    pub(crate) fn price_question(&mut self) -> Result<Question> {
+        const COUNT: u32 = 100;
+        let before = Usage::of(self.child.id())?;
+        for _ in 0..COUNT {
+            self.actual()?;
+        }
+        sleep(SETTLE);
+        let cpu = (Usage::of(self.child.id())? - &before).cpu(self.peer);
+        let each = |seconds: f64| (seconds / f64::from(COUNT)).max(0.0);
+        self.question =
+            Question { process: each(cpu.process - cpu.vcpu), device: each(cpu.device) };
+        Ok(self.question)
+    }
+
+    /// Asks for a size and waits until the monitor says that the guest has it and the guest has
+    /// followed.
+    ///
+    /// # Errors
+    ///
+    /// It does not come there within `limit`.
+    pub(crate) fn resize(
+        &mut self,
+        name: &str,
+        bytes: u64,
+        total: Total,
+        limit: Duration,
+    ) -> Result<Step> {
+        let (side, kib) = match total {
+            Total::Least(bytes) => ("least", bytes / 1024),
+            Total::Most(bytes) => ("most", bytes / 1024),
+        };
+        let before = Usage::of(self.child.id())?;
+        self.agent.tell(&format!("wait-total {side} {kib} {}", limit.as_secs()))?;
+        let begin = Instant::now();
+        self.set_target(bytes)?;
+        let questions = self.wait_for_actual(name, bytes, begin, limit)?;
+        let monitor = begin.elapsed();
+        let answer = self.agent.answer(begin + limit + PATIENCE);
+        let (_, at) = answer.with_context(|| {
+            format!("{name} under {}: the guest's MemTotal does not follow", self.peer.name())
+        })?;
+        sleep(SETTLE);
+        let used = Usage::of(self.child.id())? - &before;
+        Ok(Step {
+            monitor: monitor.as_secs_f64(),
+            guest: at.saturating_duration_since(begin).as_secs_f64(),
+            cpu: used.cpu(self.peer).without(f64::from(questions), self.question),
+            threads: used.by_name(),
+            questions,
+            exits: used.exits,
+            resident: self.memory("Rss")?,
+        })
+    }
+
+    /// Returns how often the monitor was asked. Less and less often, as that costs time: what is
+    /// measured has an error of two per cent at most, and less where it takes longer.
+    fn wait_for_actual(
+        &mut self,
+        name: &str,
+        bytes: u64,
+        begin: Instant,
+        limit: Duration,
+    ) -> Result<u32> {
+        let mut report = PROGRESS;
+        for questions in 1.. {
+            let (actual, elapsed) = (self.actual()?, begin.elapsed());
+            if actual == bytes {
+                return Ok(questions);
+            }
+            let (at, to, passed) = (actual / MIB, bytes / MIB, elapsed.as_secs());
+            ensure!(
+                elapsed < limit,
+                "{name} under {}: still {at} MiB and not {to} after {passed} s; \
+                 give more time with --limit{}",
+                self.peer.name(),
+                self.words()
+            );
+            if elapsed > report {
+                println!("    {name}: {at} MiB on the way to {to} after {passed} s");
+                report += PROGRESS;
+            }
+            sleep((elapsed / 50).clamp(Duration::from_millis(2), SETTLE));
+        }
+        anyhow::bail!("{name}: asked too often")
+    }
+
+    /// Memory of the process in bytes: a field of `smaps_rollup`.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone.
+    pub(crate) fn memory(&self, field: &str) -> Result<u64> {
+        usage::memory(self.child.id(), field)
+    }
+
+    /// What the peer complained of.
+    fn words(&self) -> String {
+        let words = fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default();
+        if words.is_empty() { words } else { format!("; it says: {}", words.trim()) }
+    }
+}
+
+impl Drop for Contestant {
+    fn drop(&mut self) {
+        let _ = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
+/// The socket is there a moment after the process.
+fn connect(child: &mut Child, socket: PathBuf) -> Result<Client> {
+    wait_for("the peer's monitor", || {
+        if let Some(status) = child.try_wait()? {
+            anyhow::bail!("it ended at once ({status})");
+        }
+        match Client::connect(&socket, PATIENCE) {
+            Ok(client) => Ok(Some(client)),
+            Err(ClientError::NoSocket { .. } | ClientError::NobodyListens { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    })
+}

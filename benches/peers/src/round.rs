@@ -1,0 +1,120 @@
+//! One round of one peer: boot, shrink, return, add.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use e2e::{MIB, PATIENCE};
+use serde::{Deserialize, Serialize};
+
+use crate::contestant::{Contestant, Step, Total};
+use crate::peer::{Peer, Sizes};
+use crate::usage::Question;
+
+/// What the guest boots with.
+pub(crate) const BOOT: u64 = 4096 * MIB;
+
+/// What it is shrunk to.
+pub(crate) const SMALL: u64 = 1024 * MIB;
+
+/// What it grows to.
+pub(crate) const MOST: u64 = 7168 * MIB;
+
+/// The target that is set as soon as the process is there.
+const FIRST_TARGET: u64 = 3584 * MIB;
+
+/// What may be missing from the guest's `MemTotal`, or be too much: the pages around a step that
+/// the kernel takes for itself.
+const SLACK: u64 = MIB;
+
+/// What a round took; times in seconds, sizes in bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Round {
+    /// Who ran the guest.
+    pub(crate) peer: Peer,
+    /// Its version.
+    pub(crate) version: String,
+    /// From the guest's first instruction until its agent was up, by the guest's clock.
+    pub(crate) booted: f64,
+    /// From the start of the process until a target that was set at once had an effect.
+    pub(crate) first_effect: f64,
+    /// What it cost to ask the monitor.
+    pub(crate) question: Question,
+    /// Memory of the process before the first step that the host provides.
+    pub(crate) resident: u64,
+    /// What of it is in huge pages.
+    pub(crate) huge: u64,
+    /// Shrunk by 3 GiB, all of the guest's memory written before.
+    pub(crate) shrink: Step,
+    /// The 3 GiB given back.
+    pub(crate) give_back: Step,
+    /// 3 GiB added, where the peer can.
+    pub(crate) add: Option<Step>,
+}
+
+impl Round {
+    /// Measures a peer.
+    ///
+    /// # Errors
+    ///
+    /// The guest does not come up, or a step takes longer than `limit`.
+    pub(crate) fn measure(peer: Peer, limit: Duration) -> Result<Self> {
+        let most = if peer.can_add() { MOST } else { BOOT };
+        let mut guest = Contestant::start(peer, Sizes { boot: BOOT, most })?;
+        let first_effect = first_effect(&mut guest)?;
+        // The agent spoke long ago; what it said is still there to read.
+        let booted = guest.agent.wait_up()?;
+        let full = settle_at_boot_size(&mut guest)?;
+        let question = guest.price_question()?;
+        guest.agent.dirty_free_memory()?;
+        let (resident, huge) = (guest.memory("Rss")?, guest.memory("AnonHugePages")?);
+
+        let gone = Total::Most(full - (BOOT - SMALL) + SLACK);
+        let shrink = guest.resize("shrink", SMALL, gone, limit)?;
+        let give_back = guest.resize("return", BOOT, Total::Least(full - SLACK), limit)?;
+        // What the kernel needs to manage the new memory is taken from it.
+        let added = Total::Least(full + (MOST - BOOT) * 95 / 100);
+        let add = match peer.can_add() {
+            true => Some(guest.resize("hot-add", MOST, added, limit)?),
+            false => None,
+        };
+        Ok(Self {
+            peer,
+            version: guest.version(),
+            booted: booted.as_secs_f64(),
+            first_effect: first_effect.as_secs_f64(),
+            question,
+            resident,
+            huge,
+            shrink,
+            give_back,
+            add,
+        })
+    }
+}
+
+/// How long after the start of the process a target set at once has its first effect. It is
+/// repeated, since a peer may forget one that comes before the guest's driver.
+fn first_effect(guest: &mut Contestant) -> Result<Duration> {
+    while guest.actual()? == BOOT {
+        guest.set_target(FIRST_TARGET)?;
+        ensure!(guest.started.elapsed() < 2 * PATIENCE, "a target has no effect");
+        sleep(Duration::from_millis(100));
+    }
+    Ok(guest.started.elapsed())
+}
+
+/// Gives the guest back what it booted with; returns its `MemTotal` in bytes when it has it.
+fn settle_at_boot_size(guest: &mut Contestant) -> Result<u64> {
+    guest.set_target(BOOT)?;
+    let mut before = 0;
+    loop {
+        let total = guest.agent.meminfo()?.total;
+        if guest.actual()? == BOOT && total == before {
+            return Ok(total);
+        }
+        before = total;
+        ensure!(guest.started.elapsed() < 4 * PATIENCE, "MemTotal stays at {} MiB", total / MIB);
+        sleep(Duration::from_millis(500));
+    }
+}

@@ -1,0 +1,253 @@
+//! What a process has used so far: processor time by thread, VM exits, memory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Sub;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::peer::Peer;
+
+/// What the first thread of a process is called here, whatever it calls itself.
+pub(crate) const MAIN_THREAD: &str = "main";
+
+/// Processor time in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Cpu {
+    /// Of all threads, the guest's own work included.
+    pub(crate) process: f64,
+    /// Of the threads that run the guest's processors.
+    pub(crate) vcpu: f64,
+    /// Of those, in the guest, as the kernel's clock tick finds it.
+    pub(crate) guest: f64,
+    /// Of the threads that run the balloon device.
+    pub(crate) device: f64,
+}
+
+impl Cpu {
+    /// What the host did for the guest: all but the guest's own work.
+    pub(crate) fn host(self) -> f64 {
+        (self.process - self.guest).max(0.0)
+    }
+
+    /// Leaves out what `count` questions to the monitor cost.
+    pub(crate) fn without(self, count: f64, question: Question) -> Self {
+        Self {
+            process: (self.process - count * question.process).max(0.0),
+            device: (self.device - count * question.device).max(0.0),
+            ..self
+        }
+    }
+}
+
+/// What one question to the monitor costs, in seconds of processor time. QEMU answers them on the
+/// thread that runs the device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Question {
+    /// On all threads but the guest's processors.
+    pub(crate) process: f64,
+    /// On the threads that run the device.
+    pub(crate) device: f64,
+}
+
+/// What a process has used at a moment, or between two.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Usage {
+    /// Nanoseconds on a processor and clock ticks in a guest, by thread.
+    threads: BTreeMap<u32, Thread>,
+    /// VM exits, where KVM shows them.
+    pub(crate) exits: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Thread {
+    name: String,
+    nanoseconds: u64,
+    guest_ticks: u64,
+}
+
+impl Usage {
+    /// What a process has used since it started.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone, or its kernel does not count.
+    pub(crate) fn of(process: u32) -> Result<Self> {
+        let mut threads = BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{process}/task"))? {
+            let id = entry?.file_name().to_string_lossy().parse()?;
+            // A thread may end while it is looked at.
+            if let Ok(thread) = Thread::read(process, id) {
+                threads.insert(id, thread);
+            }
+        }
+        let exits = exits(&threads);
+        Ok(Self { threads, exits })
+    }
+
+    /// Seconds by the thread's name.
+    pub(crate) fn by_name(&self) -> BTreeMap<String, f64> {
+        let mut names = BTreeMap::new();
+        for thread in self.threads.values() {
+            *names.entry(thread.name.clone()).or_default() += seconds(thread.nanoseconds);
+        }
+        names
+    }
+
+    /// Sums up by what the threads of this peer do.
+    pub(crate) fn cpu(&self, peer: Peer) -> Cpu {
+        let mut cpu = Cpu::default();
+        for thread in self.threads.values() {
+            let used = seconds(thread.nanoseconds);
+            cpu.process += used;
+            cpu.guest += thread.guest_ticks as f64 / TICKS_PER_SECOND;
+            if is_vcpu(&thread.name) {
+                cpu.vcpu += used;
+            }
+            if peer.is_device_thread(&thread.name) {
+                cpu.device += used;
+            }
+        }
+        cpu
+    }
+}
+
+impl Sub<&Self> for Usage {
+    type Output = Self;
+
+    fn sub(mut self, before: &Self) -> Self {
+        for (id, thread) in &mut self.threads {
+            if let Some(before) = before.threads.get(id) {
+                thread.nanoseconds = thread.nanoseconds.saturating_sub(before.nanoseconds);
+                thread.guest_ticks = thread.guest_ticks.saturating_sub(before.guest_ticks);
+            }
+        }
+        self.exits = self.exits.zip(before.exits).map(|(now, then)| now.saturating_sub(then));
+        self
+    }
+}
+
+impl Thread {
+    fn read(process: u32, id: u32) -> Result<Self> {
+        let read = |file| fs::read_to_string(format!("/proc/{process}/task/{id}/{file}"));
+        let mut thread = Self::parse(&read("stat")?, &read("schedstat")?).context("no counters")?;
+        if id == process {
+            MAIN_THREAD.clone_into(&mut thread.name);
+        }
+        Ok(thread)
+    }
+
+    /// proc_pid_stat(5): the name in brackets, which may hold any character; field 43 is the time in
+    /// a guest. The first field of `schedstat` is the time on a processor (Linux
+    /// `Documentation/scheduler/sched-stats.rst`).
+    fn parse(stat: &str, schedstat: &str) -> Option<Self> {
+        let (head, fields) = stat.rsplit_once(") ")?;
+        let name = head.split_once('(')?.1.to_owned();
+        let guest_ticks = fields.split(' ').nth(43 - 3)?.trim().parse().ok()?;
+        let nanoseconds = schedstat.split(' ').next()?.parse().ok()?;
+        Some(Self { name, nanoseconds, guest_ticks })
+    }
+}
+
+/// What Linux tells programs its clock ticks are, on x86 always.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+fn seconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e9
+}
+
+/// `vcpu0` is ours, `CPU 0/KVM` is QEMU's.
+fn is_vcpu(name: &str) -> bool {
+    name.starts_with("vcpu") || name.starts_with("CPU ")
+}
+
+/// The exits of all virtual machines that one of these threads made. KVM has a directory for each,
+/// with the thread's number in its name, where debugfs is mounted and may be read.
+fn exits(threads: &BTreeMap<u32, Thread>) -> Option<u64> {
+    let mut total = None;
+    for entry in fs::read_dir("/sys/kernel/debug/kvm").ok()?.flatten() {
+        let name = entry.file_name();
+        let maker = name.to_string_lossy().split_once('-').and_then(|(id, _)| id.parse().ok());
+        if maker.is_some_and(|id: u32| threads.contains_key(&id)) {
+            let count: u64 =
+                fs::read_to_string(entry.path().join("exits")).ok()?.trim().parse().ok()?;
+            *total.get_or_insert(0) += count;
+        }
+    }
+    total
+}
+
+/// A field of a process's `smaps_rollup`, in bytes: `Rss` is all its memory that the host provides,
+/// `AnonHugePages` what of it is in huge pages.
+///
+/// # Errors
+///
+/// The process is gone.
+pub(crate) fn memory(process: u32, field: &str) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
+    let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kib: u64 =
+        value.with_context(|| format!("no {field}"))?.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn thread(name: &str, milliseconds: u64, guest_ticks: u64) -> Thread {
+        Thread { name: name.to_owned(), nanoseconds: milliseconds * 1_000_000, guest_ticks }
+    }
+
+    fn usage<const N: usize>(threads: [(u32, Thread); N], exits: Option<u64>) -> Usage {
+        Usage { threads: threads.into(), exits }
+    }
+
+    #[test]
+    fn a_thread_reads_back_whatever_its_name_holds() {
+        let rest: Vec<String> = (4..=52).map(|field| field.to_string()).collect();
+        let stat = format!("17 (CPU 0) R) S {}\n", rest.join(" "));
+        let read = Thread::parse(&stat, "1500000000 20 30\n").unwrap();
+        assert_eq!(read, thread("CPU 0) R", 1500, 43));
+        assert_eq!(Thread::parse("17 (x) S 1 2", "1 2 3"), None);
+    }
+
+    #[test]
+    fn this_process_has_used_some_time_on_its_main_thread() {
+        let usage = Usage::of(std::process::id()).unwrap();
+        assert!(usage.by_name().contains_key(MAIN_THREAD), "{usage:?}");
+        assert!(usage.cpu(Peer::Hvb).process > 0.0);
+        assert!(memory(std::process::id(), "Rss").unwrap() > 0);
+    }
+
+    #[test]
+    fn time_is_counted_from_the_moment_before_and_by_what_a_thread_does() {
+        let before = usage([(1, thread("main", 10, 0)), (2, thread("vcpu0", 500, 30))], Some(7));
+        let after = usage(
+            [
+                (1, thread("main", 30, 0)),
+                (2, thread("vcpu0", 1500, 80)),
+                (3, thread("memory", 250, 0)),
+            ],
+            Some(27),
+        );
+        let used = after - &before;
+        assert_eq!(used.exits, Some(20));
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
+        let ours = used.cpu(Peer::Hvb);
+        assert!(close(ours.process, 1.27) && close(ours.vcpu, 1.0), "{ours:?}");
+        assert!(close(ours.guest, 0.5) && close(ours.device, 0.25), "{ours:?}");
+        assert!(close(ours.host(), 0.77));
+        assert!(close(used.cpu(Peer::HvBalloon).device, 0.02));
+    }
+
+    #[test]
+    fn what_the_monitor_was_asked_is_not_the_device_s_work() {
+        let cpu = Cpu { process: 2.0, vcpu: 1.0, guest: 0.5, device: 0.25 };
+        let question = Question { process: 0.01, device: 0.005 };
+        let left = cpu.without(10.0, question);
+        assert!((left.process - 1.9).abs() < 1e-9 && (left.device - 0.2).abs() < 1e-9, "{left:?}");
+        assert_eq!(cpu.without(1e6, question).device, 0.0);
+    }
+}
