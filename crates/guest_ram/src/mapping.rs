@@ -36,6 +36,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
@@ -104,7 +105,7 @@ pub(crate) struct Span {
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     len: usize,
-    memfd: Option<File>,
+    memfd: Option<Arc<File>>,
 }
 
 // SAFETY: the mapping is plain memory without thread affinity; it is reached only through
@@ -140,12 +141,17 @@ impl Mapping {
             unsafe { unmap(start, len) };
             return Err(error);
         }
-        let mapping = Self { start, len, memfd };
+        let mapping = Self { start, len, memfd: memfd.map(Arc::new) };
         if !request.huge_pages.from_pool() {
             // A kernel built without transparent huge pages refuses; small pages work as well.
             let _ = mapping.advise_huge_pages(request.huge_pages == HugePages::Transparent);
         }
         Ok(mapping)
+    }
+
+    /// The memfd, where the memory is one; it is as long as the mapping.
+    pub(crate) fn memfd(&self) -> Option<&Arc<File>> {
+        self.memfd.as_ref()
     }
 
     /// Host address of the byte at `offset`, which must be inside.

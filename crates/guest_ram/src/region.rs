@@ -5,8 +5,8 @@ use std::sync::Arc;
 use page_range::PageRange;
 use vm_memory::guest_memory::Error as AccessError;
 use vm_memory::{
-    GuestAddress, GuestMemoryRegion, GuestMemoryRegionBytes, GuestUsize, MemoryRegionAddress,
-    VolatileSlice,
+    FileOffset, GuestAddress, GuestMemoryRegion, GuestMemoryRegionBytes, GuestUsize,
+    MemoryRegionAddress, VolatileSlice,
 };
 
 use crate::mapping::Mapping;
@@ -20,6 +20,8 @@ pub struct RamRegion {
     /// Bytes of the mapping in front of the region.
     offset: usize,
     len: usize,
+    /// Where the region is in the memfd.
+    file: Option<FileOffset>,
 }
 
 impl RamRegion {
@@ -27,7 +29,9 @@ impl RamRegion {
     pub(crate) fn new(range: PageRange, mapping: Arc<Mapping>, offset: usize) -> Option<Self> {
         let len = usize::try_from(range.count().bytes()).ok()?;
         mapping.slice(offset, len)?;
-        Some(Self { range, mapping, offset, len })
+        let file = mapping.memfd();
+        let file = file.map(|file| FileOffset::from_arc(Arc::clone(file), offset as u64));
+        Some(Self { range, mapping, offset, len, file })
     }
 
     /// The guest pages of the region.
@@ -55,6 +59,11 @@ impl GuestMemoryRegion for RamRegion {
     }
 
     fn bitmap(&self) {}
+
+    /// The memfd that other processes map to share the memory.
+    fn file_offset(&self) -> Option<&FileOffset> {
+        self.file.as_ref()
+    }
 
     fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8, AccessError> {
         self.offset_of(addr, 1)

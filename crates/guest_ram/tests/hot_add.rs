@@ -1,5 +1,7 @@
 //! Memory that is added while the guest runs, and taken away again.
 
+use std::os::unix::fs::FileExt;
+
 use guest_ram::{AddError, Backend, DiscardError, GuestRam, RamConfig};
 use page_range::{Gpa, Gpfn, PageCount, PageRange, PageRangeSet};
 use proptest::prelude::*;
@@ -105,6 +107,22 @@ fn each_region_has_its_own_memory_at_a_fitting_host_address() {
             assert!(region.get_host_address(end).is_err());
         }
     }
+}
+
+/// What another process that is handed the memfd finds.
+#[test]
+fn a_memfd_says_where_each_region_is_in_it() {
+    let ram = ram_of(Backend::Memfd, 4 * BLOCK, 8);
+    add(&ram, BLOCK, 2 * BLOCK, BLOCK).unwrap();
+    for region in ram.regions() {
+        region.write_slice(b"here", MemoryRegionAddress(4096)).unwrap();
+        let file = region.file_offset().unwrap();
+        let mut found = [0; 4];
+        file.file().read_exact_at(&mut found, file.start() + 4096).unwrap();
+        assert_eq!(&found, b"here", "{}", region.range());
+    }
+    let anonymous = ram_of(Backend::Anonymous, 0, 0);
+    assert!(anonymous.regions().iter().all(|region| region.file_offset().is_none()));
 }
 
 #[test]
