@@ -9,6 +9,7 @@ mod client;
 mod guests;
 mod hot_add;
 mod memory;
+mod outbox;
 mod personality;
 mod rule;
 

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use dynmem_protocol::{BalloonResponse, Capabilities, MessageType, RangeList, UnballoonRequest};
+use dynmem_protocol::{BalloonResponse, Capabilities, MessageType, UnballoonRequest};
 use page_range::{PageCount, PageRange};
 
 use super::client::Work;
@@ -69,9 +69,9 @@ impl Client {
 
     /// One balloon response: as many pages as fit. Linux takes large pages first, and after the
     /// first failure single ones only.
-    pub(super) fn give(&mut self, mut left: PageCount, mut search: Search) -> Vec<u8> {
+    pub(super) fn give(&mut self, mut left: PageCount, mut search: Search, out: &mut Vec<u8>) {
         let ballooning = self.personality.ballooning;
-        let mut list = RangeList::new();
+        let mut list = core::mem::take(&mut self.ranges);
         while !left.is_zero()
             && !list.is_full()
             && list.words().len() < ballooning.ranges_per_message
@@ -91,7 +91,9 @@ impl Client {
         let is_empty = list.words().is_empty();
         let more_pages = !left.is_zero() || (ballooning.ending == Ending::Separate && !is_empty);
         self.work = if more_pages { Work::Giving { left, search } } else { Work::None };
-        BalloonResponse::emit(self.next_id(), more_pages, &list)
+        BalloonResponse::emit_into(self.next_id(), more_pages, &list, out);
+        list.clear();
+        self.ranges = list;
     }
 
     fn take(&mut self, left: PageCount, search: Search) -> Option<PageRange> {

@@ -6,12 +6,13 @@ use core::time::Duration;
 
 use dynmem_protocol::{
     Capabilities, CapabilitiesReport, HostBody, HostMessage, MAX_HOST_MESSAGE, MessageType,
-    StatusReport, UnballoonResponse, Version, VersionRequest,
+    RangeList, StatusReport, UnballoonResponse, Version, VersionRequest,
 };
 use page_range::{PageCount, PageRangeSet};
 
 use super::balloon::Search;
 use super::hot_add::Adding;
+use super::outbox::{Message, Outbox};
 use super::{Memory, Personality, RuleBroken};
 
 /// Where the driver is.
@@ -55,7 +56,9 @@ pub struct Client {
     pub(super) work: Work,
     /// Hot-adds under way or not yet answered. Linux works on them apart from balloon requests.
     pub(super) adding: VecDeque<Adding>,
-    pub(super) outbox: VecDeque<Vec<u8>>,
+    pub(super) outbox: Outbox,
+    /// For the ranges of a message; empty in between.
+    pub(super) ranges: RangeList,
     /// Of the last message; Linux counts on over all sessions and never echoes.
     transaction_id: u32,
     /// Hears nothing any more.
@@ -73,7 +76,8 @@ impl Client {
             phase: Phase::Closed,
             work: Work::None,
             adding: VecDeque::new(),
-            outbox: VecDeque::new(),
+            outbox: Outbox::default(),
+            ranges: RangeList::new(),
             transaction_id: 0,
             is_deaf: false,
             now: Duration::ZERO,
@@ -177,8 +181,8 @@ impl Client {
             .fold(PageCount::ZERO, PageCount::saturating_add),
             ..StatusReport::default()
         };
-        let message = report.emit(self.next_id());
-        self.outbox.push_back(message);
+        let id = self.next_id();
+        self.outbox.push(id, Message::Status(report));
     }
 
     /// Takes a message of the host from the ring.
@@ -212,20 +216,28 @@ impl Client {
 
     /// The next message for the host. Pages are allocated when their message is made, as in Linux.
     pub fn poll_send(&mut self) -> Option<Vec<u8>> {
+        let mut message = Vec::new();
+        self.poll_send_into(&mut message).then_some(message)
+    }
+
+    /// Like [`Client::poll_send`], with the message in `out`, whose memory is used again; false where
+    /// there is none.
+    pub fn poll_send_into(&mut self, out: &mut Vec<u8>) -> bool {
         if self.outbox.is_empty() {
             self.go_on_adding();
         }
-        if let Some(message) = self.outbox.pop_front() {
-            return Some(message);
+        if self.outbox.pop_into(out) {
+            return true;
         }
         match self.work {
-            Work::None | Work::Taking { .. } => None,
-            Work::Giving { left, search } => Some(self.give(left, search)),
+            Work::None | Work::Taking { .. } => return false,
+            Work::Giving { left, search } => self.give(left, search, out),
             Work::Taken => {
                 self.work = Work::None;
-                Some(UnballoonResponse.emit(self.next_id()))
+                UnballoonResponse.emit_into(self.next_id(), out);
             }
         }
+        true
     }
 
     /// Checks that the host may make a request now.
@@ -274,7 +286,7 @@ impl Client {
         };
         let is_last_attempt = attempt + 1 == self.personality.versions.len();
         let id = self.next_id();
-        self.outbox.push_back(VersionRequest { version, is_last_attempt }.emit(id));
+        self.outbox.push(id, Message::Version(VersionRequest { version, is_last_attempt }));
         self.phase = Phase::AskedVersion { attempt, version, id };
     }
 
@@ -293,7 +305,7 @@ impl Client {
             minimum_pages: PageCount::ZERO,
             highest_page: u64::MAX,
         };
-        self.outbox.push_back(report.emit(id));
+        self.outbox.push(id, Message::Capabilities(report));
         self.phase = Phase::ToldCapabilities { version, id };
         Ok(())
     }

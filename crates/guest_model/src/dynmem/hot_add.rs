@@ -5,6 +5,7 @@ use core::time::Duration;
 use dynmem_protocol::{Capabilities, HotAddRequest, HotAddResponse, HotAddResult, MessageType};
 use page_range::{PageCount, PageRange};
 
+use super::outbox::Message;
 use super::{Client, HotAdd, HotAddAnswer, RuleBroken};
 
 /// The most that is known to work in one request, where one alignment block is not more.
@@ -152,8 +153,8 @@ impl Client {
     }
 
     fn answer(&mut self, pages: PageCount, result: HotAddResult) -> Result<(), RuleBroken> {
-        let message = HotAddResponse { pages, result }.emit(self.next_id());
-        self.outbox.push_back(message);
+        let id = self.next_id();
+        self.outbox.push(id, Message::HotAdd(HotAddResponse { pages, result }));
         Ok(())
     }
 

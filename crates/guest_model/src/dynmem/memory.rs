@@ -65,9 +65,16 @@ impl Memory {
 
     /// Puts one page of each 2 MiB to use, so that no large page is left.
     pub fn shatter(&mut self) {
+        self.shatter_units(PageCount::new(LARGE_PAGE));
+    }
+
+    /// Puts the first of every `unit` pages of each range of RAM to use; a `unit` of no pages counts
+    /// as one.
+    pub fn shatter_units(&mut self, unit: PageCount) {
+        let step = usize::try_from(unit.get()).unwrap_or(usize::MAX).max(1);
         for range in self.ram.clone().iter() {
-            let large_pages = (range.start().get()..range.end().get()).step_by(512);
-            for page in large_pages.filter_map(Gpfn::new) {
+            let firsts = (range.start().get()..range.end().get()).step_by(step);
+            for page in firsts.filter_map(Gpfn::new) {
                 if let Ok(page) = PageRange::new(page, PageCount::new(1)) {
                     self.free.remove(page);
                 }

@@ -1,9 +1,13 @@
 //! The guest's end of a channel's rings (Linux `drivers/hv/ring_buffer.c`).
 
-use alloc::{vec, vec::Vec};
-use core::sync::atomic::{Ordering::SeqCst, fence};
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::{
+    Ordering::{Acquire, Release, SeqCst},
+    fence,
+};
 
-use page_range::{Gpa, Gpfn};
+use page_range::{Gpa, Gpfn, PageCount};
 use vmbus::{
     GuestMemory,
     protocol::ring::{
@@ -11,15 +15,20 @@ use vmbus::{
         PacketDescriptor, PacketKind, READ_INDEX, WRITE_INDEX,
     },
 };
-use zerocopy::FromBytes;
+use zerocopy::{FromZeros, IntoBytes};
+
+/// Bytes of a descriptor.
+const DESCRIPTOR: u32 = 16;
+/// Bytes of a footer.
+const FOOTER: u32 = 8;
 
 /// Both rings of a channel. The memory is the guest's own, so an access that fails is a bug of the
 /// test and panics.
 #[derive(Debug)]
 pub struct GuestRings<M> {
     mem: M,
-    to_host: Vec<Gpfn>,
-    to_guest: Vec<Gpfn>,
+    to_host: Ring,
+    to_guest: Ring,
 }
 
 /// A packet from the host.
@@ -35,6 +44,20 @@ pub struct Received {
     pub signal: bool,
 }
 
+impl Received {
+    /// No packet yet, for [`GuestRings::receive_into`].
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { kind: PacketKind(0), transaction_id: 0, payload: Vec::new(), signal: false }
+    }
+}
+
+impl Default for Received {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// The ring has no room for the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingFull;
@@ -44,12 +67,12 @@ impl<M: GuestMemory> GuestRings<M> {
     /// host-to-guest ring starts at `downstream_offset`.
     pub fn new(mem: M, pages: &[Gpfn], downstream_offset: usize) -> Self {
         let (to_host, to_guest) = pages.split_at(downstream_offset);
-        let rings = Self { mem, to_host: to_host.to_vec(), to_guest: to_guest.to_vec() };
-        for ring in [&rings.to_host, &rings.to_guest] {
-            rings.mem.write(ring[0].gpa(), &[0; 4096]).unwrap();
-            rings.store(ring, FEATURE_BITS, FEATURE_PENDING_SEND_SIZE);
+        let (to_host, to_guest) = (Ring::new(to_host), Ring::new(to_guest));
+        for ring in [&to_host, &to_guest] {
+            mem.write(ring.control, &[0; 4096]).unwrap();
+            ring.store(&mem, FEATURE_BITS, FEATURE_PENDING_SEND_SIZE);
         }
-        rings
+        Self { mem, to_host, to_guest }
     }
 
     /// Writes a packet and returns whether the host must be signalled.
@@ -57,8 +80,32 @@ impl<M: GuestMemory> GuestRings<M> {
     /// # Errors
     /// [`RingFull`], also if it can never fit.
     pub fn send(&mut self, payload: &[u8], transaction_id: u64) -> Result<bool, RingFull> {
-        let packet = packet(payload, transaction_id, self.load(&self.to_host, WRITE_INDEX));
-        self.write(&packet)
+        let (mem, ring) = (&self.mem, &self.to_host);
+        let (read, start) = ring.indices(mem);
+        let padded = payload.len().next_multiple_of(8);
+        let len = u32::try_from(padded).map_err(|_| RingFull)?;
+        let len8 = u16::try_from((DESCRIPTOR + len) / 8).map_err(|_| RingFull)?;
+        if ring.free(read, start) <= DESCRIPTOR + len + FOOTER {
+            return Err(RingFull);
+        }
+        let descriptor = PacketDescriptor {
+            kind: PacketKind::DATA_IN_BAND.0.into(),
+            data_offset8: 2.into(),
+            len8: len8.into(),
+            flags: 0.into(),
+            transaction_id: transaction_id.into(),
+        };
+        ring.write(mem, start, descriptor.as_bytes());
+        ring.write(mem, ring.add(start, DESCRIPTOR), payload);
+        let mut tail = [0; 16];
+        tail[8..].copy_from_slice(&(u64::from(start) << 32).to_le_bytes());
+        let padding = padded - payload.len();
+        let padding_at = ring.add(start, DESCRIPTOR + len - u32::try_from(padding).unwrap_or(0));
+        ring.write(mem, padding_at, &tail[8 - padding..]);
+        ring.store(mem, WRITE_INDEX, ring.add(start, DESCRIPTOR + len + FOOTER));
+        fence(SeqCst);
+        let masked = ring.load(mem, INTERRUPT_MASK) != 0;
+        Ok(!masked && ring.load(mem, READ_INDEX) == start)
     }
 
     /// Like [`send`](Self::send), but where there is no room asks the host to signal when there is;
@@ -67,122 +114,159 @@ impl<M: GuestMemory> GuestRings<M> {
     /// # Errors
     /// [`RingFull`], also if it can never fit.
     pub fn send_or_wait(&mut self, payload: &[u8], transaction_id: u64) -> Result<bool, RingFull> {
-        let packet = packet(payload, transaction_id, self.load(&self.to_host, WRITE_INDEX));
-        let len = u32::try_from(packet.len()).map_err(|_| RingFull)?;
-        let sent = self.write(&packet).or_else(|RingFull| {
-            self.store(&self.to_host, PENDING_SEND_SIZE, len);
+        let len = payload.len().next_multiple_of(8) + (DESCRIPTOR + FOOTER) as usize;
+        let len = u32::try_from(len).map_err(|_| RingFull)?;
+        let sent = self.send(payload, transaction_id).or_else(|RingFull| {
+            self.to_host.store(&self.mem, PENDING_SEND_SIZE, len);
             fence(SeqCst);
-            self.write(&packet)
+            self.send(payload, transaction_id)
         })?;
-        self.store(&self.to_host, PENDING_SEND_SIZE, 0);
+        self.to_host.store(&self.mem, PENDING_SEND_SIZE, 0);
         Ok(sent)
     }
 
     /// Reads the next packet and gives its room back.
     pub fn receive(&mut self) -> Option<Received> {
-        let (start, end) = self.indices(&self.to_guest);
+        let mut received = Received::new();
+        self.receive_into(&mut received).then_some(received)
+    }
+
+    /// Reads the next packet into `received`, whose memory is used again, and gives its room back.
+    /// False where there is none.
+    ///
+    /// # Panics
+    /// If the host broke the ring.
+    pub fn receive_into(&mut self, received: &mut Received) -> bool {
+        let (mem, ring) = (&self.mem, &self.to_guest);
+        let (start, end) = ring.indices(mem);
         if start == end {
-            return None;
+            return false;
         }
-        let descriptor = PacketDescriptor::read_from_bytes(&self.bytes(start, 16)).ok()?;
-        let offset = usize::from(descriptor.data_offset8.get()) * 8;
+        let mut descriptor = PacketDescriptor::new_zeroed();
+        ring.read(mem, start, descriptor.as_mut_bytes());
+        let offset = u32::from(descriptor.data_offset8.get()) * 8;
         let len = u32::from(descriptor.len8.get()) * 8;
-        Some(Received {
-            kind: PacketKind(descriptor.kind.get()),
-            transaction_id: descriptor.transaction_id.get(),
-            payload: self.bytes(start, len).split_off(offset),
-            signal: self.free(start, (start + len + 8) % self.size(&self.to_guest)),
-        })
+        received.kind = PacketKind(descriptor.kind.get());
+        received.transaction_id = descriptor.transaction_id.get();
+        received.payload.resize((len - offset) as usize, 0);
+        ring.read(mem, ring.add(start, offset), &mut received.payload);
+        received.signal = self.free(start, ring.add(start, len + FOOTER));
+        true
     }
 
     /// Whether the host's packets are to come without signals. The guest that ends this looks at
     /// the ring once more.
     pub fn mask(&mut self, mask: bool) {
-        self.store(&self.to_guest, INTERRUPT_MASK, mask.into());
+        self.to_guest.store(&self.mem, INTERRUPT_MASK, mask.into());
         fence(SeqCst);
     }
 
     /// Whether the host has sent nothing more.
     pub fn is_empty(&self) -> bool {
-        let (read, write) = self.indices(&self.to_guest);
+        let (read, write) = self.to_guest.indices(&self.mem);
         read == write
     }
 
     /// Moves the read index from `before` to `now`; returns whether that made the room that the
     /// host waits for.
     fn free(&self, before: u32, now: u32) -> bool {
-        let size = self.size(&self.to_guest);
-        self.store(&self.to_guest, READ_INDEX, now);
+        let (mem, ring) = (&self.mem, &self.to_guest);
+        ring.store(mem, READ_INDEX, now);
         fence(SeqCst);
-        let pending = self.load(&self.to_guest, PENDING_SEND_SIZE);
-        let asked = self.load(&self.to_guest, FEATURE_BITS) & FEATURE_PENDING_SEND_SIZE != 0;
-        let write = self.load(&self.to_guest, WRITE_INDEX);
-        let free = |read: u32| size - (write + size - read) % size;
-        asked && pending != 0 && free(before) <= pending && free(now) > pending
-    }
-
-    fn write(&self, packet: &[u8]) -> Result<bool, RingFull> {
-        let (read, write) = self.indices(&self.to_host);
-        let size = self.size(&self.to_host);
-        let free = size - (write + size - read) % size;
-        let len = u32::try_from(packet.len()).map_err(|_| RingFull)?;
-        if free <= len {
-            return Err(RingFull);
+        let pending = ring.load(mem, PENDING_SEND_SIZE);
+        if pending == 0 || ring.load(mem, FEATURE_BITS) & FEATURE_PENDING_SEND_SIZE == 0 {
+            return false;
         }
-        for (word, at) in packet.chunks(8).zip((write..).step_by(8)) {
-            self.mem.write(self.position(&self.to_host, at), word).unwrap();
-        }
-        self.store(&self.to_host, WRITE_INDEX, (write + len) % size);
-        fence(SeqCst);
-        let masked = self.load(&self.to_host, INTERRUPT_MASK) != 0;
-        Ok(!masked && self.load(&self.to_host, READ_INDEX) == write)
-    }
-
-    fn bytes(&self, start: u32, len: u32) -> Vec<u8> {
-        let mut bytes = vec![0; len as usize];
-        for (word, at) in bytes.chunks_mut(8).zip((start..).step_by(8)) {
-            self.mem.read(self.position(&self.to_guest, at), word).unwrap();
-        }
-        bytes
-    }
-
-    /// Address of the data at `at`, which may be up to a ring's size beyond the ring's end.
-    fn position(&self, ring: &[Gpfn], at: u32) -> Gpa {
-        let at = at % self.size(ring);
-        let page = ring[1 + (at >> 12) as usize];
-        page.gpa().checked_add(u64::from(at & 0xfff)).unwrap()
-    }
-
-    /// Read and write index.
-    fn indices(&self, ring: &[Gpfn]) -> (u32, u32) {
-        let write = self.load(ring, WRITE_INDEX);
-        (self.load(ring, READ_INDEX), write)
-    }
-
-    fn size(&self, ring: &[Gpfn]) -> u32 {
-        u32::try_from((ring.len() - 1) << 12).unwrap_or(0)
-    }
-
-    fn load(&self, ring: &[Gpfn], word: u64) -> u32 {
-        self.mem.load_u32(ring[0].gpa().checked_add(word).unwrap(), SeqCst).unwrap()
-    }
-
-    fn store(&self, ring: &[Gpfn], word: u64, value: u32) {
-        self.mem.store_u32(ring[0].gpa().checked_add(word).unwrap(), value, SeqCst).unwrap();
+        let write = ring.load(mem, WRITE_INDEX);
+        ring.free(before, write) <= pending && ring.free(now, write) > pending
     }
 }
 
-/// A packet with data in it that starts at `start`, with its footer.
-fn packet(payload: &[u8], transaction_id: u64, start: u32) -> Vec<u8> {
-    let padded = payload.len().next_multiple_of(8);
-    let len8 = u16::try_from(2 + padded / 8).unwrap_or(u16::MAX);
-    let mut packet = Vec::with_capacity(padded + 24);
-    for half in [PacketKind::DATA_IN_BAND.0, 2, len8, 0] {
-        packet.extend(half.to_le_bytes());
+/// One ring.
+#[derive(Debug)]
+struct Ring {
+    control: Gpa,
+    data: Vec<Gpfn>,
+    size: u32,
+}
+
+impl Ring {
+    fn new(pages: &[Gpfn]) -> Self {
+        let size = u32::try_from((pages.len() - 1) << 12).expect("rings are shorter than 4 GiB");
+        Self { control: pages[0].gpa(), data: pages[1..].to_vec(), size }
     }
-    packet.extend(transaction_id.to_le_bytes());
-    packet.extend(payload);
-    packet.resize(16 + padded, 0);
-    packet.extend((u64::from(start) << 32).to_le_bytes());
-    packet
+
+    /// Bytes that are not used.
+    const fn free(&self, read: u32, write: u32) -> u32 {
+        if write < read { read - write } else { self.size - (write - read) }
+    }
+
+    const fn add(&self, position: u32, by: u32) -> u32 {
+        (position + by) % self.size
+    }
+
+    /// Read and write index.
+    fn indices<M: GuestMemory>(&self, mem: &M) -> (u32, u32) {
+        let write = self.load(mem, WRITE_INDEX);
+        (self.load(mem, READ_INDEX), write)
+    }
+
+    fn load<M: GuestMemory>(&self, mem: &M, word: u64) -> u32 {
+        mem.load_u32(self.control.checked_add(word).unwrap(), Acquire).unwrap()
+    }
+
+    fn store<M: GuestMemory>(&self, mem: &M, word: u64, value: u32) {
+        mem.store_u32(self.control.checked_add(word).unwrap(), value, Release).unwrap();
+    }
+
+    fn read<M: GuestMemory>(&self, mem: &M, position: u32, buf: &mut [u8]) {
+        for (gpa, part) in self.pieces(position, buf.len()) {
+            mem.read(gpa, &mut buf[part]).unwrap();
+        }
+    }
+
+    fn write<M: GuestMemory>(&self, mem: &M, position: u32, buf: &[u8]) {
+        for (gpa, part) in self.pieces(position, buf.len()) {
+            mem.write(gpa, &buf[part]).unwrap();
+        }
+    }
+
+    /// Where `len` bytes from `position` on are in memory, piece by piece.
+    fn pieces(&self, position: u32, len: usize) -> impl Iterator<Item = (Gpa, Range<usize>)> + '_ {
+        let mut done = 0;
+        core::iter::from_fn(move || {
+            let at = (position as usize + done) % self.size as usize;
+            let page = self.data[at >> 12];
+            let mut end = (at | 0xfff) + 1;
+            // Neighbouring pages are read and written as one.
+            while end - at < len - done
+                && let Some(next) = self.data.get(end >> 12)
+                && page.checked_add(PageCount::new((end >> 12) as u64 - (at >> 12) as u64))
+                    == Some(*next)
+            {
+                end += 0x1000;
+            }
+            let part = done..len.min(done + end - at);
+            done = part.end;
+            let gpa = page.gpa().checked_add((at & 0xfff) as u64).unwrap();
+            (!part.is_empty()).then_some((gpa, part))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_end_where_the_next_page_is_no_neighbour() {
+        let pages: Vec<_> = [1, 7, 8, 3].into_iter().map(|n| Gpfn::new(n).unwrap()).collect();
+        let ring = Ring::new(&pages);
+        let pieces: Vec<_> =
+            ring.pieces(4000, 10_000).map(|(gpa, part)| (gpa.get(), part)).collect();
+        let expected =
+            [((7 << 12) + 4000, 0..4192), (3 << 12, 4192..8288), (7 << 12, 8288..10_000)];
+        assert_eq!(pieces, expected);
+        assert_eq!(ring.pieces(8, 0).count(), 0);
+    }
 }

@@ -152,6 +152,6 @@ fn a_page_listed_twice_does_no_harm() {
     assert_eq!(pair.run(), [Event::GpadlCreated(gpadl, true), Event::Opened(relid, true)]);
     let host = pair.rings.as_mut().unwrap();
     let _ = host.send(&[0xff; 4096], 0);
-    let _ = host.receive(&mut Vec::new());
+    let _ = host.receive();
     let _ = host.end_receive();
 }

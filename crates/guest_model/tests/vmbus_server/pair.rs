@@ -180,12 +180,11 @@ impl Pair {
     /// One packet there and one back.
     pub(crate) fn exchange(&mut self, guest: &mut GuestRings<Arc<SharedMemory>>) {
         let host = self.rings.as_mut().expect("the channel is open");
-        let mut buf = Vec::new();
         assert_eq!(guest.send(b"guest to host 16", 1), Ok(true));
-        assert_eq!(host.receive(&mut buf).unwrap().unwrap().transaction_id, 1);
-        assert_eq!(buf, b"guest to host 16");
-        assert_eq!(host.receive(&mut buf), Ok(None));
-        assert_eq!(host.end_receive(), Ok(false));
+        let packet = host.receive().unwrap().unwrap();
+        assert_eq!((packet.payload, packet.transaction_id), (&b"guest to host 16"[..], 1));
+        assert_eq!(host.receive(), Ok(None));
+        assert!(!host.end_receive());
         let sent = host.send(b"host to guest 16", 2).unwrap();
         assert_eq!(sent, vmbus::ring::Sent::Written { signal: true });
         let packet = guest.receive().unwrap();
