@@ -131,6 +131,9 @@ fn is_rounded(target: u64, wanted: u64) -> bool {
     PAGE_SIZES.iter().any(|&size| pages.checked_next_multiple_of(size) == Some(target))
 }
 
+/// The device's word for pages on their way back.
+const UNBALLOONING: &str = "unballooning";
+
 impl Sample {
     fn new(status: DynamicMemoryInfo, wanted: u64) -> Self {
         // Where another client has set another target since, its books are not about ours.
@@ -145,6 +148,7 @@ impl Sample {
             waiting: status.waiting,
             refused: refusal.filter(|it| is_ours(&it.target)).map(|it| it.reason),
             stopped: status.stopped.filter(|_| target.is_some()),
+            unconfirmed: status.state == UNBALLOONING,
         }
     }
 }

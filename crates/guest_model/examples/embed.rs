@@ -70,9 +70,10 @@ impl Vmm {
 
     fn device_action(&mut self, action: hv_balloon::Action) {
         match action {
-            hv_balloon::Action::Send(message) => {
-                let sent = self.rings.as_mut().map(|rings| rings.send(&message, 0));
-                // Where it says `Full`, keep the message and try again.
+            hv_balloon::Action::Send => {
+                let message = self.device.message().unwrap_or_default();
+                let sent = self.rings.as_mut().map(|rings| rings.send(message, 0));
+                // Where it says `Full`, try again when the guest signals, or after a while.
                 assert!(matches!(sent, Some(Ok(Sent::Written { .. }))));
                 self.tell(Event::Sent);
             }
@@ -89,11 +90,10 @@ impl Vmm {
 
     /// The guest signalled: takes its packets.
     fn signalled(&mut self) {
-        let mut packet = Vec::new();
         while let Some(rings) = &mut self.rings
-            && let Some(_) = rings.receive(&mut packet).expect("the ring is sound")
+            && let Some(packet) = rings.receive().expect("the ring is sound")
         {
-            self.tell(Event::Packet(&packet));
+            self.device.handle(self.now, Event::Packet(packet.payload));
             self.run();
         }
     }

@@ -56,11 +56,13 @@ pub enum Prepare {
 /// Something to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Write this message to the ring, then report [`Event::Sent`]. There is no second one before
-    /// that, so a full ring stops the device by itself.
+    /// Write [`Device::message`] to the ring, then report [`Event::Sent`]. There is no second one
+    /// before that, so a full ring stops the device by itself. A close or reset takes the message
+    /// back.
     ///
+    /// [`Device::message`]: crate::Device::message
     /// [`Event::Sent`]: crate::Event::Sent
-    Send(Vec<u8>),
+    Send,
     /// Give the memory behind these pages back to the host, then report [`Event::JobDone`], also
     /// after a close or reset.
     ///

@@ -52,8 +52,9 @@ impl Device {
         short_answers: u32,
     ) {
         let pages = request_size(excess);
-        let request = BalloonRequest { pages }.emit(self.transaction_id);
-        if self.outbox.push(request).is_ok() {
+        let id = self.transaction_id;
+        let request = BalloonRequest { pages };
+        if self.outbox.push(|out| request.emit_into(id, out)).is_ok() {
             let asked = Asked { pages, gained: PageCount::ZERO, named_pages: false, short_answers };
             let deadline = self.after(BALLOON_TIMEOUT);
             self.state = State::Ballooning { session, asked, deadline };

@@ -13,6 +13,10 @@ use crate::action::JobIds;
 /// meanwhile are merged into the next one.
 pub const MAX_DISCARDS_IN_FLIGHT: usize = 2;
 
+/// The most ranges in one discard. The pages of a discard that runs cannot be given back, and a
+/// guest that wants them back at once should wait milliseconds, not seconds.
+pub const MAX_DISCARD_RANGES: usize = 4096;
+
 /// The most ranges of pages that are not RAM the device remembers. RAM bounds all other sets; these
 /// a guest could name without end.
 pub const MAX_FOREIGN_RANGES: usize = 4096;
@@ -27,6 +31,15 @@ pub(crate) struct Books {
     unit: PageCount,
     /// Given by the guest, not yet handed to a discard.
     pending: PageRangeSet,
+    /// Given by the guest, and handed to a discard once.
+    out: Out,
+    /// Given by the guest, but not its RAM.
+    foreign: PageRangeSet,
+}
+
+/// Pages that were handed to a discard, by what became of them.
+#[derive(Debug, Default)]
+struct Out {
     /// Being discarded.
     discarding: BTreeMap<JobId, PageRangeSet>,
     /// Given by the guest, discarded.
@@ -37,10 +50,19 @@ pub(crate) struct Books {
     held: PageRangeSet,
     /// Discarded units the host is asked to provide again.
     providing: PageRangeSet,
-    /// Given back to the guest, which has not confirmed it. They were ballooned before.
-    returning: PageRangeSet,
-    /// Given by the guest, but not its RAM.
-    foreign: PageRangeSet,
+}
+
+impl Out {
+    /// The sets there are, with room for the most discards.
+    const SETS: usize = 4 + MAX_DISCARDS_IN_FLIGHT;
+
+    /// The sets that hold pages.
+    fn sets(&self) -> impl Iterator<Item = &PageRangeSet> {
+        [&self.ballooned, &self.undiscarded, &self.held, &self.providing]
+            .into_iter()
+            .chain(self.discarding.values())
+            .filter(|set| !set.is_empty())
+    }
 }
 
 /// What one message brought.
@@ -59,6 +81,10 @@ pub(crate) struct Accepted {
 }
 
 impl Accepted {
+    fn duplicate(&mut self, pages: PageCount) {
+        self.duplicate = self.duplicate.saturating_add(pages);
+    }
+
     /// Whether the message named any page.
     pub(crate) const fn is_empty(self) -> bool {
         self.fresh.is_zero()
@@ -78,17 +104,16 @@ impl Books {
         self.ram.len()
     }
 
-    /// Pages the host provides.
+    /// Pages the host provides, or owes as soon as the guest touches them.
     pub(crate) const fn actual(&self) -> PageCount {
         self.assigned()
-            .saturating_sub(self.ballooned.len())
-            .saturating_sub(self.returning.len())
-            .saturating_sub(self.providing.len())
+            .saturating_sub(self.out.ballooned.len())
+            .saturating_sub(self.out.providing.len())
     }
 
     /// Pages the guest can use, as far as the host knows.
     pub(crate) fn present(&self) -> PageCount {
-        [&self.ballooned, &self.undiscarded, &self.held, &self.providing]
+        [&self.out.ballooned, &self.out.undiscarded, &self.out.held, &self.out.providing]
             .into_iter()
             .fold(self.assigned().saturating_sub(self.in_flight()), |present, out| {
                 present.saturating_sub(out.len())
@@ -97,18 +122,19 @@ impl Books {
 
     /// Pages given whose discard has not ended.
     pub(crate) fn in_flight(&self) -> PageCount {
-        self.discarding
+        self.out
+            .discarding
             .values()
             .fold(self.pending.len(), |sum, pages| sum.saturating_add(pages.len()))
     }
 
     /// Pages of RAM that may be given back now.
     pub(crate) fn returnable(&self) -> PageCount {
-        let provided = [&self.pending, &self.undiscarded, &self.held]
+        let provided = [&self.pending, &self.out.undiscarded, &self.out.held]
             .into_iter()
             .fold(PageCount::ZERO, |sum, pages| sum.saturating_add(pages.len()));
         if self.provides_itself() {
-            provided.saturating_add(self.ballooned.len())
+            provided.saturating_add(self.out.ballooned.len())
         } else {
             provided
         }
@@ -121,7 +147,7 @@ impl Books {
     }
 
     pub(crate) const fn held(&self) -> PageCount {
-        self.held.len()
+        self.out.held.len()
     }
 
     pub(crate) const fn unit(&self) -> PageCount {
@@ -129,7 +155,7 @@ impl Books {
     }
 
     pub(crate) const fn undiscarded(&self) -> PageCount {
-        self.undiscarded.len()
+        self.out.undiscarded.len()
     }
 
     pub(crate) const fn foreign(&self) -> PageCount {
@@ -139,52 +165,66 @@ impl Books {
     /// Takes pages the guest gave. Nothing but the words' format was checked before.
     pub(crate) fn accept(&mut self, words: RangeWords<'_>) -> Accepted {
         let mut accepted = Accepted::default();
-        let mut fresh = PageRangeSet::new();
+        // Parts of RAM that are not all the guest's. A guest may name all its RAM in every word:
+        // they are looked at once, not word by word.
+        let mut doubtful = PageRangeSet::new();
+        // The same for all words, and found with none of them as a rule: worth looking up once.
+        let empty = PageRangeSet::new();
+        let mut out = [&empty; Out::SETS];
+        let used = out.iter_mut().zip(self.out.sets()).map(|(slot, set)| *slot = set).count();
+        let out = out.get(..used).unwrap_or_default();
         for word in words.iter() {
             let Ok(range) = word.range() else {
                 accepted.bad_ranges = accepted.bad_ranges.saturating_add(1);
                 continue;
             };
+            if self.ram.contains_range(range) && out.iter().all(|set| set.is_disjoint(range)) {
+                let fresh = self.pending.insert(range);
+                accepted.fresh = accepted.fresh.saturating_add(fresh);
+                accepted.duplicate(range.count().saturating_sub(fresh));
+                continue;
+            }
             for part in self.ram.intersection(range) {
-                let twice = part.count().saturating_sub(fresh.insert(part));
-                accepted.duplicate = accepted.duplicate.saturating_add(twice);
+                accepted.duplicate(part.count().saturating_sub(doubtful.insert(part)));
             }
-            self.accept_foreign(range, &mut accepted);
+            Self::accept_foreign(&self.ram, &mut self.foreign, range, &mut accepted);
         }
-        let out = [&self.pending, &self.ballooned, &self.undiscarded, &self.held, &self.providing];
-        for held in out.into_iter().chain(self.discarding.values()) {
-            let known: Vec<PageRange> =
-                fresh.iter().flat_map(|range| held.intersection(range)).collect();
-            for range in known {
-                accepted.duplicate = accepted.duplicate.saturating_add(fresh.remove(range));
-            }
+        if !doubtful.is_empty() {
+            self.accept_doubtful(doubtful, &mut accepted);
         }
-        // A page that comes back before the guest confirmed it was with the guest all right.
-        for range in fresh.iter() {
-            self.returning.remove(range);
-        }
-        accepted.fresh = self.pending.insert_set(&fresh);
         accepted
     }
 
+    /// Takes those of the pages that are not out yet.
+    fn accept_doubtful(&mut self, mut pages: PageRangeSet, accepted: &mut Accepted) {
+        for set in self.out.sets().chain([&self.pending]) {
+            accepted.duplicate(pages.remove_set(set));
+        }
+        accepted.fresh = accepted.fresh.saturating_add(self.pending.insert_set(&pages));
+    }
+
     /// Remembers the parts of `range` that are not RAM, as long as there is room.
-    fn accept_foreign(&mut self, range: PageRange, accepted: &mut Accepted) {
-        for part in self.ram.difference(range) {
-            if self.foreign.range_count() >= MAX_FOREIGN_RANGES {
+    fn accept_foreign(
+        ram: &PageRangeSet,
+        foreign: &mut PageRangeSet,
+        range: PageRange,
+        accepted: &mut Accepted,
+    ) {
+        for part in ram.difference(range) {
+            if foreign.has_more_ranges_than(MAX_FOREIGN_RANGES - 1) {
                 accepted.forgotten = accepted.forgotten.saturating_add(part.count());
                 continue;
             }
-            let added = self.foreign.insert(part);
+            let added = foreign.insert(part);
             accepted.foreign = accepted.foreign.saturating_add(added);
-            let twice = part.count().saturating_sub(added);
-            accepted.duplicate = accepted.duplicate.saturating_add(twice);
+            accepted.duplicate(part.count().saturating_sub(added));
         }
     }
 
     /// Hands all pending pages that can be discarded to a new discard, unless there are none or
     /// enough discards run.
     pub(crate) fn start_discard(&mut self, ids: &mut JobIds) -> Option<(JobId, Vec<PageRange>)> {
-        if self.pending.is_empty() || self.discarding.len() >= MAX_DISCARDS_IN_FLIGHT {
+        if self.pending.is_empty() || self.out.discarding.len() >= MAX_DISCARDS_IN_FLIGHT {
             return None;
         }
         let pages = self.take_discardable();
@@ -193,53 +233,59 @@ impl Books {
         }
         let id = ids.next();
         let ranges = pages.iter().collect();
-        self.discarding.insert(id, pages);
+        self.out.discarding.insert(id, pages);
         Some((id, ranges))
     }
 
     /// The whole units among the pages that are out; other pending pages are held from now on.
     fn take_discardable(&mut self) -> PageRangeSet {
+        if self.provides_itself() && self.pending.has_more_ranges_than(MAX_DISCARD_RANGES) {
+            return core::iter::from_fn(|| self.pending.take_last(PageCount::new(u64::MAX)))
+                .take(MAX_DISCARD_RANGES)
+                .collect();
+        }
         let pending = core::mem::take(&mut self.pending);
         if self.provides_itself() {
             return pending;
         }
-        self.held.insert_set(&pending);
+        self.out.held.insert_set(&pending);
         // A guest can give every other page: each unit is looked at once, not once for each page.
         let touched: PageRangeSet =
             pending.iter().map(|range| range.units_around(self.unit)).collect();
         let whole: PageRangeSet = touched
             .iter()
-            .flat_map(|units| self.held.intersection(units))
+            .flat_map(|units| self.out.held.intersection(units))
             .filter_map(|part| part.units_within(self.unit))
             .collect();
-        self.held.remove_set(&whole);
+        self.out.held.remove_set(&whole);
         whole
     }
 
     /// Books the end of a discard; `None` where it is none of this session's. Gives its pages.
     pub(crate) fn finish_discard(&mut self, id: JobId, ok: bool) -> Option<PageCount> {
-        let pages = self.discarding.remove(&id)?;
-        let set = if ok { &mut self.ballooned } else { &mut self.undiscarded };
-        set.insert_set(&pages);
-        Some(pages.len())
+        let pages = self.out.discarding.remove(&id)?;
+        let set = if ok { &mut self.out.ballooned } else { &mut self.out.undiscarded };
+        let count = pages.len();
+        set.append(pages);
+        Some(count)
     }
 
     /// Takes discarded units that the host is to provide again, for `owed` pages to give back.
     pub(crate) fn begin_provide(&mut self, owed: PageCount) -> Option<Vec<PageRange>> {
         let mut left = owed.align_up(self.unit).unwrap_or(owed);
         while !left.is_zero()
-            && let Some(range) = self.ballooned.take_last(left)
+            && let Some(range) = self.out.ballooned.take_last(left)
         {
-            self.providing.insert(range);
+            self.out.providing.insert(range);
             left = left.saturating_sub(range.count());
         }
-        (!self.providing.is_empty()).then(|| self.providing.iter().collect())
+        (!self.out.providing.is_empty()).then(|| self.out.providing.iter().collect())
     }
 
     /// The host provides the units again, or cannot.
     pub(crate) fn finish_provide(&mut self, ok: bool) {
-        let units = core::mem::take(&mut self.providing);
-        let set = if ok { &mut self.held } else { &mut self.ballooned };
+        let units = core::mem::take(&mut self.out.providing);
+        let set = if ok { &mut self.out.held } else { &mut self.out.ballooned };
         set.insert_set(&units);
     }
 
@@ -261,7 +307,7 @@ impl Books {
 
     /// Lets failed discards be tried again, and what is held.
     pub(crate) fn retry_discards(&mut self) {
-        let failed = core::mem::take(&mut self.undiscarded);
+        let failed = core::mem::take(&mut self.out.undiscarded);
         self.pending.insert_set(&failed);
         self.retry_held();
     }
@@ -269,7 +315,7 @@ impl Books {
     /// Lets what is held be discarded as far as it is whole units: those that were provided and not
     /// given back.
     pub(crate) fn retry_held(&mut self) {
-        let held = core::mem::take(&mut self.held);
+        let held = core::mem::take(&mut self.out.held);
         self.pending.insert_set(&held);
     }
 
@@ -285,7 +331,7 @@ impl Books {
         }
         // Pages that are not discarded cost the host nothing to give back.
         let max = owed.min(room);
-        for set in [&mut self.pending, &mut self.undiscarded, &mut self.held] {
+        for set in [&mut self.pending, &mut self.out.undiscarded, &mut self.out.held] {
             if let Some(range) = set.take_last(max) {
                 return Some((range, range.count()));
             }
@@ -293,24 +339,18 @@ impl Books {
         if !self.provides_itself() {
             return None;
         }
-        let range = self.ballooned.take_last(max)?;
-        self.returning.insert(range);
+        let range = self.out.ballooned.take_last(max)?;
         Some((range, range.count()))
-    }
-
-    /// The guest has all pages that were given back.
-    pub(crate) fn finish_return(&mut self) {
-        self.returning.clear();
     }
 
     /// The guest forgot the balloon: all RAM is its own again. Gives the discards that still run and
     /// their pages, and the pages that it must not touch before the host provides them again.
     pub(crate) fn forget(&mut self) -> (BTreeMap<JobId, PageCount>, PageRangeSet) {
-        let discards = self.discarding.iter().map(|(&id, pages)| (id, pages.len())).collect();
+        let discards = self.out.discarding.iter().map(|(&id, pages)| (id, pages.len())).collect();
         let mut absent = PageRangeSet::new();
         if !self.provides_itself() {
-            let sets = [&self.ballooned, &self.providing].into_iter();
-            for set in sets.chain(self.discarding.values()) {
+            let sets = [&self.out.ballooned, &self.out.providing].into_iter();
+            for set in sets.chain(self.out.discarding.values()) {
                 absent.insert_set(set);
             }
         }
@@ -331,21 +371,21 @@ impl Books {
 
     /// Asserts what holds whatever the guest sent.
     pub(crate) fn check(&self) {
-        assert!(self.discarding.len() <= MAX_DISCARDS_IN_FLIGHT, "too many discards in flight");
+        assert!(self.out.discarding.len() <= MAX_DISCARDS_IN_FLIGHT, "too many discards in flight");
         assert!(
-            self.pending.is_empty() || self.discarding.len() == MAX_DISCARDS_IN_FLIGHT,
+            self.pending.is_empty() || self.out.discarding.len() == MAX_DISCARDS_IN_FLIGHT,
             "pages wait although a discard could start"
         );
         assert!(self.foreign.range_count() <= MAX_FOREIGN_RANGES, "too many foreign ranges");
         let sets: Vec<&PageRangeSet> =
-            [&self.pending, &self.ballooned, &self.undiscarded, &self.returning, &self.held]
+            [&self.pending, &self.out.ballooned, &self.out.undiscarded, &self.out.held]
                 .into_iter()
-                .chain([&self.providing])
-                .chain(self.discarding.values())
+                .chain([&self.out.providing])
+                .chain(self.out.discarding.values())
                 .collect();
         let given = sets.iter().fold(PageCount::ZERO, |sum, set| sum.saturating_add(set.len()));
         assert!(given <= self.assigned(), "more pages out than there are");
-        if sets.iter().map(|set| set.range_count()).sum::<usize>() > Self::THOROUGH {
+        if sets.iter().any(|set| set.has_more_ranges_than(Self::THOROUGH)) {
             return;
         }
         let mut union = PageRangeSet::new();
@@ -353,7 +393,9 @@ impl Books {
             assert!(self.ram.contains_range(range), "{range} is out but not RAM");
             assert_eq!(union.insert(range), range.count(), "{range} is in two sets");
         }
-        for range in [&self.ballooned, &self.providing].into_iter().flat_map(PageRangeSet::iter) {
+        for range in
+            [&self.out.ballooned, &self.out.providing].into_iter().flat_map(PageRangeSet::iter)
+        {
             let whole = range.units_within(self.unit);
             assert_eq!(whole, Some(range), "a part of a unit is discarded");
         }
@@ -367,10 +409,5 @@ impl Books {
         self.present() == self.assigned()
             && self.actual() == self.assigned()
             && self.foreign.is_empty()
-    }
-
-    /// Whether pages were given back that the guest has not confirmed.
-    pub(crate) const fn is_returning(&self) -> bool {
-        !self.returning.is_empty()
     }
 }

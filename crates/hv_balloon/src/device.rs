@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use dynmem_protocol::{GuestBody, GuestMessage, MessageType, StatusReport};
+use dynmem_protocol::{GuestBody, GuestMessage, MessageType, RangeList, StatusReport};
 use page_range::{PageCount, PageRange, PageRangeSet};
 
 use crate::action::JobIds;
@@ -34,6 +34,8 @@ pub struct Device {
     pub(crate) guest_os_id: Option<u64>,
     pub(crate) goal: Option<Goal>,
     pub(crate) outbox: Outbox,
+    /// What is given back in one message; here so that its room is used again.
+    pub(crate) ranges: RangeList,
     /// For requests of ours; guests do not echo it.
     pub(crate) transaction_id: u32,
     pub(crate) status: Option<StatusReport>,
@@ -65,6 +67,7 @@ impl Device {
             guest_os_id: None,
             goal: None,
             outbox: Outbox::default(),
+            ranges: RangeList::new(),
             transaction_id: 0,
             status: None,
             faults: FaultCounts::default(),
@@ -117,7 +120,14 @@ impl Device {
 
     /// The next thing to do, until there is none.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front().or_else(|| self.outbox.poll().map(Action::Send))
+        self.actions.pop_front().or_else(|| self.outbox.poll().then_some(Action::Send))
+    }
+
+    /// The message to write to the ring: from [`Action::Send`] until [`Event::Sent`], or until the
+    /// channel closes.
+    #[must_use]
+    pub fn message(&self) -> Option<&[u8]> {
+        self.outbox.current()
     }
 
     /// When [`Event::Deadline`] is due, as time since the VM started.

@@ -107,8 +107,9 @@ impl Device {
             !self.missing_pages().is_zero() && self.goal.is_some_and(|goal| !goal.is_given_up());
         let word = RangeWord::new(range).ok().filter(|_| wanted);
         let request = word.map(|range| HotAddRequest { range, region: Some(range) });
+        let id = self.transaction_id;
         let sent = request
-            .map(|request| self.outbox.push(request.emit(self.transaction_id)))
+            .map(|request| self.outbox.push(|out| request.emit_into(id, out)))
             .is_some_and(|pushed| pushed.is_ok());
         if sent {
             self.books.forget_foreign(range);

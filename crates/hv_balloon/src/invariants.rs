@@ -8,7 +8,6 @@ use crate::target::Pursuit;
 pub(crate) fn check(device: &Device) {
     device.books.check();
     without_a_session_all_pages_are_the_guests(device);
-    pages_are_unconfirmed_only_while_unballooning(device);
     closing_waits_for_something(device);
     targets_are_some_memory(device);
     idle_means_nothing_to_do(device);
@@ -18,14 +17,6 @@ fn without_a_session_all_pages_are_the_guests(device: &Device) {
     assert!(
         device.state.session().is_some() || device.books.is_untouched(),
         "pages are out in {}",
-        device.state.name()
-    );
-}
-
-fn pages_are_unconfirmed_only_while_unballooning(device: &Device) {
-    assert!(
-        matches!(device.state, State::Unballooning { .. }) || !device.books.is_returning(),
-        "pages are on their way back in {}",
         device.state.name()
     );
 }

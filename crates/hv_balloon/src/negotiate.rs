@@ -41,7 +41,7 @@ impl Device {
         };
         let version = request.version;
         let is_accepted = version.is_known();
-        if !self.answer(VersionResponse { is_accepted }.emit(id)) {
+        if !self.answer(|out| VersionResponse { is_accepted }.emit_into(id, out)) {
             return;
         }
         if is_accepted {
@@ -61,7 +61,7 @@ impl Device {
             hot_remove: false,
             suppress_pressure_reports: !self.status_reports,
         };
-        if !self.answer(response.emit(id)) {
+        if !self.answer(|out| response.emit_into(id, out)) {
             return;
         }
         let session = Session { version, capabilities: report.capabilities };
@@ -104,8 +104,12 @@ impl Device {
     pub(crate) fn on_system_reset(&mut self) {
         if let Some(Goal { target, .. }) = self.goal.take_if(|goal| goal.is_open()) {
             let (actual, reason) = (self.books.actual(), StopReason::Reset);
-            self.last_refusal = Some((target, Refusal::Stopped(reason)));
-            self.notify(Notice::StoppedShort { target, actual, reason });
+            if actual == target {
+                self.notify(Notice::TargetReached { actual });
+            } else {
+                self.last_refusal = Some((target, Refusal::Stopped(reason)));
+                self.notify(Notice::StoppedShort { target, actual, reason });
+            }
         }
         let Leavings { discards, mut preparation, .. } = self.end_session();
         self.goal = None;
@@ -208,8 +212,8 @@ impl Device {
     }
 
     /// Queues an answer; false where the guest asks more than it reads.
-    fn answer(&mut self, message: Vec<u8>) -> bool {
-        let queued = self.outbox.push(message).is_ok();
+    fn answer(&mut self, emit: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let queued = self.outbox.push(emit).is_ok();
         if !queued {
             self.fault(GuestFault::Flood);
         }

@@ -7,11 +7,15 @@ use alloc::vec::Vec;
 /// and does not read make up the rest.
 const CAPACITY: usize = 8;
 
-/// Messages waiting, and whether the driver has one.
+/// Messages waiting, and the one that the driver has.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     waiting: VecDeque<Vec<u8>>,
+    /// The driver's message, if it has one.
+    current: Vec<u8>,
     with_driver: bool,
+    /// Buffers of old messages for new ones.
+    spare: Vec<Vec<u8>>,
 }
 
 /// No room for another message.
@@ -19,22 +23,33 @@ pub(crate) struct Outbox {
 pub(crate) struct Full;
 
 impl Outbox {
-    pub(crate) fn push(&mut self, message: Vec<u8>) -> Result<(), Full> {
+    /// Queues the message that `emit` writes into an empty buffer.
+    pub(crate) fn push(&mut self, emit: impl FnOnce(&mut Vec<u8>)) -> Result<(), Full> {
         if self.waiting.len() >= CAPACITY {
             return Err(Full);
         }
+        let mut message = self.spare.pop().unwrap_or_default();
+        message.clear();
+        emit(&mut message);
         self.waiting.push_back(message);
         Ok(())
     }
 
-    /// The next message for the driver, once it is done with the one before.
-    pub(crate) fn poll(&mut self) -> Option<Vec<u8>> {
+    /// Gives the driver its next message, once it is done with the one before; false if there is
+    /// none to give.
+    pub(crate) fn poll(&mut self) -> bool {
         if self.with_driver {
-            return None;
+            return false;
         }
-        let message = self.waiting.pop_front()?;
+        let Some(message) = self.waiting.pop_front() else { return false };
+        self.spare.push(core::mem::replace(&mut self.current, message));
         self.with_driver = true;
-        Some(message)
+        true
+    }
+
+    /// The driver's message.
+    pub(crate) fn current(&self) -> Option<&[u8]> {
+        self.with_driver.then_some(&*self.current)
     }
 
     /// The driver is done with its message.
@@ -49,25 +64,34 @@ impl Outbox {
 
     /// Forgets everything: the ring is gone.
     pub(crate) fn clear(&mut self) {
-        *self = Self::default();
+        self.spare.extend(self.waiting.drain(..));
+        self.with_driver = false;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::vec;
-
     use super::*;
+
+    fn outbox(messages: &[u8]) -> Outbox {
+        let mut outbox = Outbox::default();
+        for byte in messages {
+            outbox.push(|message| message.push(*byte)).unwrap();
+        }
+        outbox
+    }
 
     #[test]
     fn the_driver_has_one_message_at_a_time() {
-        let mut outbox = Outbox::default();
-        outbox.push(vec![1]).unwrap();
-        outbox.push(vec![2]).unwrap();
-        assert_eq!(outbox.poll(), Some(vec![1]));
-        assert_eq!(outbox.poll(), None);
+        let mut outbox = outbox(&[1, 2]);
+        assert_eq!(outbox.current(), None);
+        assert!(outbox.poll());
+        assert!(!outbox.poll());
+        assert_eq!(outbox.current(), Some(&[1][..]));
         outbox.sent();
-        assert_eq!(outbox.poll(), Some(vec![2]));
+        assert_eq!(outbox.current(), None);
+        assert!(outbox.poll());
+        assert_eq!(outbox.current(), Some(&[2][..]));
         assert!(!outbox.is_idle());
         outbox.sent();
         assert!(outbox.is_idle());
@@ -76,9 +100,21 @@ mod tests {
     #[test]
     fn a_full_outbox_refuses() {
         let mut outbox = Outbox::default();
-        let pushed = core::iter::repeat_with(|| outbox.push(vec![])).take_while(Result::is_ok);
+        let pushed = core::iter::repeat_with(|| outbox.push(|_| ())).take_while(Result::is_ok);
         assert_eq!(pushed.count(), CAPACITY);
         outbox.clear();
-        assert_eq!(outbox.push(vec![]), Ok(()));
+        assert_eq!(outbox.push(|_| ()), Ok(()));
+        assert!(outbox.spare.len() < CAPACITY);
+    }
+
+    #[test]
+    fn buffers_are_used_again_and_never_more_than_fit() {
+        let mut outbox = outbox(&[1]);
+        for byte in 0..100 {
+            outbox.push(|message| message.push(byte)).unwrap();
+            assert!(outbox.poll());
+            outbox.sent();
+        }
+        assert!(outbox.spare.len() <= 2, "{}", outbox.spare.len());
     }
 }

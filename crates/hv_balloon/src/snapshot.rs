@@ -21,8 +21,9 @@ pub struct Snapshot {
     pub is_pursued: bool,
     /// Why the device stopped short of the target, when it did.
     pub last_stop: Option<StopReason>,
-    /// Pages the host provides: `assigned` less those whose discard succeeded and that the guest
-    /// has not confirmed to have back.
+    /// Pages the host provides or owes: `assigned` less those whose discard succeeded. A page that
+    /// is given back counts from the message on, not from the guest's answer: it may be touched
+    /// before that.
     pub actual: PageCount,
     /// The largest target that would be taken, in pages.
     pub maximum: PageCount,

@@ -101,7 +101,6 @@ impl Device {
             State::Unballooning { session, .. } => {
                 // The guest may have the pages and its answer be lost. They must not go twice.
                 self.notify(Notice::TimedOut(Transaction::Unballoon));
-                self.books.finish_return();
                 self.end_transaction(session);
             }
             State::HotAdding { session, range, since, .. } => {

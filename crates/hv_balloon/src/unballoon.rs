@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use dynmem_protocol::{MessageType, RangeList, UnballoonRequest};
+use dynmem_protocol::{MessageType, UnballoonRequest};
 use page_range::PageCount;
 
 use crate::Device;
@@ -22,7 +22,8 @@ impl Device {
     /// request; a target that fell leads to a last message without pages.
     pub(crate) fn return_pages(&mut self, session: Session) {
         let mut owed = self.owed_pages();
-        let mut list = RangeList::new();
+        let mut list = core::mem::take(&mut self.ranges);
+        list.clear();
         while !owed.is_zero() && !list.is_full() {
             let room = MAX_UNBALLOON_MESSAGE.saturating_sub(list.pages());
             let Some((range, of_ram)) = self.books.take_returnable(owed, room) else { break };
@@ -31,9 +32,11 @@ impl Device {
             owed = owed.saturating_sub(of_ram);
         }
         let more_pages = !owed.is_zero() && !self.books.returnable().is_zero();
-        let message = UnballoonRequest::emit(self.transaction_id, more_pages, &list);
-        let pushed = self.outbox.push(message);
+        let id = self.transaction_id;
+        let pushed =
+            self.outbox.push(|out| UnballoonRequest::emit_into(id, more_pages, &list, out));
         debug_assert_eq!(pushed, Ok(()), "called with an idle outbox only");
+        self.ranges = list;
         let deadline = self.after(UNBALLOON_TIMEOUT);
         self.state = State::Unballooning { session, all_sent: !more_pages, deadline };
     }
@@ -42,7 +45,6 @@ impl Device {
     pub(crate) fn on_unballoon_response(&mut self) {
         match self.state {
             State::Unballooning { session, all_sent: true, .. } if self.outbox.is_idle() => {
-                self.books.finish_return();
                 self.end_transaction(session);
             }
             _ => self.out_of_state(MessageType::UNBALLOON_RESPONSE),

@@ -143,7 +143,7 @@ impl Vm {
             let status = self.dynamic_memory()?;
             let stopped = status.stopped.as_ref().filter(|_| status.actual != bytes);
             ensure!(stopped.is_none(), "the guest stopped short of {bytes}: {status:?}");
-            Ok((status.actual == bytes).then_some(()))
+            Ok(has_size(&status, bytes).then_some(()))
         })
         .with_context(|| format!("{:?}", self.dynamic_memory()))
     }
@@ -158,7 +158,7 @@ impl Vm {
         let what = format!("a guest of {} MiB, or a reason why not", bytes / MIB);
         wait_for(&what, || {
             let status = self.dynamic_memory()?;
-            let ended = status.stopped.is_some() || status.actual == bytes;
+            let ended = status.stopped.is_some() || has_size(&status, bytes);
             Ok(ended.then_some(status))
         })
         .with_context(|| format!("{:?}", self.dynamic_memory()))
@@ -307,6 +307,11 @@ pub fn resident(process: u32) -> Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("Rss:")).context("no Rss")?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib * 1024)
+}
+
+/// Whether a guest has this many bytes, by its own word too.
+fn has_size(status: &DynamicMemoryInfo, bytes: u64) -> bool {
+    status.actual == bytes && status.state != "unballooning"
 }
 
 /// What each thread of a process does: its name, state, clock ticks used in a second, and where in

@@ -19,6 +19,9 @@ pub(crate) struct Sample {
     pub(crate) refused: Option<String>,
     /// Why the guest will not reach the target, if the device says so.
     pub(crate) stopped: Option<String>,
+    /// Whether pages were given back and the guest, by what the device says, has not yet said that
+    /// it has them.
+    pub(crate) unconfirmed: bool,
 }
 
 /// What to make of it.
@@ -79,6 +82,8 @@ impl Watch {
         if distance < PAGE {
             return match sample.stopped {
                 Some(reason) => Verdict::Failed(Failure::Unused(reason)),
+                // The device waits for the guest's word, and not for ever.
+                None if sample.unconfirmed => Verdict::Moving,
                 None => Verdict::Reached,
             };
         }
@@ -145,6 +150,14 @@ mod tests {
         let sample = Sample { actual: 512 * MIB, stopped, ..Sample::default() };
         let unused = Verdict::Failed(Failure::Unused("offline".to_owned()));
         assert_eq!(watch().observe(Duration::ZERO, sample), unused);
+    }
+
+    #[test]
+    fn pages_count_once_the_guest_has_them() {
+        let sample = |unconfirmed| Sample { actual: 512 * MIB, unconfirmed, ..Sample::default() };
+        let mut watch = watch();
+        assert_eq!(watch.observe(Duration::from_secs(30), sample(true)), Verdict::Moving);
+        assert_eq!(watch.observe(Duration::from_secs(31), sample(false)), Verdict::Reached);
     }
 
     #[test]

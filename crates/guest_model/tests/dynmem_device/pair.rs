@@ -293,7 +293,8 @@ impl Pair {
     fn act(&mut self) {
         while let Some(action) = self.device.poll_action() {
             match action {
-                Action::Send(message) => {
+                Action::Send => {
+                    let message = self.device.message().expect("a message").to_vec();
                     assert_eq!(self.unsent.replace(message), None, "two messages at a time");
                     self.write();
                 }

@@ -120,11 +120,13 @@ impl Driver {
     fn run(&mut self) {
         while let Some(action) = self.device.poll_action() {
             match action {
-                Action::Send(message) if self.ring_is_full => {
-                    assert_eq!(self.stuck.replace(message), None, "two messages at a time");
+                Action::Send if self.ring_is_full => {
+                    let message = self.device.message().map(<[u8]>::to_vec);
+                    assert!(message.is_some(), "nothing to send");
+                    assert_eq!(core::mem::replace(&mut self.stuck, message), None, "two at a time");
                 }
-                Action::Send(message) => {
-                    self.ring.push_back(message);
+                Action::Send => {
+                    self.ring.push_back(self.device.message().expect("a message").to_vec());
                     self.device.handle(self.now, Event::Sent);
                 }
                 Action::Discard { id, ranges } => self.discards.push_back((id, ranges)),

@@ -116,11 +116,7 @@ struct World {
     out: BTreeSet<u64>,
     /// Those of them that are RAM and whose discard ended well.
     discarded: BTreeSet<u64>,
-    /// Pages sent back and not confirmed that were discarded before.
-    unconfirmed: BTreeSet<u64>,
     asked: Option<u64>,
-    /// The last message of an unballoon request is in the ring and was not confirmed.
-    may_confirm: bool,
     awaiting_close: bool,
     preparing: Option<(JobId, Prepare)>,
     /// Pages of a closed channel that the next kernel must not touch as they are.
@@ -162,9 +158,7 @@ impl World {
             stale: BTreeSet::new(),
             out: BTreeSet::new(),
             discarded: BTreeSet::new(),
-            unconfirmed: BTreeSet::new(),
             asked: None,
-            may_confirm: false,
             awaiting_close: false,
             preparing: None,
             absent: BTreeSet::new(),
@@ -214,9 +208,6 @@ impl World {
             Op::Give(ranges, more) => self.give(&ranges, more),
             Op::Obey(extra) => self.obey(extra),
             Op::Confirm => {
-                if core::mem::take(&mut self.may_confirm) {
-                    self.unconfirmed.clear();
-                }
                 self.packet(UnballoonResponse.emit(3));
             }
             Op::Status => self.packet(StatusReport::default().emit(4)),
@@ -228,11 +219,6 @@ impl World {
             Op::Discarded(ok) => self.finish_discard(ok),
             Op::Wait(seconds) => {
                 self.now += Duration::from_secs(seconds);
-                if self.device.next_deadline().is_some_and(|deadline| deadline <= self.now) {
-                    // Nobody waits for the confirmation any more.
-                    self.unconfirmed.clear();
-                    self.may_confirm = false;
-                }
                 self.event(Event::Deadline);
             }
         }
@@ -242,8 +228,9 @@ impl World {
         self.device.handle(self.now, event);
         while let Some(action) = self.device.poll_action() {
             match action {
-                Action::Send(message) => {
-                    assert!(message.len() <= MAX_HOST_MESSAGE && message.len() % 8 == 0);
+                Action::Send => {
+                    let message = self.device.message().expect("a message").to_vec();
+                    assert!(message.len() <= MAX_HOST_MESSAGE && message.len().is_multiple_of(8));
                     assert_eq!(self.outgoing, None, "a second message before the first was sent");
                     self.take_back(&message);
                     self.outgoing = Some(message);
@@ -273,9 +260,7 @@ impl World {
         self.stale = self.discards.keys().copied().collect();
         self.out.clear();
         self.discarded.clear();
-        self.unconfirmed.clear();
         self.asked = None;
-        self.may_confirm = false;
         self.awaiting_close = true;
         self.event(event);
     }
@@ -288,7 +273,6 @@ impl World {
         if counts {
             for page in ranges.iter().copied().flat_map(numbers) {
                 self.out.insert(page);
-                self.unconfirmed.remove(&page);
             }
             if !more {
                 self.asked = None;
@@ -326,7 +310,6 @@ impl World {
                 HostBody::BalloonRequest(request) => {
                     self.asked = Some(request.pages.get());
                 }
-                HostBody::UnballoonRequest(request) => self.may_confirm = !request.more_pages,
                 HostBody::HotAddRequest(request) => {
                     let range = request.range.range().unwrap();
                     assert_eq!(self.offered.replace(range), None, "two offers at a time");
@@ -456,13 +439,11 @@ impl World {
             }
         }
         if let HostBody::UnballoonRequest(request) = body {
-            self.may_confirm = false;
             for page in request.ranges.iter().flat_map(|word| numbers(word.range().unwrap())) {
                 assert!(self.out.remove(&page), "{page} was returned but is not out");
                 assert!(!self.in_flight(page), "{page} was returned while being discarded");
                 if self.discarded.remove(&page) {
                     assert_eq!(self.unit, 1, "{page} was returned while the host has it");
-                    self.unconfirmed.insert(page);
                 }
             }
         }
@@ -471,7 +452,7 @@ impl World {
     fn check(&self) {
         let snapshot = self.device.snapshot();
         let assigned = ram().len().get() + self.added.len() as u64;
-        let provided = assigned - (self.discarded.len() + self.unconfirmed.len()) as u64;
+        let provided = assigned - self.discarded.len() as u64;
         assert_eq!(snapshot.actual.get(), provided);
         assert_eq!(snapshot.actual.get() + snapshot.ballooned.get(), snapshot.assigned.get());
         assert_eq!(

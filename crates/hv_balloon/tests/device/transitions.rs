@@ -125,9 +125,9 @@ fn finish_or_stray(driver: &mut Driver, ok: bool) {
     step(driver, Event::JobDone { id, ok });
 }
 
-fn describe(action: &Action) -> String {
+fn describe(action: &Action, message: Option<&[u8]>) -> String {
     match action {
-        Action::Send(message) => match HostMessage::parse(message).unwrap().body {
+        Action::Send => match HostMessage::parse(message.unwrap()).unwrap().body {
             HostBody::BalloonRequest(request) => format!("send balloon {}", request.pages),
             HostBody::UnballoonRequest(request) => {
                 format!("send unballoon {} ranges", request.ranges.len())
@@ -154,9 +154,10 @@ fn describe(action: &Action) -> String {
 fn row(state: StateName, name: &str, event: &dyn Fn(&mut Driver)) -> String {
     let mut driver = in_state(state);
     event(&mut driver);
-    let actions: Vec<String> = std::iter::from_fn(|| driver.device.poll_action())
-        .map(|action| describe(&action))
-        .collect();
+    let mut actions = Vec::new();
+    while let Some(action) = driver.device.poll_action() {
+        actions.push(describe(&action, driver.device.message()));
+    }
     format!("{state} + {name} = {}; {}", driver.state(), actions.join(", "))
         .trim_end_matches("; ")
         .into()

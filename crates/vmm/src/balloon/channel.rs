@@ -21,9 +21,9 @@ pub(crate) const BATCH: usize = 64;
 const MAX_COMPLETIONS: usize = 16;
 
 /// What [`Channel::receive`] found.
-pub(crate) enum Received {
+pub(crate) enum Received<'a> {
     /// A packet with a message for the device.
-    Message,
+    Message(&'a [u8]),
     /// A packet that is none of the device's business.
     Other,
     /// Nothing more.
@@ -41,8 +41,6 @@ pub(crate) struct Channel {
     target_vp: Option<VpIndex>,
     signal: EventFd,
     in_kernel: bool,
-    /// The device's message that found no room.
-    unsent: Option<Vec<u8>>,
     completions: VecDeque<u64>,
     /// The bus wants the channel closed.
     pub(crate) closing: bool,
@@ -92,7 +90,6 @@ impl Channel {
             target_vp: opening.target_vp,
             signal,
             in_kernel: eventfd_in_kernel,
-            unsent: None,
             completions: VecDeque::new(),
             closing: false,
             quiet: false,
@@ -109,46 +106,40 @@ impl Channel {
         self.target_vp = Some(vp);
     }
 
-    /// Whether messages wait for room in the ring.
-    pub(crate) fn is_blocked(&self) -> bool {
-        self.unsent.is_some() || !self.completions.is_empty()
+    /// Whether anything waits for room in the ring; the device's message does if it has one.
+    pub(crate) fn is_blocked(&self, has_message: bool) -> bool {
+        self.rings.is_some() && (has_message || !self.completions.is_empty())
     }
 
-    /// Copies the next packet into `buffer`.
-    pub(crate) fn receive(&mut self, buffer: &mut Vec<u8>) -> Result<Received, RingError> {
+    /// The next packet.
+    pub(crate) fn receive(&mut self) -> Result<Received<'_>, RingError> {
         let Some(rings) = &mut self.rings else {
             return Ok(Received::Nothing);
         };
-        let Some(packet) = rings.receive(buffer)? else {
+        let Some(packet) = rings.receive()? else {
             return Ok(Received::Nothing);
         };
         if packet.completion_requested && self.completions.len() < MAX_COMPLETIONS {
             self.completions.push_back(packet.transaction_id);
         }
         Ok(if packet.kind == PacketKind::DATA_IN_BAND {
-            Received::Message
+            Received::Message(packet.payload)
         } else {
             Received::Other
         })
     }
 
     /// Ends a batch of [`Channel::receive`].
-    pub(crate) fn end_receive(&mut self) -> Result<(), RingError> {
+    pub(crate) fn end_receive(&mut self) {
         if let Some(rings) = &mut self.rings
-            && rings.end_receive()?
+            && rings.end_receive()
         {
             self.signal_guest();
         }
-        Ok(())
     }
 
-    /// Takes the device's next message; it has one at a time.
-    pub(crate) fn queue(&mut self, message: Vec<u8>) {
-        self.unsent = Some(message);
-    }
-
-    /// Writes what waits. Returns whether the device's message has gone out.
-    pub(crate) fn flush(&mut self) -> Result<bool, RingError> {
+    /// Writes what waits, the device's message last. Returns whether that has gone out.
+    pub(crate) fn flush(&mut self, message: Option<&[u8]>) -> Result<bool, RingError> {
         let Some(rings) = &mut self.rings else {
             return Ok(false);
         };
@@ -161,12 +152,11 @@ impl Channel {
             self.completions.pop_front();
         }
         let mut sent = false;
-        if let Some(message) = &self.unsent
+        if let Some(message) = message
             && let Sent::Written { signal } = rings.send(message, 0)?
         {
             wants_signal |= signal;
             sent = true;
-            self.unsent = None;
         }
         if wants_signal {
             self.signal_guest();
@@ -177,7 +167,6 @@ impl Channel {
     /// Leaves the rings alone from now on.
     pub(crate) fn stop(&mut self) {
         self.rings = None;
-        self.unsent = None;
         self.completions.clear();
     }
 

@@ -93,7 +93,6 @@ pub(crate) struct Balloon {
     size_at_close: Option<PageCount>,
     /// Of the machine that is being taken away.
     kept: Kept,
-    buffer: Vec<u8>,
 }
 
 impl Balloon {
@@ -130,7 +129,6 @@ impl Balloon {
             after_reset: None,
             size_at_close: None,
             kept: Kept::default(),
-            buffer: Vec::new(),
         };
         Ok((balloon, operator))
     }
@@ -216,11 +214,9 @@ impl Balloon {
 
     /// Takes packets from the ring; where there are more than a batch the loop comes back.
     pub(crate) fn receive(&mut self) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        if let Err(error) = self.receive_batch(&mut buffer) {
+        if let Err(error) = self.receive_batch() {
             self.break_channel(error);
         }
-        self.buffer = buffer;
     }
 
     /// Does what the device asks for.
@@ -248,7 +244,8 @@ impl Balloon {
 
     /// Whether something waits for room in the ring.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.channel.as_ref().is_some_and(Channel::is_blocked)
+        let has_message = self.device.message().is_some();
+        self.channel.as_ref().is_some_and(|channel| channel.is_blocked(has_message))
     }
 
     /// How long until [`Balloon::on_time`] has something to do.
@@ -273,20 +270,25 @@ impl Balloon {
         self.device.handle(self.start.elapsed(), event);
     }
 
-    fn receive_batch(&mut self, buffer: &mut Vec<u8>) -> Result<(), RingError> {
+    fn receive_batch(&mut self) -> Result<(), RingError> {
         for _ in 0..BATCH {
             let Some(channel) = &mut self.channel else {
                 return Ok(());
             };
-            match channel.receive(buffer)? {
-                Received::Message => self.tell(Event::Packet(buffer)),
+            match channel.receive()? {
+                Received::Message(message) => {
+                    self.device.handle(self.start.elapsed(), Event::Packet(message));
+                }
                 Received::Other => {}
-                Received::Nothing => return channel.end_receive(),
+                Received::Nothing => {
+                    channel.end_receive();
+                    return Ok(());
+                }
             }
             self.try_act()?;
         }
         if let Some(channel) = &mut self.channel {
-            channel.end_receive()?;
+            channel.end_receive();
             let _ = channel.signal().write(1);
         }
         Ok(())
@@ -348,7 +350,7 @@ impl Balloon {
     fn try_act(&mut self) -> Result<(), RingError> {
         loop {
             if let Some(channel) = &mut self.channel
-                && channel.flush()?
+                && channel.flush(self.device.message())?
             {
                 self.tell(Event::Sent);
             }
@@ -356,11 +358,8 @@ impl Balloon {
                 return Ok(());
             };
             match action {
-                Action::Send(message) => {
-                    if let Some(channel) = &mut self.channel {
-                        channel.queue(message);
-                    }
-                }
+                // Above, in the next turn.
+                Action::Send => {}
                 Action::CloseFinished => {
                     if let Some(channel) = &mut self.channel {
                         channel.quiet = true;
