@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::driver::*;
 use dynmem_protocol::*;
 use hv_balloon::{
-    BALLOON_TIMEOUT, Notice, Refusal, SHORT_ANSWER_PAUSE, Settle, StateName, StopReason,
-    TargetError, Transaction,
+    BALLOON_TIMEOUT, Config, Device, Event, MAX_DISCARD_RANGES, Notice, Refusal,
+    SHORT_ANSWER_PAUSE, Settle, StateName, StopReason, TargetError, Transaction,
 };
 
 #[test]
@@ -42,6 +42,35 @@ fn messages_that_come_faster_than_discards_are_merged() {
     assert_eq!(driver.finish_discard(true), [range(0, 512)]);
     assert_eq!(driver.finish_discard(true), [range(512, 512)]);
     assert_eq!(driver.finish_discard(true), [range(1024, 1024)]);
+}
+
+#[test]
+fn the_next_request_is_out_before_the_discard_of_the_last_one_ends() {
+    let mut driver = Driver::ready();
+    driver.set_target(RAM_PAGES - 1000);
+    assert_eq!(driver.asked(), 512);
+    driver.give(&[range(0, 512)], false);
+    assert_eq!(driver.discards.len(), 1);
+    assert_eq!(driver.asked(), 488);
+}
+
+#[test]
+fn a_discard_has_no_more_ranges_than_a_guest_can_wait_for() {
+    let mut driver = Driver::ready();
+    let ram = [range(0, 1 << 16)].into_iter().collect();
+    driver.device = Device::new(Config { boot_ram: ram, ..Config::default() });
+    driver.handle(Event::ChannelOpened { guest_os_id: 0x81 << 56 });
+    driver.packet(&version_request(Version::V2_0));
+    driver.packet(&capabilities_report(Capabilities::BALLOON));
+    let given: Vec<_> = (0..5020).map(|page| range(page * 2, 1)).collect();
+    given.chunks(10).for_each(|ranges| driver.give(ranges, true));
+    let sizes: Vec<usize> = std::iter::from_fn(|| {
+        let waits = !driver.discards.is_empty();
+        waits.then(|| driver.finish_discard(true).len())
+    })
+    .collect();
+    assert_eq!(sizes, [10, 10, MAX_DISCARD_RANGES, 5000 - MAX_DISCARD_RANGES]);
+    assert_eq!(driver.device.snapshot().ballooned, pages(5020));
 }
 
 #[test]
