@@ -17,6 +17,8 @@ pub struct Memory {
     /// What the running kernel holds for its own.
     ram: PageRangeSet,
     free: PageRangeSet,
+    /// No whole large page of free pages begins below; a multiple of it.
+    first_large: Gpfn,
     ballooned: PageRangeSet,
     /// Added and not brought online.
     offline: PageRangeSet,
@@ -34,6 +36,7 @@ impl Memory {
             machine: ram.clone(),
             ram,
             free: PageRangeSet::new(),
+            first_large: Gpfn::default(),
             ballooned: PageRangeSet::new(),
             offline: PageRangeSet::new(),
             leaked: PageRangeSet::new(),
@@ -52,6 +55,7 @@ impl Memory {
 
     /// Frees all pages that are in use.
     pub fn release(&mut self) {
+        self.first_large = Gpfn::default();
         self.free = self.ram.clone();
         for unusable in [&self.ballooned, &self.offline, &self.leaked] {
             self.free.remove_set(unusable);
@@ -60,6 +64,7 @@ impl Memory {
 
     /// User space brings all added pages online.
     pub fn online(&mut self) {
+        self.first_large = Gpfn::default();
         self.free.insert_set(&core::mem::take(&mut self.offline));
     }
 
@@ -145,14 +150,36 @@ impl Memory {
 
     /// Balloons an aligned run of 512 free pages.
     pub(super) fn take_large(&mut self) -> Option<PageRange> {
-        let large = self.free.iter().find_map(|free| {
-            let start = Gpfn::new(free.start().get().next_multiple_of(LARGE_PAGE))?;
-            let large = PageRange::new(start, PageCount::new(LARGE_PAGE)).ok()?;
-            (large.end() <= free.end()).then_some(large)
-        })?;
+        let large = self.find_large()?;
+        self.first_large = large.end();
         self.free.remove(large);
         self.ballooned.insert(large);
         Some(large)
+    }
+
+    fn find_large(&mut self) -> Option<PageRange> {
+        let large = |start| PageRange::new(start, PageCount::new(LARGE_PAGE)).ok();
+        if let Some(next) = large(self.first_large)
+            && self.free.contains_range(next)
+        {
+            return Some(next);
+        }
+        let above = PageRange::between(self.first_large, Gpfn::MAX)?;
+        let found = self.free.intersection(above).find_map(|free| {
+            large(free.start().align_up(PageCount::new(LARGE_PAGE))?)
+                .filter(|large| large.end() <= free.end())
+        });
+        if found.is_none() {
+            self.first_large = Gpfn::MAX;
+        }
+        found
+    }
+
+    /// Pages become free.
+    fn free(&mut self, range: PageRange) {
+        self.first_large =
+            self.first_large.min(range.start().align_down(PageCount::new(LARGE_PAGE)));
+        self.free.insert(range);
     }
 
     /// Balloons free pages that lie together, at most `max`.
@@ -167,7 +194,7 @@ impl Memory {
         let is_ballooned = self.ballooned.contains_range(range);
         if is_ballooned {
             self.ballooned.remove(range);
-            self.free.insert(range);
+            self.free(range);
         }
         is_ballooned
     }
@@ -181,8 +208,11 @@ impl Memory {
     pub(super) fn add(&mut self, range: PageRange, online: bool) {
         self.machine.insert(range);
         self.ram.insert(range);
-        let place = if online { &mut self.free } else { &mut self.offline };
-        place.insert(range);
+        if online {
+            self.free(range);
+        } else {
+            self.offline.insert(range);
+        }
     }
 
     /// The driver is gone and with it the knowledge of what is ballooned: the pages stay in use.
@@ -213,6 +243,7 @@ impl Memory {
         for of_old_kernel in [&mut self.ballooned, &mut self.offline, &mut self.leaked] {
             of_old_kernel.clear();
         }
+        self.first_large = Gpfn::default();
         self.free = self.ram.clone();
         self.occupy(self.in_use);
     }
@@ -220,6 +251,8 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
 
     fn memory(mib: u64) -> Memory {
@@ -240,5 +273,21 @@ mod tests {
         memory.shatter();
         assert_eq!(memory.take_large(), None);
         assert_eq!(memory.available(), PageCount::new(4 * PAGES_PER_MIB - 2));
+    }
+
+    #[test]
+    fn large_pages_are_given_from_the_start_and_found_again_when_they_come_back() {
+        let mut memory = memory(8);
+        let all: Vec<_> = core::iter::from_fn(|| memory.take_large()).collect();
+        assert_eq!(
+            all.iter().map(|range| range.start().get()).collect::<Vec<_>>(),
+            [0, 512, 1024, 1536]
+        );
+        let half = PageRange::new(Gpfn::new(700).unwrap(), PageCount::new(400)).unwrap();
+        assert!(memory.take_back(half));
+        assert_eq!(memory.take_large(), None);
+        let rest = PageRange::new(Gpfn::new(512).unwrap(), PageCount::new(188)).unwrap();
+        assert!(memory.take_back(rest));
+        assert_eq!(memory.take_large(), Some(all[1]));
     }
 }

@@ -188,12 +188,16 @@ struct Ring {
     control: Gpa,
     data: Vec<Gpfn>,
     size: u32,
+    /// All pages of data are neighbours, in order.
+    is_one_piece: bool,
 }
 
 impl Ring {
     fn new(pages: &[Gpfn]) -> Self {
         let size = u32::try_from((pages.len() - 1) << 12).expect("rings are shorter than 4 GiB");
-        Self { control: pages[0].gpa(), data: pages[1..].to_vec(), size }
+        let data = pages[1..].to_vec();
+        let is_one_piece = data.is_sorted_by(|page, next| page.get() + 1 == next.get());
+        Self { control: pages[0].gpa(), data, size, is_one_piece }
     }
 
     /// Bytes that are not used.
@@ -201,8 +205,10 @@ impl Ring {
         if write < read { read - write } else { self.size - (write - read) }
     }
 
+    /// The position `by` bytes on; `by` is at most the size.
     const fn add(&self, position: u32, by: u32) -> u32 {
-        (position + by) % self.size
+        let sum = position + by;
+        if sum < self.size { sum } else { sum - self.size }
     }
 
     /// Read and write index.
@@ -235,9 +241,13 @@ impl Ring {
     fn pieces(&self, position: u32, len: usize) -> impl Iterator<Item = (Gpa, Range<usize>)> + '_ {
         let mut done = 0;
         core::iter::from_fn(move || {
-            let at = (position as usize + done) % self.size as usize;
+            if done == len {
+                return None;
+            }
+            let at = self.add(position, u32::try_from(done).unwrap_or(0)) as usize;
             let page = self.data[at >> 12];
-            let mut end = (at | 0xfff) + 1;
+            let all = self.is_one_piece.then_some(self.size as usize);
+            let mut end = all.unwrap_or((at | 0xfff) + 1);
             // Neighbouring pages are read and written as one.
             while end - at < len - done
                 && let Some(next) = self.data.get(end >> 12)
@@ -249,7 +259,7 @@ impl Ring {
             let part = done..len.min(done + end - at);
             done = part.end;
             let gpa = page.gpa().checked_add((at & 0xfff) as u64).unwrap();
-            (!part.is_empty()).then_some((gpa, part))
+            Some((gpa, part))
         })
     }
 }

@@ -1,5 +1,6 @@
-//! Both ends of the rings on threads of their own that sleep until they are signalled: a signal
-//! that should have been sent and was not leaves one asleep for ever.
+//! Signals: as few as the rings' rules allow, counted in turns; and none missing, with both ends on
+//! threads of their own that sleep until they are signalled: a signal that should have been sent and
+//! was not leaves one asleep for ever.
 
 use std::{
     sync::{
@@ -46,6 +47,59 @@ fn rings() -> (ChannelRings<Arc<SharedMemory>>, GuestRings<Arc<SharedMemory>>) {
     let pages = pages(3, 5);
     let guest = GuestRings::new(mem.clone(), &pages, 3);
     (ChannelRings::open(mem, &RingLayout::new(&pages, 3).unwrap()).unwrap(), guest)
+}
+
+/// Sends so many packets to the host; how many signals that takes.
+fn guest_sends(guest: &mut GuestRings<Arc<SharedMemory>>, packets: usize) -> usize {
+    (0..packets).filter(|_| guest.send(&[0; 48], 0).unwrap()).count()
+}
+
+#[test]
+fn a_batch_to_the_host_takes_one_signal_and_none_while_the_host_is_awake() {
+    let (mut host, mut guest) = rings();
+    assert_eq!(guest_sends(&mut guest, 50), 1);
+    // Not before the host has found the ring empty does it need another one.
+    for _ in 0..25 {
+        assert!(host.receive().unwrap().is_some());
+    }
+    assert_eq!((guest_sends(&mut guest, 50), host.end_receive()), (0, false));
+    for _ in 0..75 {
+        assert!(host.receive().unwrap().is_some());
+    }
+    assert_eq!(guest_sends(&mut guest, 10), 0);
+    while host.receive().unwrap().is_some() {}
+    assert!(!host.end_receive());
+    assert_eq!(guest_sends(&mut guest, 50), 1);
+}
+
+#[test]
+fn a_batch_to_the_guest_takes_one_signal_and_none_while_the_guest_is_awake() {
+    let (mut host, mut guest) = rings();
+    let mut host_sends = |host: &mut ChannelRings<_>| {
+        let signals = (0..50)
+            .filter(|id| host.send(&[0; 48], *id).unwrap() == Sent::Written { signal: true });
+        signals.count()
+    };
+    assert_eq!(host_sends(&mut host), 1);
+    guest.mask(true);
+    while guest.receive().is_some() {}
+    assert_eq!(host_sends(&mut host), 0);
+    while guest.receive().is_some() {}
+    guest.mask(false);
+    assert_eq!(host_sends(&mut host), 1);
+}
+
+#[test]
+fn room_is_signalled_once_and_only_to_a_side_that_waits_for_it() {
+    let (mut host, mut guest) = rings();
+    while guest.send_or_wait(&[0; 1000], 0).is_ok() {}
+    assert!(host.receive().unwrap().is_some());
+    assert_eq!([host.end_receive(), host.end_receive()], [true, false]);
+    while host.receive().unwrap().is_some() {}
+    assert!(!host.end_receive());
+    while let Sent::Written { .. } = host.send(&[0; 1000], 0).unwrap() {}
+    let signals = core::iter::from_fn(|| guest.receive()).filter(|packet| packet.signal).count();
+    assert_eq!(signals, 1);
 }
 
 #[test]

@@ -100,6 +100,7 @@ impl Outgoing {
         Ok(self.pages.free(self.write, read))
     }
 
+    #[inline]
     fn packet_len(&self, payload: usize) -> Result<PacketLen, RingError> {
         let too_long = RingError::TooLong { payload, ring: self.pages.size() };
         let len = PacketLen::of(payload).ok_or(too_long)?;
@@ -119,6 +120,7 @@ struct PacketLen {
 }
 
 impl PacketLen {
+    #[inline]
     fn of(payload: usize) -> Option<Self> {
         let padded = payload.checked_next_multiple_of(PACKET_ALIGN as usize)?;
         let len = u32::try_from(padded).ok()?.checked_add(DESCRIPTOR_LEN)?;
@@ -130,6 +132,7 @@ impl PacketLen {
     }
 
     /// Padding and footer of a packet that starts at `start`.
+    #[inline]
     fn tail<'a>(&self, tail: &'a mut Tail, start: u32) -> &'a [u8] {
         tail.footer = (u64::from(start) << 32).into();
         let unused = tail.padding.len().saturating_sub(self.padding);

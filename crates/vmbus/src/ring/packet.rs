@@ -34,6 +34,7 @@ pub(super) struct Checked {
 impl Checked {
     /// Checks the packet at the start of `bytes`, of which there may be less than the packet has;
     /// `used` are the bytes the guest wrote from there on.
+    #[inline]
     pub(super) fn new(bytes: &[u8], used: u32) -> Result<Self, RingError> {
         let Ok((descriptor, _)) = PacketDescriptor::read_from_prefix(bytes) else {
             return Err(RingError::PacketLength { len: DESCRIPTOR_LEN, used });
@@ -51,6 +52,7 @@ impl Checked {
     }
 
     /// The packet, of which these are all bytes.
+    #[inline]
     pub(super) fn packet<'a>(&self, bytes: &'a [u8]) -> Packet<'a> {
         let flags = self.descriptor.flags.get();
         Packet {
@@ -76,11 +78,13 @@ impl Copied {
     }
 
     /// The bytes that nobody took yet.
+    #[inline]
     pub(super) fn unread(&self) -> &[u8] {
         self.buf.get(self.unread.clone()).unwrap_or_default()
     }
 
     /// Takes the next `len` bytes, or what there is.
+    #[inline]
     pub(super) fn take(&mut self, len: usize) -> &[u8] {
         let start = self.unread.start;
         let end = start.saturating_add(len).min(self.unread.end);

@@ -42,11 +42,13 @@ impl RingPages {
     }
 
     /// Bytes of the data area.
+    #[inline]
     pub(super) const fn size(&self) -> u32 {
         self.size
     }
 
     /// Bytes written and not read.
+    #[inline]
     pub(super) const fn used(&self, write: u32, read: u32) -> u32 {
         match write.checked_sub(read) {
             Some(used) => used,
@@ -55,11 +57,13 @@ impl RingPages {
     }
 
     /// Bytes that are not used. Of these a sender leaves at least 8 alone.
+    #[inline]
     pub(super) const fn free(&self, write: u32, read: u32) -> u32 {
         self.size.wrapping_sub(self.used(write, read))
     }
 
     /// The position `by` bytes on; `by` is below the size.
+    #[inline]
     pub(super) const fn advance(&self, position: u32, by: u32) -> u32 {
         let sum = position.wrapping_add(by);
         if sum >= self.size { sum.wrapping_sub(self.size) } else { sum }
@@ -132,15 +136,18 @@ impl RingPages {
         Ok(position)
     }
 
+    #[inline]
     const fn word(&self, offset: u64) -> Gpa {
         Gpa::new(self.control.get() | offset)
     }
 
+    #[inline]
     const fn is_position(&self, value: u32) -> bool {
         value < self.size && value.is_multiple_of(PACKET_ALIGN)
     }
 
     /// The part of the `wanted` bytes from `position` on that is in one run.
+    #[inline]
     fn piece(&self, position: u32, wanted: usize) -> Piece {
         let behind = self.runs.partition_point(|run| run.position <= position);
         let run = behind.checked_sub(1).and_then(|at| self.runs.get(at));
