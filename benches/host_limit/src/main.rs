@@ -1,0 +1,111 @@
+//! The host-limit bench: how fast the host resizes a guest that answers at memory speed.
+//!
+//! The real device, ring, guest memory and worker against a guest of a few lines, with a KVM VM on
+//! the same memory where KVM opens; beside it the bare system calls on the same ranges of equally
+//! prepared memory, in the same run. Each measurement has memory and a VM of its own.
+//!
+//! `cargo run --release -p host_limit -- --json host_limit.json`
+
+mod cpu;
+mod floor;
+mod guest;
+mod host;
+mod large;
+mod memory;
+mod report;
+mod scenario;
+mod vm;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use guest_ram::GuestRam;
+
+use crate::host::{Host, Usage};
+use crate::memory::GuestMemory;
+use crate::report::{Report, Row};
+use crate::scenario::Scenario;
+
+/// Measures the host's share of a resize beside the bare system calls.
+#[derive(Debug, Parser)]
+struct Options {
+    /// MiB of guest memory that is given and taken, a multiple of 2.
+    #[arg(long, default_value_t = 1024)]
+    size: u64,
+    /// How often each measurement is made; the best counts.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Write all figures here, too.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Attach no VM, even where KVM opens: the memory is dirtied by this process then.
+    #[arg(long)]
+    without_kvm: bool,
+    /// Only scenarios whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    ensure!(options.size % 2 == 0 && options.size > 0, "--size must be a multiple of 2 MiB");
+    ensure!(options.size <= memory::MAX_MIB, "--size must be at most {} MiB", memory::MAX_MIB);
+    ensure!(options.rounds > 0, "--rounds must be at least 1");
+    let kvm = if options.without_kvm { Err("not wanted".into()) } else { vm::probe() };
+    let mut report = Report::new(options.size, options.rounds, &kvm);
+    let scenarios = Scenario::all().filter(|scenario| scenario.name().contains(&options.only));
+    for scenario in scenarios {
+        let row = measure(scenario, &options, kvm.is_ok())
+            .with_context(|| format!("cannot measure {}", scenario.name()))?;
+        eprintln!("{}", row.progress());
+        report.rows.push(row);
+    }
+    report.large_return = Some(large::measure(options.rounds)?);
+    print!("{report}");
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn measure(scenario: Scenario, options: &Options, with_vm: bool) -> Result<Row> {
+    let fresh = || GuestMemory::new(scenario, options.size, with_vm);
+    let first = GuestMemory::new(Scenario { is_dirty: false, ..scenario }, options.size, false)?;
+    let mut row = Row::new(scenario, first.pieces.len() as u64, first.given().bytes());
+    drop(first);
+    for _ in 0..options.rounds {
+        let memory = fresh()?;
+        let (shrink, grow) = resize(&memory)?;
+        row.shrink.push(shrink);
+        row.grow.push(grow);
+        row.bare.push(floor::one_call_each(&fresh()?)?);
+        row.best.push(floor::best_calls(&fresh()?)?);
+    }
+    Ok(row)
+}
+
+/// The guest gives all pieces and gets them back.
+fn resize(memory: &GuestMemory) -> Result<(Usage, Usage)> {
+    let full = memory.ram.pages().len();
+    let mut host = Host::new(memory)?;
+    let shrunk = full.saturating_sub(memory.given());
+    let shrink = host.resize(shrunk)?;
+    let grow = host.resize(full)?;
+    check(&memory.ram, memory)?;
+    Ok((shrink, grow))
+}
+
+/// A bench of something that did not happen is worth nothing: looks whether the pages are gone.
+fn check(ram: &GuestRam, memory: &GuestMemory) -> Result<()> {
+    for piece in [memory.pieces.first(), memory.pieces.last()].into_iter().flatten() {
+        let word = vmbus::GuestMemory::load_u32(
+            ram,
+            piece.start().gpa(),
+            std::sync::atomic::Ordering::Relaxed,
+        )?;
+        ensure!(word == 0, "pages {piece} were not discarded");
+    }
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! Guest memory in the state that a measurement starts from.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+use guest_ram::{GuestRam, LOW_RAM_LIMIT, RamConfig, RamRegion};
+use page_range::{Gpfn, PageCount, PageRange};
+
+use crate::scenario::Scenario;
+use crate::vm::Vm;
+
+/// What the guest keeps for its kernel: the rings and the code that dirties the rest.
+const KERNEL: PageCount = PageCount::from_bytes(32 << 20);
+
+/// All of it lies below the hole.
+pub(crate) const MAX_MIB: u64 = (LOW_RAM_LIMIT.get() >> 20) - 32;
+
+/// Memory of a guest, with a VM on it if there is KVM.
+pub(crate) struct GuestMemory {
+    // Before the memory: a vCPU keeps the VM alive inside the kernel.
+    _vm: Option<Vm>,
+    pub(crate) ram: Arc<GuestRam>,
+    pub(crate) regions: Vec<Arc<RamRegion>>,
+    /// What the guest gives.
+    pub(crate) pieces: Vec<PageRange>,
+}
+
+impl GuestMemory {
+    pub(crate) fn new(scenario: Scenario, mib: u64, with_vm: bool) -> Result<Self> {
+        let pool = PageCount::from_bytes(mib << 20);
+        let ram = GuestRam::new(&RamConfig {
+            size: KERNEL.saturating_add(pool),
+            backend: scenario.backend,
+            huge_pages: scenario.huge_pages(),
+            ..Default::default()
+        })?;
+        let start = Gpfn::new(KERNEL.get()).context("small")?;
+        let pool = PageRange::new(start, pool)?;
+        let mut vm = with_vm.then(|| Vm::new(&ram)).transpose()?;
+        if scenario.is_dirty {
+            match &mut vm {
+                Some(vm) => vm.dirty(&ram, pool)?,
+                None => dirty(&ram, pool)?,
+            }
+        }
+        let (pieces, regions) = (scenario.pieces.of(pool), ram.boot_regions());
+        Ok(Self { _vm: vm, ram: Arc::new(ram), regions, pieces })
+    }
+
+    /// Pages in all pieces.
+    pub(crate) fn given(&self) -> PageCount {
+        self.pieces.iter().fold(PageCount::ZERO, |sum, piece| sum.saturating_add(piece.count()))
+    }
+}
+
+fn dirty(ram: &GuestRam, pages: PageRange) -> Result<()> {
+    for page in pages.start().get()..pages.end().get() {
+        let gpa = Gpfn::new(page).context("small")?.gpa();
+        vmbus::GuestMemory::store_u32(ram, gpa, 1, Ordering::Relaxed)?;
+    }
+    Ok(())
+}
