@@ -1,0 +1,84 @@
+//! Heap in use.
+
+#![expect(unsafe_code, reason = "an allocator is called with raw pointers")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Bytes of a block's header, and what blocks are rounded up to: glibc's malloc on 64 bits.
+const HEADER: usize = 8;
+const STEP: usize = 16;
+const LEAST: usize = 32;
+
+/// Counts what Rust code allocates, as much of it as glibc's `malloc` takes. A binary makes it its
+/// `#[global_allocator]`. It is not exact where threads allocate at once: measured is one thread.
+pub struct Counting;
+
+static USED: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes in use now.
+#[must_use]
+pub fn used() -> usize {
+    USED.load(Relaxed)
+}
+
+/// The most bytes in use since [`forget_peak`].
+#[must_use]
+pub fn peak() -> usize {
+    PEAK.load(Relaxed)
+}
+
+/// What is in use now is the most.
+pub fn forget_peak() {
+    PEAK.store(used(), Relaxed);
+}
+
+/// Bytes that glibc's `malloc` has given out to whoever asked.
+#[must_use]
+pub fn malloced() -> usize {
+    // SAFETY: it reads the allocator's own numbers.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks + info.hblkhd
+}
+
+const fn taken(size: usize) -> usize {
+    let taken = (size + HEADER).next_multiple_of(STEP);
+    if taken < LEAST { LEAST } else { taken }
+}
+
+fn count(more: usize, less: usize) {
+    // Not one atomic operation: that would cost more than what is counted.
+    let used = USED.load(Relaxed).wrapping_add(more).wrapping_sub(less);
+    USED.store(used, Relaxed);
+    if used > PEAK.load(Relaxed) {
+        PEAK.store(used, Relaxed);
+    }
+}
+
+// SAFETY: all is done by the system's allocator, unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(taken(layout.size()), 0);
+        // SAFETY: the caller promises what the system's allocator wants.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(taken(layout.size()), 0);
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        count(0, taken(layout.size()));
+        // SAFETY: as above.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(taken(size), taken(layout.size()));
+        // SAFETY: as above.
+        unsafe { System.realloc(block, layout, size) }
+    }
+}

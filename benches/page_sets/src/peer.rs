@@ -1,0 +1,157 @@
+//! Who is measured.
+
+use clap::ValueEnum;
+use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
+use serde::{Deserialize, Serialize};
+
+use crate::flat::Flat;
+use crate::gtree::GTreeSet;
+use crate::rivals::{BTree, Blaze, RangeMap, Roaring};
+
+/// A set of pages, as the books of a balloon need it.
+pub trait PageSet {
+    /// The empty set; `pages` is the size of the guest, for those that must know.
+    fn empty(pages: u64) -> Self;
+
+    /// Adds `count` pages from `start` and says how many were new.
+    fn insert(&mut self, start: u64, count: u64) -> u64;
+
+    /// Takes the highest `max` pages of the highest range, or all of it where it is smaller: where
+    /// they start, and how many.
+    fn take_last(&mut self, max: u64) -> Option<(u64, u64)>;
+}
+
+/// The sets that are measured.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Peer {
+    /// `PageRangeSet`.
+    Ours,
+    /// The design of QEMU's hv-balloon: a `GTree` of ranges, each allocated. glib's own allocator.
+    Gtree,
+    /// The same with `G_SLICE=always-malloc`; glib has no other allocator from 2.76 on.
+    GtreeMalloc,
+    /// `BTreeMap` from start to end.
+    Btree,
+    /// The crate `rangemap`.
+    Rangemap,
+    /// The crate `range-set-blaze`.
+    Rsblaze,
+    /// The crate `roaring`, with 64-bit numbers.
+    Roaring,
+    /// A bit for each page of the guest.
+    Flat,
+}
+
+/// What is done with whichever set a peer has.
+pub trait Visit {
+    /// What it yields.
+    type Output;
+
+    /// Does it.
+    fn visit<S: PageSet>(self) -> Self::Output;
+}
+
+impl Peer {
+    /// The name in tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Gtree => "gtree",
+            Self::GtreeMalloc => "gtmalloc",
+            Self::Btree => "btree",
+            Self::Rangemap => "rangemap",
+            Self::Rsblaze => "rsblaze",
+            Self::Roaring => "roaring",
+            Self::Flat => "flat",
+        }
+    }
+
+    /// Whether it is a tree with a node for each range: these take minutes for a large guest.
+    #[must_use]
+    pub const fn is_slow(self) -> bool {
+        !matches!(self, Self::Ours | Self::Roaring | Self::Flat)
+    }
+
+    /// What `G_SLICE` must be in the environment of a process that measures it.
+    #[must_use]
+    pub const fn g_slice(self) -> Option<&'static str> {
+        if matches!(self, Self::GtreeMalloc) { Some("always-malloc") } else { None }
+    }
+
+    /// Whether its memory is that of glib, which the counting allocator does not see.
+    #[must_use]
+    pub const fn is_glib(self) -> bool {
+        matches!(self, Self::Gtree | Self::GtreeMalloc)
+    }
+
+    /// Calls `visit` with the peer's set.
+    pub fn with<V: Visit>(self, visit: V) -> V::Output {
+        match self {
+            Self::Ours => visit.visit::<PageRangeSet>(),
+            Self::Gtree | Self::GtreeMalloc => visit.visit::<GTreeSet>(),
+            Self::Btree => visit.visit::<BTree>(),
+            Self::Rangemap => visit.visit::<RangeMap>(),
+            Self::Rsblaze => visit.visit::<Blaze>(),
+            Self::Roaring => visit.visit::<Roaring>(),
+            Self::Flat => visit.visit::<Flat>(),
+        }
+    }
+}
+
+impl PageSet for PageRangeSet {
+    fn empty(_pages: u64) -> Self {
+        Self::new()
+    }
+
+    fn insert(&mut self, start: u64, count: u64) -> u64 {
+        let range = Gpfn::new(start).map(|start| PageRange::new(start, PageCount::new(count)));
+        let Some(Ok(range)) = range else { return 0 };
+        Self::insert(self, range).get()
+    }
+
+    fn take_last(&mut self, max: u64) -> Option<(u64, u64)> {
+        let taken = Self::take_last(self, PageCount::new(max))?;
+        Some((taken.start().get(), taken.count().get()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::work::{Answers, Size, Work};
+
+    struct Answer<'a>(&'a Work);
+
+    impl Visit for Answer<'_> {
+        type Output = Answers;
+
+        fn visit<S: PageSet>(self) -> Answers {
+            let mut set = S::empty(self.0.pages());
+            let mut answers = Answers::default();
+            for phase in self.0.phases() {
+                phase.run(&mut set, &mut answers);
+            }
+            answers
+        }
+    }
+
+    #[test]
+    fn all_peers_give_the_same_answers() {
+        let size: Size = "2G".parse().unwrap();
+        // The others are of 1 TiB.
+        for name in ["linux", "altasc", "altrnd", "rnd50", "cover"] {
+            let work = Work::new(name, size).unwrap();
+            let ours = Peer::Ours.with(Answer(&work));
+            for peer in [Peer::Btree, Peer::Rangemap, Peer::Rsblaze, Peer::Roaring, Peer::Flat] {
+                assert_eq!(peer.with(Answer(&work)), ours, "{name} {peer:?}");
+            }
+            if crate::glib::Glib::get().is_ok() {
+                assert_eq!(Peer::Gtree.with(Answer(&work)), ours, "{name} GTree");
+            }
+        }
+    }
+}

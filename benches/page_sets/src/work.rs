@@ -1,0 +1,284 @@
+//! The work: what guests do to the set of pages, from the usual to the worst.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::PageSet;
+
+const GIB: u64 = 262_144;
+const TIB: u64 = 1024 * GIB;
+
+/// Pages of a huge page.
+const HUGE: u64 = 512;
+
+/// What is taken at once at most: 2 GiB, more than one unballoon message's range can say.
+const TAKE: u64 = 2 * GIB;
+
+/// How much RAM the guest has, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Size(u64);
+
+impl Size {
+    /// 1 TiB, which the huge ranges have whatever is asked for.
+    pub const TIB: Self = Self(TIB);
+
+    /// In whole GiB.
+    #[must_use]
+    pub const fn gib(self) -> u64 {
+        self.0 / GIB
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let gib = text.strip_suffix('G').and_then(|number| number.parse().ok());
+        match gib {
+            Some(gib @ 1..=1024) => Ok(Self(gib * GIB)),
+            _ => Err(format!("`{text}` is no size such as 16G, from 1G to 1024G")),
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}G", self.gib())
+    }
+}
+
+/// Phases that are done one after another to one set.
+#[derive(Debug)]
+pub struct Work {
+    pages: u64,
+    phases: Vec<Phase>,
+}
+
+/// One kind of operation, done many times.
+#[derive(Debug)]
+pub struct Phase {
+    /// The name in tables.
+    pub name: &'static str,
+    ops: Ops,
+}
+
+#[derive(Debug)]
+enum Ops {
+    /// Start and count of the ranges to insert. 32 bits hold them, and there may be many.
+    Insert(Vec<(u32, u32)>),
+    /// Every other page up to this one, not listed.
+    EveryOther(u64),
+    /// Take all.
+    Take,
+}
+
+/// What a set answered to all: two that agree have done the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers {
+    /// Pages that were new.
+    pub new: u64,
+    /// Maximal ranges, as far as they were taken.
+    pub ranges: u64,
+    /// All that was taken, in order.
+    pub taken: u64,
+}
+
+impl Work {
+    /// All there are.
+    pub const NAMES: [&'static str; 8] =
+        ["linux", "altasc", "altrnd", "rnd50", "cover", "huge1", "huge2g", "alt1t"];
+
+    /// The work `name` for a guest of `size`; that of the huge ranges and of `alt1t` is 1 TiB.
+    ///
+    /// # Errors
+    /// Where there is no work of this name.
+    pub fn new(name: &str, size: Size) -> Result<Self> {
+        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let every_other = || Phase { name: "insert", ops: Ops::EveryOther(size.0) };
+        let take = Phase { name: "take", ops: Ops::Take };
+        let (pages, phases) = match name {
+            "linux" => (size.0, linux(size.0, &mut random)),
+            "altasc" => {
+                let listed: Vec<_> = alternate(size.0).collect();
+                (size.0, vec![every_other(), again(&listed, &mut random)])
+            }
+            "altrnd" => {
+                let mut listed: Vec<_> = alternate(size.0).collect();
+                random.shuffle(&mut listed);
+                let again = again(&listed, &mut random);
+                (size.0, vec![insert("insert", listed), again])
+            }
+            "rnd50" => {
+                let listed = half(size.0, &mut random);
+                let again = again(&listed, &mut random);
+                (size.0, vec![insert("insert", listed), again])
+            }
+            "cover" => (size.0, vec![every_other(), insert("cover", vec![op(0, size.0)])]),
+            "huge1" => (TIB, vec![insert("insert", vec![op(0, TIB)])]),
+            "huge2g" => {
+                let mut listed: Vec<_> = (0..512).map(|i| op(i * TAKE, TAKE)).collect();
+                random.shuffle(&mut listed);
+                let again = again(&listed, &mut random);
+                (TIB, vec![insert("insert", listed), again])
+            }
+            "alt1t" => (TIB, vec![Phase { name: "insert", ops: Ops::EveryOther(TIB) }]),
+            _ => bail!("there is no work {name}: there are {}", Self::NAMES.join(", ")),
+        };
+        Ok(Self { pages, phases: phases.into_iter().chain([take]).collect() })
+    }
+
+    /// Pages of the guest.
+    #[must_use]
+    pub const fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// What is done, in order.
+    #[must_use]
+    pub fn phases(&self) -> &[Phase] {
+        &self.phases
+    }
+
+    /// The operations of all phases, as far as they are known before.
+    #[must_use]
+    pub fn ops(&self) -> u64 {
+        self.phases.iter().map(Phase::ops).sum()
+    }
+}
+
+impl Phase {
+    /// Operations; 0 where they follow from what is in the set.
+    #[must_use]
+    pub fn ops(&self) -> u64 {
+        match &self.ops {
+            Ops::Insert(listed) => listed.len() as u64,
+            Ops::EveryOther(pages) => pages / 2,
+            Ops::Take => 0,
+        }
+    }
+
+    /// Does the work and gives the number of operations.
+    pub fn run<S: PageSet>(&self, set: &mut S, answers: &mut Answers) -> u64 {
+        match &self.ops {
+            Ops::Insert(listed) => {
+                for &(start, count) in listed {
+                    answers.new += set.insert(start.into(), count.into());
+                }
+            }
+            Ops::EveryOther(pages) => {
+                for start in (0..*pages).step_by(2) {
+                    answers.new += set.insert(start, 1);
+                }
+            }
+            Ops::Take => return take_all(set, answers),
+        }
+        self.ops()
+    }
+}
+
+fn take_all<S: PageSet>(set: &mut S, answers: &mut Answers) -> u64 {
+    let (mut ops, mut below) = (0, u64::MAX);
+    while let Some((start, count)) = set.take_last(TAKE) {
+        ops += 1;
+        answers.ranges += u64::from(start + count != below);
+        below = start;
+        answers.taken = (answers.taken ^ start).wrapping_mul(0x100_0000_01b3) ^ count;
+    }
+    ops
+}
+
+fn insert(name: &'static str, listed: Vec<(u32, u32)>) -> Phase {
+    Phase { name, ops: Ops::Insert(listed) }
+}
+
+/// A tenth of what was inserted, at random.
+fn again(listed: &[(u32, u32)], random: &mut Random) -> Phase {
+    let count = listed.len().div_ceil(10);
+    insert("again", (0..count).filter_map(|_| random.of(listed)).collect())
+}
+
+fn op(start: u64, count: u64) -> (u32, u32) {
+    let narrow = |number| u32::try_from(number).unwrap_or(u32::MAX);
+    (narrow(start), narrow(count))
+}
+
+/// What a Linux guest gives: 70 % of its RAM in 2 MiB pieces, a GiB after another in any order,
+/// upwards or downwards with some pieces out of turn, then what it finds in single pages.
+fn linux(pages: u64, random: &mut Random) -> Vec<Phase> {
+    let mut zones: Vec<u64> = (0..pages / GIB).collect();
+    random.shuffle(&mut zones);
+    let wanted = usize::try_from(pages / HUGE * 7 / 10).unwrap_or(usize::MAX);
+    let mut pieces = Vec::new();
+    for zone in zones {
+        let mut some: Vec<_> = (0..500).map(|i| op(zone * GIB + i * HUGE, HUGE)).collect();
+        if random.below(2) == 0 {
+            some.reverse();
+        }
+        for i in 1..some.len() {
+            if random.below(100) < 3 {
+                some.swap(i - 1, i);
+            }
+        }
+        pieces.append(&mut some);
+    }
+    pieces.truncate(wanted);
+    let singles: Vec<_> =
+        (0..(pages / 64).min(1 << 20)).map(|_| op(random.below(pages), 1)).collect();
+    let all: Vec<_> = pieces.iter().chain(&singles).copied().collect();
+    let again = again(&all, random);
+    vec![insert("2M", pieces), insert("4K tail", singles), again]
+}
+
+fn alternate(pages: u64) -> impl Iterator<Item = (u32, u32)> {
+    (0..pages).step_by(2).map(|page| op(page, 1))
+}
+
+/// Pages at random, some of them twice and more, until half of all are there.
+fn half(pages: u64, random: &mut Random) -> Vec<(u32, u32)> {
+    let mut seen = vec![false; usize::try_from(pages).unwrap_or(usize::MAX)];
+    let mut left = pages / 2;
+    let mut listed = Vec::new();
+    while left > 0 {
+        let page = random.below(pages);
+        listed.push(op(page, 1));
+        let seen = usize::try_from(page).ok().and_then(|page| seen.get_mut(page));
+        if seen.is_some_and(|seen| !std::mem::replace(seen, true)) {
+            left -= 1;
+        }
+    }
+    listed
+}
+
+/// The same numbers each time: splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `end`, which is not 0.
+    fn below(&mut self, end: u64) -> u64 {
+        let scaled = (u128::from(self.next()) * u128::from(end)) >> 64;
+        u64::try_from(scaled).unwrap_or(0)
+    }
+
+    fn of<T: Copy>(&mut self, listed: &[T]) -> Option<T> {
+        let i = self.below(listed.len().max(1) as u64);
+        listed.get(usize::try_from(i).ok()?).copied()
+    }
+
+    fn shuffle<T>(&mut self, listed: &mut [T]) {
+        for i in (1..listed.len()).rev() {
+            let with = usize::try_from(self.below(i as u64 + 1)).unwrap_or(i);
+            listed.swap(i, with);
+        }
+    }
+}
