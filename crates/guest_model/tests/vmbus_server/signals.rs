@@ -75,7 +75,7 @@ fn a_batch_to_the_host_takes_one_signal_and_none_while_the_host_is_awake() {
 #[test]
 fn a_batch_to_the_guest_takes_one_signal_and_none_while_the_guest_is_awake() {
     let (mut host, mut guest) = rings();
-    let mut host_sends = |host: &mut ChannelRings<_>| {
+    let host_sends = |host: &mut ChannelRings<_>| {
         let signals = (0..50)
             .filter(|id| host.send(&[0; 48], *id).unwrap() == Sent::Written { signal: true });
         signals.count()
