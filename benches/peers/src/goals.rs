@@ -94,7 +94,7 @@ mod tests {
             row(SHRINK[1], Unit::Wall, 1.5, 19.9),
             row(RETURN[0], Unit::Wall, 1.5, 1000.0),
             row(ALL_CPU[0], Unit::Cpu, 2.0, 9.0),
-            row(ALL_CPU[1], Unit::Cpu, 1.9, 9.0),
+            row(ALL_CPU[2], Unit::Cpu, 1.9, 9.0),
             row("boot until the agent is up", Unit::Wall, 0.5, 0.5),
         ];
         let yes = Some(true);

@@ -117,9 +117,8 @@ fn run(cli: &Cli) -> Result<()> {
 }
 
 const NOTES: &str = "\
-host: all threads of the process, less what their virtual processors spent in the guest.\n\
-device threads: of hvb `device` and `memory`, of QEMU the main loop. What it costs to ask the\n\
-monitor was measured before and is left out of both, and of the whole process.";
+device threads: of hvb `device` and `memory`, of QEMU the main loop. The whole process has the\n\
+guest's own work, too. What it costs to ask the monitor was measured before and is left out.";
 
 /// A guest that does not come through is measured again: an emulated machine loses one now and then.
 /// A second failure is no accident.

@@ -61,10 +61,14 @@ impl Round {
     pub(crate) fn measure(peer: Peer, limit: Duration) -> Result<Self> {
         let most = if peer.can_add() { MOST } else { BOOT };
         let mut guest = Contestant::start(peer, Sizes { boot: BOOT, most })?;
-        let first_effect = first_effect(&mut guest)?;
+        Self::of(peer, &mut guest, limit).inspect_err(|_| println!("{}", guest.last_words()))
+    }
+
+    fn of(peer: Peer, guest: &mut Contestant, limit: Duration) -> Result<Self> {
+        let first_effect = first_effect(guest)?;
         // The agent spoke long ago; what it said is still there to read.
         let booted = guest.agent.wait_up()?;
-        let full = settle_at_boot_size(&mut guest)?;
+        let full = settle_at_boot_size(guest)?;
         let question = guest.price_question()?;
         guest.agent.dirty_free_memory()?;
         let (resident, huge) = (guest.memory("Rss")?, guest.memory("AnonHugePages")?);

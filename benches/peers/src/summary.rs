@@ -48,9 +48,10 @@ type Value = fn(&Round) -> Option<f64>;
 /// The names of the rows that goals are about.
 pub(crate) const SHRINK: [&str; 2] = ["shrink, by the monitor", "shrink, by MemTotal"];
 pub(crate) const RETURN: [&str; 2] = ["return, by the monitor", "return, by MemTotal"];
-pub(crate) const ALL_CPU: [&str; 2] = ["all steps, device threads", "all steps, host"];
+pub(crate) const ALL_CPU: [&str; 3] =
+    ["all steps, device threads", "all steps, all but vCPUs", "all steps, whole process"];
 
-const ROWS: [(&str, Unit, Value); 27] = [
+const ROWS: [(&str, Unit, Value); 28] = [
     ("start until a target has an effect", Unit::Wall, |round| Some(round.first_effect)),
     (SHRINK[0], Unit::Wall, |round| Some(round.shrink.monitor)),
     (SHRINK[1], Unit::Wall, |round| Some(round.shrink.guest)),
@@ -59,19 +60,30 @@ const ROWS: [(&str, Unit, Value); 27] = [
     ("hot-add, by the monitor", Unit::Wall, |round| Some(round.add.as_ref()?.monitor)),
     ("hot-add, by MemTotal", Unit::Wall, |round| Some(round.add.as_ref()?.guest)),
     ("shrink, device threads", Unit::Cpu, |round| Some(round.shrink.cpu.device)),
-    ("shrink, host", Unit::Cpu, |round| Some(round.shrink.cpu.host())),
+    ("shrink, all but vCPUs", Unit::Cpu, |round| Some(round.shrink.cpu.beside())),
     ("shrink, whole process", Unit::Cpu, |round| Some(round.shrink.cpu.process)),
     ("return, device threads", Unit::Cpu, |round| Some(round.give_back.cpu.device)),
-    ("return, host", Unit::Cpu, |round| Some(round.give_back.cpu.host())),
+    ("return, all but vCPUs", Unit::Cpu, |round| Some(round.give_back.cpu.beside())),
     ("return, whole process", Unit::Cpu, |round| Some(round.give_back.cpu.process)),
     ("hot-add, device threads", Unit::Cpu, |round| Some(round.add.as_ref()?.cpu.device)),
-    ("hot-add, host", Unit::Cpu, |round| Some(round.add.as_ref()?.cpu.host())),
+    ("hot-add, all but vCPUs", Unit::Cpu, |round| Some(round.add.as_ref()?.cpu.beside())),
     ("hot-add, whole process", Unit::Cpu, |round| Some(round.add.as_ref()?.cpu.process)),
     (ALL_CPU[0], Unit::Cpu, |round| {
         Some(round.shrink.cpu.device + round.give_back.cpu.device + round.add.as_ref()?.cpu.device)
     }),
     (ALL_CPU[1], Unit::Cpu, |round| {
-        Some(round.shrink.cpu.host() + round.give_back.cpu.host() + round.add.as_ref()?.cpu.host())
+        Some(
+            round.shrink.cpu.beside()
+                + round.give_back.cpu.beside()
+                + round.add.as_ref()?.cpu.beside(),
+        )
+    }),
+    (ALL_CPU[2], Unit::Cpu, |round| {
+        Some(
+            round.shrink.cpu.process
+                + round.give_back.cpu.process
+                + round.add.as_ref()?.cpu.process,
+        )
     }),
     ("resident before", Unit::Mib, |round| Some(mib(round.resident))),
     ("of it in huge pages", Unit::Mib, |round| Some(mib(round.huge))),

@@ -19,16 +19,14 @@ pub(crate) struct Cpu {
     pub(crate) process: f64,
     /// Of the threads that run the guest's processors.
     pub(crate) vcpu: f64,
-    /// Of those, in the guest, as the kernel's clock tick finds it.
-    pub(crate) guest: f64,
     /// Of the threads that run the balloon device.
     pub(crate) device: f64,
 }
 
 impl Cpu {
-    /// What the host did for the guest: all but the guest's own work.
-    pub(crate) fn host(self) -> f64 {
-        (self.process - self.guest).max(0.0)
+    /// Of all other threads: what the host does beside the guest's own work.
+    pub(crate) fn beside(self) -> f64 {
+        (self.process - self.vcpu).max(0.0)
     }
 
     /// Leaves out what `count` questions to the monitor cost.
@@ -54,7 +52,6 @@ pub(crate) struct Question {
 /// What a process has used at a moment, or between two.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Usage {
-    /// Nanoseconds on a processor and clock ticks in a guest, by thread.
     threads: BTreeMap<u32, Thread>,
     /// VM exits, where KVM shows them.
     pub(crate) exits: Option<u64>,
@@ -64,7 +61,6 @@ pub(crate) struct Usage {
 struct Thread {
     name: String,
     nanoseconds: u64,
-    guest_ticks: u64,
 }
 
 impl Usage {
@@ -101,7 +97,6 @@ impl Usage {
         for thread in self.threads.values() {
             let used = seconds(thread.nanoseconds);
             cpu.process += used;
-            cpu.guest += thread.guest_ticks as f64 / TICKS_PER_SECOND;
             if is_vcpu(&thread.name) {
                 cpu.vcpu += used;
             }
@@ -120,7 +115,6 @@ impl Sub<&Self> for Usage {
         for (id, thread) in &mut self.threads {
             if let Some(before) = before.threads.get(id) {
                 thread.nanoseconds = thread.nanoseconds.saturating_sub(before.nanoseconds);
-                thread.guest_ticks = thread.guest_ticks.saturating_sub(before.guest_ticks);
             }
         }
         self.exits = self.exits.zip(before.exits).map(|(now, then)| now.saturating_sub(then));
@@ -131,27 +125,20 @@ impl Sub<&Self> for Usage {
 impl Thread {
     fn read(process: u32, id: u32) -> Result<Self> {
         let read = |file| fs::read_to_string(format!("/proc/{process}/task/{id}/{file}"));
-        let mut thread = Self::parse(&read("stat")?, &read("schedstat")?).context("no counters")?;
+        let mut thread = Self::parse(&read("comm")?, &read("schedstat")?).context("no counters")?;
         if id == process {
             MAIN_THREAD.clone_into(&mut thread.name);
         }
         Ok(thread)
     }
 
-    /// proc_pid_stat(5): the name in brackets, which may hold any character; field 43 is the time in
-    /// a guest. The first field of `schedstat` is the time on a processor (Linux
-    /// `Documentation/scheduler/sched-stats.rst`).
-    fn parse(stat: &str, schedstat: &str) -> Option<Self> {
-        let (head, fields) = stat.rsplit_once(") ")?;
-        let name = head.split_once('(')?.1.to_owned();
-        let guest_ticks = fields.split(' ').nth(43 - 3)?.trim().parse().ok()?;
+    /// The first field of `schedstat` is the time on a processor in nanoseconds (Linux
+    /// `Documentation/scheduler/sched-stats.rst`). What `stat` has is counted in clock ticks.
+    fn parse(comm: &str, schedstat: &str) -> Option<Self> {
         let nanoseconds = schedstat.split(' ').next()?.parse().ok()?;
-        Some(Self { name, nanoseconds, guest_ticks })
+        Some(Self { name: comm.trim_end_matches('\n').to_owned(), nanoseconds })
     }
 }
-
-/// What Linux tells programs its clock ticks are, on x86 always.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e9
@@ -196,8 +183,8 @@ pub(crate) fn memory(process: u32, field: &str) -> Result<u64> {
 mod tests {
     use super::*;
 
-    fn thread(name: &str, milliseconds: u64, guest_ticks: u64) -> Thread {
-        Thread { name: name.to_owned(), nanoseconds: milliseconds * 1_000_000, guest_ticks }
+    fn thread(name: &str, milliseconds: u64) -> Thread {
+        Thread { name: name.to_owned(), nanoseconds: milliseconds * 1_000_000 }
     }
 
     fn usage<const N: usize>(threads: [(u32, Thread); N], exits: Option<u64>) -> Usage {
@@ -205,12 +192,10 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_reads_back_whatever_its_name_holds() {
-        let rest: Vec<String> = (4..=52).map(|field| field.to_string()).collect();
-        let stat = format!("17 (CPU 0) R) S {}\n", rest.join(" "));
-        let read = Thread::parse(&stat, "1500000000 20 30\n").unwrap();
-        assert_eq!(read, thread("CPU 0) R", 1500, 43));
-        assert_eq!(Thread::parse("17 (x) S 1 2", "1 2 3"), None);
+    fn a_thread_is_its_name_and_its_time_on_a_processor() {
+        let read = |schedstat| Thread::parse("CPU 0/KVM\n", schedstat);
+        assert_eq!(read("1500000000 20 30\n"), Some(thread("CPU 0/KVM", 1500)));
+        assert_eq!(read(""), None);
     }
 
     #[test]
@@ -223,13 +208,9 @@ mod tests {
 
     #[test]
     fn time_is_counted_from_the_moment_before_and_by_what_a_thread_does() {
-        let before = usage([(1, thread("main", 10, 0)), (2, thread("vcpu0", 500, 30))], Some(7));
+        let before = usage([(1, thread("main", 10)), (2, thread("vcpu0", 500))], Some(7));
         let after = usage(
-            [
-                (1, thread("main", 30, 0)),
-                (2, thread("vcpu0", 1500, 80)),
-                (3, thread("memory", 250, 0)),
-            ],
+            [(1, thread("main", 30)), (2, thread("vcpu0", 1500)), (3, thread("memory", 250))],
             Some(27),
         );
         let used = after - &before;
@@ -237,14 +218,13 @@ mod tests {
         let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
         let ours = used.cpu(Peer::Hvb);
         assert!(close(ours.process, 1.27) && close(ours.vcpu, 1.0), "{ours:?}");
-        assert!(close(ours.guest, 0.5) && close(ours.device, 0.25), "{ours:?}");
-        assert!(close(ours.host(), 0.77));
+        assert!(close(ours.beside(), 0.27) && close(ours.device, 0.25), "{ours:?}");
         assert!(close(used.cpu(Peer::HvBalloon).device, 0.02));
     }
 
     #[test]
     fn what_the_monitor_was_asked_is_not_the_device_s_work() {
-        let cpu = Cpu { process: 2.0, vcpu: 1.0, guest: 0.5, device: 0.25 };
+        let cpu = Cpu { process: 2.0, vcpu: 1.0, device: 0.25 };
         let question = Question { process: 0.01, device: 0.005 };
         let left = cpu.without(10.0, question);
         assert!((left.process - 1.9).abs() < 1e-9 && (left.device - 0.2).abs() < 1e-9, "{left:?}");

@@ -23,6 +23,23 @@ pub struct Answer {
     pub lines: Vec<String>,
 }
 
+impl Answer {
+    /// Takes one more line; returns whether it is the last.
+    fn add(&mut self, line: &Line) -> Result<bool> {
+        if let Some(text) = line.text.strip_prefix("@ok") {
+            text.trim().clone_into(&mut self.text);
+            return Ok(true);
+        }
+        if let Some(text) = line.text.strip_prefix("@err ") {
+            bail!("the guest says: {text}");
+        }
+        if let Some(text) = line.text.strip_prefix("| ") {
+            self.lines.push(text.to_owned());
+        }
+        Ok(false)
+    }
+}
+
 /// The guest's view of its memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Meminfo {
@@ -66,29 +83,36 @@ impl Agent {
     /// The agent answers `@err`, or not at all.
     pub fn ask(&mut self, command: &str) -> Result<Answer> {
         self.tell(command)?;
-        self.answer(Instant::now() + PATIENCE).map(|(answer, _)| answer).context(command.to_owned())
+        let deadline = Instant::now() + PATIENCE;
+        let mut answer = Answer::default();
+        loop {
+            let line = self.console.next_line(deadline).with_context(|| format!("`{command}`"))?;
+            if answer.add(&line).with_context(|| format!("`{command}`"))? {
+                return Ok(answer);
+            }
+        }
     }
 
-    /// Waits for the answer to a command that was only told; also says when it came.
+    /// Waits for the answer to a command that was only told, one line, and says when it came. None
+    /// if it did not come before the deadline.
     ///
     /// # Errors
     ///
-    /// The agent answers `@err`, or not before the deadline.
-    pub fn answer(&mut self, deadline: Instant) -> Result<(Answer, Instant)> {
+    /// The agent answers `@err`, or the guest is gone.
+    pub fn answer_until(&mut self, deadline: Instant) -> Result<Option<(Answer, Instant)>> {
         let mut answer = Answer::default();
-        loop {
-            let Line { at, text: line } = self.console.next_line(deadline)?;
-            if let Some(text) = line.strip_prefix("@ok") {
-                text.trim().clone_into(&mut answer.text);
-                return Ok((answer, at));
-            }
-            if let Some(text) = line.strip_prefix("@err ") {
-                bail!("the guest says: {text}");
-            }
-            if let Some(text) = line.strip_prefix("| ") {
-                answer.lines.push(text.to_owned());
+        while let Some(line) = self.console.line_until(deadline)? {
+            if answer.add(&line)? {
+                return Ok(Some((answer, line.at)));
             }
         }
+        Ok(None)
+    }
+
+    /// The last lines of all that the guest said.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        self.console.tail()
     }
 
     /// Gives a command without waiting for its answer: the guest may not survive it.

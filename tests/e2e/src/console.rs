@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 /// The console of a running `hvb`, over its standard input and output.
 #[derive(Debug)]
@@ -40,17 +40,26 @@ impl Console {
         Ok(self.input.flush()?)
     }
 
+    /// The next line, if it comes before the deadline.
+    ///
+    /// # Errors
+    ///
+    /// None can come any more.
+    pub(crate) fn line_until(&self, deadline: Instant) -> Result<Option<Line>> {
+        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => Ok(Some(line)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => bail!("the guest's console was closed"),
+        }
+    }
+
     /// The next line.
     ///
     /// # Errors
     ///
     /// None came until the deadline, or none can come any more.
     pub(crate) fn next_line(&self, deadline: Instant) -> Result<Line> {
-        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => Ok(line),
-            Err(RecvTimeoutError::Timeout) => bail!("the guest's console is silent"),
-            Err(RecvTimeoutError::Disconnected) => bail!("hvb closed the guest's console"),
-        }
+        self.line_until(deadline)?.context("the guest's console is silent")
     }
 
     /// The last lines of all that was said.
