@@ -38,6 +38,11 @@ impl Extent {
         self.range
     }
 
+    /// Whether all pages of a range are here.
+    pub(crate) fn holds(&self, range: PageRange) -> bool {
+        self.range.start() <= range.start() && range.end() <= self.range.end()
+    }
+
     /// Bytes that are given back together, at multiples of that in the guest and in the mapping.
     pub(crate) fn unit_bytes(&self) -> usize {
         usize::try_from(self.huge_pages.page_size().bytes()).unwrap_or(usize::MAX)
@@ -62,7 +67,7 @@ impl Extent {
     /// What [`Extent::discard`] takes for a part of the extent.
     pub(crate) fn discardable(&self, part: PageRange) -> Result<Span, DiscardError> {
         let unit = self.huge_pages.page_size();
-        if is_whole(part, unit) {
+        if !self.has_pool_pages() || is_whole(part, unit) {
             self.span(part).ok_or(DiscardError::NotRam(part))
         } else {
             Err(DiscardError::Unaligned { range: part, unit })
@@ -156,7 +161,7 @@ impl Extent {
 
     /// Where a part is in the mapping; `None` where it is not all inside.
     fn span(&self, part: PageRange) -> Option<Span> {
-        if self.range.intersection(part) != Some(part) {
+        if !self.holds(part) {
             return None;
         }
         let offset =

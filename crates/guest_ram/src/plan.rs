@@ -73,7 +73,8 @@ where
         let most = unit.max(MAX_BYTES);
         let Span { mut offset, len: mut left } = span;
         while left > 0 {
-            let len = left.min(most - offset % most);
+            // Both are powers of two.
+            let len = left.min(most - (offset & (most - 1)));
             if self.spans.len() == MAX_SPANS || self.bytes + len > most {
                 result = result.and(self.flush());
             }

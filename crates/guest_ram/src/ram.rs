@@ -208,17 +208,20 @@ impl GuestRam {
         let mut plan =
             Planner::new(ranges.len(), |place: Place<'_>, spans: &[Span]| place.0.discard(spans));
         let mut result = Ok(());
+        let mut last = self.boot.first();
         for run in merged(ranges) {
-            if !self.is_ram(run) {
-                result = result.and(plan.flush()).and(Err(DiscardError::NotRam(run)));
-                continue;
+            // Most ranges are all in one extent, and in the one of the range before.
+            if last.is_none_or(|extent| !extent.holds(run)) {
+                last = self.extents().find(|extent| extent.holds(run));
             }
-            for (extent, part) in self.parts(run) {
-                result = result.and(match extent.discardable(part) {
-                    Ok(span) => plan.add(Place(extent), span, extent.unit_bytes()),
-                    Err(error) => plan.flush().and(Err(error)),
-                });
-            }
+            result = result.and(match last {
+                Some(extent) => plan_part(&mut plan, extent, run),
+                None if self.is_ram(run) => self
+                    .parts(run)
+                    .map(|(extent, part)| plan_part(&mut plan, extent, part))
+                    .fold(Ok(()), Result::and),
+                None => plan.flush().and(Err(DiscardError::NotRam(run))),
+            });
         }
         result.and(plan.flush())
     }
@@ -271,9 +274,13 @@ impl GuestRam {
 
     /// The extents that hold pages of a range, and which.
     fn parts(&self, range: PageRange) -> impl Iterator<Item = (&Extent, PageRange)> {
-        let hot_add = self.hot_add.as_ref().and_then(HotAdd::extent);
         let held = move |extent| Some((extent, Extent::range(extent).intersection(range)?));
-        self.boot.iter().chain(hot_add).filter_map(held)
+        self.extents().filter_map(held)
+    }
+
+    /// All memory there is, added or not.
+    fn extents(&self) -> impl Iterator<Item = &Extent> {
+        self.boot.iter().chain(self.hot_add.as_ref().and_then(HotAdd::extent))
     }
 
     /// Makes boot RAM and `pieces` what [`GuestRam::memory`] shows. `false` where they overlap.
@@ -286,6 +293,18 @@ impl GuestRam {
         };
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).replace(memory);
         true
+    }
+}
+
+/// Plans to give back a part of an extent.
+fn plan_part<'a>(
+    plan: &mut Planner<Place<'a>, impl FnMut(Place<'a>, &[Span]) -> Result<(), DiscardError>>,
+    extent: &'a Extent,
+    part: PageRange,
+) -> Result<(), DiscardError> {
+    match extent.discardable(part) {
+        Ok(span) => plan.add(Place(extent), span, extent.unit_bytes()),
+        Err(error) => plan.flush().and(Err(error)),
     }
 }
 
