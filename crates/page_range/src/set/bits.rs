@@ -1,36 +1,43 @@
 //! Words of 64 bits: one for each child of a node, or for each page.
 
 /// Bit `i` alone; `i` is below 64.
+#[inline]
 pub(super) const fn bit(i: u32) -> u64 {
     1u64.wrapping_shl(i)
 }
 
 /// The bits from `from` up to, not including, `to`: `from < to <= 64`.
+#[inline]
 pub(super) const fn between(from: u32, to: u32) -> u64 {
-    from_on(from) & below(to)
+    from_on(from) & up_to(to.wrapping_sub(1))
 }
 
-/// The bits below `to`, which is at least 1 and at most 64.
-pub(super) const fn below(to: u32) -> u64 {
-    u64::MAX.wrapping_shr(64u32.wrapping_sub(to))
+/// The bits up to `i`, which is below 64.
+#[inline]
+pub(super) const fn up_to(i: u32) -> u64 {
+    u64::MAX.wrapping_shr(63u32.wrapping_sub(i))
 }
 
 /// The bits from `from` on; `from` is below 64.
+#[inline]
 pub(super) const fn from_on(from: u32) -> u64 {
     u64::MAX.wrapping_shl(from)
 }
 
 /// The bits above `i`, which is below 64.
+#[inline]
 pub(super) const fn above(i: u32) -> u64 {
     (u64::MAX ^ 1).wrapping_shl(i)
 }
 
 /// The number of the highest bit; `None` for an empty word.
+#[inline]
 pub(super) const fn highest(word: u64) -> Option<u32> {
     word.checked_ilog2()
 }
 
 /// The numbers of the bits, lowest first.
+#[inline]
 pub(super) fn ones(mut word: u64) -> impl Iterator<Item = u32> {
     core::iter::from_fn(move || {
         let lowest = (word != 0).then_some(word.trailing_zeros())?;

@@ -6,6 +6,7 @@ use core::ops::Range;
 use super::leaf::Leaf;
 use super::node::Node;
 use super::part::Part;
+use crate::Gpfn;
 
 /// 8 GiB of pages.
 type Tree = Node<Node<Leaf>>;
@@ -65,11 +66,17 @@ impl Chunks {
     /// Makes the pages from `start` up to `end` members, or not; says for how many that is new.
     #[inline]
     pub(super) fn put<const IN: bool>(&mut self, start: u64, end: u64) -> u64 {
-        let (first, last) = (number(start), number(end.wrapping_sub(1)));
-        if first == last {
-            return self.put_in::<IN>(first, offset(start), end_in(end));
+        if number(start) == number(end.wrapping_sub(1))
+            && let Some(i) = self.guess(number(start))
+            && let Some(chunk) = self.chunks.get_mut(i)
+            && let Some(changed) = chunk.pages.put_quickly::<IN>(offset(start), end_in(end))
+        {
+            if !IN && chunk.pages.is_all::<false>() {
+                self.drop_chunk(i);
+            }
+            return u64::from(changed);
         }
-        self.put_over::<IN>(start, end)
+        self.put_any::<IN>(start, end)
     }
 
     /// The first page from `from` on that is in the set, or is not; `None` where there is none in
@@ -96,9 +103,10 @@ impl Chunks {
         }
     }
 
-    /// The last page below `below` that is in the set, or is not.
+    /// The last page below `below` that is in the set, or is not. `None` where there is none from
+    /// `least` on; it may be below `least` all the same.
     #[inline]
-    pub(super) fn prev<const IN: bool>(&self, below: u64) -> Option<u64> {
+    pub(super) fn prev<const IN: bool>(&self, least: u64, below: u64) -> Option<u64> {
         let mut last = below.checked_sub(1)?;
         let mut position = self.position(number(last).wrapping_add(1));
         loop {
@@ -114,9 +122,38 @@ impl Chunks {
             if let Some(found) = chunk.pages.prev::<IN>(end) {
                 return Some(page(chunk.number, found));
             }
-            last = page(chunk.number, 0).checked_sub(1)?;
+            last = page(chunk.number, 0).checked_sub(1).filter(|&last| last >= least)?;
             position = position.wrapping_sub(1);
         }
+    }
+
+    /// Takes the last pages that neighbour each other, at most `max`: from where to where.
+    #[inline]
+    pub(super) fn take_last(&mut self, max: u64) -> Option<(u64, u64)> {
+        let last = self.chunks.last_mut()?;
+        let in_chunk = u32::try_from(max).unwrap_or(u32::MAX);
+        if let Some((start, end)) = last.pages.take_in_word(in_chunk) {
+            let taken = u64::from(end.wrapping_sub(start));
+            let start = page(last.number, start);
+            if last.pages.is_all::<false>() {
+                self.drop_chunk(self.chunks.len().wrapping_sub(1));
+            }
+            return Some((start, start.wrapping_add(taken)));
+        }
+        self.take_run(max)
+    }
+
+    /// The same for pages in more than one word.
+    #[inline(never)]
+    fn take_run(&mut self, max: u64) -> Option<(u64, u64)> {
+        let end = self.prev::<true>(0, Gpfn::MAX.get())?.wrapping_add(1);
+        let least = end.saturating_sub(max);
+        let before = self.prev::<false>(least, end);
+        let start = before.map_or(0, |before| before.wrapping_add(1)).max(least);
+        if start < end {
+            self.put::<false>(start, end);
+        }
+        Some((start, end))
     }
 
     /// A bit for each of the 64 pages around `page`, aligned: those in the set.
@@ -179,10 +216,19 @@ impl Chunks {
         let Some(chunk) = self.chunks.get_mut(i) else { return 0 };
         let changed = chunk.pages.put::<IN>(start, end);
         if !IN && chunk.pages.is_all::<false>() {
-            self.chunks.remove(i);
-            self.give_back();
+            self.drop_chunk(i);
         }
         u64::from(changed)
+    }
+
+    /// A put of any pages.
+    #[inline(never)]
+    fn put_any<const IN: bool>(&mut self, start: u64, end: u64) -> u64 {
+        let (first, last) = (number(start), number(end.wrapping_sub(1)));
+        if first == last {
+            return self.put_in::<IN>(first, offset(start), end_in(end));
+        }
+        self.put_over::<IN>(start, end)
     }
 
     /// A put in more than one chunk.
@@ -216,6 +262,12 @@ impl Chunks {
         }
     }
 
+    #[inline(never)]
+    fn drop_chunk(&mut self, i: usize) {
+        self.chunks.remove(i);
+        self.give_back();
+    }
+
     /// Frees room that is not used.
     fn give_back(&mut self) {
         let used = self.chunks.len().max(SPARE);
@@ -233,13 +285,16 @@ impl Chunks {
     /// The place of a chunk, or the one it would have.
     #[inline]
     fn find(&self, number: u64) -> Result<usize, usize> {
-        // Most guests have no gaps of this size in their RAM.
-        let first = self.chunks.first().map_or(0, |chunk| chunk.number);
-        let guess = usize::try_from(number.wrapping_sub(first)).unwrap_or(usize::MAX);
-        match self.chunks.get(guess) {
-            Some(chunk) if chunk.number == number => Ok(guess),
-            _ => self.search(number),
-        }
+        self.guess(number).map_or_else(|| self.search(number), Ok)
+    }
+
+    /// The place of a chunk if it is where it is as a rule: most guests have no gaps of this size
+    /// in their RAM.
+    #[inline]
+    fn guess(&self, number: u64) -> Option<usize> {
+        let first = self.chunks.first()?.number;
+        let guess = usize::try_from(number.wrapping_sub(first)).ok()?;
+        (self.chunks.get(guess)?.number == number).then_some(guess)
     }
 
     #[inline(never)]

@@ -1,10 +1,11 @@
 //! The lowest level of the tree: a bit for each page of 2 MiB.
 
-use super::bits::{below, between, from_on, highest};
+use super::bits::{between, from_on, highest, up_to};
 use super::part::Part;
 
 const WORDS: usize = 8;
 const WORD_SHIFT: u32 = 6;
+const WORD_PAGES: u32 = u64::BITS;
 const WORD_MASK: u32 = 63;
 
 /// 512 pages, as many as a huge page has: where a guest gives whole huge pages there are no leaves.
@@ -29,46 +30,76 @@ impl Part for Leaf {
 
     #[inline]
     fn any<const IN: bool>(&self, start: u32, end: u32) -> bool {
-        pieces(start, end).any(|(i, mask)| members::<IN>(self.get(i)) & mask != 0)
+        pieces(start, end).any(|(page, mask)| members::<IN>(self.word(page)) & mask != 0)
+    }
+
+    fn put<const IN: bool>(&mut self, start: u32, end: u32) -> u32 {
+        pieces(start, end)
+            .fold(0, |sum, (page, mask)| self.put_word::<IN>(page, mask).wrapping_add(sum))
     }
 
     #[inline]
-    fn put<const IN: bool>(&mut self, start: u32, end: u32) -> u32 {
-        pieces(start, end).fold(0, |changed, (i, mask)| {
-            let Some(word) = self.words.get_mut(i as usize) else { return changed };
-            let old = mask & !members::<IN>(*word);
-            *word = if IN { *word | mask } else { *word & !mask };
-            changed.wrapping_add(count(old, mask))
-        })
+    fn put_quickly<const IN: bool>(&mut self, start: u32, end: u32) -> Option<u32> {
+        let last = end.wrapping_sub(1);
+        let mask = from_on(start & WORD_MASK) & up_to(last & WORD_MASK);
+        (word_of(start) == word_of(last)).then(|| self.put_word::<IN>(start, mask))
     }
 
     #[inline]
     fn next<const IN: bool>(&self, from: u32) -> Option<u32> {
-        let first = from >> WORD_SHIFT;
-        let word = members::<IN>(self.get(first)) & from_on(from & WORD_MASK);
+        let word = members::<IN>(self.word(from)) & from_on(from & WORD_MASK);
         if word != 0 {
-            return Some(page(first, word.trailing_zeros()));
+            return Some(page(from, word.trailing_zeros()));
         }
-        let mut rest = (0u32..).zip(self.words.iter().map(|&word| members::<IN>(word)));
-        rest.find(|&(i, word)| i > first && word != 0)
-            .map(|(i, word)| page(i, word.trailing_zeros()))
+        let mut base = from | WORD_MASK;
+        while base < Self::PAGES.wrapping_sub(1) {
+            base = base.wrapping_add(1);
+            let word = members::<IN>(self.word(base));
+            if word != 0 {
+                return Some(page(base, word.trailing_zeros()));
+            }
+            base |= WORD_MASK;
+        }
+        None
     }
 
     #[inline]
-    fn prev<const IN: bool>(&self, below_page: u32) -> Option<u32> {
-        let last = below_page.wrapping_sub(1);
-        let word = members::<IN>(self.get(last >> WORD_SHIFT)) & up_to(last & WORD_MASK);
-        if let Some(highest) = highest(word) {
-            return Some(page(last >> WORD_SHIFT, highest));
+    fn prev<const IN: bool>(&self, below: u32) -> Option<u32> {
+        let mut last = below.wrapping_sub(1);
+        loop {
+            let word = members::<IN>(self.word(last)) & up_to(last & WORD_MASK);
+            if let Some(highest) = highest(word) {
+                return Some(page(last, highest));
+            }
+            last = (last & !WORD_MASK).checked_sub(1)?;
         }
-        (0..last >> WORD_SHIFT)
-            .rev()
-            .find_map(|i| Some(page(i, highest(members::<IN>(self.get(i)))?)))
+    }
+
+    #[inline]
+    fn take_in_word(&mut self, max: u32) -> Option<(u32, u32)> {
+        let mut base = Self::PAGES;
+        for word in self.words.iter_mut().rev() {
+            base = base.wrapping_sub(WORD_PAGES);
+            if *word == 0 {
+                continue;
+            }
+            let gap = word.leading_zeros();
+            let run = word.wrapping_shl(gap).leading_ones();
+            let end = WORD_PAGES.wrapping_sub(gap);
+            if run == end && run < max {
+                // It may go on in the word below.
+                return None;
+            }
+            let start = end.wrapping_sub(run.min(max));
+            *word &= !between(start, end);
+            return Some((base | start, base.wrapping_add(end)));
+        }
+        None
     }
 
     #[inline]
     fn word(&self, page: u32) -> u64 {
-        self.get(page >> WORD_SHIFT)
+        self.words.get(word_of(page)).copied().unwrap_or_default()
     }
 
     fn absorb(&mut self, other: Self) -> u32 {
@@ -94,9 +125,14 @@ impl Part for Leaf {
 }
 
 impl Leaf {
+    /// Puts pages of the word that has `page`: a bit of `mask` for each, at least one.
     #[inline]
-    fn get(&self, word: u32) -> u64 {
-        self.words.get(word as usize).copied().unwrap_or_default()
+    fn put_word<const IN: bool>(&mut self, page: u32, mask: u64) -> u32 {
+        let Some(word) = self.words.get_mut(word_of(page)) else { return 0 };
+        let changed = mask & !members::<IN>(*word);
+        *word ^= changed;
+        // Counting bits takes long without an instruction for it, and one page is what comes most.
+        if mask.is_power_of_two() { u32::from(changed != 0) } else { changed.count_ones() }
     }
 }
 
@@ -106,43 +142,30 @@ const fn members<const IN: bool>(word: u64) -> u64 {
     if IN { word } else { !word }
 }
 
-/// The words with a page from `start` up to `end`, and those of their bits that are meant.
+/// The words with a page from `start` up to `end`: a page of each, and a bit for each of those.
 #[inline]
 fn pieces(start: u32, end: u32) -> impl Iterator<Item = (u32, u64)> {
     let mut next = start;
     core::iter::from_fn(move || {
         (next < end).then(|| {
             let first = next;
-            let word_end = (first | WORD_MASK).wrapping_add(1);
-            next = word_end;
-            let to = WORD_MASK.wrapping_add(1).wrapping_sub(word_end.saturating_sub(end));
-            (first >> WORD_SHIFT, between(first & WORD_MASK, to))
+            next = (first | WORD_MASK).wrapping_add(1).min(end);
+            let last = next.wrapping_sub(1) & WORD_MASK;
+            (first, from_on(first & WORD_MASK) & up_to(last))
         })
     })
 }
 
-/// The number of bits in `some`, which are among those of `all`.
-///
-/// Without an instruction that counts bits the two common cases are worth looking for.
+/// The word that has `page`.
 #[inline]
-const fn count(some: u64, all: u64) -> u32 {
-    if some == 0 {
-        0
-    } else if some == all && all.wrapping_sub(1) & all == 0 {
-        1
-    } else {
-        some.count_ones()
-    }
+const fn word_of(page: u32) -> usize {
+    (page >> WORD_SHIFT) as usize
 }
 
-/// The bits up to `i`, which is below 64.
-const fn up_to(i: u32) -> u64 {
-    below(i.wrapping_add(1))
-}
-
-/// The page that bit `i` of a word stands for.
-const fn page(word: u32, i: u32) -> u32 {
-    (word << WORD_SHIFT) | i
+/// The page that bit `i` stands for in the word that has page `around`.
+#[inline]
+const fn page(around: u32, i: u32) -> u32 {
+    (around & !WORD_MASK) | i
 }
 
 #[cfg(test)]

@@ -138,12 +138,12 @@ impl PageRangeSet {
     /// Takes pages from the end of the set: the highest `max` pages of the highest range, or the
     /// whole range where it is smaller. `None` where the set is empty or `max` is zero.
     pub fn take_last(&mut self, max: PageCount) -> Option<PageRange> {
-        let end = self.chunks.prev::<true>(Gpfn::MAX.get())?.saturating_add(1);
-        let before = self.chunks.prev::<false>(end);
-        let start = before.map_or(0, |before| before.saturating_add(1));
-        let start = Gpfn::new(start.max(end.saturating_sub(max.get())))?;
-        let taken = PageRange::between(start, Gpfn::new(end)?)?;
-        self.remove(taken);
+        if max.is_zero() {
+            return None;
+        }
+        let (start, end) = self.chunks.take_last(max.get())?;
+        let taken = PageRange::between(Gpfn::new(start)?, Gpfn::new(end)?)?;
+        self.removed(taken.count().get());
         Some(taken)
     }
 

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::bits::{above, between, bit, highest, ones};
+use super::bits::{above, between, bit, from_on, highest, ones};
 use super::part::Part;
 
 /// The children of a node.
@@ -48,7 +48,7 @@ impl<P: Part> Part for Node<P> {
         if first == last {
             return self.any_in_child::<IN>(first, offset::<P>(start), end_in::<P>(end));
         }
-        let between = above(first) & !above(last) & !bit(last);
+        let between = above(first) & !from_on(last);
         (self.whole::<IN>() | self.partial) & between != 0
             || self.any_in_child::<IN>(first, offset::<P>(start), P::PAGES)
             || self.any_in_child::<IN>(last, 0, end_in::<P>(end))
@@ -63,6 +63,23 @@ impl<P: Part> Part for Node<P> {
             self.put_over::<IN>(start, end)
         };
         self.count::<IN>(changed)
+    }
+
+    #[inline]
+    fn put_quickly<const IN: bool>(&mut self, start: u32, end: u32) -> Option<u32> {
+        let i = child::<P>(start);
+        if i != child::<P>(end.wrapping_sub(1)) {
+            return None;
+        }
+        let Some(part) = self.part_mut(i) else {
+            let pages = self.put_uniform::<IN>(i, start, end)?;
+            return Some(self.count::<IN>(pages));
+        };
+        let changed = part.put_quickly::<IN>(offset::<P>(start), end_in::<P>(end))?;
+        if part.is_all::<IN>() {
+            self.close::<IN>(i);
+        }
+        Some(self.count::<IN>(changed))
     }
 
     #[inline]
@@ -90,10 +107,24 @@ impl<P: Part> Part for Node<P> {
         if let Some(found) = self.part(last).and_then(in_last) {
             return Some(page::<P>(last, found));
         }
-        let rest = (self.whole::<IN>() | self.partial) & !above(last) & !bit(last);
+        let rest = (self.whole::<IN>() | self.partial) & !from_on(last);
         let prev = highest(rest)?;
         let found = self.part(prev).and_then(|part| part.prev::<IN>(P::PAGES));
         Some(page::<P>(prev, found.unwrap_or(P::PAGES.wrapping_sub(1))))
+    }
+
+    #[inline]
+    fn take_in_word(&mut self, max: u32) -> Option<(u32, u32)> {
+        let last = highest(self.full | self.partial)?;
+        let part = self.part_mut(last)?;
+        let (start, end) = part.take_in_word(max)?;
+        let taken = end.wrapping_sub(start);
+        if part.is_all::<false>() {
+            self.close::<false>(last);
+        }
+        self.count::<false>(taken);
+        let start = page::<P>(last, start);
+        Some((start, start.wrapping_add(taken)))
     }
 
     #[inline]
@@ -168,12 +199,8 @@ impl<P: Part> Node<P> {
     #[inline]
     fn put_in_child<const IN: bool>(&mut self, i: u32, start: u32, end: u32) -> u32 {
         if self.partial & bit(i) == 0 {
-            if self.whole::<IN>() & bit(i) != 0 {
-                return 0;
-            }
-            if end.wrapping_sub(start) == P::PAGES {
-                self.full ^= bit(i);
-                return P::PAGES;
+            if let Some(pages) = self.put_uniform::<IN>(i, start, end) {
+                return pages;
             }
             self.open(i, if IN { P::EMPTY } else { P::FULL });
         } else if end.wrapping_sub(start) == P::PAGES {
@@ -185,6 +212,19 @@ impl<P: Part> Node<P> {
             self.close::<IN>(i);
         }
         changed
+    }
+
+    /// A put in a child that is not stored. `None` where it has to be.
+    #[inline]
+    fn put_uniform<const IN: bool>(&mut self, i: u32, start: u32, end: u32) -> Option<u32> {
+        if self.whole::<IN>() & bit(i) != 0 {
+            return Some(0);
+        }
+        let whole = end.wrapping_sub(start) == P::PAGES;
+        whole.then(|| {
+            self.full ^= bit(i);
+            P::PAGES
+        })
     }
 
     /// A put that is more than a piece of one child.
@@ -319,8 +359,7 @@ impl<P: Part> Node<P> {
     /// The place of child `i` among the stored ones.
     #[inline]
     const fn slot(&self, i: u32) -> usize {
-        let slot =
-            if self.is_spread() { i } else { (self.partial & !above(i) & !bit(i)).count_ones() };
+        let slot = if self.is_spread() { i } else { (self.partial & !from_on(i)).count_ones() };
         slot as usize
     }
 
@@ -331,8 +370,11 @@ impl<P: Part> Node<P> {
 
     #[inline]
     fn part_mut(&mut self, i: u32) -> Option<&mut P> {
+        if self.partial & bit(i) == 0 {
+            return None;
+        }
         let slot = self.slot(i);
-        if self.partial & bit(i) == 0 { None } else { self.parts.get_mut(slot) }
+        self.parts.get_mut(slot)
     }
 
     fn partial_children(&self) -> impl Iterator<Item = (u32, &P)> {

@@ -26,11 +26,19 @@ pub(super) trait Part: Clone + PartialEq {
     /// Makes the pages from `start` up to `end` members, or not; says for how many that is new.
     fn put<const IN: bool>(&mut self, start: u32, end: u32) -> u32;
 
+    /// [`Part::put`] for what comes most: a part as a whole, or pages of the same 64 aligned ones.
+    /// `None`, and all stays as it is, where it is more, or where another part has to be stored.
+    fn put_quickly<const IN: bool>(&mut self, start: u32, end: u32) -> Option<u32>;
+
     /// The first page from `from` on that is in the set, or is not.
     fn next<const IN: bool>(&self, from: u32) -> Option<u32>;
 
     /// The last page below `below`, which is at least 1, that is in the set, or is not.
     fn prev<const IN: bool>(&self, below: u32) -> Option<u32>;
+
+    /// Takes the last pages in the set that neighbour each other, at most `max`, where that changes
+    /// one word only: from where to where. `None`, and all stays as it is, where that is not sure.
+    fn take_in_word(&mut self, max: u32) -> Option<(u32, u32)>;
 
     /// A bit for each of the 64 pages around `page`, aligned: those in the set.
     fn word(&self, page: u32) -> u64;

@@ -75,11 +75,11 @@ impl<const IN: bool> DoubleEndedIterator for Runs<'_, IN> {
         if self.front >= self.back {
             return None;
         }
-        let last = self.chunks.prev::<IN>(self.back);
+        let last = self.chunks.prev::<IN>(self.front, self.back);
         let end = last.map_or(0, |last| last.wrapping_add(1)).max(self.front);
         let before = match IN {
-            true => self.chunks.prev::<false>(end),
-            false => self.chunks.prev::<true>(end),
+            true => self.chunks.prev::<false>(self.front, end),
+            false => self.chunks.prev::<true>(self.front, end),
         };
         let start = before.map_or(0, |before| before.wrapping_add(1)).max(self.front);
         self.back = start;
