@@ -26,7 +26,7 @@ const SIZES: [usize; 2] = [STATUS_REPORT, BALLOON_RESPONSE];
 
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
 
-/// A closure that runs `fill` and then `drain` so many times and gives the time of one of them.
+/// Runs both in turn so many times, and gives the time of `timed`.
 fn time_of<T>(
     rounds: u64,
     ends: &mut T,
