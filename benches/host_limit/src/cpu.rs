@@ -1,9 +1,11 @@
-//! Time on the CPU.
+//! Time on the CPU, and which CPU.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 
 /// CPU time of this thread since it started.
 pub(crate) fn thread() -> Duration {
@@ -23,4 +25,27 @@ pub(crate) fn overhead() -> Duration {
         costs.sort_unstable();
         costs.get(costs.len() / 2).copied().unwrap_or_default()
     })
+}
+
+/// The CPUs to choose from, once threads are to be kept on theirs.
+static CPUS: OnceLock<Vec<usize>> = OnceLock::new();
+
+const THIS_THREAD: Pid = Pid::from_raw(0);
+
+/// Keeps threads on their CPUs from now on, this one on the first.
+pub(crate) fn pin() {
+    CPUS.get_or_init(|| {
+        let allowed = sched_getaffinity(THIS_THREAD).unwrap_or_default();
+        (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect()
+    });
+    stay_on(0);
+}
+
+/// Keeps this thread on the CPU of this place, where threads are to be kept and there is one.
+pub(crate) fn stay_on(place: usize) {
+    if let Some(cpu) = CPUS.get().and_then(|cpus| cpus.get(place)) {
+        let mut only = CpuSet::new();
+        // Refused at worst, and then the scheduler decides.
+        let _ = only.set(*cpu).and_then(|()| sched_setaffinity(THIS_THREAD, &only));
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use dynmem_protocol::{
     BalloonResponse, Capabilities, CapabilitiesReport, HostBody, HostMessage, RangeList,
     UnballoonResponse, Version, VersionRequest,
@@ -25,8 +25,10 @@ pub(crate) fn ring_pages() -> Vec<Gpfn> {
 /// A Dynamic Memory driver.
 pub(crate) struct Guest {
     rings: GuestRings<Arc<GuestRam>>,
-    /// What it gives when asked, in this order, each once.
-    pieces: std::vec::IntoIter<PageRange>,
+    /// What it gives when asked, in this order.
+    pieces: Vec<PageRange>,
+    /// How many of them it has given since it last had all.
+    given: usize,
     /// Pages still to give for the present request.
     asked: PageCount,
     returned: PageCount,
@@ -45,7 +47,8 @@ impl Guest {
             .emit_into(1, &mut outgoing);
         Self {
             rings: GuestRings::new(ram, &ring_pages(), DOWNSTREAM_OFFSET),
-            pieces: pieces.into_iter(),
+            pieces,
+            given: 0,
             asked: PageCount::ZERO,
             returned: PageCount::ZERO,
             received: Received::new(),
@@ -85,9 +88,10 @@ impl Guest {
     fn answer(&mut self) -> Result<()> {
         self.list.clear();
         while !self.asked.is_zero() && !self.list.is_full() {
-            let Some(piece) = self.pieces.next() else { bail!("asked for more than there is") };
+            let piece = self.pieces.get(self.given).context("asked for more than there is")?;
+            self.given += 1;
             ensure!(piece.count() <= self.asked, "asked for a part of a piece");
-            self.list.push(piece)?;
+            self.list.push(*piece)?;
             self.asked = self.asked.saturating_sub(piece.count());
         }
         self.transaction_id += 1;
@@ -114,6 +118,8 @@ impl Guest {
                     self.returned = self.returned.saturating_add(word.range()?.count());
                 }
                 if !request.more_pages {
+                    // Only ever asked for all, and given back all.
+                    self.given = 0;
                     UnballoonResponse.emit_into(message.transaction_id, &mut self.outgoing);
                 }
             }

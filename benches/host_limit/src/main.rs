@@ -2,7 +2,8 @@
 //!
 //! The real device, ring, guest memory and worker against a guest of a few lines, with a KVM VM on
 //! the same memory where KVM opens; beside it the bare system calls on the same ranges of equally
-//! prepared memory, in the same run. Each measurement has memory and a VM of its own.
+//! prepared memory, in the same run. Each measurement has memory and a VM of its own. The
+//! floors run on the device's thread.
 //!
 //! `cargo run --release -p host_limit -- --json host_limit.json`
 
@@ -20,11 +21,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use guest_ram::GuestRam;
 
 use crate::host::{Host, Usage};
 use crate::memory::GuestMemory;
-use crate::report::{Report, Row};
+use crate::report::{Report, Rounds, Row};
 use crate::scenario::Scenario;
 
 /// Measures the host's share of a resize beside the bare system calls.
@@ -42,6 +42,9 @@ struct Options {
     /// Attach no VM, even where KVM opens: the memory is dirtied by this process then.
     #[arg(long)]
     without_kvm: bool,
+    /// Keep the device's thread and the worker on a CPU each, for a machine that does other work.
+    #[arg(long)]
+    pin: bool,
     /// Only scenarios whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
@@ -52,6 +55,9 @@ fn main() -> Result<()> {
     ensure!(options.size % 2 == 0 && options.size > 0, "--size must be a multiple of 2 MiB");
     ensure!(options.size <= memory::MAX_MIB, "--size must be at most {} MiB", memory::MAX_MIB);
     ensure!(options.rounds > 0, "--rounds must be at least 1");
+    if options.pin {
+        cpu::pin();
+    }
     let kvm = if options.without_kvm { Err("not wanted".into()) } else { vm::probe() };
     let mut report = Report::new(options.size, options.rounds, &kvm);
     let scenarios = Scenario::all().filter(|scenario| scenario.name().contains(&options.only));
@@ -71,37 +77,46 @@ fn main() -> Result<()> {
 }
 
 fn measure(scenario: Scenario, options: &Options, with_vm: bool) -> Result<Row> {
-    let fresh = || GuestMemory::new(scenario, options.size, with_vm);
-    let first = GuestMemory::new(Scenario { is_dirty: false, ..scenario }, options.size, false)?;
-    let mut row = Row::new(scenario, first.pieces.len() as u64, first.given().bytes());
-    drop(first);
+    let untouched = || GuestMemory::new(scenario, options.size, with_vm);
+    let prepared = || {
+        let mut memory = untouched()?;
+        memory.prepare().map(|()| memory)
+    };
+    let mut rounds = Rounds::default();
+    let (mut ranges, mut bytes) = (0, 0);
     for _ in 0..options.rounds {
-        let memory = fresh()?;
-        let (shrink, grow) = resize(&memory)?;
-        row.shrink.push(shrink);
-        row.grow.push(grow);
-        row.bare.push(floor::one_call_each(&fresh()?)?);
-        row.best.push(floor::best_calls(&fresh()?)?);
+        let memory = untouched()?;
+        (ranges, bytes) = (memory.pieces.len() as u64, memory.given().bytes());
+        let (shrink, grow) = resize(memory)?;
+        rounds.shrink.push(shrink);
+        rounds.grow.push(grow);
+        rounds.bare.push(floor::one_call_each(&prepared()?)?);
+        rounds.best.push(floor::best_calls(&prepared()?)?);
     }
-    Ok(row)
+    Ok(Row::new(scenario, ranges, bytes, rounds))
 }
 
-/// The guest gives all pieces and gets them back.
-fn resize(memory: &GuestMemory) -> Result<(Usage, Usage)> {
+/// The guest gives all pieces and gets them back, twice: the first time, before its memory is
+/// touched, leaves the host warm and the memory as it was.
+fn resize(mut memory: GuestMemory) -> Result<(Usage, Usage)> {
     let full = memory.ram.pages().len();
-    let mut host = Host::new(memory)?;
     let shrunk = full.saturating_sub(memory.given());
+    let mut host = Host::new(&memory)?;
+    host.resize(shrunk)?;
+    host.resize(full)?;
+    memory.prepare()?;
     let shrink = host.resize(shrunk)?;
     let grow = host.resize(full)?;
-    check(&memory.ram, memory)?;
+    drop(host);
+    check(&memory)?;
     Ok((shrink, grow))
 }
 
 /// A bench of something that did not happen is worth nothing: looks whether the pages are gone.
-fn check(ram: &GuestRam, memory: &GuestMemory) -> Result<()> {
+fn check(memory: &GuestMemory) -> Result<()> {
     for piece in [memory.pieces.first(), memory.pieces.last()].into_iter().flatten() {
         let word = vmbus::GuestMemory::load_u32(
-            ram,
+            &*memory.ram,
             piece.start().gpa(),
             std::sync::atomic::Ordering::Relaxed,
         )?;

@@ -19,14 +19,18 @@ pub(crate) const MAX_MIB: u64 = (LOW_RAM_LIMIT.get() >> 20) - 32;
 /// Memory of a guest, with a VM on it if there is KVM.
 pub(crate) struct GuestMemory {
     // Before the memory: a vCPU keeps the VM alive inside the kernel.
-    _vm: Option<Vm>,
+    vm: Option<Vm>,
     pub(crate) ram: Arc<GuestRam>,
     pub(crate) regions: Vec<Arc<RamRegion>>,
     /// What the guest gives.
     pub(crate) pieces: Vec<PageRange>,
+    /// Where the pieces are.
+    pool: PageRange,
+    scenario: Scenario,
 }
 
 impl GuestMemory {
+    /// Memory that nobody has touched.
     pub(crate) fn new(scenario: Scenario, mib: u64, with_vm: bool) -> Result<Self> {
         let pool = PageCount::from_bytes(mib << 20);
         let ram = GuestRam::new(&RamConfig {
@@ -37,15 +41,18 @@ impl GuestMemory {
         })?;
         let start = Gpfn::new(KERNEL.get()).context("small")?;
         let pool = PageRange::new(start, pool)?;
-        let mut vm = with_vm.then(|| Vm::new(&ram)).transpose()?;
-        if scenario.is_dirty {
-            match &mut vm {
-                Some(vm) => vm.dirty(&ram, pool)?,
-                None => dirty(&ram, pool)?,
-            }
-        }
+        let vm = with_vm.then(|| Vm::new(&ram)).transpose()?;
         let (pieces, regions) = (scenario.pieces.of(pool), ram.boot_regions());
-        Ok(Self { _vm: vm, ram: Arc::new(ram), regions, pieces })
+        Ok(Self { vm, ram: Arc::new(ram), regions, pieces, pool, scenario })
+    }
+
+    /// Lets the guest write to all of it, where the scenario says so.
+    pub(crate) fn prepare(&mut self) -> Result<()> {
+        match &mut self.vm {
+            _ if !self.scenario.is_dirty => Ok(()),
+            Some(vm) => vm.dirty(&self.ram, self.pool),
+            None => dirty(&self.ram, self.pool),
+        }
     }
 
     /// Pages in all pieces.
