@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use super::bits::{from_on, up_to};
 use super::leaf::Leaf;
 use super::node::Node;
 use super::part::Part;
@@ -14,7 +15,10 @@ type Tree = Node<Node<Leaf>>;
 const PAGES: u64 = Tree::PAGES as u64;
 
 /// The pages of a leaf.
-pub(super) const LEAF_PAGES: u32 = Leaf::PAGES;
+pub(super) const LEAF: u64 = Leaf::PAGES as u64;
+
+/// The pages that a word has bits for.
+const WORD: u64 = 64;
 
 /// Room that is kept for chunks although there are fewer: a set that is filled and emptied in turns
 /// need not allocate each time.
@@ -56,7 +60,7 @@ impl Chunks {
             !chunks.is_empty()
         } else {
             chunks.len() as u64 != last.wrapping_sub(first).wrapping_sub(1)
-                || chunks.iter().any(|chunk| !chunk.pages.is_all::<true>())
+                || chunks.iter().any(|chunk| !chunk.pages.is_all::<true>(0))
         };
         any_between
             || self.any_in::<IN>(first, offset(start), Tree::PAGES)
@@ -66,14 +70,16 @@ impl Chunks {
     /// Makes the pages from `start` up to `end` members, or not; says for how many that is new.
     #[inline]
     pub(super) fn put<const IN: bool>(&mut self, start: u64, end: u64) -> u64 {
-        if number(start) == number(end.wrapping_sub(1))
-            && let Some(i) = self.guess(number(start))
-            && let Some(chunk) = self.chunks.get_mut(i)
-            && let Some(changed) = chunk.pages.put_quickly::<IN>(offset(start), end_in(end))
-        {
-            if !IN && chunk.pages.is_all::<false>() {
-                self.drop_chunk(i);
-            }
+        let last = end.wrapping_sub(1);
+        let quick = if (start ^ last) < WORD {
+            let mask = from_on(low(start)) & up_to(low(last));
+            self.put_quickly::<IN, false>(start, mask)
+        } else if end.wrapping_sub(start) == LEAF && start & LEAF.wrapping_sub(1) == 0 {
+            self.put_quickly::<IN, true>(start, 0)
+        } else {
+            None
+        };
+        if let Some(changed) = quick {
             return u64::from(changed);
         }
         self.put_any::<IN>(start, end)
@@ -135,7 +141,7 @@ impl Chunks {
         if let Some((start, end)) = last.pages.take_in_word(in_chunk) {
             let taken = u64::from(end.wrapping_sub(start));
             let start = page(last.number, start);
-            if last.pages.is_all::<false>() {
+            if last.pages.is_all::<false>(0) {
                 self.drop_chunk(self.chunks.len().wrapping_sub(1));
             }
             return Some((start, start.wrapping_add(taken)));
@@ -184,7 +190,7 @@ impl Chunks {
             let old = ours.map_or(0, |ours| ours.pages.subtract(&theirs.pages));
             removed.wrapping_add(u64::from(old))
         });
-        self.chunks.retain(|chunk| !chunk.pages.is_all::<false>());
+        self.chunks.retain(|chunk| !chunk.pages.is_all::<false>(0));
         self.give_back();
         removed
     }
@@ -195,7 +201,7 @@ impl Chunks {
             .chunks
             .iter()
             .map(|chunk| Chunk { number: chunk.number, pages: chunk.pages.whole_leaves() });
-        Self { chunks: whole.filter(|chunk| !chunk.pages.is_all::<false>()).collect() }
+        Self { chunks: whole.filter(|chunk| !chunk.pages.is_all::<false>(0)).collect() }
     }
 
     #[inline]
@@ -215,10 +221,26 @@ impl Chunks {
         };
         let Some(chunk) = self.chunks.get_mut(i) else { return 0 };
         let changed = chunk.pages.put::<IN>(start, end);
-        if !IN && chunk.pages.is_all::<false>() {
+        if !IN && chunk.pages.is_all::<false>(0) {
             self.drop_chunk(i);
         }
         u64::from(changed)
+    }
+
+    /// See [`Part::put_quickly`].
+    #[inline]
+    fn put_quickly<const IN: bool, const LEAF: bool>(
+        &mut self,
+        page: u64,
+        mask: u64,
+    ) -> Option<u32> {
+        let i = self.guess(number(page))?;
+        let chunk = self.chunks.get_mut(i)?;
+        let changed = chunk.pages.put_quickly::<IN, LEAF>(offset(page), mask)?;
+        if !IN && chunk.pages.is_all::<false>(0) {
+            self.drop_chunk(i);
+        }
+        Some(changed)
     }
 
     /// A put of any pages.
@@ -324,6 +346,12 @@ const fn number(page: u64) -> u64 {
 #[expect(clippy::cast_possible_truncation, reason = "masked: a chunk has less than 2^32 pages")]
 const fn offset(page: u64) -> u32 {
     page as u32 & Tree::PAGES.wrapping_sub(1)
+}
+
+/// The number of a page among 64 aligned ones.
+#[inline]
+const fn low(page: u64) -> u32 {
+    (page & WORD.wrapping_sub(1)) as u32
 }
 
 /// The end of a range in the chunk that has its last page.

@@ -1,6 +1,6 @@
 //! The lowest level of the tree: a bit for each page of 2 MiB.
 
-use super::bits::{between, from_on, highest, up_to};
+use super::bits::{from_on, highest, up_to};
 use super::part::Part;
 
 const WORDS: usize = 8;
@@ -24,8 +24,9 @@ impl Part for Leaf {
     }
 
     #[inline]
-    fn is_all<const IN: bool>(&self) -> bool {
-        self.words.iter().all(|&word| members::<IN>(word) == u64::MAX)
+    fn is_all<const IN: bool>(&self, around: u32) -> bool {
+        members::<IN>(self.word(around)) == u64::MAX
+            && self.words.iter().fold(u64::MAX, |all, &word| all & members::<IN>(word)) == u64::MAX
     }
 
     #[inline]
@@ -34,15 +35,22 @@ impl Part for Leaf {
     }
 
     fn put<const IN: bool>(&mut self, start: u32, end: u32) -> u32 {
-        pieces(start, end)
-            .fold(0, |sum, (page, mask)| self.put_word::<IN>(page, mask).wrapping_add(sum))
+        pieces(start, end).fold(0, |sum, (page, mask)| {
+            self.put_quickly::<IN, false>(page, mask).unwrap_or_default().wrapping_add(sum)
+        })
     }
 
     #[inline]
-    fn put_quickly<const IN: bool>(&mut self, start: u32, end: u32) -> Option<u32> {
-        let last = end.wrapping_sub(1);
-        let mask = from_on(start & WORD_MASK) & up_to(last & WORD_MASK);
-        (word_of(start) == word_of(last)).then(|| self.put_word::<IN>(start, mask))
+    fn put_quickly<const IN: bool, const LEAF: bool>(
+        &mut self,
+        page: u32,
+        mask: u64,
+    ) -> Option<u32> {
+        let word = self.words.get_mut(word_of(page)).filter(|_| !LEAF)?;
+        let changed = mask & !members::<IN>(*word);
+        *word ^= changed;
+        // Counting bits takes long without an instruction for it, and one page is what comes most.
+        Some(if mask.is_power_of_two() { u32::from(changed != 0) } else { changed.count_ones() })
     }
 
     #[inline]
@@ -77,24 +85,21 @@ impl Part for Leaf {
 
     #[inline]
     fn take_in_word(&mut self, max: u32) -> Option<(u32, u32)> {
+        let mut words = self.words.iter_mut().rev();
         let mut base = Self::PAGES;
-        for word in self.words.iter_mut().rev() {
+        let (word, last) = words.find_map(|word| {
             base = base.wrapping_sub(WORD_PAGES);
-            if *word == 0 {
-                continue;
-            }
-            let gap = word.leading_zeros();
-            let run = word.wrapping_shl(gap).leading_ones();
-            let end = WORD_PAGES.wrapping_sub(gap);
-            if run == end && run < max {
-                // It may go on in the word below.
-                return None;
-            }
-            let start = end.wrapping_sub(run.min(max));
-            *word &= !between(start, end);
-            return Some((base | start, base.wrapping_add(end)));
+            highest(*word).map(|last| (word, last))
+        })?;
+        let end = last.wrapping_add(1);
+        let before = highest(!*word & up_to(last));
+        if before.is_none() && max > end && words.next().is_none_or(|word| *word >> 63 != 0) {
+            // It may go on in the word below.
+            return None;
         }
-        None
+        let start = before.map_or(0, |before| before.wrapping_add(1)).max(end.saturating_sub(max));
+        *word &= !from_on(start);
+        Some((base | start, base.wrapping_add(end)))
     }
 
     #[inline]
@@ -121,18 +126,6 @@ impl Part for Leaf {
     fn whole_leaves(&self) -> Self {
         // A leaf that is stored is not whole.
         Self::EMPTY
-    }
-}
-
-impl Leaf {
-    /// Puts pages of the word that has `page`: a bit of `mask` for each, at least one.
-    #[inline]
-    fn put_word<const IN: bool>(&mut self, page: u32, mask: u64) -> u32 {
-        let Some(word) = self.words.get_mut(word_of(page)) else { return 0 };
-        let changed = mask & !members::<IN>(*word);
-        *word ^= changed;
-        // Counting bits takes long without an instruction for it, and one page is what comes most.
-        if mask.is_power_of_two() { u32::from(changed != 0) } else { changed.count_ones() }
     }
 }
 
@@ -187,7 +180,7 @@ mod tests {
     fn the_whole_leaf_can_be_put() {
         let mut leaf = Leaf::EMPTY;
         assert_eq!(leaf.put::<true>(0, 512), 512);
-        assert!(leaf.is_all::<true>() && !leaf.any::<false>(0, 512));
+        assert!(leaf.is_all::<true>(0) && !leaf.any::<false>(0, 512));
         assert_eq!(leaf.put::<false>(511, 512), 1);
         assert_eq!(leaf.prev::<false>(512), Some(511));
     }

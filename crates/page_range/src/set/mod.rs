@@ -185,7 +185,7 @@ impl PageRangeSet {
     /// one page. Fast where `unit` is a multiple of 512 pages, the size of a huge page.
     #[must_use]
     pub fn units_within(&self, unit: PageCount) -> Self {
-        let leaf = PageCount::new(u64::from(chunks::LEAF_PAGES));
+        let leaf = PageCount::new(chunks::LEAF);
         if unit <= PageCount::new(1) {
             return self.clone();
         }

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use super::bits::{above, between, bit, from_on, highest, ones};
+use super::leaf::Leaf;
 use super::part::Part;
 
 /// The children of a node.
@@ -38,7 +39,7 @@ impl<P: Part> Part for Node<P> {
     }
 
     #[inline]
-    fn is_all<const IN: bool>(&self) -> bool {
+    fn is_all<const IN: bool>(&self, _around: u32) -> bool {
         self.whole::<IN>() == u64::MAX
     }
 
@@ -66,17 +67,23 @@ impl<P: Part> Part for Node<P> {
     }
 
     #[inline]
-    fn put_quickly<const IN: bool>(&mut self, start: u32, end: u32) -> Option<u32> {
-        let i = child::<P>(start);
-        if i != child::<P>(end.wrapping_sub(1)) {
-            return None;
-        }
+    fn put_quickly<const IN: bool, const LEAF: bool>(
+        &mut self,
+        page: u32,
+        mask: u64,
+    ) -> Option<u32> {
+        let i = child::<P>(page);
         let Some(part) = self.part_mut(i) else {
-            let pages = self.put_uniform::<IN>(i, start, end)?;
-            return Some(self.count::<IN>(pages));
+            if self.whole::<IN>() & bit(i) != 0 {
+                return Some(0);
+            }
+            return (LEAF && P::SHIFT == Leaf::SHIFT).then(|| {
+                self.full ^= bit(i);
+                self.count::<IN>(P::PAGES)
+            });
         };
-        let changed = part.put_quickly::<IN>(offset::<P>(start), end_in::<P>(end))?;
-        if part.is_all::<IN>() {
+        let changed = part.put_quickly::<IN, LEAF>(offset::<P>(page), mask)?;
+        if part.is_all::<IN>(offset::<P>(page)) {
             self.close::<IN>(i);
         }
         Some(self.count::<IN>(changed))
@@ -119,7 +126,7 @@ impl<P: Part> Part for Node<P> {
         let part = self.part_mut(last)?;
         let (start, end) = part.take_in_word(max)?;
         let taken = end.wrapping_sub(start);
-        if part.is_all::<false>() {
+        if part.is_all::<false>(start) {
             self.close::<false>(last);
         }
         self.count::<false>(taken);
@@ -177,7 +184,7 @@ impl<P: Part> Part for Node<P> {
         let mut whole = Self { full: self.full, len, ..Self::EMPTY };
         for (i, part) in self.partial_children() {
             let leaves = part.whole_leaves();
-            if !leaves.is_all::<false>() {
+            if !leaves.is_all::<false>(0) {
                 whole.len = whole.len.wrapping_add(leaves.len());
                 whole.open(i, leaves);
             }
@@ -199,8 +206,12 @@ impl<P: Part> Node<P> {
     #[inline]
     fn put_in_child<const IN: bool>(&mut self, i: u32, start: u32, end: u32) -> u32 {
         if self.partial & bit(i) == 0 {
-            if let Some(pages) = self.put_uniform::<IN>(i, start, end) {
-                return pages;
+            if self.whole::<IN>() & bit(i) != 0 {
+                return 0;
+            }
+            if end.wrapping_sub(start) == P::PAGES {
+                self.full ^= bit(i);
+                return P::PAGES;
             }
             self.open(i, if IN { P::EMPTY } else { P::FULL });
         } else if end.wrapping_sub(start) == P::PAGES {
@@ -208,23 +219,10 @@ impl<P: Part> Node<P> {
         }
         let Some(part) = self.part_mut(i) else { return 0 };
         let changed = part.put::<IN>(start, end);
-        if part.is_all::<IN>() {
+        if part.is_all::<IN>(start) {
             self.close::<IN>(i);
         }
         changed
-    }
-
-    /// A put in a child that is not stored. `None` where it has to be.
-    #[inline]
-    fn put_uniform<const IN: bool>(&mut self, i: u32, start: u32, end: u32) -> Option<u32> {
-        if self.whole::<IN>() & bit(i) != 0 {
-            return Some(0);
-        }
-        let whole = end.wrapping_sub(start) == P::PAGES;
-        whole.then(|| {
-            self.full ^= bit(i);
-            P::PAGES
-        })
     }
 
     /// A put that is more than a piece of one child.
@@ -307,7 +305,7 @@ impl<P: Part> Node<P> {
     }
 
     fn close_if_all<const IN: bool>(&mut self, i: u32) {
-        if self.part(i).is_some_and(P::is_all::<IN>) {
+        if self.part(i).is_some_and(|part| part.is_all::<IN>(0)) {
             self.close::<IN>(i);
         }
     }

@@ -17,8 +17,9 @@ pub(super) trait Part: Clone + PartialEq {
     /// The number of pages in the set.
     fn len(&self) -> u32;
 
-    /// Whether all pages are in the set, or none.
-    fn is_all<const IN: bool>(&self) -> bool;
+    /// Whether all pages are in the set, or none. Those near `around` are looked at first: where
+    /// one was changed, there is another one as a rule that was not.
+    fn is_all<const IN: bool>(&self, around: u32) -> bool;
 
     /// Whether any page from `start` up to `end` is in the set, or any is not.
     fn any<const IN: bool>(&self, start: u32, end: u32) -> bool;
@@ -26,9 +27,14 @@ pub(super) trait Part: Clone + PartialEq {
     /// Makes the pages from `start` up to `end` members, or not; says for how many that is new.
     fn put<const IN: bool>(&mut self, start: u32, end: u32) -> u32;
 
-    /// [`Part::put`] for what comes most: a part as a whole, or pages of the same 64 aligned ones.
-    /// `None`, and all stays as it is, where it is more, or where another part has to be stored.
-    fn put_quickly<const IN: bool>(&mut self, start: u32, end: u32) -> Option<u32>;
+    /// [`Part::put`] for what comes most: the leaf that has `page` as a whole, or else pages of the
+    /// 64 around it, aligned, a bit of `mask` for each. `None`, and all stays as it is, where a part
+    /// has to be stored for that, or a whole leaf is to replace one.
+    fn put_quickly<const IN: bool, const LEAF: bool>(
+        &mut self,
+        page: u32,
+        mask: u64,
+    ) -> Option<u32>;
 
     /// The first page from `from` on that is in the set, or is not.
     fn next<const IN: bool>(&self, from: u32) -> Option<u32>;
