@@ -232,7 +232,9 @@ impl Books {
             return None;
         }
         let id = ids.next();
-        let ranges = pages.iter().collect();
+        // One message's worth as a rule; growing there step by step costs more than the room.
+        let mut ranges = Vec::with_capacity(dynmem_protocol::MAX_RANGES);
+        ranges.extend(pages.iter());
         self.out.discarding.insert(id, pages);
         Some((id, ranges))
     }
