@@ -26,7 +26,7 @@ impl Part for Leaf {
     #[inline]
     fn is_all<const IN: bool>(&self, around: u32) -> bool {
         members::<IN>(self.word(around)) == u64::MAX
-            && self.words.iter().fold(u64::MAX, |all, &word| all & members::<IN>(word)) == u64::MAX
+            && self.words.iter().all(|&word| members::<IN>(word) == u64::MAX)
     }
 
     #[inline]

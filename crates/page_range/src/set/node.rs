@@ -123,7 +123,15 @@ impl<P: Part> Part for Node<P> {
     #[inline]
     fn take_in_word(&mut self, max: u32) -> Option<(u32, u32)> {
         let last = highest(self.full | self.partial)?;
-        let part = self.part_mut(last)?;
+        let part = if self.partial & bit(last) == 0 {
+            None
+        } else if self.is_spread() {
+            self.parts.get_mut(last as usize)
+        } else {
+            // No need to count the others below it.
+            self.parts.last_mut()
+        };
+        let part = part?;
         let (start, end) = part.take_in_word(max)?;
         let taken = end.wrapping_sub(start);
         if part.is_all::<false>(start) {
