@@ -15,7 +15,7 @@ pub const MAX_DISCARDS_IN_FLIGHT: usize = 2;
 
 /// The most ranges in one discard. The pages of a discard that runs cannot be given back, and a
 /// guest that wants them back at once should wait milliseconds, not seconds.
-pub const MAX_DISCARD_RANGES: usize = 4096;
+pub const MAX_DISCARD_RANGES: usize = 16_384;
 
 /// The most ranges of pages that are not RAM the device remembers. RAM bounds all other sets; these
 /// a guest could name without end.
@@ -227,29 +227,39 @@ impl Books {
         if self.pending.is_empty() || self.out.discarding.len() >= MAX_DISCARDS_IN_FLIGHT {
             return None;
         }
-        let pages = self.take_discardable();
+        // One message's worth as a rule; growing there step by step costs more than the room.
+        let mut ranges = Vec::with_capacity(dynmem_protocol::MAX_RANGES);
+        let pages = if self.provides_itself() {
+            self.take_pending(&mut ranges)
+        } else {
+            let pages = self.take_whole_units();
+            ranges.extend(pages.iter());
+            pages
+        };
         if pages.is_empty() {
             return None;
         }
         let id = ids.next();
-        // One message's worth as a rule; growing there step by step costs more than the room.
-        let mut ranges = Vec::with_capacity(dynmem_protocol::MAX_RANGES);
-        ranges.extend(pages.iter());
         self.out.discarding.insert(id, pages);
         Some((id, ranges))
     }
 
+    /// Takes as many pending pages as a discard may have; the lowest, since pages are given back
+    /// from the end.
+    fn take_pending(&mut self, ranges: &mut Vec<PageRange>) -> PageRangeSet {
+        ranges.extend(self.pending.iter().take(MAX_DISCARD_RANGES + 1));
+        if ranges.len() <= MAX_DISCARD_RANGES {
+            return core::mem::take(&mut self.pending);
+        }
+        ranges.truncate(MAX_DISCARD_RANGES);
+        let pages = ranges.iter().copied().collect();
+        self.pending.remove_set(&pages);
+        pages
+    }
+
     /// The whole units among the pages that are out; other pending pages are held from now on.
-    fn take_discardable(&mut self) -> PageRangeSet {
-        if self.provides_itself() && self.pending.has_more_ranges_than(MAX_DISCARD_RANGES) {
-            return core::iter::from_fn(|| self.pending.take_last(PageCount::new(u64::MAX)))
-                .take(MAX_DISCARD_RANGES)
-                .collect();
-        }
+    fn take_whole_units(&mut self) -> PageRangeSet {
         let pending = core::mem::take(&mut self.pending);
-        if self.provides_itself() {
-            return pending;
-        }
         self.out.held.insert_set(&pending);
         // A guest can give every other page: each unit is looked at once, not once for each page.
         let touched: PageRangeSet =
