@@ -138,18 +138,17 @@ impl Chunks {
     pub(super) fn take_last(&mut self, max: u64) -> Option<(u64, u64)> {
         let last = self.chunks.last_mut()?;
         let in_chunk = u32::try_from(max).unwrap_or(u32::MAX);
-        if let Some((start, end)) = last.pages.take_in_word(in_chunk) {
-            let taken = u64::from(end.wrapping_sub(start));
-            let start = page(last.number, start);
-            if last.pages.is_all::<false>(0) {
-                self.drop_chunk(self.chunks.len().wrapping_sub(1));
-            }
-            return Some((start, start.wrapping_add(taken)));
+        let Some((start, taken)) = last.pages.take_in_word(in_chunk) else {
+            return self.take_run(max);
+        };
+        let start = page(last.number, start);
+        if last.pages.is_all::<false>(0) {
+            self.drop_chunk(self.chunks.len().wrapping_sub(1));
         }
-        self.take_run(max)
+        Some((start, start.wrapping_add(u64::from(taken))))
     }
 
-    /// The same for pages in more than one word.
+    /// The same for any number of pages.
     #[inline(never)]
     fn take_run(&mut self, max: u64) -> Option<(u64, u64)> {
         let end = self.prev::<true>(0, Gpfn::MAX.get())?.wrapping_add(1);
@@ -350,6 +349,7 @@ const fn offset(page: u64) -> u32 {
 
 /// The number of a page among 64 aligned ones.
 #[inline]
+#[expect(clippy::cast_possible_truncation, reason = "masked: less than 64")]
 const fn low(page: u64) -> u32 {
     (page & WORD.wrapping_sub(1)) as u32
 }

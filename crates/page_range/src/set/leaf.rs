@@ -91,15 +91,18 @@ impl Part for Leaf {
             base = base.wrapping_sub(WORD_PAGES);
             highest(*word).map(|last| (word, last))
         })?;
-        let end = last.wrapping_add(1);
-        let before = highest(!*word & up_to(last));
-        if before.is_none() && max > end && words.next().is_none_or(|word| *word >> 63 != 0) {
+        let start = match highest(!*word & up_to(last)) {
+            Some(before) => before.wrapping_add(1),
             // It may go on in the word below.
+            None if words.next().is_none_or(|word| *word >> WORD_MASK != 0) => return None,
+            None => 0,
+        };
+        let run = last.wrapping_sub(start);
+        if run >= max {
             return None;
         }
-        let start = before.map_or(0, |before| before.wrapping_add(1)).max(end.saturating_sub(max));
         *word &= !from_on(start);
-        Some((base | start, base.wrapping_add(end)))
+        Some((base | start, run.wrapping_add(1)))
     }
 
     #[inline]

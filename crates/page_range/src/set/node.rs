@@ -132,14 +132,11 @@ impl<P: Part> Part for Node<P> {
             self.parts.last_mut()
         };
         let part = part?;
-        let (start, end) = part.take_in_word(max)?;
-        let taken = end.wrapping_sub(start);
+        let (start, taken) = part.take_in_word(max)?;
         if part.is_all::<false>(start) {
             self.close::<false>(last);
         }
-        self.count::<false>(taken);
-        let start = page::<P>(last, start);
-        Some((start, start.wrapping_add(taken)))
+        Some((page::<P>(last, start), self.count::<false>(taken)))
     }
 
     #[inline]

@@ -42,8 +42,8 @@ pub(super) trait Part: Clone + PartialEq {
     /// The last page below `below`, which is at least 1, that is in the set, or is not.
     fn prev<const IN: bool>(&self, below: u32) -> Option<u32>;
 
-    /// Takes the last pages in the set that neighbour each other, at most `max`, where that changes
-    /// one word only: from where to where. `None`, and all stays as it is, where that is not sure.
+    /// Takes the last pages in the set that neighbour each other if they are at most `max` and all
+    /// of one word: the first, and how many. `None`, and all stays as it is, where that is not sure.
     fn take_in_word(&mut self, max: u32) -> Option<(u32, u32)>;
 
     /// A bit for each of the 64 pages around `page`, aligned: those in the set.
