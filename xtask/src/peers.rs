@@ -28,6 +28,9 @@ pub(crate) struct PeersArgs {
     /// Where to write peers.json and peers.svg [default: bench-peers in cargo's target directory].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Measures this hvb [default: builds one].
+    #[arg(long, value_name = "FILE")]
+    hvb: Option<PathBuf>,
     /// The guest's kernel.
     #[arg(long, value_enum, default_value = "stable")]
     kernel: guest::GuestKernel,
@@ -45,7 +48,14 @@ pub(crate) fn main(args: &PeersArgs) -> Result<ExitCode> {
 
     eprintln!("bench-peers: building hvb and the guest (a few minutes the first time)");
     let guest = guest::build(args.kernel)?;
-    let hvb = test::build_release("hvb", "hvb")?;
+    let hvb = match &args.hvb {
+        Some(file) => {
+            let path = file.canonicalize().with_context(|| format!("--hvb {}", file.display()))?;
+            ensure!(path.is_file(), "--hvb {}: not a file", file.display());
+            path
+        }
+        None => test::build_release("hvb", "hvb")?.into(),
+    };
     let peers = test::build_program("peers", "peers")?;
     let qemu = emulator::get()?;
     let mut rig = std::process::Command::new(std::env::current_exe()?);

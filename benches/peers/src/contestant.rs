@@ -243,10 +243,23 @@ impl Contestant {
         usage::memory(self.child.id(), field)
     }
 
-    /// The last words of the peer and of its guest.
-    pub(crate) fn last_words(&self) -> String {
+    /// All that may tell why a peer does not do what it should: what it and its guest said last,
+    /// what its threads do in a second, and the books of `hvb`'s device.
+    pub(crate) fn last_words(&mut self) -> String {
         let words = fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default();
-        format!("-- {}:\n{words}\n-- its guest:\n{}", self.peer.name(), self.agent.last_words())
+        let used = || {
+            let before = Usage::of(self.child.id())?;
+            sleep(Duration::from_secs(1));
+            anyhow::Ok((Usage::of(self.child.id())? - &before).by_name())
+        };
+        let used = used();
+        let books = self.monitor.execute("x-query-dynamic-memory", json!({}));
+        format!(
+            "-- {}:\n{words}\n-- its threads in a second: {used:?}\n-- its device: {books:?}\n\
+             -- its guest:\n{}",
+            self.peer.name(),
+            self.agent.last_words()
+        )
     }
 }
 

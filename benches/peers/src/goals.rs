@@ -15,6 +15,8 @@ pub(crate) struct Goal {
     pub(crate) met: Option<bool>,
 }
 
+const NOT_MEASURED: &str = "not measured";
+
 /// All goals.
 pub(crate) fn goals(rows: &[Row]) -> Vec<Goal> {
     let find = |name| rows.iter().find(|row| row.name == name);
@@ -36,7 +38,7 @@ pub(crate) fn goals(rows: &[Row]) -> Vec<Goal> {
 
 fn at_least(goal: String, row: &Row, peer: Peer, least: f64) -> Goal {
     let times = row.times_hvb.get(&peer);
-    let measured = times.map_or_else(|| "not measured".to_owned(), |times| format!("{times:.2} x"));
+    let measured = times.map_or_else(|| NOT_MEASURED.to_owned(), |times| format!("{times:.2} x"));
     Goal { goal, measured, met: times.map(|times| *times >= least) }
 }
 
@@ -55,7 +57,7 @@ fn no_row_slower(rows: &[Row]) -> Goal {
         .map(|(name, times)| format!("{name} ({times:.3} x)"))
         .collect();
     let measured = match (all.is_empty(), slower.is_empty()) {
-        (true, _) => "not measured".to_owned(),
+        (true, _) => NOT_MEASURED.to_owned(),
         (_, true) => "none is slower".to_owned(),
         (_, false) => format!("slower: {}", slower.join(", ")),
     };
@@ -68,7 +70,10 @@ fn faster_on_most(rows: &[Row]) -> Goal {
     let faster = all.iter().filter(|(_, times)| *times > 1.0).count();
     Goal {
         goal: "faster than QEMU's hv-balloon on most rows".to_owned(),
-        measured: format!("{faster} of {}", all.len()),
+        measured: match all.len() {
+            0 => NOT_MEASURED.to_owned(),
+            rows => format!("{faster} of {rows}"),
+        },
         met: (!all.is_empty()).then_some(2 * faster > all.len()),
     }
 }
@@ -116,6 +121,8 @@ mod tests {
     #[test]
     fn nothing_is_said_of_a_peer_that_was_not_measured() {
         let rows = crate::summary::rows(&[]);
-        assert!(goals(&rows).iter().all(|goal| goal.met.is_none()));
+        assert!(
+            goals(&rows).iter().all(|goal| goal.met.is_none() && goal.measured == NOT_MEASURED)
+        );
     }
 }

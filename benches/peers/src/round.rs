@@ -61,7 +61,11 @@ impl Round {
     pub(crate) fn measure(peer: Peer, limit: Duration) -> Result<Self> {
         let most = if peer.can_add() { MOST } else { BOOT };
         let mut guest = Contestant::start(peer, Sizes { boot: BOOT, most })?;
-        Self::of(peer, &mut guest, limit).inspect_err(|_| println!("{}", guest.last_words()))
+        let round = Self::of(peer, &mut guest, limit);
+        if round.is_err() {
+            println!("{}", guest.last_words());
+        }
+        round
     }
 
     fn of(peer: Peer, guest: &mut Contestant, limit: Duration) -> Result<Self> {

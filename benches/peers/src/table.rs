@@ -55,9 +55,10 @@ fn short_name(peer: Peer) -> &'static str {
 
 fn cell(unit: Unit, spread: Option<&Spread>) -> String {
     let Some(Spread { median, least, most }) = spread else { return "n/a".to_owned() };
-    match unit {
-        Unit::Wall | Unit::Cpu => format!("{median:.3} ({least:.3}-{most:.3})"),
-        Unit::Mib | Unit::Count => format!("{median:.0} ({least:.0}-{most:.0})"),
+    let places = if matches!(unit, Unit::Wall | Unit::Cpu) { 3 } else { 0 };
+    match least < most {
+        true => format!("{median:.places$} ({least:.places$}-{most:.places$})"),
+        false => format!("{median:.places$}"),
     }
 }
 
