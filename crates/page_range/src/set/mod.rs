@@ -147,6 +147,29 @@ impl PageRangeSet {
         Some(taken)
     }
 
+    /// Takes what [`PageRangeSet::take_last`] would, called again and again until there are `most`
+    /// ranges or `max` pages altogether; faster than that where ranges are small. Says how many
+    /// pages they are.
+    pub fn take_last_ranges(
+        &mut self,
+        max: PageCount,
+        most: usize,
+        mut take: impl FnMut(PageRange),
+    ) -> PageCount {
+        let mut left = max;
+        let mut taken: Option<PageRange> = None;
+        for range in self.iter().rev().take(most) {
+            let start = range.end().get().saturating_sub(left.get());
+            let start = Gpfn::new(start).map_or(range.start(), |start| start.max(range.start()));
+            let Some(range) = PageRange::between(start, range.end()) else { break };
+            left = left.saturating_sub(range.count());
+            take(range);
+            let end = taken.map_or(range.end(), PageRange::end);
+            taken = PageRange::between(start, end);
+        }
+        taken.map_or(PageCount::ZERO, |taken| self.remove(taken))
+    }
+
     /// The parts of `range` that are in the set, lowest first.
     pub fn intersection(
         &self,

@@ -2,6 +2,7 @@
 
 use core::iter::FusedIterator;
 
+use super::bits::{highest, up_to};
 use super::chunks::Chunks;
 use crate::{Gpfn, PageRange};
 
@@ -16,11 +17,13 @@ pub(super) struct Runs<'a, const IN: bool> {
     /// The pages wanted from `front` to the end of its 64 aligned pages: most ranges of a scattered
     /// set are found here. Empty where that was not looked up.
     word: u64,
+    /// The same from the start of the 64 aligned pages before `back` up to there.
+    back_word: u64,
 }
 
 impl<'a, const IN: bool> Runs<'a, IN> {
     pub(super) const fn new(chunks: &'a Chunks, front: Gpfn, back: Gpfn) -> Self {
-        Self { chunks, front: front.get(), back: back.get(), word: 0 }
+        Self { chunks, front: front.get(), back: back.get(), word: 0, back_word: 0 }
     }
 
     /// The next run, cut at `back`.
@@ -53,6 +56,40 @@ impl<'a, const IN: bool> Runs<'a, IN> {
         }
         Some((start, end))
     }
+
+    /// The last run, not cut at `front`; an empty one where there is none.
+    #[inline]
+    fn retreat(&mut self) -> (u64, u64) {
+        if let Some(last) = highest(self.back_word)
+            && let Some(before) = highest(!self.back_word & up_to(last))
+        {
+            let base = self.back.wrapping_sub(1) & !WORD_MASK;
+            self.back_word &= up_to(before);
+            return (
+                base | u64::from(before.wrapping_add(1)),
+                base.wrapping_add(u64::from(last)).wrapping_add(1),
+            );
+        }
+        self.retreat_far()
+    }
+
+    /// The same, looked up in the tree.
+    #[inline(never)]
+    fn retreat_far(&mut self) -> (u64, u64) {
+        let after = |page: Option<u64>| page.map_or(0, |page| page.wrapping_add(1));
+        let end = after(self.chunks.prev::<IN>(self.front, self.back)).max(self.front);
+        let start = after(match IN {
+            true => self.chunks.prev::<false>(self.front, end),
+            false => self.chunks.prev::<true>(self.front, end),
+        });
+        self.back_word = 0;
+        if let Some(last) = start.checked_sub(1) {
+            let word = self.chunks.word(last);
+            let wanted = if IN { word } else { !word };
+            self.back_word = wanted & up_to(low(last));
+        }
+        (start, end)
+    }
 }
 
 impl<const IN: bool> Iterator for Runs<'_, IN> {
@@ -71,19 +108,14 @@ impl<const IN: bool> Iterator for Runs<'_, IN> {
 }
 
 impl<const IN: bool> DoubleEndedIterator for Runs<'_, IN> {
+    #[inline]
     fn next_back(&mut self) -> Option<PageRange> {
         if self.front >= self.back {
             return None;
         }
-        let last = self.chunks.prev::<IN>(self.front, self.back);
-        let end = last.map_or(0, |last| last.wrapping_add(1)).max(self.front);
-        let before = match IN {
-            true => self.chunks.prev::<false>(self.front, end),
-            false => self.chunks.prev::<true>(self.front, end),
-        };
-        let start = before.map_or(0, |before| before.wrapping_add(1)).max(self.front);
-        self.back = start;
-        range(start, end)
+        let (start, end) = self.retreat();
+        self.back = start.max(self.front);
+        range(self.back, end)
     }
 }
 

@@ -178,6 +178,26 @@ proptest! {
     }
 
     #[test]
+    fn many_ranges_are_taken_as_one_after_another(
+        ops in vec(op(), 1..20),
+        max in prop_oneof![0u64..2000, 0..4 * CHUNK],
+        most in 0usize..8,
+    ) {
+        let (mut set, _) = build(&ops);
+        let mut single = set.clone();
+        let (mut left, mut expected) = (max, Vec::new());
+        while expected.len() < most && let Some(range) = single.take_last(pages(left)) {
+            left -= range.count().get();
+            expected.push(range);
+        }
+        let mut taken = Vec::new();
+        let count = set.take_last_ranges(pages(max), most, |range| taken.push(range));
+        prop_assert_eq!(taken, expected);
+        prop_assert_eq!(count, pages(max - left));
+        prop_assert_eq!(set, single);
+    }
+
+    #[test]
     fn sets_are_joined_and_subtracted_page_by_page(
         ours in vec(op(), 1..20),
         theirs in vec(op(), 1..20),
