@@ -85,51 +85,43 @@ impl Chunks {
         self.put_any::<IN>(start, end)
     }
 
-    /// The first page from `from` on that is in the set, or is not; `None` where there is none in
-    /// any chunk.
+    /// The first page from `from` on that is in the set, or is not, and a bit for each of the 64
+    /// around it, aligned, that are so too. `None` where there is none in any chunk.
     #[inline]
-    pub(super) fn next<const IN: bool>(&self, from: u64) -> Option<u64> {
+    pub(super) fn next<const IN: bool>(&self, from: u64) -> Option<(u64, u64)> {
+        let mut from = from;
         let mut position = self.position(number(from));
-        let mut wanted = number(from);
-        let mut offset = offset(from);
         loop {
-            let chunk = self.chunks.get(position).filter(|chunk| IN || chunk.number == wanted);
-            let Some(chunk) = chunk else {
-                return (!IN).then_some(page(wanted, offset));
+            let chunk = self.chunks.get(position);
+            let Some(chunk) = chunk.filter(|chunk| IN || chunk.number == number(from)) else {
+                return (!IN).then_some((from, u64::MAX));
             };
-            if chunk.number != wanted {
-                offset = 0;
+            from = from.max(page(chunk.number, 0));
+            if let Some((found, word)) = chunk.pages.next::<IN>(offset(from)) {
+                return Some((page(chunk.number, found), word));
             }
-            if let Some(found) = chunk.pages.next::<IN>(offset) {
-                return Some(page(chunk.number, found));
-            }
+            from = page(chunk.number.wrapping_add(1), 0);
             position = position.wrapping_add(1);
-            wanted = chunk.number.wrapping_add(1);
-            offset = 0;
         }
     }
 
-    /// The last page below `below` that is in the set, or is not. `None` where there is none from
-    /// `least` on; it may be below `least` all the same.
+    /// The same for the last page below `below`. `None` where there is none from `least` on; it may
+    /// be below `least` all the same.
     #[inline]
-    pub(super) fn prev<const IN: bool>(&self, least: u64, below: u64) -> Option<u64> {
+    pub(super) fn prev<const IN: bool>(&self, least: u64, below: u64) -> Option<(u64, u64)> {
         let mut last = below.checked_sub(1)?;
-        let mut position = self.position(number(last).wrapping_add(1));
+        let mut past = self.find(number(last)).map_or_else(|i| i, |i| i.wrapping_add(1));
         loop {
-            let chunk = position.checked_sub(1).and_then(|i| self.chunks.get(i));
+            let chunk = past.checked_sub(1).and_then(|i| self.chunks.get(i));
             let Some(chunk) = chunk.filter(|chunk| IN || chunk.number == number(last)) else {
-                return (!IN).then_some(last);
+                return (!IN).then_some((last, u64::MAX));
             };
-            let end = if chunk.number == number(last) {
-                end_in(last.wrapping_add(1))
-            } else {
-                Tree::PAGES
-            };
-            if let Some(found) = chunk.pages.prev::<IN>(end) {
-                return Some(page(chunk.number, found));
+            last = last.min(page(chunk.number, Tree::PAGES.wrapping_sub(1)));
+            if let Some((found, word)) = chunk.pages.prev::<IN>(end_in(last.wrapping_add(1))) {
+                return Some((page(chunk.number, found), word));
             }
             last = page(chunk.number, 0).checked_sub(1).filter(|&last| last >= least)?;
-            position = position.wrapping_sub(1);
+            past = past.wrapping_sub(1);
         }
     }
 
@@ -151,20 +143,14 @@ impl Chunks {
     /// The same for any number of pages.
     #[inline(never)]
     fn take_run(&mut self, max: u64) -> Option<(u64, u64)> {
-        let end = self.prev::<true>(0, Gpfn::MAX.get())?.wrapping_add(1);
+        let end = self.prev::<true>(0, Gpfn::MAX.get())?.0.wrapping_add(1);
         let least = end.saturating_sub(max);
         let before = self.prev::<false>(least, end);
-        let start = before.map_or(0, |before| before.wrapping_add(1)).max(least);
+        let start = before.map_or(0, |(before, _)| before.wrapping_add(1)).max(least);
         if start < end {
             self.put::<false>(start, end);
         }
         Some((start, end))
-    }
-
-    /// A bit for each of the 64 pages around `page`, aligned: those in the set.
-    #[inline]
-    pub(super) fn word(&self, page: u64) -> u64 {
-        self.tree(number(page)).map_or(0, |tree| tree.word(offset(page)))
     }
 
     /// Adds the pages of `other` and says how many were new.

@@ -54,30 +54,26 @@ impl Part for Leaf {
     }
 
     #[inline]
-    fn next<const IN: bool>(&self, from: u32) -> Option<u32> {
-        let word = members::<IN>(self.word(from)) & from_on(from & WORD_MASK);
-        if word != 0 {
-            return Some(page(from, word.trailing_zeros()));
-        }
-        let mut base = from | WORD_MASK;
-        while base < Self::PAGES.wrapping_sub(1) {
-            base = base.wrapping_add(1);
-            let word = members::<IN>(self.word(base));
-            if word != 0 {
-                return Some(page(base, word.trailing_zeros()));
+    fn next<const IN: bool>(&self, from: u32) -> Option<(u32, u64)> {
+        let mut from = from;
+        while from < Self::PAGES {
+            let word = members::<IN>(self.word(from));
+            let rest = word & from_on(from & WORD_MASK);
+            if rest != 0 {
+                return Some((page(from, rest.trailing_zeros()), word));
             }
-            base |= WORD_MASK;
+            from = (from | WORD_MASK).wrapping_add(1);
         }
         None
     }
 
     #[inline]
-    fn prev<const IN: bool>(&self, below: u32) -> Option<u32> {
+    fn prev<const IN: bool>(&self, below: u32) -> Option<(u32, u64)> {
         let mut last = below.wrapping_sub(1);
         loop {
-            let word = members::<IN>(self.word(last)) & up_to(last & WORD_MASK);
-            if let Some(highest) = highest(word) {
-                return Some(page(last, highest));
+            let word = members::<IN>(self.word(last));
+            if let Some(highest) = highest(word & up_to(last & WORD_MASK)) {
+                return Some((page(last, highest), word));
             }
             last = (last & !WORD_MASK).checked_sub(1)?;
         }
@@ -105,11 +101,6 @@ impl Part for Leaf {
         Some((base | start, run.wrapping_add(1)))
     }
 
-    #[inline]
-    fn word(&self, page: u32) -> u64 {
-        self.words.get(word_of(page)).copied().unwrap_or_default()
-    }
-
     fn absorb(&mut self, other: Self) -> u32 {
         self.words.iter_mut().zip(other.words).fold(0, |added, (word, other)| {
             let new = other & !*word;
@@ -129,6 +120,13 @@ impl Part for Leaf {
     fn whole_leaves(&self) -> Self {
         // A leaf that is stored is not whole.
         Self::EMPTY
+    }
+}
+
+impl Leaf {
+    #[inline]
+    fn word(&self, page: u32) -> u64 {
+        self.words.get(word_of(page)).copied().unwrap_or_default()
     }
 }
 
@@ -168,14 +166,22 @@ const fn page(around: u32, i: u32) -> u32 {
 mod tests {
     use super::*;
 
+    fn next<const IN: bool>(leaf: &Leaf, from: u32) -> Option<u32> {
+        leaf.next::<IN>(from).map(|(page, _)| page)
+    }
+
+    fn prev<const IN: bool>(leaf: &Leaf, below: u32) -> Option<u32> {
+        leaf.prev::<IN>(below).map(|(page, _)| page)
+    }
+
     #[test]
     fn a_put_over_several_words_counts_each_page_once() {
         let mut leaf = Leaf::EMPTY;
         assert_eq!(leaf.put::<true>(60, 200), 140);
         assert_eq!(leaf.put::<true>(63, 65), 0);
         assert_eq!(leaf.put::<false>(0, 64), 4);
-        assert_eq!((leaf.next::<true>(0), leaf.next::<false>(64)), (Some(64), Some(200)));
-        assert_eq!((leaf.prev::<true>(512), leaf.prev::<false>(200)), (Some(199), Some(63)));
+        assert_eq!((next::<true>(&leaf, 0), next::<false>(&leaf, 64)), (Some(64), Some(200)));
+        assert_eq!((prev::<true>(&leaf, 512), prev::<false>(&leaf, 200)), (Some(199), Some(63)));
         assert_eq!(leaf.len(), 136);
     }
 
@@ -185,6 +191,6 @@ mod tests {
         assert_eq!(leaf.put::<true>(0, 512), 512);
         assert!(leaf.is_all::<true>(0) && !leaf.any::<false>(0, 512));
         assert_eq!(leaf.put::<false>(511, 512), 1);
-        assert_eq!(leaf.prev::<false>(512), Some(511));
+        assert_eq!(leaf.prev::<false>(512), Some((511, 1 << 63)));
     }
 }

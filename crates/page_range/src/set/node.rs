@@ -90,34 +90,35 @@ impl<P: Part> Part for Node<P> {
     }
 
     #[inline]
-    fn next<const IN: bool>(&self, from: u32) -> Option<u32> {
+    fn next<const IN: bool>(&self, from: u32) -> Option<(u32, u64)> {
         let first = child::<P>(from);
         if self.whole::<IN>() & bit(first) != 0 {
-            return Some(from);
+            return Some((from, u64::MAX));
         }
-        if let Some(found) = self.part(first).and_then(|part| part.next::<IN>(offset::<P>(from))) {
-            return Some(page::<P>(first, found));
+        let in_first = self.part(first).and_then(|part| part.next::<IN>(offset::<P>(from)));
+        if let Some((found, word)) = in_first {
+            return Some((page::<P>(first, found), word));
         }
-        let rest = (self.whole::<IN>() | self.partial) & above(first);
-        let next = ones(rest).next()?;
+        let next = ones((self.whole::<IN>() | self.partial) & above(first)).next()?;
         let found = self.part(next).and_then(|part| part.next::<IN>(0));
-        Some(page::<P>(next, found.unwrap_or_default()))
+        let (found, word) = found.unwrap_or((0, u64::MAX));
+        Some((page::<P>(next, found), word))
     }
 
     #[inline]
-    fn prev<const IN: bool>(&self, below_page: u32) -> Option<u32> {
-        let last = child::<P>(below_page.wrapping_sub(1));
+    fn prev<const IN: bool>(&self, below: u32) -> Option<(u32, u64)> {
+        let last = child::<P>(below.wrapping_sub(1));
         if self.whole::<IN>() & bit(last) != 0 {
-            return Some(below_page.wrapping_sub(1));
+            return Some((below.wrapping_sub(1), u64::MAX));
         }
-        let in_last = |part: &P| part.prev::<IN>(end_in::<P>(below_page));
-        if let Some(found) = self.part(last).and_then(in_last) {
-            return Some(page::<P>(last, found));
+        let in_last = self.part(last).and_then(|part| part.prev::<IN>(end_in::<P>(below)));
+        if let Some((found, word)) = in_last {
+            return Some((page::<P>(last, found), word));
         }
-        let rest = (self.whole::<IN>() | self.partial) & !from_on(last);
-        let prev = highest(rest)?;
+        let prev = highest((self.whole::<IN>() | self.partial) & !from_on(last))?;
         let found = self.part(prev).and_then(|part| part.prev::<IN>(P::PAGES));
-        Some(page::<P>(prev, found.unwrap_or(P::PAGES.wrapping_sub(1))))
+        let (found, word) = found.unwrap_or((P::PAGES.wrapping_sub(1), u64::MAX));
+        Some((page::<P>(prev, found), word))
     }
 
     #[inline]
@@ -137,16 +138,6 @@ impl<P: Part> Part for Node<P> {
             self.close::<false>(last);
         }
         Some((page::<P>(last, start), self.count::<false>(taken)))
-    }
-
-    #[inline]
-    fn word(&self, page: u32) -> u64 {
-        let i = child::<P>(page);
-        match self.part(i) {
-            Some(part) => part.word(offset::<P>(page)),
-            None if self.full & bit(i) != 0 => u64::MAX,
-            None => 0,
-        }
     }
 
     fn absorb(&mut self, mut other: Self) -> u32 {

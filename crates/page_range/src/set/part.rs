@@ -36,18 +36,16 @@ pub(super) trait Part: Clone + PartialEq {
         mask: u64,
     ) -> Option<u32>;
 
-    /// The first page from `from` on that is in the set, or is not.
-    fn next<const IN: bool>(&self, from: u32) -> Option<u32>;
+    /// The first page from `from` on that is in the set, or is not, and a bit for each of the 64
+    /// around it, aligned, that are so too.
+    fn next<const IN: bool>(&self, from: u32) -> Option<(u32, u64)>;
 
-    /// The last page below `below`, which is at least 1, that is in the set, or is not.
-    fn prev<const IN: bool>(&self, below: u32) -> Option<u32>;
+    /// The same for the last page below `below`, which is at least 1.
+    fn prev<const IN: bool>(&self, below: u32) -> Option<(u32, u64)>;
 
     /// Takes the last pages in the set that neighbour each other if they are at most `max` and all
     /// of one word: the first, and how many. `None`, and all stays as it is, where that is not sure.
     fn take_in_word(&mut self, max: u32) -> Option<(u32, u32)>;
-
-    /// A bit for each of the 64 pages around `page`, aligned: those in the set.
-    fn word(&self, page: u32) -> u64;
 
     /// Adds the pages of `other` and says how many were new.
     fn absorb(&mut self, other: Self) -> u32;

@@ -2,7 +2,7 @@
 
 use core::iter::FusedIterator;
 
-use super::bits::{highest, up_to};
+use super::bits::{from_on, highest, up_to};
 use super::chunks::Chunks;
 use crate::{Gpfn, PageRange};
 
@@ -26,69 +26,94 @@ impl<'a, const IN: bool> Runs<'a, IN> {
         Self { chunks, front: front.get(), back: back.get(), word: 0, back_word: 0 }
     }
 
-    /// The next run, cut at `back`.
+    /// The next run, not cut at `back`; an empty one where there is none.
     #[inline]
-    fn advance(&mut self) -> Option<(u64, u64)> {
-        if self.word != 0 {
-            let base = self.front & !WORD_MASK;
-            let start = base | u64::from(self.word.trailing_zeros());
-            // Adding the lowest bit carries through the run and leaves what is above it.
-            let lowest = self.word & self.word.wrapping_neg();
-            let carried = self.word.wrapping_add(lowest);
-            if carried != 0 {
-                let end = base | u64::from(carried.trailing_zeros());
-                self.word &= carried;
-                self.front = end;
-                return Some((start, end));
-            }
+    fn advance(&mut self) -> (u64, u64) {
+        match self.advance_in_word() {
+            Some(run) => run,
+            None => self.advance_far(),
         }
-        let start = self.chunks.next::<IN>(self.front)?;
-        let end = match IN {
-            true => self.chunks.next::<false>(start),
-            false => self.chunks.next::<true>(start),
-        };
-        let end = end.unwrap_or(Gpfn::MAX.get());
+    }
+
+    /// The next run if it ends in this word.
+    #[inline]
+    fn advance_in_word(&mut self) -> Option<(u64, u64)> {
+        // Adding the lowest bit carries through the run and leaves what is above it.
+        let lowest = self.word & self.word.wrapping_neg();
+        let carried = self.word.wrapping_add(lowest);
+        if carried == 0 {
+            return None;
+        }
+        let base = self.front & !WORD_MASK;
+        let start = base | u64::from(lowest.trailing_zeros());
+        let end = base | u64::from(carried.trailing_zeros());
+        self.word &= carried;
         self.front = end;
-        if end < self.back {
-            let word = self.chunks.word(end);
-            let wanted = if IN { word } else { !word };
-            self.word = wanted & u64::MAX.wrapping_shl(low(end));
-        }
         Some((start, end))
+    }
+
+    #[inline(never)]
+    fn advance_far(&mut self) -> (u64, u64) {
+        let Some((start, word)) = self.chunks.next::<IN>(self.front) else {
+            self.front = self.back;
+            return (self.back, self.back);
+        };
+        self.front = start;
+        self.word = word & from_on(low(start));
+        if let Some(run) = self.advance_in_word() {
+            return run;
+        }
+        let from = (start | WORD_MASK).wrapping_add(1);
+        let after = match IN {
+            true => self.chunks.next::<false>(from),
+            false => self.chunks.next::<true>(from),
+        };
+        let (end, others) = after.unwrap_or((Gpfn::MAX.get(), u64::MAX));
+        self.front = end;
+        self.word = !others & from_on(low(end));
+        (start, end)
     }
 
     /// The last run, not cut at `front`; an empty one where there is none.
     #[inline]
     fn retreat(&mut self) -> (u64, u64) {
-        if let Some(last) = highest(self.back_word)
-            && let Some(before) = highest(!self.back_word & up_to(last))
-        {
-            let base = self.back.wrapping_sub(1) & !WORD_MASK;
-            self.back_word &= up_to(before);
-            return (
-                base | u64::from(before.wrapping_add(1)),
-                base.wrapping_add(u64::from(last)).wrapping_add(1),
-            );
+        let base = self.back.wrapping_sub(1) & !WORD_MASK;
+        match self.retreat_in_word(base) {
+            Some(run) => run,
+            None => self.retreat_far(),
         }
-        self.retreat_far()
     }
 
-    /// The same, looked up in the tree.
+    /// The last run if it begins in this word, whose first page is `base`.
+    #[inline]
+    fn retreat_in_word(&mut self, base: u64) -> Option<(u64, u64)> {
+        let last = highest(self.back_word)?;
+        let before = highest(!self.back_word & up_to(last))?;
+        self.back_word &= up_to(before);
+        let after = |page| base.wrapping_add(u64::from(page)).wrapping_add(1);
+        Some((after(before), after(last)))
+    }
+
     #[inline(never)]
     fn retreat_far(&mut self) -> (u64, u64) {
-        let after = |page: Option<u64>| page.map_or(0, |page| page.wrapping_add(1));
-        let end = after(self.chunks.prev::<IN>(self.front, self.back)).max(self.front);
-        let start = after(match IN {
-            true => self.chunks.prev::<false>(self.front, end),
-            false => self.chunks.prev::<true>(self.front, end),
-        });
-        self.back_word = 0;
-        if let Some(last) = start.checked_sub(1) {
-            let word = self.chunks.word(last);
-            let wanted = if IN { word } else { !word };
-            self.back_word = wanted & up_to(low(last));
+        let Some((last, word)) = self.chunks.prev::<IN>(self.front, self.back) else {
+            return (0, 0);
+        };
+        let base = last & !WORD_MASK;
+        self.back_word = word & up_to(low(last));
+        if let Some(run) = self.retreat_in_word(base) {
+            return run;
         }
-        (start, end)
+        let before = match IN {
+            true => self.chunks.prev::<false>(self.front, base),
+            false => self.chunks.prev::<true>(self.front, base),
+        };
+        let end = last.wrapping_add(1);
+        let Some((before, others)) = before else {
+            return (0, end);
+        };
+        self.back_word = !others & up_to(low(before));
+        (before.wrapping_add(1), end)
     }
 }
 
@@ -100,9 +125,7 @@ impl<const IN: bool> Iterator for Runs<'_, IN> {
         if self.front >= self.back {
             return None;
         }
-        let run = self.advance();
-        let (start, end) = run.unwrap_or((self.back, self.back));
-        self.front = self.front.max(end);
+        let (start, end) = self.advance();
         range(start, end.min(self.back))
     }
 }
