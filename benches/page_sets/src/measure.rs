@@ -42,6 +42,12 @@ impl Measured {
         self.peer == peer && self.work == work
     }
 
+    /// Heap in use before anything is taken, and once all is.
+    pub(crate) fn heap(&self) -> Option<(usize, usize)> {
+        let filled = self.phases.iter().take_while(|timed| !timed.phase.starts_with("take")).last();
+        Some((filled?.heap, self.phases.last()?.heap))
+    }
+
     pub(crate) fn keep_fastest(&mut self, other: &Self) {
         for (phase, other) in self.phases.iter_mut().zip(&other.phases) {
             phase.ns = phase.ns.min(other.ns);

@@ -19,6 +19,15 @@ pub trait PageSet {
     /// Takes the highest `max` pages of the highest range, or all of it where it is smaller: where
     /// they start, and how many.
     fn take_last(&mut self, max: u64) -> Option<(u64, u64)>;
+
+    /// The same up to `most` times, as for one message; false where nothing is left.
+    fn take_some(&mut self, max: u64, most: usize, mut taken: impl FnMut(u64, u64)) -> bool {
+        for _ in 0..most {
+            let Some((start, count)) = self.take_last(max) else { return false };
+            taken(start, count);
+        }
+        true
+    }
 }
 
 /// The sets that are measured.
@@ -116,6 +125,19 @@ impl PageSet for PageRangeSet {
     fn take_last(&mut self, max: u64) -> Option<(u64, u64)> {
         let taken = Self::take_last(self, PageCount::new(max))?;
         Some((taken.start().get(), taken.count().get()))
+    }
+
+    fn take_some(&mut self, max: u64, most: usize, mut taken: impl FnMut(u64, u64)) -> bool {
+        let all = PageCount::new(u64::MAX);
+        let pages = self.take_last_ranges(all, most, |range| {
+            let (start, mut end) = (range.start().get(), range.end().get());
+            while start < end {
+                let from = start.max(end.saturating_sub(max));
+                taken(from, end - from);
+                end = from;
+            }
+        });
+        !pages.is_zero()
     }
 }
 

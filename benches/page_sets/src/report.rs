@@ -95,18 +95,18 @@ impl Report {
     #[expect(clippy::cast_precision_loss, reason = "figures to read")]
     fn heap(&self, peer: Peer, work: &str) -> String {
         let Some(of) = self.of(peer, work) else { return "-".into() };
-        let [.., full, _] = of.phases.as_slice() else { return "-".into() };
-        let each = full.heap as f64 / of.answers.ranges.max(1) as f64;
+        let Some((full, _)) = of.heap() else { return "-".into() };
+        let each = full as f64 / of.answers.ranges.max(1) as f64;
         if of.answers.ranges > 1 {
-            format!("{} {}B", bytes(full.heap), number(each))
+            format!("{} {}B", bytes(full), number(each))
         } else {
-            bytes(full.heap)
+            bytes(full)
         }
     }
 
     fn heap_left(&self, peer: Peer, work: &str) -> String {
-        let last = self.of(peer, work).and_then(|of| of.phases.last());
-        last.map_or_else(|| "-".into(), |last| bytes(last.heap))
+        let heap = self.of(peer, work).and_then(Measured::heap);
+        heap.map_or_else(|| "-".into(), |(_, empty)| bytes(empty))
     }
 }
 

@@ -17,6 +17,9 @@ const HUGE: u64 = 512;
 /// What is taken at once at most: 2 GiB, more than one unballoon message's range can say.
 const TAKE: u64 = 2 * GIB;
 
+/// How many ranges one message gives back, about.
+const MANY: usize = 256;
+
 /// How much RAM the guest has, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Size(u64);
@@ -71,8 +74,10 @@ enum Ops {
     Insert(Vec<(u32, u32)>),
     /// Every other page up to this one, not listed.
     EveryOther(u64),
-    /// Take all.
-    Take,
+    /// Take what is above a page, and the range it is in.
+    TakeAbove(u64),
+    /// Take all, many at a time.
+    TakeMany,
 }
 
 /// What a set answered to all: two that agree have done the same.
@@ -84,6 +89,8 @@ pub struct Answers {
     pub ranges: u64,
     /// All that was taken, in order.
     pub taken: u64,
+    /// Where the last of that began.
+    below: u64,
 }
 
 impl Work {
@@ -98,7 +105,6 @@ impl Work {
     pub fn new(name: &str, size: Size) -> Result<Self> {
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
         let every_other = || Phase { name: "insert", ops: Ops::EveryOther(size.0) };
-        let take = Phase { name: "take", ops: Ops::Take };
         let (pages, phases) = match name {
             "linux" => (size.0, linux(size.0, &mut random)),
             "altasc" => {
@@ -127,7 +133,9 @@ impl Work {
             "alt1t" => (TIB, vec![Phase { name: "insert", ops: Ops::EveryOther(TIB) }]),
             _ => bail!("there is no work {name}: there are {}", Self::NAMES.join(", ")),
         };
-        Ok(Self { pages, phases: phases.into_iter().chain([take]).collect() })
+        let take = Phase { name: "take", ops: Ops::TakeAbove(pages / 2) };
+        let take_many = Phase { name: "take many", ops: Ops::TakeMany };
+        Ok(Self { pages, phases: phases.into_iter().chain([take, take_many]).collect() })
     }
 
     /// Pages of the guest.
@@ -156,7 +164,7 @@ impl Phase {
         match &self.ops {
             Ops::Insert(listed) => listed.len() as u64,
             Ops::EveryOther(pages) => pages / 2,
-            Ops::Take => 0,
+            Ops::TakeAbove(_) | Ops::TakeMany => 0,
         }
     }
 
@@ -173,19 +181,41 @@ impl Phase {
                     answers.new += set.insert(start, 1);
                 }
             }
-            Ops::Take => return take_all(set, answers),
+            Ops::TakeAbove(page) => return take_above(set, *page, answers),
+            Ops::TakeMany => return take_many(set, answers),
         }
         self.ops()
     }
 }
 
-fn take_all<S: PageSet>(set: &mut S, answers: &mut Answers) -> u64 {
-    let (mut ops, mut below) = (0, u64::MAX);
+impl Answers {
+    fn took(&mut self, start: u64, count: u64) {
+        self.ranges += u64::from(start + count != self.below || self.ranges == 0);
+        self.below = start;
+        self.taken = (self.taken ^ start).wrapping_mul(0x100_0000_01b3) ^ count;
+    }
+}
+
+fn take_above<S: PageSet>(set: &mut S, page: u64, answers: &mut Answers) -> u64 {
+    let mut ops = 0;
     while let Some((start, count)) = set.take_last(TAKE) {
         ops += 1;
-        answers.ranges += u64::from(start + count != below);
-        below = start;
-        answers.taken = (answers.taken ^ start).wrapping_mul(0x100_0000_01b3) ^ count;
+        answers.took(start, count);
+        if start <= page {
+            break;
+        }
+    }
+    ops
+}
+
+fn take_many<S: PageSet>(set: &mut S, answers: &mut Answers) -> u64 {
+    let mut ops = 0;
+    let mut more = true;
+    while more {
+        more = set.take_some(TAKE, MANY, |start, count| {
+            ops += 1;
+            answers.took(start, count);
+        });
     }
     ops
 }
