@@ -25,10 +25,12 @@ const WORD: u64 = 64;
 const SPARE: usize = 16;
 
 /// Pages of the whole address space. A far page costs a chunk, a block and a leaf, wherever it is.
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 pub(super) struct Chunks {
     /// The chunks that are not empty, lowest first.
     chunks: Vec<Chunk>,
+    /// Where one was searched for last: guests give neighbouring pages one after another.
+    recent: usize,
 }
 
 #[derive(Clone, PartialEq)]
@@ -37,9 +39,15 @@ struct Chunk {
     pages: Tree,
 }
 
+impl PartialEq for Chunks {
+    fn eq(&self, other: &Self) -> bool {
+        self.chunks == other.chunks
+    }
+}
+
 impl Chunks {
     pub(super) const fn new() -> Self {
-        Self { chunks: Vec::new() }
+        Self { chunks: Vec::new(), recent: 0 }
     }
 
     /// The number of pages.
@@ -186,7 +194,8 @@ impl Chunks {
             .chunks
             .iter()
             .map(|chunk| Chunk { number: chunk.number, pages: chunk.pages.whole_leaves() });
-        Self { chunks: whole.filter(|chunk| !chunk.pages.is_all::<false>(0)).collect() }
+        let chunks = whole.filter(|chunk| !chunk.pages.is_all::<false>(0)).collect();
+        Self { chunks, recent: 0 }
     }
 
     #[inline]
@@ -204,6 +213,7 @@ impl Chunks {
                 i
             }
         };
+        self.recent = i;
         let Some(chunk) = self.chunks.get_mut(i) else { return 0 };
         let changed = chunk.pages.put::<IN>(start, end);
         if !IN && chunk.pages.is_all::<false>(0) {
@@ -296,12 +306,13 @@ impl Chunks {
     }
 
     /// The place of a chunk if it is where it is as a rule: most guests have no gaps of this size
-    /// in their RAM.
+    /// in their RAM, or else one range in a chunk follows another.
     #[inline]
     fn guess(&self, number: u64) -> Option<usize> {
         let first = self.chunks.first()?.number;
-        let guess = usize::try_from(number.wrapping_sub(first)).ok()?;
-        (self.chunks.get(guess)?.number == number).then_some(guess)
+        let there = usize::try_from(number.wrapping_sub(first)).ok()?;
+        let is_at = |place: usize| self.chunks.get(place).is_some_and(|at| at.number == number);
+        if is_at(there) { Some(there) } else { is_at(self.recent).then_some(self.recent) }
     }
 
     #[inline(never)]
