@@ -15,7 +15,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::peer::{Peer, Sizes};
-use crate::usage::{self, Cpu, Question, Usage};
+use crate::usage::{self, Cpu, Usage};
 
 /// Between two questions to the monitor, at least and at most.
 const QUICK: Duration = Duration::from_millis(2);
@@ -37,7 +37,8 @@ pub(crate) struct Contestant {
     monitor: Client,
     /// When its process was started.
     pub(crate) started: Instant,
-    question: Question,
+    /// What a question to the monitor takes of the device's threads, in seconds.
+    question: f64,
     dir: TempDir,
 }
 
@@ -64,9 +65,9 @@ pub(crate) struct Step {
     pub(crate) monitor: f64,
     /// Seconds until the guest's kernel had its memory, or had it no more.
     pub(crate) guest: f64,
-    /// Processor time of the whole step, less what it cost to ask the monitor.
+    /// Processor time of the whole step, less what the monitor took of the device's threads.
     pub(crate) cpu: Cpu,
-    /// Processor time by thread, with what it cost to ask the monitor.
+    /// Processor time by thread, all of it.
     pub(crate) threads: BTreeMap<String, f64>,
     /// How often the monitor was asked.
     pub(crate) questions: u32,
@@ -94,10 +95,7 @@ impl Contestant {
         let output = child.stdout.take().context("no pipe")?;
         let agent = Agent::new(input, output);
         match connect(&mut child, dir.path().join("qmp")) {
-            Ok(monitor) => {
-                let question = Question::default();
-                Ok(Self { peer, child, agent, monitor, started, question, dir })
-            }
+            Ok(monitor) => Ok(Self { peer, child, agent, monitor, started, question: 0.0, dir }),
             Err(error) => {
                 let _ = child.kill().and_then(|()| child.wait());
                 let words = fs::read_to_string(dir.path().join("stderr")).unwrap_or_default();
@@ -131,15 +129,16 @@ impl Contestant {
         format!("{}.{}.{}", qemu.major, qemu.minor, qemu.micro)
     }
 
-    /// Measures what it costs to ask the monitor, while the guest has nothing to do.
+    /// Measures what it takes of the device's threads to answer the monitor, in seconds, while the
+    /// guest has nothing to do. QEMU's main loop does both.
     ///
     /// # Errors
     ///
     /// The monitor does not answer.
-    pub(crate) fn price_question(&mut self) -> Result<Question> {
+    pub(crate) fn price_question(&mut self) -> Result<f64> {
         const BATCHES: u32 = 5;
         const COUNT: u32 = 20;
-        let mut least = Question { process: f64::INFINITY, device: f64::INFINITY };
+        let mut least = f64::INFINITY;
         for _ in 0..BATCHES {
             let before = Usage::of(self.child.id())?;
             for _ in 0..COUNT {
@@ -148,8 +147,7 @@ impl Contestant {
             }
             let cpu = (Usage::of(self.child.id())? - &before).cpu(self.peer);
             // Whatever else happens on the machine only adds to it.
-            least.process = least.process.min(cpu.beside() / f64::from(COUNT));
-            least.device = least.device.min(cpu.device / f64::from(COUNT));
+            least = least.min(cpu.device / f64::from(COUNT));
         }
         self.question = least;
         Ok(least)
@@ -182,7 +180,7 @@ impl Contestant {
         Ok(Step {
             monitor: waited.monitor.as_secs_f64(),
             guest: waited.guest.as_secs_f64(),
-            cpu: used.cpu(self.peer).without(f64::from(waited.questions), self.question),
+            cpu: used.cpu(self.peer).without(f64::from(waited.questions) * self.question),
             threads: used.by_name(),
             questions: waited.questions,
             exits: used.exits,

@@ -118,7 +118,8 @@ fn run(cli: &Cli) -> Result<()> {
 
 const NOTES: &str = "\
 device threads: of hvb `device` and `memory`, of QEMU the main loop. The whole process has the\n\
-guest's own work, too. What it costs to ask the monitor was measured before and is left out.";
+guest's own work, too. The monitor's threads are left out, and of QEMU's main loop what it takes\n\
+to answer the monitor, measured before.";
 
 /// A guest that does not come through is measured again: an emulated machine loses one now and then.
 /// A second failure is no accident.

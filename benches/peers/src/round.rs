@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::contestant::{Contestant, Step, Total};
 use crate::peer::{Peer, Sizes};
-use crate::usage::Question;
 
 /// What the guest boots with.
 pub(crate) const BOOT: u64 = 4096 * MIB;
@@ -38,8 +37,8 @@ pub(crate) struct Round {
     pub(crate) booted: f64,
     /// From the start of the process until a target that was set at once had an effect.
     pub(crate) first_effect: f64,
-    /// What it cost to ask the monitor.
-    pub(crate) question: Question,
+    /// What a question to the monitor took of the device's threads.
+    pub(crate) question: f64,
     /// Memory of the process before the first step that the host provides.
     pub(crate) resident: u64,
     /// What of it is in huge pages.

@@ -15,7 +15,7 @@ pub(crate) const MAIN_THREAD: &str = "main";
 /// Processor time in seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Cpu {
-    /// Of all threads, the guest's own work included.
+    /// Of all threads but those of the monitor, the guest's own work included.
     pub(crate) process: f64,
     /// Of the threads that run the guest's processors.
     pub(crate) vcpu: f64,
@@ -29,24 +29,11 @@ impl Cpu {
         (self.process - self.vcpu).max(0.0)
     }
 
-    /// Leaves out what `count` questions to the monitor cost.
-    pub(crate) fn without(self, count: f64, question: Question) -> Self {
-        Self {
-            process: (self.process - count * question.process).max(0.0),
-            device: (self.device - count * question.device).max(0.0),
-            ..self
-        }
+    /// Leaves out what questions to the monitor took of the device's threads, in seconds.
+    pub(crate) fn without(self, questions: f64) -> Self {
+        let device = (self.device - questions).max(0.0);
+        Self { process: self.process - (self.device - device), device, ..self }
     }
-}
-
-/// What one question to the monitor costs, in seconds of processor time. QEMU answers them on the
-/// thread that runs the device.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Question {
-    /// On all threads but the guest's processors.
-    pub(crate) process: f64,
-    /// On the threads that run the device.
-    pub(crate) device: f64,
 }
 
 /// What a process has used at a moment, or between two.
@@ -96,6 +83,9 @@ impl Usage {
         let mut cpu = Cpu::default();
         for thread in self.threads.values() {
             let used = seconds(thread.nanoseconds);
+            if is_monitor(&thread.name) {
+                continue;
+            }
             cpu.process += used;
             if is_vcpu(&thread.name) {
                 cpu.vcpu += used;
@@ -147,6 +137,11 @@ fn seconds(nanoseconds: u64) -> f64 {
 /// `vcpu0` is ours, `CPU 0/KVM` is QEMU's.
 fn is_vcpu(name: &str) -> bool {
     name.starts_with("vcpu") || name.starts_with("CPU ")
+}
+
+/// Threads that read and write the monitor's socket, ours and QEMU's.
+fn is_monitor(name: &str) -> bool {
+    name.starts_with("qmp-") || name == "IO mon_iothread"
 }
 
 /// The exits of all virtual machines that one of these threads made. KVM has a directory for each,
@@ -210,7 +205,12 @@ mod tests {
     fn time_is_counted_from_the_moment_before_and_by_what_a_thread_does() {
         let before = usage([(1, thread("main", 10)), (2, thread("vcpu0", 500))], Some(7));
         let after = usage(
-            [(1, thread("main", 30)), (2, thread("vcpu0", 1500)), (3, thread("memory", 250))],
+            [
+                (1, thread("main", 30)),
+                (2, thread("vcpu0", 1500)),
+                (3, thread("memory", 250)),
+                (4, thread("qmp-read", 7000)),
+            ],
             Some(27),
         );
         let used = after - &before;
@@ -225,9 +225,9 @@ mod tests {
     #[test]
     fn what_the_monitor_was_asked_is_not_the_device_s_work() {
         let cpu = Cpu { process: 2.0, vcpu: 1.0, device: 0.25 };
-        let question = Question { process: 0.01, device: 0.005 };
-        let left = cpu.without(10.0, question);
-        assert!((left.process - 1.9).abs() < 1e-9 && (left.device - 0.2).abs() < 1e-9, "{left:?}");
-        assert_eq!(cpu.without(1e6, question).device, 0.0);
+        let left = cpu.without(0.05);
+        assert!((left.process - 1.95).abs() < 1e-9 && (left.device - 0.2).abs() < 1e-9, "{left:?}");
+        let left = cpu.without(10.0);
+        assert!((left.process - 1.75).abs() < 1e-9 && left.device == 0.0, "{left:?}");
     }
 }
