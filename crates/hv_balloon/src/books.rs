@@ -65,6 +65,31 @@ impl Out {
     }
 }
 
+/// What a message says of pages that are not RAM.
+struct Foreign<'a> {
+    pages: &'a mut PageRangeSet,
+    /// For how many ranges there is room; counted once a message, since counting is slow.
+    room: Option<usize>,
+}
+
+impl Foreign<'_> {
+    /// Remembers pages as long as there is room.
+    fn accept(&mut self, parts: impl Iterator<Item = PageRange>, accepted: &mut Accepted) {
+        for part in parts {
+            let counted = || MAX_FOREIGN_RANGES.saturating_sub(self.pages.range_count());
+            let room = self.room.unwrap_or_else(counted);
+            self.room = Some(room.saturating_sub(1));
+            if room == 0 {
+                accepted.forgotten = accepted.forgotten.saturating_add(part.count());
+                continue;
+            }
+            let added = self.pages.insert(part);
+            accepted.foreign = accepted.foreign.saturating_add(added);
+            accepted.duplicate(part.count().saturating_sub(added));
+        }
+    }
+}
+
 /// What one message brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Accepted {
@@ -173,6 +198,7 @@ impl Books {
         let mut out = [&empty; Out::SETS];
         let used = out.iter_mut().zip(self.out.sets()).map(|(slot, set)| *slot = set).count();
         let out = out.get(..used).unwrap_or_default();
+        let mut foreign = Foreign { pages: &mut self.foreign, room: None };
         for word in words.iter() {
             let Ok(range) = word.range() else {
                 accepted.bad_ranges = accepted.bad_ranges.saturating_add(1);
@@ -187,7 +213,7 @@ impl Books {
             for part in self.ram.intersection(range) {
                 accepted.duplicate(part.count().saturating_sub(doubtful.insert(part)));
             }
-            Self::accept_foreign(&self.ram, &mut self.foreign, range, &mut accepted);
+            foreign.accept(self.ram.difference(range), &mut accepted);
         }
         if !doubtful.is_empty() {
             self.accept_doubtful(doubtful, &mut accepted);
@@ -201,24 +227,6 @@ impl Books {
             accepted.duplicate(pages.remove_set(set));
         }
         accepted.fresh = accepted.fresh.saturating_add(self.pending.insert_set(&pages));
-    }
-
-    /// Remembers the parts of `range` that are not RAM, as long as there is room.
-    fn accept_foreign(
-        ram: &PageRangeSet,
-        foreign: &mut PageRangeSet,
-        range: PageRange,
-        accepted: &mut Accepted,
-    ) {
-        for part in ram.difference(range) {
-            if foreign.has_more_ranges_than(MAX_FOREIGN_RANGES - 1) {
-                accepted.forgotten = accepted.forgotten.saturating_add(part.count());
-                continue;
-            }
-            let added = foreign.insert(part);
-            accepted.foreign = accepted.foreign.saturating_add(added);
-            accepted.duplicate(part.count().saturating_sub(added));
-        }
     }
 
     /// Hands all pending pages that can be discarded to a new discard, unless there are none or
@@ -388,7 +396,7 @@ impl Books {
             self.pending.is_empty() || self.out.discarding.len() == MAX_DISCARDS_IN_FLIGHT,
             "pages wait although a discard could start"
         );
-        assert!(self.foreign.range_count() <= MAX_FOREIGN_RANGES, "too many foreign ranges");
+        assert!(!self.foreign.has_more_ranges_than(MAX_FOREIGN_RANGES), "too many foreign ranges");
         let sets: Vec<&PageRangeSet> =
             [&self.pending, &self.out.ballooned, &self.out.undiscarded, &self.out.held]
                 .into_iter()
