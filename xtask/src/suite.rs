@@ -1,5 +1,6 @@
 //! Runs compiled test programs one after the other and counts what they did.
 
+use std::env;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -8,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::rig;
 
 /// Test programs and how to run them.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,6 +49,18 @@ pub(crate) struct Tally {
     pub(crate) ignored: u64,
 }
 
+/// What a run of a test program came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// How many tests did what.
+    pub(crate) tally: Tally,
+    /// The names of those that failed.
+    pub(crate) failures: Vec<String>,
+}
+
+/// More failures than that are not by chance.
+const MOST_RETRIES: usize = 3;
+
 /// What the last line of [`run_plan`] starts with.
 const TOTAL: &str = "suite-total";
 
@@ -76,15 +91,46 @@ pub(crate) fn parse_total(line: &str) -> Option<Tally> {
 pub(crate) fn run(plan: &Plan) -> Result<Tally> {
     let mut total = Tally::default();
     for program in &plan.programs {
-        let mut command = Command::new(&program.executable);
-        command.args(&program.args).args(&plan.args).current_dir(&program.dir);
-        command.env("CARGO_MANIFEST_DIR", &program.dir);
-        command.envs(program.env.iter().map(|(name, value)| (name, value)));
-        // A test that returns an error says why; a backtrace of the harness helps nobody.
-        command.env("RUST_LIB_BACKTRACE", "0");
-        total.add(run_one(&program.label, &mut command, plan.live)?);
+        let mut command = test_program(program);
+        command.args(&program.args).args(&plan.args);
+        let mut outcome = run_one(&program.label, &mut command, plan.live)?;
+        if is_worth_a_retry(&outcome) && plan.live && env::var_os(rig::EMULATED).is_some() {
+            retry(program, &mut outcome)?;
+        }
+        total.add(outcome.tally);
     }
     Ok(total)
+}
+
+fn test_program(program: &Program) -> Command {
+    let mut command = Command::new(&program.executable);
+    command.current_dir(&program.dir);
+    command.env("CARGO_MANIFEST_DIR", &program.dir);
+    command.envs(program.env.iter().map(|(name, value)| (name, value)));
+    // A test that returns an error says why; a backtrace of the harness helps nobody.
+    command.env("RUST_LIB_BACKTRACE", "0");
+    command
+}
+
+/// Whether some tests failed, by name, and so few that chance may be to blame.
+fn is_worth_a_retry(outcome: &Outcome) -> bool {
+    let failed = outcome.failures.len();
+    (1..=MOST_RETRIES).contains(&failed) && outcome.tally.failed == failed as u64
+}
+
+/// Runs the tests that failed once more, and says so. QEMU's emulation of SVM loses a guest now and
+/// then: a failure that comes back is ours.
+fn retry(program: &Program, outcome: &mut Outcome) -> Result<()> {
+    println!("    once more, as emulation may be to blame: {}", outcome.failures.join(", "));
+    let mut command = test_program(program);
+    command.args(["--exact", "--test-threads=1"]).args(&outcome.failures);
+    let again = run_one(&program.label, &mut command, true)?.tally;
+    if again.passed <= outcome.tally.failed {
+        outcome.tally.passed += again.passed;
+        outcome.tally.failed -= again.passed;
+    }
+    println!("    {} of them passed at the second attempt", again.passed);
+    Ok(())
 }
 
 /// Runs one test program, or anything else that sums up as libtest does, and prints what it did.
@@ -92,7 +138,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Tally> {
 /// # Errors
 ///
 /// It cannot be started.
-pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<Tally> {
+pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<Outcome> {
     if live {
         println!("  {label}");
     }
@@ -100,7 +146,7 @@ pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<
     // Both kinds of output in the order they came would need one pipe; failures print to stdout.
     command.stderr(Stdio::inherit());
     let mut child = command.spawn().with_context(|| format!("cannot run {label}"))?;
-    let mut tally = Tally::default();
+    let (mut tally, mut failures) = (Tally::default(), Vec::new());
     let mut kept = Vec::new();
     let mut begin = Instant::now();
     for line in BufReader::new(child.stdout.take().context("no pipe")?).split(b'\n') {
@@ -109,6 +155,7 @@ pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<
         if let Some(part) = parse_result(&line) {
             tally.add(part);
         }
+        failures.extend(parse_failure(&line).map(ToOwned::to_owned));
         match live {
             true => print_live(&line, took),
             false => kept.push(line),
@@ -126,7 +173,7 @@ pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<
         println!("  {label:<32} {tally}");
     }
     std::io::stdout().flush()?;
-    Ok(tally)
+    Ok(Outcome { tally, failures })
 }
 
 /// libtest's lines without its headings and blank lines, and how long each test took. That is the
@@ -175,8 +222,15 @@ fn parse_result(line: &str) -> Option<Tally> {
     Some(Tally { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
 }
 
+/// `test life::boots ... FAILED`
+fn parse_failure(line: &str) -> Option<&str> {
+    line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -184,6 +238,35 @@ mod tests {
         let line = "test result: FAILED. 12 passed; 2 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.50s";
         assert_eq!(parse_result(line), Some(Tally { passed: 12, failed: 2, ignored: 1 }));
         assert_eq!(parse_result("test x ... ok"), None);
+    }
+
+    #[test]
+    fn a_test_that_passes_at_the_second_attempt_is_no_failure() {
+        let line = "test life::boots ... FAILED";
+        let failures: Vec<_> = parse_failure(line).map(ToOwned::to_owned).into_iter().collect();
+        let tally = Tally { passed: 4, failed: 1, ignored: 0 };
+        let mut outcome = Outcome { tally, failures };
+        assert!(is_worth_a_retry(&outcome));
+
+        let dir = tempfile::tempdir().unwrap();
+        let program = |name: &str, verdict: &str| {
+            let file = dir.path().join(name);
+            // It passes only what it was asked for.
+            let script = format!("#!/bin/sh\ntest \"$3\" = life::boots && echo '{verdict}'\n");
+            std::fs::write(&file, script).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let dir = dir.path().to_owned();
+            Program { label: name.into(), executable: file, dir, env: vec![], args: vec![] }
+        };
+        retry(
+            &program("fails", "test result: FAILED. 0 passed; 1 failed; 0 ignored"),
+            &mut outcome,
+        )
+        .unwrap();
+        assert_eq!(outcome.tally, tally);
+        retry(&program("passes", "test result: ok. 1 passed; 0 failed; 0 ignored"), &mut outcome)
+            .unwrap();
+        assert_eq!(outcome.tally, Tally { passed: 5, failed: 0, ignored: 0 });
     }
 
     #[test]
@@ -196,7 +279,8 @@ mod tests {
 
     #[test]
     fn a_program_that_dies_without_a_word_counts_as_a_failure() {
-        let tally = run_one("false", &mut Command::new("false"), false).unwrap();
-        assert_eq!(tally, Tally { passed: 0, failed: 1, ignored: 0 });
+        let outcome = run_one("false", &mut Command::new("false"), false).unwrap();
+        assert_eq!(outcome.tally, Tally { passed: 0, failed: 1, ignored: 0 });
+        assert!(!is_worth_a_retry(&outcome));
     }
 }

@@ -139,7 +139,7 @@ fn executable(artifacts: Vec<Artifact>, program: &str) -> Result<String> {
 fn doc_tests(args: &[String]) -> Result<Tally> {
     let mut cargo = workspace::cargo();
     cargo.args(["test", "--workspace", "--doc", "--quiet", "--"]).args(args);
-    suite::run_one("examples in documentation", &mut cargo, false)
+    Ok(suite::run_one("examples in documentation", &mut cargo, false)?.tally)
 }
 
 /// Runs the programs where KVM has Hyper-V, and makes sure that no test was lost on the way.

@@ -14,7 +14,7 @@ mod vm;
 pub use agent::{Agent, Answer, Meminfo};
 pub use config::{NO_CLEARING, VmConfig};
 pub use setup::{Setup, hvb};
-pub use vm::{Vm, resident};
+pub use vm::{Vm, has_size, resident};
 
 /// Bytes in a MiB.
 pub const MIB: u64 = 1 << 20;

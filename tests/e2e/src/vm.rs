@@ -139,6 +139,15 @@ impl Vm {
     /// It does not get there, or stops short of it.
     pub fn resize(&mut self, bytes: u64) -> Result<()> {
         self.set_target(bytes)?;
+        self.wait_for_size(bytes)
+    }
+
+    /// Waits until the guest has `bytes`, and has taken back all that was returned to it.
+    ///
+    /// # Errors
+    ///
+    /// It does not get there, or stops short of it.
+    pub fn wait_for_size(&mut self, bytes: u64) -> Result<()> {
         wait_for(&format!("a guest of {} MiB", bytes / MIB), || {
             let status = self.dynamic_memory()?;
             let stopped = status.stopped.as_ref().filter(|_| status.actual != bytes);
@@ -310,7 +319,8 @@ pub fn resident(process: u32) -> Result<u64> {
 }
 
 /// Whether a guest has this many bytes, by its own word too.
-fn has_size(status: &DynamicMemoryInfo, bytes: u64) -> bool {
+#[must_use]
+pub fn has_size(status: &DynamicMemoryInfo, bytes: u64) -> bool {
     status.actual == bytes && status.state != "unballooning"
 }
 

@@ -77,12 +77,17 @@ fn exec(command: &[String]) -> Result<ExitCode> {
     Err(error).with_context(|| command[0].clone())
 }
 
+/// Set in an emulated machine, for those who must know that its guests can fail through no fault of
+/// theirs.
+pub(crate) const EMULATED: &str = "HVB_EMULATED";
+
 fn emulate(args: &RigArgs, reason: &str) -> Result<ExitCode> {
     let memory_mib = match args.memory {
         Some(mib) => mib,
         None => (host::memory_mib()? * 6 / 10).min(12 * 1024),
     };
-    let job = job(args)?;
+    let mut job = job(args)?;
+    job.env.push((EMULATED.to_owned(), "1".to_owned()));
     eprintln!(
         "rig: {reason}, so this runs in an emulated machine that has it ({} CPUs, {} MiB)",
         args.cpus, memory_mib

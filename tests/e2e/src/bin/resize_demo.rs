@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{MIB, PATIENCE, Vm, VmConfig};
+use e2e::{MIB, PATIENCE, Vm, VmConfig, has_size};
 
 /// Parts of the resized memory that each side must see change, in percent. The rest is what the
 /// kernel and `hvb` use for themselves meanwhile.
@@ -120,7 +120,7 @@ fn resize(vm: &mut Vm, size: u64) -> Result<Duration> {
     vm.set_target(size)?;
     loop {
         let status = vm.dynamic_memory()?;
-        if status.actual == size {
+        if has_size(&status, size) {
             return Ok(begin.elapsed());
         }
         if let Some(reason) = status.stopped {

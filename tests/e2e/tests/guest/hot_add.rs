@@ -81,12 +81,7 @@ fn grows_past_its_boot_size_shrinks_to_its_floor_and_grows_again() -> Result<()>
 fn call_off_a_shrink(vm: &mut Vm, small: u64, large: u64) -> Result<()> {
     vm.set_target(small)?;
     wait_for("the first pages", || Ok((vm.actual()? < large).then_some(())))?;
-    vm.set_target(large)?;
-    wait_for("the size before the shrink", || {
-        let status = vm.dynamic_memory()?;
-        ensure!(status.stopped.is_none(), "{status:?}");
-        Ok((status.actual == large).then_some(()))
-    })
+    vm.resize(large)
 }
 
 /// All that is said of the guest's memory says the same; it is not ballooned or still on its way.
@@ -141,7 +136,7 @@ fn target_above_the_maximum_is_refused_and_one_without_a_driver_is_kept() -> Res
     ensure!(refusal.target == 1 << 50 && !refusal.reason.is_empty(), "{refusal:?}");
 
     vm.agent.ask("insmod hv_balloon")?;
-    wait_for("a guest of 1 GiB", || Ok((vm.actual()? == GIB).then_some(())))?;
+    vm.wait_for_size(GIB)?;
     memory_total_is(&mut vm, total + (GIB - BOOT))?;
     let status = vm.dynamic_memory()?;
     ensure!(status.waiting.is_none(), "{status:?}");

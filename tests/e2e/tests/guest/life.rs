@@ -129,6 +129,6 @@ fn driver_that_comes_late_finds_its_target() -> Result<()> {
     ensure!(status.state == "closed" && status.actual == 1024 * MIB, "{status:?}");
     vm.set_target(768 * MIB)?;
     vm.agent.ask("insmod hv_balloon")?;
-    wait_for("a guest of 768 MiB", || Ok((vm.actual()? == 768 * MIB).then_some(())))?;
+    vm.wait_for_size(768 * MIB)?;
     vm.power_off()
 }
