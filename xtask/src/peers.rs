@@ -28,9 +28,17 @@ pub(crate) struct PeersArgs {
     /// Where to write peers.json and peers.svg [default: bench-peers in cargo's target directory].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Keep the rounds that an earlier run wrote to that directory before it was cut off, and measure
+    /// the rest.
+    #[arg(long)]
+    go_on: bool,
     /// Measures this hvb [default: builds one].
     #[arg(long, value_name = "FILE")]
     hvb: Option<PathBuf>,
+    /// Boot a kernel that does not clear pages as it allocates them. Debian's does, also those that
+    /// it gives away, and in an emulated machine that is most of a shrink.
+    #[arg(long)]
+    no_clearing: bool,
     /// The guest's kernel.
     #[arg(long, value_enum, default_value = "stable")]
     kernel: guest::GuestKernel,
@@ -62,6 +70,12 @@ pub(crate) fn main(args: &PeersArgs) -> Result<ExitCode> {
     rig.args(["rig", "--writable", text, "--", &peers, "--out", text]);
     rig.args(["--rounds", &args.rounds.to_string(), "--limit", &args.limit.to_string()]);
     rig.args(["--peers", &args.peers.join(",")]);
+    if args.no_clearing {
+        rig.arg("--no-clearing");
+    }
+    if args.go_on {
+        rig.arg("--go-on");
+    }
     rig.env("HVB_BIN", hvb).envs(guest.environment()?).env("HVB_PEER_QEMU", &qemu.program);
     rig.env("HVB_PEER_GUEST", &guest.release);
     let paths = [("HVB_PEER_LIBRARIES", qemu.libraries), ("HVB_PEER_FIRMWARE", qemu.firmware)];

@@ -15,13 +15,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use e2e::MIB;
 use goals::Goal;
 use peer::Peer;
-use round::{BOOT, MOST, Round, SMALL};
-use serde::Serialize;
+use round::{BOOT, MOST, Round, SMALL, Terms};
+use serde::{Deserialize, Serialize};
 use summary::Row;
 
 /// The same guest under `hvb` and under QEMU's balloons.
@@ -36,6 +36,14 @@ struct Cli {
     /// The most seconds a step may take.
     #[arg(long, default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86400))]
     limit: u64,
+    /// Boot a kernel that does not clear pages as it allocates them. Debian's does, also those that
+    /// it gives away, and in an emulated machine that is most of a shrink.
+    #[arg(long)]
+    no_clearing: bool,
+    /// Keep the rounds that an earlier run wrote to this directory before it was cut off, and
+    /// measure the rest.
+    #[arg(long)]
+    go_on: bool,
     /// The directory for the report.
     #[arg(long)]
     out: PathBuf,
@@ -51,6 +59,26 @@ struct Report {
     rows: Vec<Row>,
     goals: Vec<Goal>,
     rounds: Vec<Round>,
+}
+
+/// What a run that was cut off has left in `peers.json`.
+#[derive(Debug, Default, Deserialize)]
+struct Earlier {
+    work: String,
+    failed: Vec<String>,
+    rounds: Vec<Round>,
+}
+
+impl Earlier {
+    /// Reads what there is in `dir`; it must be of the same work.
+    fn read(dir: &Path, work: &str) -> Result<Self> {
+        let file = dir.join("peers.json");
+        let cannot = || format!("cannot go on with {}", file.display());
+        let text = fs::read(&file).with_context(cannot)?;
+        let earlier: Self = serde_json::from_slice(&text).with_context(cannot)?;
+        ensure!(earlier.work == work, "{}: that is of other work: {}", cannot(), earlier.work);
+        Ok(earlier)
+    }
 }
 
 /// What the guests ran on.
@@ -80,33 +108,36 @@ fn run(cli: &Cli) -> Result<()> {
     peers.dedup();
     let machine = Machine::here()?;
     let work = format!(
-        "the same Linux guest, 2 vCPUs, {} MiB at boot, all of it written: shrunk to {} MiB, given \
+        "the same Linux guest{}, 2 vCPUs, {} MiB at boot, all of it written: shrunk to {} MiB, given \
          it back, added to until {} MiB; time in seconds until the monitor says so, and until the \
          guest's MemTotal has followed",
+        if cli.no_clearing { ", which does not clear pages" } else { "" },
         BOOT / MIB,
         SMALL / MIB,
         MOST / MIB
     );
     println!("{work}");
-    let empty = Vec::new();
-    let mut report = Report {
-        machine,
-        work,
-        failed: empty,
-        rows: Vec::new(),
-        goals: Vec::new(),
-        rounds: Vec::new(),
+    let Earlier { failed, rounds, .. } = match cli.go_on {
+        true => Earlier::read(&cli.out, &work)?,
+        false => Earlier::default(),
     };
+    let mut report = Report { machine, work, failed, rows: Vec::new(), goals: Vec::new(), rounds };
+    let terms = Terms { limit: Duration::from_secs(cli.limit), clears: !cli.no_clearing };
     for number in 1..=cli.rounds {
         for &peer in &peers {
+            let of_peer = report.rounds.iter().filter(|round| round.peer == peer);
+            if of_peer.count() >= number as usize {
+                continue;
+            }
             println!("round {number} of {}: {}", cli.rounds, peer.name());
-            let round = measure(peer, Duration::from_secs(cli.limit), &mut report.failed)?;
+            let round = measure(peer, terms, &mut report.failed)?;
             println!("  {}", progress(&round));
             report.rounds.push(round);
             // What was measured is kept, whatever comes.
             report.write(&cli.out, &peers)?;
         }
     }
+    report.write(&cli.out, &peers)?;
     println!("{}", table::table(&report.rows, &peers));
     println!("{NOTES}\n\n{}", table::goals(&report.goals));
     for failed in &report.failed {
@@ -123,11 +154,11 @@ to answer the monitor, measured before.";
 
 /// A guest that does not come through is measured again: an emulated machine loses one now and then.
 /// A second failure is no accident.
-fn measure(peer: Peer, limit: Duration, failed: &mut Vec<String>) -> Result<Round> {
-    Round::measure(peer, limit).or_else(|error| {
+fn measure(peer: Peer, terms: Terms, failed: &mut Vec<String>) -> Result<Round> {
+    Round::measure(peer, terms).or_else(|error| {
         println!("  failed, and is repeated: {error:#}");
         failed.push(format!("{}: {error:#}", peer.name()));
-        Round::measure(peer, limit).with_context(|| peer.name())
+        Round::measure(peer, terms).with_context(|| peer.name())
     })
 }
 

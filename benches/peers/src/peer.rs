@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use e2e::{MIB, Setup};
+use e2e::{MIB, NO_CLEARING, Setup};
 use serde::{Deserialize, Serialize};
 
 /// Who runs the guest.
@@ -20,13 +20,15 @@ pub(crate) enum Peer {
     VirtioBalloon,
 }
 
-/// What a guest boots with and may grow to, in bytes.
+/// What a guest boots with and may grow to, in bytes, and what its kernel does.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sizes {
     /// At boot.
     pub(crate) boot: u64,
     /// At most.
     pub(crate) most: u64,
+    /// Whether the kernel clears pages as it allocates them, also those it gives away.
+    pub(crate) clears: bool,
 }
 
 impl Peer {
@@ -71,10 +73,13 @@ impl Peer {
                 qemu
             }
         };
-        let kernel_command_line = match self {
-            Self::Hvb | Self::HvBalloon => KERNEL_COMMAND_LINE.to_owned(),
-            Self::VirtioBalloon => format!("{KERNEL_COMMAND_LINE} agent.modules=virtio"),
-        };
+        let mut kernel_command_line = KERNEL_COMMAND_LINE.to_owned();
+        if self == Self::VirtioBalloon {
+            kernel_command_line += " agent.modules=virtio";
+        }
+        if !sizes.clears {
+            kernel_command_line = format!("{kernel_command_line} {NO_CLEARING}");
+        }
         let dash = if self == Self::Hvb { "--" } else { "-" };
         let mut add = |option: &str, value: &Path| {
             command.arg(format!("{dash}{option}")).arg(value);

@@ -26,6 +26,15 @@ const FIRST_TARGET: u64 = 3584 * MIB;
 /// the kernel takes for itself.
 const SLACK: u64 = MIB;
 
+/// What holds for all rounds alike.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// The most a step may take.
+    pub(crate) limit: Duration,
+    /// Whether the guest's kernel clears pages as it allocates them.
+    pub(crate) clears: bool,
+}
+
 /// What a round took; times in seconds, sizes in bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Round {
@@ -56,11 +65,12 @@ impl Round {
     ///
     /// # Errors
     ///
-    /// The guest does not come up, or a step takes longer than `limit`.
-    pub(crate) fn measure(peer: Peer, limit: Duration) -> Result<Self> {
+    /// The guest does not come up, or a step takes too long.
+    pub(crate) fn measure(peer: Peer, terms: Terms) -> Result<Self> {
         let most = if peer.can_add() { MOST } else { BOOT };
-        let mut guest = Contestant::start(peer, Sizes { boot: BOOT, most })?;
-        let round = Self::of(peer, &mut guest, limit);
+        let sizes = Sizes { boot: BOOT, most, clears: terms.clears };
+        let mut guest = Contestant::start(peer, sizes)?;
+        let round = Self::of(peer, &mut guest, terms.limit);
         if round.is_err() {
             println!("{}", guest.last_words());
         }

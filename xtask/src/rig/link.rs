@@ -32,7 +32,11 @@ enum Event {
 /// # Errors
 ///
 /// The machine did not come up or died, or the command could not be started.
-pub(crate) fn relay(machine: Machine, terminal: bool, limit: Option<Duration>) -> Result<ExitCode> {
+pub(crate) fn relay(
+    mut machine: Machine,
+    terminal: bool,
+    limit: Option<Duration>,
+) -> Result<ExitCode> {
     let (sender, events) = channel();
     watch_signals(sender.clone())?;
     watch_link(machine.link.try_clone()?, sender);
@@ -64,7 +68,8 @@ pub(crate) fn relay(machine: Machine, terminal: bool, limit: Option<Duration>) -
             Some(Event::Frame(Kind::Stdin, _)) => bail!("the machine sent input"),
             Some(Event::Closed(how)) => {
                 let how = how.err().map(|e| format!(" ({e})")).unwrap_or_default();
-                bail!("the machine died{how}:\n{}", machine.last_words());
+                let end = machine.end();
+                bail!("the machine died{how}, its QEMU {end}:\n{}", machine.last_words());
             }
             Some(Event::Signal(number)) => {
                 eprintln!("rig: ended by signal {number}");

@@ -70,6 +70,18 @@ impl Machine {
         }
     }
 
+    /// How QEMU ended, once its side of the link is closed.
+    pub(crate) fn end(&mut self) -> String {
+        // The kernel closes the link a moment before the process can be waited for.
+        for _ in 0..50 {
+            if let Ok(Some(status)) = self.qemu.try_wait() {
+                return format!("ended with {status}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        "runs on".to_owned()
+    }
+
     /// The last lines that the machine's kernel and QEMU had to say.
     pub(crate) fn last_words(&self) -> String {
         let read = |name| fs::read(self.dir.path().join(name)).unwrap_or_default();
