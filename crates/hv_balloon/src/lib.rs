@@ -47,6 +47,9 @@
 //! - [`Action::CloseFinished`] comes only when no job is in flight, since the next user of the
 //!   memory does not know which pages were out.
 //!
+//! A VMM that saves its VMs saves the device with [`Device::save`] and goes on with
+//! [`Device::restore`], whatever is under way.
+//!
 //! Sources: Linux `drivers/hv/hv_balloon.c` for what the guest does; QEMU `hw/hyperv/hv-balloon.c`
 //! for what Windows guests bear.
 

@@ -21,8 +21,8 @@
 //!
 //! All numbers outside the payload are little endian. This much is the same in all versions, so
 //! that a program can tell state that is too new from state that was altered. State comes from a
-//! file and may be anything: [`Format::read`] and [`Saved::decode`] refuse with a reason, never
-//! panic, and use no more memory than a small multiple of the bytes there are.
+//! file and may be anything: [`Format::read`] and [`Saved::decode`] refuse with a reason and never
+//! panic, and what is decoded takes memory in proportion to the bytes there are.
 
 extern crate alloc;
 #[cfg(test)]

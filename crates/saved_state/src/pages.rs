@@ -28,8 +28,8 @@ impl<'de> Deserialize<'de> for Range {
 /// A page range set: for each range the pages since the end of the one before, and its own. What is
 /// read are ranges that lie apart and upwards; anything else is refused.
 ///
-/// It is read as a list: a set of pages that lie far apart needs far more memory than its bytes. Check
-/// where they lie before making a set of them.
+/// It is read as a list: a set of pages that lie far apart needs far more memory than its bytes.
+/// Check where they lie before making a set of them.
 #[derive(Clone, Debug)]
 pub enum RangeSet<'a> {
     /// To be written.

@@ -99,6 +99,11 @@ impl Books {
         self.out.providing.iter().collect()
     }
 
+    /// The pages that were discarded and are not asked back.
+    pub(crate) fn ballooned(&self) -> impl Iterator<Item = PageRange> + '_ {
+        self.out.ballooned.iter()
+    }
+
     pub(crate) const fn is_providing(&self) -> bool {
         !self.out.providing.is_empty()
     }

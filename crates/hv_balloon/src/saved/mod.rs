@@ -10,6 +10,7 @@ mod write;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use page_range::PageRange;
 use saved_state::{Format, FormatError};
 
 use crate::{Config, Device};
@@ -57,13 +58,20 @@ impl Device {
     ///   after [`Device::restore`]. It may run on, and may be done again: a discard concerns pages
     ///   that are nobody's until it has ended, and memory to prepare may be there already. Jobs of
     ///   a closed channel are not asked for again.
-    /// - What has no answer is done when [`Device::poll_action`] gives it: memory to remove is gone,
-    ///   and a finished close is the driver's to remember. Notices that were not polled are lost.
+    /// - What has no answer is done when [`Device::poll_action`] gives it: memory to remove is
+    ///   gone, and a finished close is the driver's to remember. Notices that were not polled are
+    ///   lost.
     ///
     /// Times are saved as what is left of them at `now`, the time since the VM started.
     #[must_use]
     pub fn save(&self, now: Duration) -> Vec<u8> {
         FORMAT.write(&write::device(self, self.now.max(now)))
+    }
+
+    /// The pages that the host has back, upwards. What is in them is of no use: who saves the
+    /// guest's memory can leave them out.
+    pub fn ballooned(&self) -> impl Iterator<Item = PageRange> + '_ {
+        self.books.ballooned()
     }
 
     /// The device that [`Device::save`] made `bytes` of; `now` is the time by which events will be

@@ -407,6 +407,13 @@ fn time_that_passed_while_it_was_saved_does_not_count() {
 }
 
 #[test]
+fn pages_that_need_not_be_saved_are_those_whose_discard_ended() {
+    let driver = Driver::with_ballooned(1000);
+    assert_eq!(driver.device.ballooned().collect::<Vec<_>>(), [range(0x1_1000 - 1000, 1000)]);
+    assert_eq!(ballooning().device.ballooned().next(), None);
+}
+
+#[test]
 fn a_late_answer_counts_after_a_restore_too() {
     let mut driver = late_hot_add();
     driver.save_and_restore();
