@@ -10,11 +10,12 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 10] = [
+const LAYERS: [(&str, &[&str]); 11] = [
     ("page_range", &[]),
+    ("saved_state", &["page_range"]),
     ("dynmem_protocol", &["page_range"]),
-    ("hv_balloon", &["dynmem_protocol", "page_range"]),
-    ("vmbus", &["page_range"]),
+    ("hv_balloon", &["dynmem_protocol", "page_range", "saved_state"]),
+    ("vmbus", &["page_range", "saved_state"]),
     ("guest_model", &["dynmem_protocol", "page_range", "vmbus"]),
     ("guest_ram", &["page_range", "vmbus"]),
     ("kvm_hyperv", &["page_range", "vmbus"]),
@@ -27,7 +28,8 @@ const LAYERS: [(&str, &[&str]); 10] = [
 ];
 
 /// Crates without input, output, clock or unsafe code.
-const PURE: [&str; 5] = ["page_range", "dynmem_protocol", "hv_balloon", "vmbus", "guest_model"];
+const PURE: [&str; 6] =
+    ["page_range", "saved_state", "dynmem_protocol", "hv_balloon", "vmbus", "guest_model"];
 
 /// Crates that may contain unsafe code: memory and KVM, and the benches that call what has no safe
 /// form (a counting allocator, other allocators and sets written in C, the bare `madvise`).

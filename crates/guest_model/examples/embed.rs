@@ -20,20 +20,20 @@ use vmbus::{Offer, Server, ServerConfig};
 const DYNAMIC_MEMORY: Guid = Guid::from_digits(0x525074dc_8985_46e2_8057_a307dc18a502);
 const INSTANCE: Guid = Guid::from_digits(1);
 
-struct Vmm {
-    server: Server,
-    device: Device,
-    rings: Option<ChannelRings<Arc<SharedMemory>>>,
-    memory: Arc<SharedMemory>,
-    bus: Client,
-    guest_os_id: u64,
+pub(crate) struct Vmm {
+    pub(crate) server: Server,
+    pub(crate) device: Device,
+    pub(crate) rings: Option<ChannelRings<Arc<SharedMemory>>>,
+    pub(crate) memory: Arc<SharedMemory>,
+    pub(crate) bus: Client,
+    pub(crate) guest_os_id: u64,
     /// Since the VM started.
-    now: Duration,
+    pub(crate) now: Duration,
 }
 
 impl Vmm {
     /// Does what bus and device ask for, until they are content.
-    fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         loop {
             if let Some(post) = self.bus.poll_post() {
                 let result =
@@ -89,7 +89,7 @@ impl Vmm {
     }
 
     /// The guest signalled: takes its packets.
-    fn signalled(&mut self) {
+    pub(crate) fn signalled(&mut self) {
         while let Some(rings) = &mut self.rings
             && let Some(packet) = rings.receive().expect("the ring is sound")
         {
@@ -98,7 +98,7 @@ impl Vmm {
         }
     }
 
-    fn tell(&mut self, event: Event<'_>) {
+    pub(crate) fn tell(&mut self, event: Event<'_>) {
         self.device.handle(self.now, event);
     }
 
@@ -113,8 +113,8 @@ impl Vmm {
 }
 
 /// A guest, all of it but its bus driver.
-struct Guest {
-    driver: dynmem::Client,
+pub(crate) struct Guest {
+    pub(crate) driver: dynmem::Client,
     rings: GuestRings<Arc<SharedMemory>>,
     relid: Relid,
     gpadl: GpadlId,
@@ -123,7 +123,7 @@ struct Guest {
 impl Guest {
     /// Connects, finds the device and opens its channel; `None` where host and guest have no version
     /// in common.
-    fn boot(vmm: &mut Vmm, driver: dynmem::Client) -> Option<Self> {
+    pub(crate) fn boot(vmm: &mut Vmm, driver: dynmem::Client) -> Option<Self> {
         vmm.bus.connect();
         vmm.run();
         vmm.bus.version()?;
@@ -146,20 +146,23 @@ impl Guest {
     }
 
     /// Lets the guest's driver and the VMM talk until neither has anything to say or to wait for.
-    fn talk(&mut self, vmm: &mut Vmm) {
-        loop {
-            vmm.run();
-            self.driver.advance(vmm.now);
-            while let Some(packet) = self.rings.receive() {
-                self.driver.receive(&packet.payload).expect("the device keeps the rules");
-            }
-            if let Some(message) = self.driver.poll_send() {
-                self.rings.send(&message, 0).expect("the ring has room");
-                vmm.signalled();
-            } else if !vmm.wait(self.driver.next_deadline()) {
-                return;
-            }
+    pub(crate) fn talk(&mut self, vmm: &mut Vmm) {
+        while self.say(vmm) {}
+    }
+
+    /// Lets both say what they have to say now, or wait; false where there is nothing of either.
+    pub(crate) fn say(&mut self, vmm: &mut Vmm) -> bool {
+        vmm.run();
+        self.driver.advance(vmm.now);
+        while let Some(packet) = self.rings.receive() {
+            self.driver.receive(&packet.payload).expect("the device keeps the rules");
         }
+        let Some(message) = self.driver.poll_send() else {
+            return vmm.wait(self.driver.next_deadline());
+        };
+        self.rings.send(&message, 0).expect("the ring has room");
+        vmm.signalled();
+        true
     }
 
     /// Closes the channel and takes the pages of the rings back.
@@ -175,11 +178,12 @@ fn pages(start: u64, count: u64) -> PageRange {
     PageRange::new(Gpfn::new(start).expect("small"), PageCount::new(count)).expect("not empty")
 }
 
-/// A VMM for a guest with 1 GiB that can get 3 GiB more, above 4 GiB.
-fn vmm(personality: &Personality) -> Vmm {
-    let mut server = Server::new(ServerConfig::default());
-    server.offer(Offer { interface: DYNAMIC_MEMORY, instance: INSTANCE }).expect("the only one");
-    let device = Device::new(Config {
+/// The device on the bus.
+pub(crate) const OFFER: Offer = Offer { interface: DYNAMIC_MEMORY, instance: INSTANCE };
+
+/// A guest with 1 GiB that can get 3 GiB more, above 4 GiB.
+pub(crate) fn config() -> Config {
+    Config {
         boot_ram: boot_ram(),
         settle: Settle::Auto,
         status_reports: false,
@@ -189,10 +193,16 @@ fn vmm(personality: &Personality) -> Vmm {
             least_alignment: PageCount::new(512),
         }),
         discard_unit: PageCount::new(1),
-    });
+    }
+}
+
+/// A VMM with its guest.
+pub(crate) fn vmm(personality: &Personality) -> Vmm {
+    let mut server = Server::new(ServerConfig::default());
+    server.offer(OFFER).expect("the only one");
     Vmm {
         server,
-        device,
+        device: Device::new(config()),
         rings: None,
         memory: Arc::new(SharedMemory::new(16)),
         bus: Client::with_versions(personality.vmbus_versions.clone(), VpIndex::new(0)),
@@ -201,7 +211,7 @@ fn vmm(personality: &Personality) -> Vmm {
     }
 }
 
-fn boot_ram() -> PageRangeSet {
+pub(crate) fn boot_ram() -> PageRangeSet {
     [pages(0, 1 << 18)].into_iter().collect()
 }
 

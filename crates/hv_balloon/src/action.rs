@@ -8,7 +8,7 @@ use crate::Notice;
 
 /// Names a piece of work that the host does on its own time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct JobId(u64);
+pub struct JobId(pub(crate) u64);
 
 impl JobId {
     /// The number, for logs; no two jobs of a device share it.
@@ -21,7 +21,7 @@ impl JobId {
 /// Where job names come from.
 #[derive(Debug, Default)]
 pub(crate) struct JobIds {
-    next: u64,
+    pub(crate) next: u64,
 }
 
 impl JobIds {

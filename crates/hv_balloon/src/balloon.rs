@@ -34,13 +34,13 @@ const _: () = assert!(MAX_BALLOON_REQUEST.get().is_multiple_of(LARGE_PAGE));
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
     /// Pages asked for.
-    pages: PageCount,
+    pub(crate) pages: PageCount,
     /// New pages the answers brought so far.
-    gained: PageCount,
+    pub(crate) gained: PageCount,
     /// The answers named pages, whatever they are good for.
-    named_pages: bool,
+    pub(crate) named_pages: bool,
     /// Answers before this one that were short.
-    short_answers: u32,
+    pub(crate) short_answers: u32,
 }
 
 impl Device {

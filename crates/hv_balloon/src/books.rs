@@ -1,5 +1,7 @@
 //! Who has which page.
 
+mod saved;
+
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -167,8 +169,15 @@ impl Books {
 
     /// Whether discarded pages come back by themselves when the guest uses them. Whole huge pages
     /// come from a pool that may be empty.
-    fn provides_itself(&self) -> bool {
+    pub(crate) fn provides_itself(&self) -> bool {
         self.unit == PageCount::new(1)
+    }
+
+    /// Whether all RAM is the guest's.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.present() == self.assigned()
+            && self.actual() == self.assigned()
+            && self.foreign.is_empty()
     }
 
     pub(crate) const fn held(&self) -> PageCount {
@@ -422,12 +431,5 @@ impl Books {
         for range in self.foreign.iter() {
             assert_eq!(self.ram.intersection(range).next(), None, "{range} is foreign and RAM");
         }
-    }
-
-    /// Whether all RAM is the guest's.
-    pub(crate) fn is_untouched(&self) -> bool {
-        self.present() == self.assigned()
-            && self.actual() == self.assigned()
-            && self.foreign.is_empty()
     }
 }

@@ -42,10 +42,10 @@ pub struct Device {
     pub(crate) faults: FaultCounts,
     pub(crate) last_refusal: Option<(PageCount, Refusal)>,
     /// The hot-added memory last announced.
-    announced_hot_added: PageCount,
+    pub(crate) announced_hot_added: PageCount,
     /// The size last announced.
-    announced: PageCount,
-    actions: VecDeque<Action>,
+    pub(crate) announced: PageCount,
+    pub(crate) actions: VecDeque<Action>,
 }
 
 impl Device {

@@ -94,7 +94,7 @@ impl Device {
                 }
             }
             Prepared::Added(range) if ok => self.offer(session, range),
-            Prepared::Added(_) => {}
+            Prepared::Added(_) | Prepared::Absent => {}
         }
         if !ok {
             self.stop(StopReason::HostMemory);

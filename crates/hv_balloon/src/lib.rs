@@ -47,6 +47,9 @@
 //! - [`Action::CloseFinished`] comes only when no job is in flight, since the next user of the
 //!   memory does not know which pages were out.
 //!
+//! A VMM that saves its VMs saves the device with [`Device::save`] and goes on with
+//! [`Device::restore`], whatever is under way.
+//!
 //! Sources: Linux `drivers/hv/hv_balloon.c` for what the guest does; QEMU `hw/hyperv/hv-balloon.c`
 //! for what Windows guests bear.
 
@@ -68,6 +71,7 @@ mod negotiate;
 mod notice;
 mod outbox;
 mod region;
+mod saved;
 mod snapshot;
 mod state;
 mod step;
@@ -85,6 +89,7 @@ pub use fault::{FaultCounts, GuestFault};
 pub use hot_add::HOT_ADD_TIMEOUT;
 pub use notice::{Notice, Transaction};
 pub use region::{FIRST_HOT_ADD_REQUEST, MAX_HOT_ADD_REQUEST};
+pub use saved::RestoreError;
 pub use snapshot::Snapshot;
 pub use state::StateName;
 pub use target::{Refusal, StopReason, TargetError};

@@ -164,13 +164,14 @@ impl Device {
     }
 
     pub(crate) fn on_job_done(&mut self, id: JobId, ok: bool) {
-        if let State::Closing { discards, preparation, .. } = &mut self.state {
+        if let State::Closing { discards, preparation, absent } = &mut self.state {
             discards.remove(&id);
-            if let Some(Preparation { what, .. }) = preparation.take_if(|at| at.job == id)
-                && let Prepared::Added(range) = what
-                && ok
-            {
-                self.removals.push(range);
+            match preparation.take_if(|at| at.job == id).map(|ended| ended.what) {
+                Some(Prepared::Added(range)) if ok => self.removals.push(range),
+                // A new kernel touches all its memory unannounced. Where the host cannot provide a
+                // page, that guest fails; there is nobody to be asked for less.
+                Some(Prepared::Absent) => absent.clear(),
+                _ => {}
             }
             return self.finish_close();
         }
@@ -188,7 +189,8 @@ impl Device {
         }
     }
 
-    fn finish_close(&mut self) {
+    /// Ends a close for which nothing is in flight any more.
+    pub(crate) fn finish_close(&mut self) {
         let State::Closing { discards, preparation: preparation @ None, absent } = &mut self.state
         else {
             return;
@@ -196,18 +198,18 @@ impl Device {
         if !discards.is_empty() {
             return;
         }
-        // A new kernel touches all its memory unannounced. Where the host cannot provide a page
-        // then, that guest fails; there is nobody to be asked for less.
-        let ranges: Vec<PageRange> = core::mem::take(absent).iter().collect();
-        if !ranges.is_empty() {
+        if !absent.is_empty() {
+            let ranges: Vec<PageRange> = absent.iter().collect();
             let job = self.jobs.next();
-            *preparation = Some(Preparation { job, what: Prepared::Returned });
+            *preparation = Some(Preparation { job, what: Prepared::Absent });
             return self.act(Action::Prepare { id: job, what: Prepare::Return(ranges) });
         }
         self.state = State::Closed;
         for range in core::mem::take(&mut self.removals) {
             self.act(Action::RemoveMemory { range });
         }
+        // One that was not taken yet would answer the next close instead.
+        self.actions.retain(|action| *action != Action::CloseFinished);
         self.act(Action::CloseFinished);
     }
 

@@ -57,6 +57,17 @@ impl Outbox {
         self.with_driver = false;
     }
 
+    /// The messages that are not in the ring, the driver's first.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = &[u8]> {
+        self.current().into_iter().chain(self.waiting.iter().map(|message| &**message))
+    }
+
+    /// An outbox with these messages, of which the driver has none; `None` where they are too many.
+    pub(crate) fn restore(messages: impl ExactSizeIterator<Item = Vec<u8>>) -> Option<Self> {
+        let fits = messages.len() <= CAPACITY.saturating_add(1);
+        fits.then(|| Self { waiting: messages.collect(), ..Self::default() })
+    }
+
     /// Whether all messages are in the ring.
     pub(crate) fn is_idle(&self) -> bool {
         !self.with_driver && self.waiting.is_empty()

@@ -1,5 +1,7 @@
 //! Where hot-added memory goes.
 
+mod saved;
+
 use page_range::{Gpfn, PageCount, PageRange};
 
 use crate::HotAdd;

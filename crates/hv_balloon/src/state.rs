@@ -62,6 +62,8 @@ pub(crate) enum Prepared {
     Added(PageRange),
     /// Pages to give back.
     Returned,
+    /// While closing: the absent pages.
+    Absent,
 }
 
 impl State {

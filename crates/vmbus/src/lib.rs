@@ -25,10 +25,12 @@ extern crate std;
 mod memory;
 pub mod protocol;
 pub mod ring;
+mod saved;
 mod server;
 
 pub use memory::{AccessError, GuestMemory};
+pub use saved::RestoreError;
 pub use server::{
     Action, ChannelId, Faults, MAX_CHANNELS, MAX_GPADL_PAGES, MAX_GPADLS, MAX_QUEUED_MESSAGES,
-    Offer, OfferError, PostError, Server, ServerConfig,
+    Offer, OfferError, OpenChannel, PostError, Server, ServerConfig,
 };

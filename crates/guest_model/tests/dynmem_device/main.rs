@@ -4,4 +4,5 @@ mod hot_add;
 mod pair;
 mod personalities;
 mod resize;
+mod saved_state;
 mod schedule;

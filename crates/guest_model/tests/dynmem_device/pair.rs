@@ -61,8 +61,23 @@ enum Job {
     Return(Vec<PageRange>),
 }
 
+/// When the host is saved and restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Saves {
+    Never,
+    /// After every step.
+    Always,
+    /// After so many more steps.
+    After(usize),
+}
+
 pub(crate) struct Pair {
     pub(crate) device: Device,
+    /// What the device is made from.
+    config: Config,
+    pub(crate) saves: Saves,
+    /// Whether the host was saved, so that what it asked for may have been done before.
+    was_saved: bool,
     pub(crate) guest: Client,
     pub(crate) notices: Vec<Notice>,
     pub(crate) closes_finished: usize,
@@ -121,14 +136,18 @@ impl Pair {
         let end = boot_ram.iter().last().expect("there is RAM").end();
         let window = PageRange::between(end, personality.hot_add.address_limit).unwrap();
         let hot_add = HotAdd { window, capacity: mib(capacity_mib), least_alignment: HUGE_PAGE };
+        let config = Config {
+            boot_ram: boot_ram.clone(),
+            settle: Settle::Auto,
+            status_reports: true,
+            hot_add: Some(hot_add),
+            discard_unit,
+        };
         Self {
-            device: Device::new(Config {
-                boot_ram: boot_ram.clone(),
-                settle: Settle::Auto,
-                status_reports: true,
-                hot_add: Some(hot_add),
-                discard_unit,
-            }),
+            device: Device::new(config.clone()),
+            config,
+            saves: Saves::Never,
+            was_saved: false,
             guest: Client::new(personality, memory),
             notices: Vec::new(),
             closes_finished: 0,
@@ -240,11 +259,48 @@ impl Pair {
         self.now = self.now.max(deadline);
         self.guest.advance(self.now);
         self.handle(Event::Deadline);
+        self.may_save();
         true
+    }
+
+    /// The host is saved, and another one goes on. What it had begun is void, or was done and nobody
+    /// was told.
+    pub(crate) fn save_and_restore(&mut self, is_done: bool) {
+        let saved = self.device.save(self.now);
+        self.was_saved = true;
+        for (_, job) in std::mem::take(&mut self.jobs) {
+            if is_done {
+                self.work(job);
+            }
+        }
+        self.unsent = None;
+        self.device = Device::restore(self.config.clone(), &saved, self.now).unwrap();
+        self.act();
+    }
+
+    fn may_save(&mut self) {
+        match &mut self.saves {
+            Saves::Never | Saves::After(0) => {}
+            Saves::Always => self.save_and_restore(false),
+            Saves::After(left) => {
+                *left -= 1;
+                if *left == 0 {
+                    self.save_and_restore(false);
+                }
+            }
+        }
     }
 
     /// Does one thing; false where there is nothing of the kind to do.
     pub(crate) fn step(&mut self, step: Step) -> bool {
+        let is_done = self.try_step(step);
+        if is_done {
+            self.may_save();
+        }
+        is_done
+    }
+
+    fn try_step(&mut self, step: Step) -> bool {
         match step {
             Step::ToGuest => {
                 let Some(message) = self.ring.pop_front() else { return false };
@@ -258,28 +314,31 @@ impl Pair {
             }
             Step::Job => {
                 let Some((id, job)) = self.jobs.pop_front() else { return false };
-                let ok = match job {
-                    Job::Discard { ranges, is_present } => {
-                        if is_present {
-                            self.assert_out(&ranges);
-                            self.discarded(&ranges);
-                        }
-                        true
-                    }
-                    Job::Add(_) | Job::Return(_) if self.host_is_full => false,
-                    Job::Add(range) => {
-                        let new = self.mapped.insert(range);
-                        assert_eq!(new, range.count(), "{range} was there");
-                        true
-                    }
-                    Job::Return(ranges) => {
-                        for range in ranges {
-                            self.in_pool.remove(range);
-                        }
-                        true
-                    }
-                };
+                let ok = self.work(job);
                 self.handle(Event::JobDone { id, ok });
+            }
+        }
+        true
+    }
+
+    /// Does a job; false where it fails.
+    fn work(&mut self, job: Job) -> bool {
+        match job {
+            Job::Discard { ranges, is_present } => {
+                if is_present {
+                    self.assert_out(&ranges);
+                    self.discarded(&ranges);
+                }
+            }
+            Job::Add(_) | Job::Return(_) if self.host_is_full => return false,
+            Job::Add(range) => {
+                let new = self.mapped.insert(range);
+                assert!(new == range.count() || self.was_saved, "{range} was there");
+            }
+            Job::Return(ranges) => {
+                for range in ranges {
+                    self.in_pool.remove(range);
+                }
             }
         }
         true

@@ -19,6 +19,8 @@ enum Move {
     Report,
     Reset,
     Kexec,
+    /// The host is saved and restored; what it had begun is done or not.
+    Save(bool),
     /// The driver is unloaded and loaded.
     Reload,
     Wait,
@@ -43,6 +45,7 @@ fn any_move() -> impl Strategy<Value = Move> {
         2 => any_size().prop_map(Move::Target),
         1 => Just(Move::Report),
         1 => prop_oneof![Just(Move::Reset), Just(Move::Kexec)],
+        2 => any::<bool>().prop_map(Move::Save),
     ]
 }
 
@@ -84,6 +87,7 @@ fn make(pair: &mut Pair, next: Move) {
             pair.step(step);
         }
         Move::Target(target) => pair.set_target(mib(target)),
+        Move::Save(is_done) => pair.save_and_restore(is_done),
         Move::Report => pair.guest.report_status(),
         Move::Reset => {
             pair.reset();

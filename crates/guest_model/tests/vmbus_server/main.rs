@@ -6,4 +6,5 @@ mod ending;
 mod gpadl;
 mod hostile;
 mod pair;
+mod saved_state;
 mod signals;

@@ -26,12 +26,15 @@ pub(crate) struct Pair {
     /// Whether the device takes its time: closes wait for [`Pair::finish_closing`].
     pub(crate) slow_device: bool,
     pub(crate) closing: Vec<ChannelId>,
+    /// Whether the host is saved and restored all the time.
+    pub(crate) saves: bool,
     /// Whether the guest takes its messages out of the slots.
     pub(crate) guest_reads: bool,
     pub(crate) slots: VecDeque<(VpIndex, Message)>,
     /// Where the last message went.
     pub(crate) message_vp: Option<VpIndex>,
     events: Vec<Event>,
+    config: ServerConfig,
 }
 
 impl Pair {
@@ -39,7 +42,8 @@ impl Pair {
     /// `guest` and wants its messages on VP 3.
     pub(crate) fn new(host: Version, guest: Version) -> Self {
         let page_limit = Gpfn::new(MEMORY_PAGES).unwrap();
-        let mut server = Server::new(ServerConfig { vp_count: 4, page_limit, max_version: host });
+        let config = ServerConfig { vp_count: 4, page_limit, max_version: host };
+        let mut server = Server::new(config);
         let channel = server.offer(OFFER).unwrap();
         Self {
             mem: Arc::new(SharedMemory::new(usize::try_from(MEMORY_PAGES).unwrap())),
@@ -50,10 +54,30 @@ impl Pair {
             target_vp: None,
             slow_device: false,
             closing: Vec::new(),
+            saves: false,
             guest_reads: true,
             slots: VecDeque::new(),
             message_vp: None,
             events: Vec::new(),
+            config,
+        }
+    }
+
+    /// The host is saved, and another one goes on. What it was told and has not finished is void.
+    pub(crate) fn save_and_restore(&mut self) {
+        self.server = Server::restore(self.config, &self.server.save()).unwrap();
+        self.closing.clear();
+        // None for a channel that is closing: then its device is told to close again.
+        let opened = self.server.opened(self.channel);
+        self.rings = self.rings.take().zip(opened).map(|(rings, opened)| {
+            self.target_vp = opened.target_vp;
+            ChannelRings::restore(self.mem.clone(), &opened.rings, &rings.save()).unwrap()
+        });
+    }
+
+    fn may_save(&mut self) {
+        if self.saves {
+            self.save_and_restore();
         }
     }
 
@@ -99,11 +123,13 @@ impl Pair {
     /// Lets both sides act until nothing moves; returns what the guest's drivers saw.
     pub(crate) fn run(&mut self) -> Vec<Event> {
         loop {
+            self.may_save();
             let mut idle = true;
             while let Some(post) = self.client.poll_post() {
                 idle = false;
                 let status = self.post(post).map_or_else(|error| error.hypercall_status(), |()| 0);
                 self.client.posted(post, status);
+                self.may_save();
                 self.act();
             }
             self.act();
@@ -150,6 +176,14 @@ impl Pair {
     /// Does all that the server wants.
     pub(crate) fn act(&mut self) {
         while let Some(action) = self.server.poll_action() {
+            // A message that was polled is the driver's; what is done about a channel is told again.
+            let is_message = matches!(action, Action::Send { .. } | Action::DropQueuedMessages);
+            if !is_message && std::mem::take(&mut self.saves) {
+                self.save_and_restore();
+                self.act();
+                self.saves = true;
+                continue;
+            }
             match action {
                 Action::Send { vp, message } => self.slots.push_back((vp, message)),
                 Action::DropQueuedMessages => self.slots.clear(),
@@ -179,12 +213,15 @@ impl Pair {
 
     /// One packet there and one back.
     pub(crate) fn exchange(&mut self, guest: &mut GuestRings<Arc<SharedMemory>>) {
-        let host = self.rings.as_mut().expect("the channel is open");
         assert_eq!(guest.send(b"guest to host 16", 1), Ok(true));
+        self.may_save();
+        let host = self.rings.as_mut().expect("the channel is open");
         let packet = host.receive().unwrap().unwrap();
         assert_eq!((packet.payload, packet.transaction_id), (&b"guest to host 16"[..], 1));
         assert_eq!(host.receive(), Ok(None));
         assert!(!host.end_receive());
+        self.may_save();
+        let host = self.rings.as_mut().expect("the channel is open");
         let sent = host.send(b"host to guest 16", 2).unwrap();
         assert_eq!(sent, vmbus::ring::Sent::Written { signal: true });
         let packet = guest.receive().unwrap();

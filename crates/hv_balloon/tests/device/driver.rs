@@ -26,6 +26,8 @@ pub(crate) fn ram() -> PageRangeSet {
 
 pub(crate) struct Driver {
     pub(crate) device: Device,
+    /// What the device is made from.
+    pub(crate) config: Config,
     pub(crate) now: Duration,
     /// Messages written to the ring and not yet looked at.
     pub(crate) ring: VecDeque<Vec<u8>>,
@@ -50,7 +52,8 @@ impl Driver {
 
     pub(crate) fn with(config: Config) -> Self {
         Self {
-            device: Device::new(config),
+            device: Device::new(config.clone()),
+            config,
             now: Duration::from_secs(1),
             ring: VecDeque::new(),
             discards: VecDeque::new(),
@@ -114,6 +117,17 @@ impl Driver {
 
     pub(crate) fn handle(&mut self, event: Event<'_>) {
         self.device.handle(self.now, event);
+        self.run();
+    }
+
+    /// Saves the device and goes on with what was saved. What the device had asked for is void, and
+    /// asked for again.
+    pub(crate) fn save_and_restore(&mut self) {
+        let saved = self.device.save(self.now);
+        self.device = Device::restore(self.config.clone(), &saved, self.now).unwrap();
+        self.discards.clear();
+        self.preparing.clear();
+        self.stuck = None;
         self.run();
     }
 

@@ -6,5 +6,6 @@ mod hot_add;
 mod huge_pages;
 mod negotiation;
 mod random_walk;
+mod saved_state;
 mod shrink;
 mod transitions;

@@ -57,6 +57,8 @@ enum Op {
     /// The oldest discard ends.
     Discarded(bool),
     Wait(u64),
+    /// The device is saved, and another one goes on.
+    Restore,
 }
 
 fn any_range() -> impl Strategy<Value = PageRange> {
@@ -84,6 +86,7 @@ fn op() -> impl Strategy<Value = Op> {
         14 => Just(Op::Write),
         10 => (0..8_u8).prop_map(|roll| Op::Discarded(roll != 0)),
         3 => (0..70_u64).prop_map(Op::Wait),
+        3 => Just(Op::Restore),
     ]
 }
 
@@ -133,24 +136,37 @@ struct World {
     offered: Option<PageRange>,
     /// The block size that memory was last prepared with.
     alignment: u64,
+    /// What a restored device has to ask for once more.
+    again: Again,
+}
+
+/// What was asked of the driver by the device that was saved.
+#[derive(Debug, Default, PartialEq)]
+struct Again {
+    message: Option<Vec<u8>>,
+    discards: BTreeMap<JobId, BTreeSet<u64>>,
+    preparing: Option<(JobId, Prepare)>,
 }
 
 impl World {
-    fn new(unit: u64) -> Self {
+    fn config(unit: u64) -> Config {
         let hot_add = HotAdd {
             window: range(WINDOW.0, WINDOW.1 - WINDOW.0),
             capacity: PageCount::new(CAPACITY),
             least_alignment: PageCount::new(unit),
         };
-        let config = Config {
+        Config {
             boot_ram: ram(),
             settle: Settle::Fixed(Duration::ZERO),
             status_reports: true,
             hot_add: Some(hot_add),
             discard_unit: PageCount::new(unit),
-        };
+        }
+    }
+
+    fn new(unit: u64) -> Self {
         Self {
-            device: Device::new(config),
+            device: Device::new(Self::config(unit)),
             unit,
             now: Duration::ZERO,
             outgoing: None,
@@ -168,6 +184,7 @@ impl World {
             base: None,
             offered: None,
             alignment: BLOCK,
+            again: Again::default(),
         }
     }
 
@@ -221,18 +238,46 @@ impl World {
                 self.now += Duration::from_secs(seconds);
                 self.event(Event::Deadline);
             }
+            Op::Restore => self.restore(),
         }
+    }
+
+    /// All that the driver had to do is forgotten, and asked for again as far as there is need.
+    fn restore(&mut self) {
+        let saved = self.device.save(self.now);
+        let restored = Device::restore(Self::config(self.unit), &saved, self.now).unwrap();
+        let before = std::mem::replace(&mut self.device, restored).snapshot();
+        let mut discards = std::mem::take(&mut self.discards);
+        for id in std::mem::take(&mut self.stale) {
+            discards.remove(&id);
+        }
+        let preparing = self.preparing.take().filter(|_| !self.awaiting_close);
+        self.again = Again { message: self.outgoing.take(), discards, preparing };
+        if before.state != StateName::Closing {
+            assert_eq!(self.device.snapshot(), before);
+            assert!(self.device.save(self.now) == saved, "saved differently when restored");
+        }
+        self.act();
+        assert_eq!(self.again, Again::default(), "not asked for again");
     }
 
     fn event(&mut self, event: Event<'_>) {
         self.device.handle(self.now, event);
+        self.act();
+    }
+
+    fn act(&mut self) {
         while let Some(action) = self.device.poll_action() {
             match action {
                 Action::Send => {
                     let message = self.device.message().expect("a message").to_vec();
                     assert!(message.len() <= MAX_HOST_MESSAGE && message.len().is_multiple_of(8));
                     assert_eq!(self.outgoing, None, "a second message before the first was sent");
-                    self.take_back(&message);
+                    if let Some(before) = self.again.message.take() {
+                        assert_eq!(message, before);
+                    } else {
+                        self.take_back(&message);
+                    }
                     self.outgoing = Some(message);
                 }
                 Action::Discard { id, ranges } => self.begin_discard(id, &ranges),
@@ -330,6 +375,9 @@ impl World {
             assert!(!self.in_flight(*page), "{page} is being discarded already");
         }
         assert!(!pages.is_empty());
+        if let Some(before) = self.again.discards.remove(&id) {
+            assert_eq!(pages, before);
+        }
         for range in ranges {
             assert!(
                 range.start().get().is_multiple_of(self.unit)
@@ -358,6 +406,11 @@ impl World {
     }
 
     fn begin_preparing(&mut self, id: JobId, what: Prepare) {
+        if let Some(before) = self.again.preparing.take() {
+            assert_eq!((id, what), before);
+            self.preparing = Some(before);
+            return;
+        }
         match &what {
             Prepare::Add { range, offset, alignment } => {
                 let (start, block) = (range.start().get(), alignment.get());

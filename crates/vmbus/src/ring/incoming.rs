@@ -29,17 +29,17 @@ const _: () = assert!(MAX_COPY == 512 << 10);
 
 #[derive(Debug)]
 pub(super) struct Incoming {
-    pages: RingPages,
+    pub(super) pages: RingPages,
     /// Up to where the ring is copied. Never read back from the control page after open.
-    read: u32,
+    pub(super) read: u32,
     /// The write index as last loaded.
-    end: u32,
+    pub(super) end: u32,
     /// Packets to come; the last one is cut where the ring is longer than [`MAX_COPY`].
-    copied: Copied,
+    pub(super) copied: Copied,
     /// Whether the guest is told not to signal.
-    masked: bool,
+    pub(super) masked: bool,
     /// Whether copying has made room that the guest waits for.
-    signal: bool,
+    pub(super) signal: bool,
 }
 
 impl Incoming {
@@ -50,8 +50,13 @@ impl Incoming {
         pages.store(mem, INTERRUPT_MASK, 0, Ordering::Relaxed)?;
         // From here on the guest signals a packet that the first look does not see.
         fence(Ordering::SeqCst);
-        let copied = Copied::with_capacity(pages.size().min(MAX_COPY) as usize);
+        let copied = Self::buffer(&pages);
         Ok(Self { pages, read, end: read, copied, masked: false, signal: false })
+    }
+
+    /// Room for what is copied out of a ring at once.
+    pub(super) fn buffer(pages: &RingPages) -> Copied {
+        Copied::with_capacity(pages.size().min(MAX_COPY) as usize)
     }
 
     pub(super) fn receive<M: GuestMemory>(

@@ -14,6 +14,7 @@ mod layout;
 mod outgoing;
 mod packet;
 mod pages;
+mod saved;
 
 pub use layout::{LayoutError, MAX_RING_PAGES, RingLayout};
 pub use packet::Packet;

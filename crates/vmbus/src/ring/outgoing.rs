@@ -16,13 +16,13 @@ use crate::{
 
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    pages: RingPages,
+    pub(super) pages: RingPages,
     /// Where the next packet will start. Never read back from the control page after open.
-    write: u32,
+    pub(super) write: u32,
     /// The guest's read index as last loaded.
-    read: u32,
+    pub(super) read: u32,
     /// Whether the guest is told that this side waits for room.
-    pending: bool,
+    pub(super) pending: bool,
 }
 
 impl Outgoing {

@@ -77,6 +77,14 @@ impl Copied {
         Self { buf: vec![0; bytes], unread: 0..0 }
     }
 
+    /// Puts `bytes` into an empty buffer as if copied; false where there is no room for them.
+    pub(super) fn restore(&mut self, bytes: &[u8]) -> bool {
+        let Some(room) = self.buf.get_mut(..bytes.len()) else { return false };
+        room.copy_from_slice(bytes);
+        self.unread = 0..bytes.len();
+        true
+    }
+
     /// The bytes that nobody took yet.
     #[inline]
     pub(super) fn unread(&self) -> &[u8] {

@@ -142,7 +142,7 @@ impl RingPages {
     }
 
     #[inline]
-    const fn is_position(&self, value: u32) -> bool {
+    pub(super) const fn is_position(&self, value: u32) -> bool {
         value < self.size && value.is_multiple_of(PACKET_ALIGN)
     }
 

@@ -3,7 +3,7 @@
 use alloc::collections::BTreeMap;
 
 use super::{ChannelId, Offer};
-use crate::protocol::{ConnectionId, GpadlId, OpenId, Relid, wire};
+use crate::protocol::{ConnectionId, GpadlId, OpenId, Relid, VpIndex, wire};
 
 /// Channels that a server may have, those included that the guest has not released.
 pub const MAX_CHANNELS: usize = 128;
@@ -14,8 +14,8 @@ const FIRST_CONNECTION_ID: u32 = 0x1000;
 
 #[derive(Debug, Default)]
 pub(super) struct Channels {
-    channels: BTreeMap<ChannelId, Channel>,
-    next_id: u64,
+    pub(super) channels: BTreeMap<ChannelId, Channel>,
+    pub(super) next_id: u64,
 }
 
 #[derive(Debug)]
@@ -47,11 +47,21 @@ pub(super) enum ChannelState {
     /// Nothing.
     Closed,
     /// The driver was told to open.
-    Opening { gpadl: GpadlId, open_id: OpenId },
+    Opening { rings: Rings, open_id: OpenId },
     /// It uses them.
-    Open { gpadl: GpadlId },
+    Open { rings: Rings },
     /// The driver was told to close. The guest may open again before that is done.
     Closing { gpadl: GpadlId, reopen: Option<wire::Open> },
+}
+
+/// What the guest said of an open channel's rings.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rings {
+    pub(super) gpadl: GpadlId,
+    /// Page of the GPADL at which the host-to-guest ring starts.
+    pub(super) downstream_offset: u32,
+    /// The VP to signal, if any.
+    pub(super) target_vp: Option<VpIndex>,
 }
 
 impl Channel {
@@ -67,9 +77,8 @@ impl Channel {
     pub(super) const fn ring_gpadl(&self) -> Option<GpadlId> {
         match self.state {
             ChannelState::Closed => None,
-            ChannelState::Opening { gpadl, .. }
-            | ChannelState::Open { gpadl }
-            | ChannelState::Closing { gpadl, .. } => Some(gpadl),
+            ChannelState::Opening { rings, .. } | ChannelState::Open { rings } => Some(rings.gpadl),
+            ChannelState::Closing { gpadl, .. } => Some(gpadl),
         }
     }
 
@@ -77,8 +86,8 @@ impl Channel {
     pub(super) const fn close(&mut self) -> bool {
         match self.state {
             ChannelState::Closed | ChannelState::Closing { .. } => false,
-            ChannelState::Opening { gpadl, .. } | ChannelState::Open { gpadl } => {
-                self.state = ChannelState::Closing { gpadl, reopen: None };
+            ChannelState::Opening { rings, .. } | ChannelState::Open { rings } => {
+                self.state = ChannelState::Closing { gpadl: rings.gpadl, reopen: None };
                 true
             }
         }
@@ -97,7 +106,7 @@ impl Channel {
     }
 
     /// Whether it is a device of this identity that is not withdrawn.
-    fn is_live(&self, offer: &Offer) -> bool {
+    pub(super) fn is_live(&self, offer: &Offer) -> bool {
         self.offer == *offer && !matches!(self.presence, Presence::Rescinded | Presence::Gone)
     }
 }
@@ -121,6 +130,10 @@ impl Channels {
 
     pub(super) fn has_live(&self, offer: &Offer) -> bool {
         self.channels.values().any(|channel| channel.is_live(offer))
+    }
+
+    pub(super) fn get(&self, id: ChannelId) -> Option<&Channel> {
+        self.channels.get(&id)
     }
 
     pub(super) fn get_mut(&mut self, id: ChannelId) -> Option<&mut Channel> {

@@ -11,9 +11,9 @@ const WORD: usize = 8;
 /// wherever the header left off (Linux `vmbus_establish_gpadl`).
 #[derive(Debug)]
 pub(super) struct Assembly {
-    ranges: u16,
-    wanted: usize,
-    words: Vec<u64>,
+    pub(super) ranges: u16,
+    pub(super) wanted: usize,
+    pub(super) words: Vec<u64>,
 }
 
 /// The pages of a complete GPADL.
@@ -34,6 +34,13 @@ impl Assembly {
         let least = usize::from(ranges).saturating_mul(2);
         let possible = len.is_multiple_of(WORD) && ranges > 0 && wanted >= least;
         possible.then(|| Self { ranges, wanted, words: Vec::new() })
+    }
+
+    /// A list that has `words` of the `wanted` so far; `None` if that cannot be, or it is complete.
+    pub(super) fn restore(ranges: u16, wanted: usize, words: Vec<u64>) -> Option<Self> {
+        let range_buflen = u16::try_from(wanted.checked_mul(WORD)?).ok()?;
+        let list = Self::new(range_buflen, ranges).filter(|_| words.len() < wanted)?;
+        Some(Self { words, ..list })
     }
 
     /// Words that the complete list has: at most 8191.

@@ -19,21 +19,21 @@ pub const MAX_GPADL_PAGES: usize = 384 << 8;
 
 #[derive(Debug, Default)]
 pub(super) struct GpadlTable {
-    gpadls: BTreeMap<GpadlId, Gpadl>,
+    pub(super) gpadls: BTreeMap<GpadlId, Gpadl>,
     /// Words of the range lists, complete or announced.
-    words: usize,
+    pub(super) words: usize,
 }
 
 #[derive(Debug)]
-struct Gpadl {
-    channel: ChannelId,
-    relid: Relid,
-    words: usize,
-    state: GpadlState,
+pub(super) struct Gpadl {
+    pub(super) channel: ChannelId,
+    pub(super) relid: Relid,
+    pub(super) words: usize,
+    pub(super) state: GpadlState,
 }
 
 #[derive(Debug)]
-enum GpadlState {
+pub(super) enum GpadlState {
     Assembling(Assembly),
     Ready(GpadlPages),
     /// The guest wants it back, and gets it when the channel has closed.

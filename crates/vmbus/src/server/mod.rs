@@ -30,6 +30,7 @@ mod gpadl;
 mod gpadl_table;
 mod opening;
 mod outbox;
+mod saved;
 
 use page_range::Gpfn;
 
@@ -37,6 +38,7 @@ pub use action::{Action, ChannelId, PostError};
 pub use channels::MAX_CHANNELS;
 pub use fault::Faults;
 pub use gpadl_table::{MAX_GPADL_PAGES, MAX_GPADLS};
+pub use opening::OpenChannel;
 pub use outbox::MAX_QUEUED_MESSAGES;
 
 use self::{
@@ -134,6 +136,13 @@ impl Server {
         let id = self.channels.add(offer).ok_or(OfferError::TooMany)?;
         self.announce();
         Ok(id)
+    }
+
+    /// The channel of a device that is offered and not withdrawn.
+    #[must_use]
+    pub fn channel_of(&self, offer: &Offer) -> Option<ChannelId> {
+        let mut channels = self.channels.channels.iter();
+        channels.find_map(|(id, channel)| channel.is_live(offer).then_some(*id))
     }
 
     /// Withdraws a device. A [`Action::Close`] follows if its channel is open.

@@ -2,7 +2,7 @@
 
 use super::{
     Action, ChannelId, Server,
-    channels::{ChannelState, Presence},
+    channels::{Channel, ChannelState, Presence, Rings},
     count,
 };
 use crate::{
@@ -10,14 +10,17 @@ use crate::{
     ring::RingLayout,
 };
 
-/// An OPEN that holds.
-struct Checked {
-    channel: ChannelId,
-    gpadl: GpadlId,
-    rings: RingLayout,
-    target_vp: Option<VpIndex>,
-    relid: Relid,
-    connection_id: ConnectionId,
+/// What a device needs to use an open channel: the same as in [`Action::Open`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenChannel {
+    /// The guest pages of its rings.
+    pub rings: RingLayout,
+    /// The VP to signal, or none if the guest wants no signals.
+    pub target_vp: Option<VpIndex>,
+    /// The event flag by which to signal the guest.
+    pub relid: Relid,
+    /// What the guest names in HvSignalEvent.
+    pub connection_id: ConnectionId,
 }
 
 impl Server {
@@ -25,8 +28,8 @@ impl Server {
     /// held impossible indices. Ignored if the channel is to close already.
     pub fn open_finished(&mut self, id: ChannelId, ok: bool) {
         let Some(channel) = self.channels.get_mut(id) else { return };
-        let ChannelState::Opening { gpadl, open_id } = channel.state else { return };
-        channel.state = if ok { ChannelState::Open { gpadl } } else { ChannelState::Closed };
+        let ChannelState::Opening { rings, open_id } = channel.state else { return };
+        channel.state = if ok { ChannelState::Open { rings } } else { ChannelState::Closed };
         let relid = channel.relid.get();
         if !ok {
             count(&mut self.faults.opens_refused);
@@ -63,7 +66,13 @@ impl Server {
             None => count(&mut self.faults.unknown_channels),
         }
         match self.check_open(open) {
-            Some(checked) => self.start_opening(checked, OpenId::new(open.open_id.get())),
+            Some((channel, rings)) => {
+                let open_id = OpenId::new(open.open_id.get());
+                if let Some(channel) = self.channels.get_mut(channel) {
+                    channel.state = ChannelState::Opening { rings, open_id };
+                }
+                self.tell_to_open(channel);
+            }
             None => {
                 count(&mut self.faults.opens_refused);
                 let open_id = OpenId::new(open.open_id.get());
@@ -72,33 +81,56 @@ impl Server {
         }
     }
 
-    fn check_open(&mut self, open: &wire::Open) -> Option<Checked> {
+    fn check_open(&mut self, open: &wire::Open) -> Option<(ChannelId, Rings)> {
         let (id, channel) = self.channels.offered(open.relid.get())?;
         if !channel.is_closed() {
             return None;
         }
-        let gpadl = GpadlId::new(open.ring_gpadl.get());
-        let pages = self.gpadls.pages(gpadl, id).filter(|pages| pages.is_plain)?;
-        let offset = usize::try_from(open.downstream_offset.get()).ok()?;
-        let rings = RingLayout::new(&pages.pages, offset).ok()?;
         let vp = VpIndex::new(open.target_vp.get());
-        let target_vp = if vp == VpIndex::NONE {
-            None
-        } else if vp.get() < self.config.vp_count {
-            Some(vp)
-        } else {
-            return None;
+        let rings = Rings {
+            gpadl: GpadlId::new(open.ring_gpadl.get()),
+            downstream_offset: open.downstream_offset.get(),
+            target_vp: (vp != VpIndex::NONE).then_some(vp),
         };
-        let (relid, connection_id) = (channel.relid, channel.connection_id());
-        Some(Checked { channel: id, gpadl, rings, target_vp, relid, connection_id })
+        self.layout(id, rings).is_some().then_some((id, rings))
     }
 
-    fn start_opening(&mut self, checked: Checked, open_id: OpenId) {
-        let Checked { channel, gpadl, rings, target_vp, relid, connection_id } = checked;
-        if let Some(channel) = self.channels.get_mut(channel) {
-            channel.state = ChannelState::Opening { gpadl, open_id };
+    /// The pages of a channel's rings, if they are rings and their VP is there.
+    pub(super) fn layout(&self, id: ChannelId, rings: Rings) -> Option<RingLayout> {
+        let Rings { gpadl, downstream_offset, target_vp } = rings;
+        if target_vp.is_some_and(|vp| vp.get() >= self.config.vp_count) {
+            return None;
         }
-        self.outbox.push(Action::Open { channel, rings, target_vp, relid, connection_id });
+        let pages = self.gpadls.pages(gpadl, id).filter(|pages| pages.is_plain)?;
+        RingLayout::new(&pages.pages, usize::try_from(downstream_offset).ok()?).ok()
+    }
+
+    /// What the device of an open channel works with. A driver needs it after
+    /// [`Server::restore`]; before, it was told by [`Action::Open`].
+    #[must_use]
+    pub fn opened(&self, id: ChannelId) -> Option<OpenChannel> {
+        let channel = self.channels.get(id)?;
+        let ChannelState::Open { rings } = channel.state else { return None };
+        self.open_channel(id, channel, rings)
+    }
+
+    fn open_channel(&self, id: ChannelId, channel: &Channel, rings: Rings) -> Option<OpenChannel> {
+        Some(OpenChannel {
+            rings: self.layout(id, rings)?,
+            target_vp: rings.target_vp,
+            relid: channel.relid,
+            connection_id: channel.connection_id(),
+        })
+    }
+
+    /// Tells the driver to open a channel that is opening.
+    pub(super) fn tell_to_open(&mut self, id: ChannelId) {
+        let Some(channel) = self.channels.get(id) else { return };
+        let ChannelState::Opening { rings, .. } = channel.state else { return };
+        if let Some(open) = self.open_channel(id, channel, rings) {
+            let OpenChannel { rings, target_vp, relid, connection_id } = open;
+            self.outbox.push(Action::Open { channel: id, rings, target_vp, relid, connection_id });
+        }
     }
 
     /// Gets no answer. Closing a closed channel that was rescinded is what guests do.
@@ -123,11 +155,18 @@ impl Server {
     pub(super) fn on_modify_channel(&mut self, modify: &wire::ModifyChannel) {
         let vp = VpIndex::new(modify.target_vp.get());
         let has_vp = vp.get() < self.config.vp_count;
-        let channel = self.channels.offered(modify.relid.get()).filter(|(_, channel)| {
-            matches!(channel.state, ChannelState::Opening { .. } | ChannelState::Open { .. })
-        });
+        let channel =
+            self.channels.offered(modify.relid.get()).and_then(|(id, channel)| match &mut channel
+                .state
+            {
+                ChannelState::Opening { rings, .. } | ChannelState::Open { rings } => {
+                    Some((id, rings))
+                }
+                ChannelState::Closed | ChannelState::Closing { .. } => None,
+            });
         let status = match channel {
-            Some((id, _)) if has_vp => {
+            Some((id, rings)) if has_vp => {
+                rings.target_vp = Some(vp);
                 self.outbox.set_target(id, vp);
                 wire::STATUS_SUCCESS
             }

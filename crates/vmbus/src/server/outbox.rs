@@ -15,7 +15,7 @@ pub(super) struct Outbox {
     /// About channels. Messages do not hold them up, since a guest may never take its messages.
     /// At most an open, a new target and a close wait per channel.
     channel_actions: VecDeque<Action>,
-    messages: VecDeque<Action>,
+    pub(super) messages: VecDeque<Action>,
 }
 
 impl Outbox {

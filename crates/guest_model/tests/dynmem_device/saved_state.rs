@@ -1,0 +1,138 @@
+//! The host is saved and restored in the middle of everything, and the guest does not see it.
+
+use guest_model::dynmem::Personality;
+use hv_balloon::{Snapshot, StateName};
+
+use crate::pair::*;
+
+/// What a host does with its guest.
+type Story = fn(&mut Pair);
+
+const STORIES: [(&str, Story); 6] = [
+    ("shrink", |pair| pair.resize(mib(200))),
+    ("return", |pair| {
+        pair.resize(mib(200));
+        pair.resize(mib(256));
+    }),
+    ("hot-add", |pair| pair.resize(mib(600))),
+    ("hot-add and shrink", |pair| {
+        pair.resize(mib(500));
+        pair.resize(mib(150));
+        pair.resize(mib(640));
+    }),
+    ("reset", |pair| {
+        pair.set_target(mib(600));
+        run_some(pair, 6);
+        pair.reset();
+        pair.reopen();
+        pair.resize(mib(200));
+    }),
+    ("kexec", |pair| {
+        pair.set_target(mib(150));
+        run_some(pair, 4);
+        pair.kexec();
+        pair.reopen();
+        pair.run();
+    }),
+];
+
+/// The first steps of what there is to do.
+fn run_some(pair: &mut Pair, steps: usize) {
+    let order = [Step::ToGuest, Step::ToHost, Step::Job];
+    order.into_iter().cycle().take(steps).for_each(|step| drop(pair.step(step)));
+}
+
+fn guests() -> [Personality; 4] {
+    [
+        Personality::linux_6_1(),
+        Personality::linux_6_12(8),
+        Personality::linux_without_auto_online(),
+        Personality::windows_server_2022(),
+    ]
+}
+
+/// What came of a story, and how many steps it took.
+struct Ending {
+    snapshot: Snapshot,
+    closes: usize,
+    steps: usize,
+}
+
+fn tell(story: Story, guest: Personality, huge_pages: bool, saves: Saves) -> Ending {
+    const MANY: usize = 1 << 20;
+    let mut pair = if huge_pages {
+        Pair::on_huge_pages(guest, 256, 8, 512)
+    } else {
+        Pair::with_capacity(guest, 256, 8, 512)
+    };
+    // Single pages, so that there are many messages.
+    if !huge_pages {
+        pair.guest.memory_mut().shatter();
+    }
+    // One that is never saved counts the steps.
+    pair.saves = if saves == Saves::Never { Saves::After(MANY) } else { saves };
+    pair.open();
+    pair.run();
+    story(&mut pair);
+    let snapshot = pair.snapshot();
+    if snapshot.state == StateName::Idle {
+        let memory = pair.guest.memory();
+        let has = memory.managed().saturating_add(memory.offline().len());
+        assert_eq!(snapshot.actual, has);
+    }
+    let steps = if let Saves::After(left) = pair.saves { MANY - left } else { 0 };
+    Ending { snapshot, closes: pair.closes_finished, steps }
+}
+
+fn assert_same(ending: &Ending, expected: &Ending, what: &str) {
+    assert_eq!(ending.snapshot, expected.snapshot, "{what}");
+    assert_eq!(ending.closes, expected.closes, "{what}");
+}
+
+#[test]
+fn a_guest_ends_the_same_when_its_host_is_saved_after_every_step() {
+    for (name, story) in STORIES {
+        for guest in guests() {
+            for huge_pages in [false, true] {
+                let what = format!("{name}, {}, huge pages: {huge_pages}", guest.name);
+                let expected = tell(story, guest.clone(), huge_pages, Saves::Never);
+                let ending = tell(story, guest.clone(), huge_pages, Saves::Always);
+                assert!(expected.steps > 4, "{what}: {}", expected.steps);
+                assert_same(&ending, &expected, &what);
+            }
+        }
+    }
+}
+
+/// Once after each of the steps, from the handshake to the end.
+#[test]
+fn a_guest_ends_the_same_whichever_step_its_host_is_saved_after() {
+    for (name, story) in STORIES {
+        for huge_pages in [false, true] {
+            let guest = Personality::linux_6_1;
+            let expected = tell(story, guest(), huge_pages, Saves::Never);
+            // Most of many steps are alike: every seventh of those.
+            let each = |step: &usize| *step < 60 || step.is_multiple_of(7);
+            for step in (1..=expected.steps).filter(each) {
+                let ending = tell(story, guest(), huge_pages, Saves::After(step));
+                assert_same(&ending, &expected, &format!("{name}, step {step}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn work_that_was_done_and_not_told_is_done_again() {
+    let mut pair = Pair::with_capacity(Personality::linux_6_1(), 256, 8, 512);
+    pair.open();
+    pair.run();
+    for size in [100, 256, 600, 150, 500] {
+        pair.set_target(mib(size));
+        while pair.step(Step::ToGuest) || pair.step(Step::ToHost) || {
+            pair.save_and_restore(true);
+            pair.step(Step::Job)
+        } {}
+        pair.run();
+        pair.assert_size(mib(size));
+    }
+}

@@ -1,0 +1,127 @@
+//! The books to what is written and back.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use page_range::{PageCount, PageRange, PageRangeSet};
+use saved_state::{Range, RangeSet};
+
+use super::{Books, MAX_DISCARDS_IN_FLIGHT, MAX_FOREIGN_RANGES, Out};
+use crate::JobId;
+use crate::region::Region;
+use crate::saved::{RestoreError, Result, ensure, form};
+
+impl Books {
+    pub(crate) fn save(&self, boot_ram: &PageRangeSet) -> form::Books<'_> {
+        let added = self.ram.iter().flat_map(|range| boot_ram.difference(range));
+        let discarding = self.out.discarding.iter();
+        form::Books {
+            added: added.map(Range).collect(),
+            pending: (&self.pending).into(),
+            discarding: discarding.map(|(id, pages)| (id.get(), pages.into())).collect(),
+            ballooned: (&self.out.ballooned).into(),
+            undiscarded: (&self.out.undiscarded).into(),
+            held: (&self.out.held).into(),
+            providing: (&self.out.providing).into(),
+            foreign: (&self.foreign).into(),
+        }
+    }
+
+    /// The books, if they can be: see [`Books::check`] for what holds in all.
+    pub(crate) fn restore(
+        saved: &form::Books<'_>,
+        boot_ram: &PageRangeSet,
+        region: Option<&Region>,
+        unit: PageCount,
+    ) -> Result<Self> {
+        let mut books = Self::new(ram(saved, boot_ram, region)?, unit);
+        ensure(saved.discarding.len() <= MAX_DISCARDS_IN_FLIGHT, "too many discards in flight")?;
+        let mut discarding = BTreeMap::new();
+        for (id, pages) in &saved.discarding {
+            ensure(!pages.is_empty(), "a discard of nothing")?;
+            let before = discarding.insert(JobId(*id), books.units(pages)?);
+            ensure(before.is_none(), "two jobs of one name")?;
+        }
+        books.out = Out {
+            discarding,
+            ballooned: books.units(&saved.ballooned)?,
+            undiscarded: books.pages(&saved.undiscarded)?,
+            held: books.pages(&saved.held)?,
+            providing: books.units(&saved.providing)?,
+        };
+        books.pending = books.pages(&saved.pending)?;
+        let mut union = PageRangeSet::new();
+        for set in books.out.sets().chain([&books.pending]) {
+            ensure(union.insert_set(set) == set.len(), "a page is in two places")?;
+        }
+        let wants_units = !books.out.held.is_empty() || !books.out.providing.is_empty();
+        ensure(!wants_units || !books.provides_itself(), "huge pages where there are none")?;
+        books.foreign = books.foreign_pages(&saved.foreign)?;
+        Ok(books)
+    }
+
+    /// Pages of RAM.
+    fn pages(&self, saved: &RangeSet<'_>) -> Result<PageRangeSet> {
+        saved
+            .within(&self.ram)
+            .ok_or(RestoreError::Impossible { reason: "pages out that are no RAM" })
+    }
+
+    /// Pages of RAM that can be discarded together.
+    pub(crate) fn units(&self, saved: &RangeSet<'_>) -> Result<PageRangeSet> {
+        let are_whole = saved.iter().all(|range| range.units_within(self.unit) == Some(range));
+        ensure(are_whole, "a part of a huge page is discarded")?;
+        self.pages(saved)
+    }
+
+    fn foreign_pages(&self, saved: &RangeSet<'_>) -> Result<PageRangeSet> {
+        ensure(saved.range_count() <= MAX_FOREIGN_RANGES, "too many foreign ranges")?;
+        ensure(
+            saved.iter().all(|range| self.ram.is_disjoint(range)),
+            "foreign pages that are RAM",
+        )?;
+        Ok(saved.iter().collect())
+    }
+
+    /// The discards in flight.
+    pub(crate) fn jobs(&self) -> impl Iterator<Item = JobId> {
+        self.out.discarding.keys().copied()
+    }
+
+    /// The discards in flight and their pages.
+    pub(crate) fn discards(&self) -> Vec<(JobId, Vec<PageRange>)> {
+        let discarding = self.out.discarding.iter();
+        discarding.map(|(&id, pages)| (id, pages.iter().collect())).collect()
+    }
+
+    /// The units that the host is asked to provide again.
+    pub(crate) fn provided(&self) -> Vec<PageRange> {
+        self.out.providing.iter().collect()
+    }
+
+    /// The pages that were discarded and are not asked back.
+    pub(crate) fn ballooned(&self) -> impl Iterator<Item = PageRange> + '_ {
+        self.out.ballooned.iter()
+    }
+
+    pub(crate) const fn is_providing(&self) -> bool {
+        !self.out.providing.is_empty()
+    }
+
+    pub(crate) fn has_ram_in(&self, range: PageRange) -> bool {
+        !self.ram.is_disjoint(range)
+    }
+}
+
+fn ram(
+    saved: &form::Books<'_>,
+    boot_ram: &PageRangeSet,
+    region: Option<&Region>,
+) -> Result<PageRangeSet> {
+    let mut ram = boot_ram.clone();
+    for &Range(range) in &saved.added {
+        let has_place = region.is_some_and(|region| region.has_added(range));
+        ensure(has_place && ram.insert(range) == range.count(), "RAM that was not added")?;
+    }
+    Ok(ram)
+}

@@ -1,0 +1,92 @@
+//! The device to bytes and back.
+
+mod codes;
+pub(crate) mod form;
+mod read;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use page_range::PageRange;
+use saved_state::{Format, FormatError};
+
+use crate::{Config, Device};
+
+const FORMAT: Format = Format { magic: *b"HVDMDEV\0", name: "a Dynamic Memory device", newest: 1 };
+
+/// Why a device is not restored. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The bytes are no saved device, or not all of one, or one of a newer program.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The device was saved with another configuration, on which all in it depends.
+    #[error(
+        "the saved guest has other {what}; restore it with the configuration it was saved with"
+    )]
+    OtherConfig {
+        /// What differs.
+        what: &'static str,
+    },
+    /// No device can be in this state.
+    #[error("saved state is not that of any device: {reason}")]
+    Impossible {
+        /// What cannot be.
+        reason: &'static str,
+    },
+}
+
+pub(crate) type Result<T> = core::result::Result<T, RestoreError>;
+
+pub(crate) const fn ensure(holds: bool, reason: &'static str) -> Result<()> {
+    if holds { Ok(()) } else { Err(RestoreError::Impossible { reason }) }
+}
+
+impl Device {
+    /// The device as bytes: all that it knows of guest and operator, and all that it has begun.
+    ///
+    /// May be called at any time between two calls of [`Device::handle`]. The driver has to hold
+    /// still what goes with it: the guest, whose memory is saved with the device, and its own work
+    /// for the device. What was asked of the driver is part of the state until it is answered:
+    ///
+    /// - A message for which there was no [`Event::Sent`](crate::Event::Sent) is not in the ring.
+    /// - A job for which there was no [`Event::JobDone`](crate::Event::JobDone) is asked for again
+    ///   after [`Device::restore`]. It may run on, and may be done again: a discard concerns pages
+    ///   that are nobody's until it has ended, and memory to prepare may be there already. Jobs of
+    ///   a closed channel are not asked for again.
+    /// - What has no answer is done when [`Device::poll_action`] gives it: memory to remove is
+    ///   gone, and a finished close is the driver's to remember. Notices that were not polled are
+    ///   lost.
+    ///
+    /// Times are saved as what is left of them at `now`, the time since the VM started.
+    #[must_use]
+    pub fn save(&self, now: Duration) -> Vec<u8> {
+        FORMAT.write(&write::device(self, self.now.max(now)))
+    }
+
+    /// The pages that the host has back, upwards. What is in them is of no use: who saves the
+    /// guest's memory can leave them out.
+    pub fn ballooned(&self) -> impl Iterator<Item = PageRange> + '_ {
+        self.books.ballooned()
+    }
+
+    /// The device that [`Device::save`] made `bytes` of; `now` is the time by which events will be
+    /// told from now on. Call [`Device::poll_action`] until `None` afterwards.
+    ///
+    /// `config` names the memory that the saved guest has: what the device was made from, or what
+    /// [`Device::replace_memory`] said since. Settle time and status reports may be others.
+    ///
+    /// Jobs of the device that was saved must have ended before the guest runs on, or be unable to
+    /// reach the memory of the restored one: it counts those that it asks for itself.
+    ///
+    /// # Errors
+    /// [`RestoreError`] if the bytes are no device that can be, or one with another configuration.
+    pub fn restore(config: Config, bytes: &[u8], now: Duration) -> Result<Self> {
+        // As long as there is one version, it is the one.
+        read::device(FORMAT.read(bytes)?.decode()?, config, now)
+    }
+}

@@ -1,0 +1,260 @@
+//! Each thing that cannot be is refused by name. The states to alter are the golden files.
+
+use core::time::Duration;
+use std::vec;
+
+use page_range::{Gpfn, PageCount, PageRange};
+use saved_state::{Range, RangeSet};
+
+use super::form::{self, State};
+use super::{FORMAT, RestoreError};
+use crate::{Config, Device, HotAdd};
+
+const HUGE: u64 = 512;
+
+macro_rules! golden {
+    ($name:literal) => {
+        include_bytes!(concat!("../../tests/golden/v1/", $name, ".bin"))
+    };
+}
+
+const IDLE: &[u8] = golden!("idle-with-a-balloon");
+const BALLOONING: &[u8] = golden!("ballooning-with-discards");
+const PAUSING: &[u8] = golden!("pausing");
+const CLOSED: &[u8] = golden!("closed");
+const PREPARING: &[u8] = golden!("preparing");
+const HOT_ADDING: &[u8] = golden!("hot-adding");
+const LATE: &[u8] = golden!("late-hot-add");
+const GROWN: &[u8] = golden!("grown");
+const HELD: &[u8] = golden!("huge-pages-held");
+const RETURNING: &[u8] = golden!("huge-pages-returning");
+const REFUSED: &[u8] = golden!("target-refused");
+
+fn range(start: u64, count: u64) -> PageRange {
+    PageRange::new(Gpfn::new(start).unwrap(), PageCount::new(count)).unwrap()
+}
+
+fn set(start: u64, count: u64) -> RangeSet<'static> {
+    RangeSet::Saved(vec![range(start, count)])
+}
+
+/// The configuration that the device in `saved` was made from: the state has all of it.
+fn config(saved: &form::Config<'_>) -> Config {
+    let hot_add = saved.hot_add.map(|hot_add| HotAdd {
+        window: hot_add.window.0,
+        capacity: PageCount::new(hot_add.capacity),
+        least_alignment: PageCount::new(hot_add.least_alignment),
+    });
+    Config {
+        boot_ram: saved.boot_ram.iter().collect(),
+        hot_add,
+        discard_unit: PageCount::new(saved.discard_unit),
+        ..Config::default()
+    }
+}
+
+/// What restoring the state says once it is altered.
+#[track_caller]
+fn refused(saved: &[u8], alter: impl FnOnce(&mut form::Device<'_>), expected: &str) {
+    let mut form = FORMAT.read(saved).unwrap().decode::<form::Device<'_>>().unwrap();
+    let config = config(&form.config);
+    assert!(Device::restore(config.clone(), saved, Default::default()).is_ok());
+    alter(&mut form);
+    match Device::restore(config, &FORMAT.write(&form), Default::default()) {
+        Err(RestoreError::Impossible { reason }) => assert_eq!(reason, expected),
+        other => panic!("{other:?} and not {expected}"),
+    }
+}
+
+#[test]
+fn pages_are_in_one_place_and_ram() {
+    refused(IDLE, |form| form.books.pending = set(0x1_0fff, 1), "a page is in two places");
+    refused(IDLE, |form| form.books.undiscarded = set(0x1_0fff, 1), "a page is in two places");
+    let no_ram = "pages out that are no RAM";
+    refused(IDLE, |form| form.books.pending = set(0x5000, 1), no_ram);
+    refused(IDLE, |form| form.books.ballooned = set(4095, 2), no_ram);
+    refused(BALLOONING, |form| form.books.discarding[0].1 = set(4096, 1), no_ram);
+    refused(IDLE, |form| form.books.foreign = set(4095, 2), "foreign pages that are RAM");
+    refused(GROWN, |form| form.books.foreign = set(0x2_0200, 1), "foreign pages that are RAM");
+}
+
+#[test]
+fn foreign_ranges_are_as_many_as_the_device_remembers() {
+    let many = |count: u64| (0..count).map(|n| range(0x5_0000 + n * 2, 1)).collect();
+    let too_many = "too many foreign ranges";
+    refused(IDLE, |form| form.books.foreign = RangeSet::Saved(many(4097)), too_many);
+    let mut form = FORMAT.read(IDLE).unwrap().decode::<form::Device<'_>>().unwrap();
+    form.books.foreign = RangeSet::Saved(many(4096));
+    let restored = Device::restore(config(&form.config), &FORMAT.write(&form), Default::default());
+    assert_eq!(restored.unwrap().snapshot().foreign, PageCount::new(4096));
+}
+
+#[test]
+fn discards_are_few_and_each_is_one_job() {
+    let jobs = |form: &mut form::Device<'_>, ids: &[u64]| {
+        form.books.discarding = ids.iter().map(|&id| (id, set(1000 + id * 2, 1))).collect();
+    };
+    refused(BALLOONING, |form| jobs(form, &[0, 1, 2]), "too many discards in flight");
+    refused(BALLOONING, |form| jobs(form, &[1, 1]), "two jobs of one name");
+    refused(BALLOONING, |form| jobs(form, &[0, 7]), "a job from the future");
+    let empty = RangeSet::Saved(vec![]);
+    refused(BALLOONING, |form| form.books.discarding[0].1 = empty, "a discard of nothing");
+    refused(PREPARING, |form| form.next_job = 0, "a job from the future");
+    let twice = |form: &mut form::Device<'_>| form.books.discarding = vec![(0, set(0, 1))];
+    refused(PREPARING, twice, "two jobs of one name");
+}
+
+#[test]
+fn huge_pages_are_whole_and_only_where_there_are_any() {
+    let part = "a part of a huge page is discarded";
+    refused(HELD, |form| form.books.ballooned = set(HUGE, HUGE - 1), part);
+    refused(HELD, |form| form.books.discarding = vec![(0, set(1, HUGE))], part);
+    refused(RETURNING, |form| form.books.providing = set(HUGE, 1), part);
+    let none = "huge pages where there are none";
+    refused(IDLE, |form| form.books.held = set(0, 1), none);
+    refused(CLOSED, |form| form.state = State::Closing { absent: set(0, 1) }, none);
+    let job = "pages to provide without a job, or a job without";
+    refused(HELD, |form| form.books.providing = set(3 * HUGE, HUGE), job);
+    refused(RETURNING, |form| form.books.providing = RangeSet::Saved(vec![]), job);
+}
+
+#[test]
+fn without_a_session_there_is_nothing_of_one() {
+    let channel = "a guest without a channel, or none with one";
+    refused(CLOSED, |form| form.guest_os_id = Some(0), channel);
+    refused(IDLE, |form| form.guest_os_id = None, channel);
+    let pages = "pages are out without a session";
+    refused(CLOSED, |form| form.books.pending = set(0, 1), pages);
+    refused(CLOSED, |form| form.books.foreign = set(5000, 1), pages);
+    let status = form::Status {
+        available: 0,
+        committed: 0,
+        page_file: 0,
+        zero_and_free: 0,
+        page_file_writes: 0,
+        io_difference: 0,
+    };
+    let report = "a status report without a session";
+    refused(CLOSED, |form| form.status = Some(status), report);
+    let hello = golden!("await-capabilities");
+    let answer = FORMAT.read(hello).unwrap().decode::<form::Device<'_>>().unwrap().outbox;
+    refused(CLOSED, |form| form.outbox = answer, "messages without a channel");
+}
+
+#[test]
+fn messages_are_few_and_the_protocols() {
+    let message = "a message that is none of the protocol's";
+    refused(IDLE, |form| form.outbox = vec![vec![0; 8].into()], message);
+    refused(IDLE, |form| form.outbox = vec![vec![].into()], message);
+    let unsent = FORMAT.read(golden!("unballooning-unsent")).unwrap();
+    let form = unsent.decode::<form::Device<'_>>().unwrap();
+    let messages = vec![form.outbox[0].clone(); 10];
+    refused(IDLE, |form| form.outbox = messages, "too many messages");
+}
+
+#[test]
+fn memory_to_add_is_where_it_can_be() {
+    let used = "more memory added than there is";
+    let region = |form: &mut form::Device<'_>, base, used| {
+        let region = form.region.as_mut().unwrap();
+        (region.base, region.used) = (base, used);
+    };
+    refused(GROWN, |form| region(form, Some(0x2_0200), 4097), used);
+    refused(GROWN, |form| region(form, Some(0x2_00ff), 1024), used);
+    refused(GROWN, |form| region(form, Some(0x12_0100), 1024), used);
+    refused(GROWN, |form| region(form, None, 1024), used);
+    let space = "memory added outside the address space";
+    refused(GROWN, |form| region(form, Some(u64::MAX), 1024), space);
+    let ram = "RAM that was not added";
+    refused(GROWN, |form| region(form, Some(0x2_0200), 1023), ram);
+    refused(GROWN, |form| form.books.added.push(Range(range(0x2_0200, 1))), ram);
+    refused(GROWN, |form| form.books.added = vec![Range(range(0, 1))], ram);
+    refused(IDLE, |form| form.books.added = vec![Range(range(0x2_0200, 1))], ram);
+    refused(GROWN, |form| form.region = None, "no memory to add where there is some");
+}
+
+#[test]
+fn one_piece_of_free_memory_is_on_offer() {
+    let offer = |form: &mut form::Device<'_>, to: Range| {
+        if let State::HotAdding { range, .. } = &mut form.state {
+            *range = to;
+        }
+    };
+    let none = "an offer of memory that there is not";
+    for (start, count) in [(0, 512), (0x2_0100, 512), (0x2_0200, 511), (0x2_0200, 4608)] {
+        refused(HOT_ADDING, |form| offer(form, Range(range(start, count))), none);
+    }
+    let prepared = Some(Range(range(0x2_0200, 8192)));
+    let prepare = |form: &mut form::Device<'_>| {
+        if let State::Preparing { added, .. } = &mut form.state {
+            *added = prepared;
+        }
+    };
+    refused(PREPARING, prepare, none);
+    let late = |form: &mut form::Device<'_>, is_told| {
+        form.region.as_mut().unwrap().unanswered = Some((Range(range(0x2_0200, 512)), is_told));
+    };
+    refused(HOT_ADDING, |form| late(form, true), "two offers of memory");
+    refused(LATE, |form| late(form, false), "an offer that is nowhere");
+    refused(GROWN, |form| late(form, true), none);
+}
+
+#[test]
+fn memory_to_remove_is_not_the_guests() {
+    let none = "memory to remove that is none to add";
+    refused(GROWN, |form| form.told_removals = vec![Range(range(0x2_0200, 1))], none);
+    refused(GROWN, |form| form.told_removals = vec![Range(range(0x2_0100, 0x101))], none);
+    refused(GROWN, |form| form.told_removals = vec![Range(range(5000, 1))], none);
+    refused(GROWN, |form| form.told_removals = vec![Range(range(0x2_1000, 4097))], none);
+    refused(IDLE, |form| form.removals = vec![Range(range(0x2_0200, 1))], none);
+    let waits = "memory to remove that waits for nothing";
+    refused(GROWN, |form| form.removals = vec![Range(range(0x2_1000, 1))], waits);
+}
+
+#[test]
+fn numbers_mean_something() {
+    let target = |form: &mut form::Device<'_>| form.goal.as_mut().unwrap().target = 0;
+    refused(IDLE, target, "the target is no memory");
+    let reason = "a reason that there is not";
+    let stop = |code| form::Goal { target: 1, pursuit: form::Pursuit::Stopped(code) };
+    refused(IDLE, |form| form.goal = Some(stop(0)), reason);
+    refused(IDLE, |form| form.goal = Some(stop(16)), reason);
+    let stopped = form::Refusal::Stopped(99);
+    refused(REFUSED, |form| form.last_refusal = Some((1, stopped)), reason);
+    let version = |form: &mut form::Device<'_>| {
+        if let State::Idle { session } = &mut form.state {
+            session.version = 1;
+        }
+    };
+    refused(IDLE, version, "a protocol version that there is not");
+    let answers = |form: &mut form::Device<'_>| match &mut form.state {
+        State::Pausing { short_answers, .. } => *short_answers = 5,
+        State::Ballooning { asked, .. } => asked.short_answers = 5,
+        _ => {}
+    };
+    refused(PAUSING, answers, "too many short answers");
+    refused(BALLOONING, answers, "too many short answers");
+}
+
+#[test]
+fn no_wait_is_longer_than_one_that_begins_now() {
+    let long = Duration::from_secs(1 << 40);
+    let now = Duration::from_secs(7);
+    for (saved, limit) in [
+        (BALLOONING, crate::BALLOON_TIMEOUT),
+        (PAUSING, crate::SHORT_ANSWER_PAUSE),
+        (golden!("unballooning-unsent"), crate::UNBALLOON_TIMEOUT),
+        (golden!("settling"), crate::DEFAULT_SETTLE),
+    ] {
+        let mut form = FORMAT.read(saved).unwrap().decode::<form::Device<'_>>().unwrap();
+        match &mut form.state {
+            State::Ballooning { left, .. }
+            | State::Pausing { left, .. }
+            | State::Unballooning { left, .. }
+            | State::Settling { left, .. } => *left = long,
+            other => panic!("{other:?}"),
+        }
+        let device = Device::restore(config(&form.config), &FORMAT.write(&form), now).unwrap();
+        assert_eq!(device.next_deadline(), Some(now + limit));
+    }
+}

@@ -1,0 +1,35 @@
+#![no_std]
+#![forbid(unsafe_code)]
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::todo,
+    clippy::unreachable,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+//! The form in which state is saved: what it is, its version, its length, the state, a checksum.
+//!
+//! ```text
+//! @0   8  magic: what it is
+//! @8   4  version of the payload, from 1
+//! @12  8  length of the payload, in bytes
+//! @20  n  payload: a struct in the format of `postcard`
+//! @20+n 4 CRC-32 (IEEE 802.3) of all bytes before
+//! ```
+//!
+//! All numbers outside the payload are little endian. This much is the same in all versions, so
+//! that a program can tell state that is too new from state that was altered. State comes from a
+//! file and may be anything: [`Format::read`] and [`Saved::decode`] refuse with a reason and never
+//! panic, and what is decoded takes memory in proportion to the bytes there are.
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod frame;
+mod pages;
+
+pub use frame::{Format, FormatError, Saved};
+pub use pages::{Range, RangeSet};
