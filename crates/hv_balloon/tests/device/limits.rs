@@ -1,0 +1,32 @@
+//! What a guest can make grow or wait, and what bounds it.
+
+use crate::driver::*;
+use hv_balloon::{BALLOON_TIMEOUT, Event, Notice, StateName, StopReason};
+
+/// A driver that has given up its target but waits for a discard before it says so.
+fn stopping() -> Driver {
+    let mut driver = Driver::ready();
+    driver.set_target(4096);
+    driver.give(&[range(0, 512)], true);
+    driver.wait(BALLOON_TIMEOUT);
+    assert_eq!((driver.state(), driver.discards.len()), (StateName::Idle, 1));
+    driver
+}
+
+fn stopped_short(actual: u64) -> Notice {
+    let (target, actual) = (pages(4096), pages(actual));
+    Notice::StoppedShort { target, actual, reason: StopReason::Timeout }
+}
+
+#[test]
+fn a_target_that_was_given_up_is_told_before_the_channel_is_gone() {
+    for gone in [Event::ChannelClosed, Event::SystemReset] {
+        let mut driver = stopping();
+        driver.handle(gone);
+        assert!(driver.notices.contains(&stopped_short(RAM_PAGES)), "{:?}", driver.notices);
+        assert_eq!(driver.device.snapshot().target, None);
+        let told = driver.notices.len();
+        driver.finish_discards();
+        assert_eq!(driver.notices.len(), told);
+    }
+}
