@@ -1,7 +1,7 @@
 //! What a guest can make grow or wait, and what bounds it.
 
 use crate::driver::*;
-use hv_balloon::{BALLOON_TIMEOUT, Event, Notice, StateName, StopReason};
+use hv_balloon::{BALLOON_TIMEOUT, Event, MAX_FOREIGN_PAGES, Notice, StateName, StopReason};
 
 /// A driver that has given up its target but waits for a discard before it says so.
 fn stopping() -> Driver {
@@ -29,4 +29,19 @@ fn a_target_that_was_given_up_is_told_before_the_channel_is_gone() {
         driver.finish_discards();
         assert_eq!(driver.notices.len(), told);
     }
+}
+
+#[test]
+fn no_more_foreign_pages_are_remembered_than_the_limit() {
+    let mut driver = Driver::ready();
+    let most = MAX_FOREIGN_PAGES.get();
+    let half = most / 2;
+    driver.give(&[range(1 << 30, half), range(1 << 31, half), range(1 << 32, 1)], false);
+    let device = driver.device.snapshot();
+    assert_eq!((device.foreign, device.faults.forgotten_pages), (pages(most), 1));
+    // They all go back, and with that there is room.
+    driver.set_target(RAM_PAGES - 1);
+    driver.give(&[range(0, 2)], false);
+    driver.finish_discards();
+    assert_eq!(driver.device.snapshot().foreign, pages(0));
 }
