@@ -1,7 +1,9 @@
 //! What a guest can make grow or wait, and what bounds it.
 
 use crate::driver::*;
-use hv_balloon::{BALLOON_TIMEOUT, Event, MAX_FOREIGN_PAGES, Notice, StateName, StopReason};
+use hv_balloon::{
+    BALLOON_TIMEOUT, Event, MAX_FOREIGN_PAGES, Notice, StateName, StopReason, Transaction,
+};
 
 /// A driver that has given up its target but waits for a discard before it says so.
 fn stopping() -> Driver {
@@ -44,4 +46,26 @@ fn no_more_foreign_pages_are_remembered_than_the_limit() {
     driver.give(&[range(0, 2)], false);
     driver.finish_discards();
     assert_eq!(driver.device.snapshot().foreign, pages(0));
+}
+
+#[test]
+fn a_target_waits_for_room_in_the_ring_no_longer_than_for_an_answer() {
+    let mut driver = Driver::ready();
+    driver.ring_is_full = true;
+    // The first one becomes a request, the second one finds that still there.
+    for _ in 0..2 {
+        driver.set_target(4096);
+        assert_eq!(driver.device.next_deadline(), Some(driver.now + BALLOON_TIMEOUT));
+        driver.wait(BALLOON_TIMEOUT / 2);
+        assert_eq!(driver.notices, []);
+        driver.wait(BALLOON_TIMEOUT / 2);
+        let timeout = Notice::TimedOut(Transaction::Balloon);
+        assert_eq!(driver.notices, [timeout, stopped_short(RAM_PAGES)]);
+        assert_eq!(driver.device.next_deadline(), None);
+        driver.notices.clear();
+    }
+    driver.make_room();
+    driver.drain();
+    driver.set_target(4096);
+    assert_eq!(driver.asked(), 4096);
 }
