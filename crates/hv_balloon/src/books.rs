@@ -23,6 +23,11 @@ pub const MAX_DISCARD_RANGES: usize = 16_384;
 /// a guest could name without end.
 pub const MAX_FOREIGN_RANGES: usize = 4096;
 
+/// The most pages that are not RAM the device remembers: 64 GiB. They are given back first, at most
+/// [`MAX_UNBALLOON_MESSAGE`](crate::MAX_UNBALLOON_MESSAGE) in a message; a guest that names all
+/// addresses there are would be sent two million of them.
+pub const MAX_FOREIGN_PAGES: PageCount = PageCount::from_bytes(64 << 30);
+
 /// The pages, by where they are. A page of RAM is in at most one of the sets; one that is in none
 /// is the guest's.
 #[derive(Debug, Default)]
@@ -81,7 +86,7 @@ impl Foreign<'_> {
             let counted = || MAX_FOREIGN_RANGES.saturating_sub(self.pages.range_count());
             let room = self.room.unwrap_or_else(counted);
             self.room = Some(room.saturating_sub(1));
-            if room == 0 {
+            if room == 0 || part.count() > MAX_FOREIGN_PAGES.saturating_sub(self.pages.len()) {
                 accepted.forgotten = accepted.forgotten.saturating_add(part.count());
                 continue;
             }
@@ -406,6 +411,7 @@ impl Books {
             "pages wait although a discard could start"
         );
         assert!(!self.foreign.has_more_ranges_than(MAX_FOREIGN_RANGES), "too many foreign ranges");
+        assert!(self.foreign.len() <= MAX_FOREIGN_PAGES, "too many foreign pages");
         let sets: Vec<&PageRangeSet> =
             [&self.pending, &self.out.ballooned, &self.out.undiscarded, &self.out.held]
                 .into_iter()

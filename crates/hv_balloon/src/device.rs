@@ -34,6 +34,8 @@ pub struct Device {
     pub(crate) guest_os_id: Option<u64>,
     pub(crate) goal: Option<Goal>,
     pub(crate) outbox: Outbox,
+    /// While the target waits for the guest to make room in its ring: for how long.
+    pub(crate) room_until: Option<Duration>,
     /// What is given back in one message; here so that its room is used again.
     pub(crate) ranges: RangeList,
     /// For requests of ours; guests do not echo it.
@@ -67,6 +69,7 @@ impl Device {
             guest_os_id: None,
             goal: None,
             outbox: Outbox::default(),
+            room_until: None,
             ranges: RangeList::new(),
             transaction_id: 0,
             status: None,
@@ -133,7 +136,10 @@ impl Device {
     /// When [`Event::Deadline`] is due, as time since the VM started.
     #[must_use]
     pub const fn next_deadline(&self) -> Option<Duration> {
-        self.state.deadline()
+        match self.state.deadline() {
+            Some(at) => Some(at),
+            None => self.room_until,
+        }
     }
 
     fn on_packet(&mut self, packet: &[u8]) {

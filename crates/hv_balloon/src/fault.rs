@@ -41,8 +41,8 @@ pub enum GuestFault {
         /// How many.
         pages: PageCount,
     },
-    /// Pages given that are not RAM of this guest, in more pieces than the device remembers.
-    #[error("guest gave {pages} pages that are not its RAM, too scattered to remember")]
+    /// Pages given that are not RAM of this guest, more or in more pieces than the device remembers.
+    #[error("guest gave {pages} pages that are not its RAM, too many or too scattered to remember")]
     ForgottenPages {
         /// How many.
         pages: PageCount,

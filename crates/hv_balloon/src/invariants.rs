@@ -11,6 +11,7 @@ pub(crate) fn check(device: &Device) {
     closing_waits_for_something(device);
     targets_are_some_memory(device);
     idle_means_nothing_to_do(device);
+    open_targets_wait_for_something_that_ends(device);
 }
 
 fn without_a_session_all_pages_are_the_guests(device: &Device) {
@@ -49,4 +50,16 @@ fn idle_means_nothing_to_do(device: &Device) {
             "idle with pages the guest should have"
         );
     }
+}
+
+/// Whatever the guest does not do.
+fn open_targets_wait_for_something_that_ends(device: &Device) {
+    let is_open = device.goal.is_some_and(|goal| goal.pursuit == Pursuit::Open);
+    let is_idle = matches!(device.state, State::Idle { .. });
+    assert!(
+        !(is_open && is_idle)
+            || device.next_deadline().is_some()
+            || !device.books.in_flight().is_zero(),
+        "idle with an open target that nothing ends"
+    );
 }

@@ -80,7 +80,9 @@ mod unballoon;
 
 pub use action::{Action, JobId, Prepare};
 pub use balloon::{BALLOON_TIMEOUT, MAX_BALLOON_REQUEST, MAX_SHORT_ANSWERS, SHORT_ANSWER_PAUSE};
-pub use books::{MAX_DISCARD_RANGES, MAX_DISCARDS_IN_FLIGHT, MAX_FOREIGN_RANGES};
+pub use books::{
+    MAX_DISCARD_RANGES, MAX_DISCARDS_IN_FLIGHT, MAX_FOREIGN_PAGES, MAX_FOREIGN_RANGES,
+};
 pub use config::{Config, DEFAULT_SETTLE, HotAdd, Settle};
 pub use device::Device;
 pub use dynmem_protocol::{StatusReport, Version};

@@ -12,7 +12,7 @@ use page_range::{PageCount, PageRange, PageRangeSet};
 use crate::action::Prepare;
 use crate::region::Region;
 use crate::state::{Preparation, Prepared, Session, State};
-use crate::target::{Goal, Refusal};
+use crate::target::{Goal, Pursuit, Refusal};
 use crate::{Action, Device, GuestFault, JobId, Notice, StopReason};
 
 /// What a session leaves behind.
@@ -94,6 +94,9 @@ impl Device {
     /// own again; memory added stays (Windows uses it on, and so does a kernel started by kexec). A
     /// target not yet carried out is kept for the next session; one that was is history.
     pub(crate) fn close(&mut self) {
+        if let Some(Goal { target, pursuit: Pursuit::Stopping(reason) }) = self.goal {
+            self.announce_end(target, reason);
+        }
         let leavings = self.end_session();
         self.goal = self.goal.filter(|goal| goal.is_open());
         self.keep_what_was_offered();
@@ -102,17 +105,16 @@ impl Device {
 
     /// As [`Device::close`], but memory added goes and so does the target.
     pub(crate) fn on_system_reset(&mut self) {
-        if let Some(Goal { target, .. }) = self.goal.take_if(|goal| goal.is_open()) {
-            let (actual, reason) = (self.books.actual(), StopReason::Reset);
-            if actual == target {
-                self.notify(Notice::TargetReached { actual });
-            } else {
-                self.last_refusal = Some((target, Refusal::Stopped(reason)));
-                self.notify(Notice::StoppedShort { target, actual, reason });
+        match self.goal.take() {
+            Some(Goal { target, pursuit: Pursuit::Open }) => {
+                self.announce_end(target, StopReason::Reset);
             }
+            Some(Goal { target, pursuit: Pursuit::Stopping(reason) }) => {
+                self.announce_end(target, reason);
+            }
+            _ => {}
         }
         let Leavings { discards, mut preparation, .. } = self.end_session();
-        self.goal = None;
         self.books.restart(self.boot_ram.clone());
         // What is being prepared lies in the region, all of which goes.
         if let Some(preparation) = &mut preparation {
@@ -121,6 +123,18 @@ impl Device {
         self.removals.clear();
         self.removals.extend(self.region.as_mut().and_then(Region::reset));
         self.await_jobs(Leavings { discards, preparation, absent: PageRangeSet::new() });
+    }
+
+    /// Says what became of a target that nothing will be done for any more, with the size that there
+    /// is: what is still being discarded goes back to the guest.
+    fn announce_end(&mut self, target: PageCount, reason: StopReason) {
+        let actual = self.books.actual();
+        if actual == target {
+            self.notify(Notice::TargetReached { actual });
+        } else {
+            self.last_refusal = Some((target, Refusal::Stopped(reason)));
+            self.notify(Notice::StoppedShort { target, actual, reason });
+        }
     }
 
     /// Forgets what the guest gave; says what runs on.

@@ -58,6 +58,7 @@ impl Device {
             }
         };
         self.goal = Some(Goal::new(target));
+        self.room_until = None;
         if target <= self.books.present() {
             self.books.retry_discards();
         }
@@ -85,6 +86,12 @@ impl Device {
     }
 
     pub(crate) fn on_deadline(&mut self) {
+        if self.room_until.is_some_and(|until| until <= self.now) {
+            let lacks_pages = !self.owed_pages().is_zero();
+            let what = if lacks_pages { Transaction::Unballoon } else { Transaction::Balloon };
+            self.notify(Notice::TimedOut(what));
+            return self.stop(StopReason::Timeout);
+        }
         if self.state.deadline().is_none_or(|deadline| self.now < deadline) {
             return;
         }
@@ -122,7 +129,18 @@ impl Device {
                 _ => {}
             }
         }
+        self.wait_for_room();
         self.judge();
+    }
+
+    /// A guest that does not read its ring stops everything. The target waits for it no longer than
+    /// for an answer.
+    fn wait_for_room(&mut self) {
+        let is_blocked = matches!(self.state, State::Idle { .. }) && !self.outbox.is_idle();
+        let is_open = self.goal.is_some_and(Goal::is_open);
+        let has_to_do = !self.excess_pages().is_zero() || !self.owed_pages().is_zero();
+        self.room_until = (is_blocked && is_open && has_to_do)
+            .then(|| self.room_until.unwrap_or(self.after(crate::BALLOON_TIMEOUT)));
     }
 
     /// Starts the next transaction, if one is called for.

@@ -4,6 +4,7 @@ mod driver;
 mod grow;
 mod hot_add;
 mod huge_pages;
+mod limits;
 mod negotiation;
 mod random_walk;
 mod saved_state;

@@ -1,0 +1,71 @@
+//! What a guest can make grow or wait, and what bounds it.
+
+use crate::driver::*;
+use hv_balloon::{
+    BALLOON_TIMEOUT, Event, MAX_FOREIGN_PAGES, Notice, StateName, StopReason, Transaction,
+};
+
+/// A driver that has given up its target but waits for a discard before it says so.
+fn stopping() -> Driver {
+    let mut driver = Driver::ready();
+    driver.set_target(4096);
+    driver.give(&[range(0, 512)], true);
+    driver.wait(BALLOON_TIMEOUT);
+    assert_eq!((driver.state(), driver.discards.len()), (StateName::Idle, 1));
+    driver
+}
+
+fn stopped_short(actual: u64) -> Notice {
+    let (target, actual) = (pages(4096), pages(actual));
+    Notice::StoppedShort { target, actual, reason: StopReason::Timeout }
+}
+
+#[test]
+fn a_target_that_was_given_up_is_told_before_the_channel_is_gone() {
+    for gone in [Event::ChannelClosed, Event::SystemReset] {
+        let mut driver = stopping();
+        driver.handle(gone);
+        assert!(driver.notices.contains(&stopped_short(RAM_PAGES)), "{:?}", driver.notices);
+        assert_eq!(driver.device.snapshot().target, None);
+        let told = driver.notices.len();
+        driver.finish_discards();
+        assert_eq!(driver.notices.len(), told);
+    }
+}
+
+#[test]
+fn no_more_foreign_pages_are_remembered_than_the_limit() {
+    let mut driver = Driver::ready();
+    let most = MAX_FOREIGN_PAGES.get();
+    let half = most / 2;
+    driver.give(&[range(1 << 30, half), range(1 << 31, half), range(1 << 32, 1)], false);
+    let device = driver.device.snapshot();
+    assert_eq!((device.foreign, device.faults.forgotten_pages), (pages(most), 1));
+    // They all go back, and with that there is room.
+    driver.set_target(RAM_PAGES - 1);
+    driver.give(&[range(0, 2)], false);
+    driver.finish_discards();
+    assert_eq!(driver.device.snapshot().foreign, pages(0));
+}
+
+#[test]
+fn a_target_waits_for_room_in_the_ring_no_longer_than_for_an_answer() {
+    let mut driver = Driver::ready();
+    driver.ring_is_full = true;
+    // The first one becomes a request, the second one finds that still there.
+    for _ in 0..2 {
+        driver.set_target(4096);
+        assert_eq!(driver.device.next_deadline(), Some(driver.now + BALLOON_TIMEOUT));
+        driver.wait(BALLOON_TIMEOUT / 2);
+        assert_eq!(driver.notices, []);
+        driver.wait(BALLOON_TIMEOUT / 2);
+        let timeout = Notice::TimedOut(Transaction::Balloon);
+        assert_eq!(driver.notices, [timeout, stopped_short(RAM_PAGES)]);
+        assert_eq!(driver.device.next_deadline(), None);
+        driver.notices.clear();
+    }
+    driver.make_room();
+    driver.drain();
+    driver.set_target(4096);
+    assert_eq!(driver.asked(), 4096);
+}

@@ -1,0 +1,410 @@
+//! A guest: its bus driver, its balloon driver, its rings, and the kernel that loads and leaves them.
+
+use std::time::Duration;
+
+use guest_model::dynmem::{Client, Memory, Personality, RuleBroken};
+use guest_model::vmbus::{Client as Bus, Event as BusEvent, GuestRings, Post};
+use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
+use vmbus::protocol::{GpadlId, Relid, VpIndex};
+
+use crate::host::Host;
+use crate::memory::Ram;
+
+/// Where the kernel is with the bus and its channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The bus driver is not loaded.
+    Down,
+    /// Host and guest have no version in common.
+    OffBus,
+    /// It asked for a version.
+    Contacting,
+    /// It asked for offers.
+    AwaitOffers,
+    /// The balloon driver is not loaded.
+    Unloaded,
+    /// It lends the ring's pages.
+    AwaitGpadl,
+    /// It opens the channel.
+    AwaitOpen,
+    /// The balloon driver runs.
+    Running,
+    /// The channel was closed; the ring's pages are to come back.
+    AwaitTorndown,
+    /// The bus driver leaves, and the next kernel follows.
+    AwaitUnload,
+}
+
+/// A guest and its kernel.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) driver: Client,
+    pub(crate) bus: Bus,
+    ram: Ram,
+    pub(crate) rings: Option<GuestRings<Ram>>,
+    pub(crate) stage: Stage,
+    pub(crate) relid: Option<Relid>,
+    pub(crate) gpadl: Option<GpadlId>,
+    /// Where the rings are; two places, since a crash kernel leaves the old ones alone.
+    places: [Vec<Gpfn>; 2],
+    /// Pages of the ring to the host.
+    pub(crate) downstream_offset: usize,
+    place: usize,
+    /// A post that the host had no room for.
+    refused: Option<Post>,
+    /// A packet that the ring had no room for.
+    pub(crate) unsent: Option<Vec<u8>>,
+    /// It was signalled and reads on until the ring is empty.
+    reading: bool,
+    /// Pages that drivers gave which are gone; no kernel since uses them.
+    leaked: PageRangeSet,
+    /// It breaks no rule, and its host must not either.
+    pub(crate) is_honest: bool,
+    /// It lost count, by the host's giving up on it.
+    pub(crate) is_confused: bool,
+    /// Whether it asks for signals only when it sleeps.
+    masks: bool,
+    /// How long it must be left alone after its handshake.
+    settle: Duration,
+}
+
+impl Guest {
+    pub(crate) fn new(
+        mut personality: Personality,
+        memory: Memory,
+        ram: Ram,
+        places: [Vec<Gpfn>; 2],
+        downstream_offset: usize,
+    ) -> Self {
+        let bus = Bus::with_versions(personality.vmbus_versions.clone(), VpIndex::new(0));
+        let masks = downstream_offset.is_multiple_of(2);
+        // The host counts from when it has heard of the guest, which the watch checks.
+        let settle = std::mem::take(&mut personality.settle);
+        Self {
+            driver: Client::new(personality, memory),
+            bus,
+            ram,
+            rings: None,
+            stage: Stage::Down,
+            relid: None,
+            gpadl: None,
+            places,
+            downstream_offset,
+            place: 0,
+            refused: None,
+            unsent: None,
+            reading: false,
+            leaked: PageRangeSet::new(),
+            is_honest: true,
+            is_confused: false,
+            masks,
+            settle,
+        }
+    }
+
+    /// How it behaves, for the same guest after a reset.
+    pub(crate) fn personality(&self) -> Personality {
+        Personality { settle: self.settle, ..self.driver.personality().clone() }
+    }
+
+    /// The pages that the rings are in.
+    pub(crate) fn ring_pages(&self) -> &[Gpfn] {
+        &self.places[self.place]
+    }
+
+    pub(crate) const fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// Loads the bus driver, in this kernel or the next.
+    pub(crate) fn boot(&mut self, host: &mut Host) {
+        let personality = self.driver.personality();
+        host.guest_os_id = personality.guest_os_id;
+        host.watch.settle = self.settle;
+        self.bus = Bus::with_versions(personality.vmbus_versions.clone(), VpIndex::new(0));
+        self.forget_channel(host);
+        self.refused = None;
+        host.synic.enable();
+        self.bus.connect();
+        self.stage = Stage::Contacting;
+    }
+
+    /// Loads the balloon driver.
+    pub(crate) fn load(&mut self) {
+        if self.stage == Stage::Unloaded
+            && let Some(relid) = self.relid
+        {
+            self.place = 1 - self.place;
+            self.gpadl = Some(self.bus.create_gpadl(relid, &self.places[self.place]));
+            self.stage = Stage::AwaitGpadl;
+        }
+    }
+
+    /// Unloads the balloon driver.
+    pub(crate) fn unload(&mut self, host: &mut Host) {
+        if let (Stage::Running, Some(relid), Some(gpadl)) = (self.stage, self.relid, self.gpadl) {
+            self.leaked.insert_set(self.driver.memory().ballooned());
+            self.driver.close();
+            self.forget_channel(host);
+            self.bus.close(relid);
+            self.bus.teardown_gpadl(relid, gpadl);
+            self.stage = Stage::AwaitTorndown;
+        }
+    }
+
+    /// Leaves the bus for the next kernel, which starts when the host says that it has forgotten.
+    pub(crate) fn kexec(&mut self, host: &mut Host) {
+        if !matches!(self.stage, Stage::Down | Stage::OffBus | Stage::Contacting | Stage::AwaitUnload) {
+            self.bus.unload();
+            self.forget_channel(host);
+            self.stage = Stage::AwaitUnload;
+        }
+    }
+
+    /// A crash kernel takes over at once, in memory of its own.
+    pub(crate) fn crash(&mut self, host: &mut Host) {
+        let reserved: PageRangeSet = self
+            .places
+            .iter()
+            .flatten()
+            .filter_map(|page| PageRange::new(*page, PageCount::new(1)).ok())
+            .collect();
+        self.leaked.insert_set(self.driver.memory().ballooned());
+        self.driver.crash(&reserved);
+        self.boot(host);
+    }
+
+    pub(crate) fn forget_channel(&mut self, host: &mut Host) {
+        self.rings = None;
+        self.unsent = None;
+        self.reading = false;
+        host.expected = None;
+    }
+
+    pub(crate) fn can_post(&mut self) -> bool {
+        if self.refused.is_none() {
+            self.refused = self.bus.poll_post();
+        }
+        self.refused.is_some()
+    }
+
+    /// Posts one message of the bus.
+    pub(crate) fn post(&mut self, host: &mut Host) {
+        let Some(post) = self.refused.take() else { return };
+        let status = host.post(post.connection_id, post.message.as_bytes());
+        host.watch.note(host.now, || {
+            format!("guest posts {}: {status}", crate::watch::bus_message(post.message.as_bytes()))
+        });
+        self.bus.posted(post, status);
+        self.bus_events(host);
+    }
+
+    /// Takes a message of the bus.
+    pub(crate) fn take_message(&mut self, host: &mut Host) {
+        let Some(message) = host.synic.take() else { return };
+        host.watch.note(host.now, || format!("guest takes {:02x?}", &message.as_bytes()[..12.min(message.as_bytes().len())]));
+        self.bus.receive(message.as_bytes());
+        self.bus_events(host);
+    }
+
+    fn bus_events(&mut self, host: &mut Host) {
+        while let Some(event) = self.bus.poll_event() {
+            host.watch.note(host.now, || format!("guest sees {event:?}"));
+            self.bus_event(event, host);
+        }
+    }
+
+    fn bus_event(&mut self, event: BusEvent, host: &mut Host) {
+        match (self.stage, event) {
+            (Stage::Contacting, BusEvent::Connected(_)) => {
+                // From here on the kernel uses all its memory.
+                self.check_lent(host);
+                self.bus.request_offers();
+                self.stage = Stage::AwaitOffers;
+            }
+            (Stage::Contacting, BusEvent::NotConnected) => {
+                let versions = &self.driver.personality().vmbus_versions;
+                let has_any = versions.iter().any(|version| version.is_known());
+                assert!(!has_any || !self.is_honest, "the host refuses all versions");
+                self.stage = Stage::OffBus;
+            }
+            (_, BusEvent::Offered(offer)) => self.relid = Some(Relid::new(offer.relid.get())),
+            (Stage::AwaitOffers, BusEvent::OffersDelivered) => {
+                self.stage = Stage::Unloaded;
+                self.load();
+            }
+            (Stage::AwaitGpadl, BusEvent::GpadlCreated(gpadl, true))
+                if Some(gpadl) == self.gpadl =>
+            {
+                self.open_channel(gpadl, host);
+            }
+            (Stage::AwaitOpen, BusEvent::Opened(_, true)) => {
+                self.stage = Stage::Running;
+                self.driver.advance(host.now);
+                self.driver.open();
+            }
+            (Stage::AwaitTorndown, BusEvent::GpadlTorndown(_)) => self.stage = Stage::Unloaded,
+            (Stage::AwaitUnload, BusEvent::Unloaded) => {
+                self.driver.kexec();
+                self.leaked.clear();
+                self.check_lent(host);
+                self.boot(host);
+            }
+            (_, other) => {
+                // What was on its way when the guest went on to something else.
+                let may_be = matches!(
+                    other,
+                    BusEvent::GpadlCreated(_, true)
+                        | BusEvent::Opened(_, true)
+                        | BusEvent::GpadlTorndown(_)
+                        | BusEvent::OffersDelivered
+                        | BusEvent::Unexpected
+                );
+                assert!(may_be || !self.is_honest, "{other:?} in {:?}", self.stage);
+            }
+        }
+    }
+
+    /// Has the next rings in other pages.
+    pub(crate) fn use_place(&mut self, pages: Vec<Gpfn>, downstream_offset: usize) {
+        self.places[1 - self.place] = pages;
+        self.downstream_offset = downstream_offset;
+    }
+
+    /// Whether the pages make two rings that a driver can use.
+    fn has_usable_pages(&self) -> bool {
+        let pages = self.ring_pages();
+        let rest = pages.len().saturating_sub(self.downstream_offset);
+        let mut sorted = pages.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let is_there = pages.iter().all(|page| self.ram.has(*page));
+        self.downstream_offset >= 2 && rest >= 2 && sorted.len() == pages.len() && is_there
+    }
+
+    fn open_channel(&mut self, gpadl: GpadlId, host: &mut Host) {
+        let Some(relid) = self.relid else { return };
+        self.ram.take_tampered();
+        self.rings = self.has_usable_pages().then(|| {
+            let pages = &self.places[self.place];
+            GuestRings::new(self.ram.clone(), pages, self.downstream_offset)
+        });
+        host.watch.lost_ring = false;
+        // A hostile guest may do this while the host still has its old rings.
+        host.expected = (!host.uses_rings()).then(std::collections::VecDeque::new);
+        let offset = u32::try_from(self.downstream_offset).unwrap_or(0);
+        self.bus.open(relid, gpadl, offset, VpIndex::new(0));
+        self.stage = Stage::AwaitOpen;
+    }
+
+    /// Whether what is in the rings can still be read as packets.
+    pub(crate) fn has_sound_rings(&self, host: &mut Host) -> bool {
+        if self.ram.take_tampered() {
+            host.watch.lost_ring = true;
+        }
+        if host.watch.lost_ring {
+            host.expected = None;
+        }
+        self.rings.is_some() && !host.watch.lost_ring
+    }
+
+    pub(crate) const fn wants_to_read(&self, host: &Host) -> bool {
+        self.rings.is_some() && (self.reading || host.event_flag)
+    }
+
+    /// Reads one packet, or finds that there is none and sleeps.
+    pub(crate) fn read_packet(&mut self, host: &mut Host) {
+        if !self.has_sound_rings(host) {
+            self.reading = false;
+            host.event_flag = false;
+            return;
+        }
+        let Some(rings) = &mut self.rings else { return };
+        if std::mem::take(&mut host.event_flag) {
+            self.reading = true;
+            if self.masks {
+                rings.mask(true);
+            }
+        }
+        let Some(packet) = rings.receive() else {
+            // Looks once more after it has asked for signals.
+            rings.mask(false);
+            self.reading = !rings.is_empty();
+            return;
+        };
+        host.has_new_room = true;
+        if packet.signal {
+            host.signalled = true;
+        }
+        self.driver.advance(host.now);
+        let result = self.driver.receive(&packet.payload);
+        host.watch.note(host.now, || format!("guest reads a packet: {result:?}"));
+        self.judge(result, host);
+        self.check_lent(host);
+    }
+
+    fn judge(&mut self, result: Result<(), RuleBroken>, host: &Host) {
+        let Err(broken) = result else { return };
+        let given_up = matches!(
+            broken,
+            RuleBroken::TwoTransactions { .. }
+                | RuleBroken::IdChanged { .. }
+                | RuleBroken::Unexpected { .. }
+        );
+        if given_up && host.watch.timed_out {
+            self.is_confused = true;
+        }
+        assert!(self.is_confused || !self.is_honest, "the host broke a rule: {broken}");
+    }
+
+    /// No page that the guest uses is being discarded.
+    pub(crate) fn check_lent(&self, host: &Host) {
+        if !self.is_honest || self.is_confused {
+            return;
+        }
+        let ballooned = self.driver.memory().ballooned();
+        for range in host.watch.oracle.flights.iter().flat_map(|flight| flight.pages.iter()) {
+            let is_lent = ballooned.contains_range(range) || self.leaked.contains_range(range);
+            assert!(is_lent, "{range} is being discarded and the guest uses it");
+        }
+    }
+
+    /// Whether the driver has something to send: it may only be asked once a packet is out.
+    pub(crate) fn wants_to_send(&mut self, now: Duration) -> bool {
+        if self.rings.is_none() || self.stage != Stage::Running {
+            return false;
+        }
+        if self.unsent.is_none() {
+            self.driver.advance(now);
+            self.unsent = self.driver.poll_send();
+        }
+        self.unsent.is_some()
+    }
+
+    /// Writes the driver's packet to the ring; false where there is no room.
+    pub(crate) fn send_packet(&mut self, host: &mut Host) -> bool {
+        let Some(packet) = self.unsent.take() else { return false };
+        let sent = self.send(&packet, host);
+        if !sent {
+            self.unsent = Some(packet);
+        }
+        sent
+    }
+
+    /// Writes any packet to the ring; false where there is no room.
+    pub(crate) fn send(&mut self, packet: &[u8], host: &mut Host) -> bool {
+        if !self.has_sound_rings(host) {
+            return false;
+        }
+        let Some(rings) = &mut self.rings else { return false };
+        let Ok(signal) = rings.send(packet, 0) else { return false };
+        if let Some(expected) = &mut host.expected {
+            let mut padded = packet.to_vec();
+            padded.resize(packet.len().next_multiple_of(8), 0);
+            expected.push_back(padded);
+        }
+        host.signalled |= signal;
+        host.watch.note(host.now, || format!("guest sends {} bytes, signal {signal}", packet.len()));
+        true
+    }
+}

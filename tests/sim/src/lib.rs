@@ -1,0 +1,100 @@
+#![forbid(unsafe_code)]
+//! Device, bus and guests in one thread and in virtual time, driven by a seed.
+//!
+//! A run ([`run`]) is a machine with a guest, honest or hostile, and an operator. One generator
+//! decides what of all that can happen happens next, so that a seed is a run. `docs/simulation.md`
+//! says what is simulated and what must hold.
+//!
+//! Reading order: `world` (what can happen), `oracle` and `watch` (what must hold), `host` (the VMM
+//! around device and bus), `guest`, `vice` (what hostile guests do).
+
+mod channel;
+mod dice;
+mod guest;
+mod host;
+mod memory;
+mod noise;
+mod oracle;
+mod setup;
+mod synic;
+mod tally;
+mod trace;
+mod vice;
+mod watch;
+mod world;
+
+use std::any::Any;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub use tally::Tally;
+pub use vice::Vice;
+
+use trace::Trace;
+use world::World;
+
+/// The environment variable that names the seed to replay.
+pub const SEED: &str = "HV_BALLOON_SEED";
+
+/// A run in which something did not hold.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The run.
+    pub seed: u64,
+    /// What did not hold.
+    pub what: String,
+    /// What happened until then, oldest first.
+    pub trace: Vec<String>,
+}
+
+/// Makes the run of a seed.
+///
+/// # Errors
+/// What did not hold, with the trace of a second run.
+pub fn run(seed: u64) -> Result<Tally, Box<Failure>> {
+    match attempt(seed, &Trace::default()) {
+        Ok(tally) => Ok(tally),
+        Err(_) => replay(seed).map(|(tally, _)| tally),
+    }
+}
+
+/// The same with its trace.
+///
+/// # Errors
+/// What did not hold.
+pub fn replay(seed: u64) -> Result<(Tally, Vec<String>), Box<Failure>> {
+    let trace = Trace::kept();
+    match attempt(seed, &trace) {
+        Ok(tally) => Ok((tally, trace.lines())),
+        Err(what) => Err(Box::new(Failure { seed, what, trace: trace.lines() })),
+    }
+}
+
+fn attempt(seed: u64, trace: &Trace) -> Result<Tally, String> {
+    let run = || {
+        let mut world = World::new(seed, trace.clone());
+        world.run();
+        world.into_tally()
+    };
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| message(&*panic))
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message").into()
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LAST: usize = 120;
+        let hidden = self.trace.len().saturating_sub(LAST);
+        if hidden > 0 {
+            writeln!(f, "… {hidden} lines before that")?;
+        }
+        for line in &self.trace[hidden..] {
+            writeln!(f, "{line}")?;
+        }
+        writeln!(f, "seed {}: {}", self.seed, self.what)?;
+        write!(f, "all of it again: {SEED}={} cargo test -p sim replay -- --nocapture", self.seed)
+    }
+}

@@ -1,0 +1,354 @@
+//! Who has which page, by what guest and host said and did; it knows nothing of the device's states.
+//!
+//! The oracle sees each event before the device does and each action after it, and follows every
+//! page. What the device says of itself is then compared with it.
+
+use dynmem_protocol::{GuestBody, GuestMessage, HostBody, HostMessage, MAX_HOST_MESSAGE};
+use hv_balloon::{
+    Event, HotAdd, JobId, MAX_BALLOON_REQUEST, MAX_DISCARD_RANGES, MAX_DISCARDS_IN_FLIGHT,
+    MAX_HOT_ADD_REQUEST, MAX_UNBALLOON_MESSAGE, Prepare, Snapshot, StateName,
+};
+use page_range::{PageCount, PageRange, PageRangeSet};
+
+/// A discard at work.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    id: JobId,
+    pub(crate) pages: PageRangeSet,
+    /// Of a session that has ended.
+    is_stale: bool,
+}
+
+/// A preparation at work.
+#[derive(Debug)]
+struct Preparation {
+    id: JobId,
+    what: Prepare,
+    /// For the kernel that comes next.
+    for_next: bool,
+}
+
+/// What the pages are, in truth.
+#[derive(Debug)]
+pub(crate) struct Oracle {
+    /// Pages the host can only discard together.
+    unit: PageCount,
+    boot: PageRangeSet,
+    hot_add: Option<HotAdd>,
+    /// All the guest's RAM: what it booted with, and what it was given and took since.
+    ram: PageRangeSet,
+    /// Memory within the guest's reach beyond its boot RAM.
+    mapped: PageRangeSet,
+    /// Pages of RAM that the guest gave in this session and did not get back.
+    given: PageRangeSet,
+    /// Pages that are not RAM, likewise.
+    foreign: PageRangeSet,
+    /// Those of `given` whose discard ended well.
+    discarded: PageRangeSet,
+    pub(crate) flights: Vec<Flight>,
+    preparation: Option<Preparation>,
+    /// Discarded huge pages that the next kernel must find provided.
+    absent: PageRangeSet,
+    /// The hot-add request that is in the ring and not answered.
+    offered: Option<PageRange>,
+    /// The block that memory was last prepared with.
+    alignment: PageCount,
+    awaits_close: bool,
+    /// The state after the last event.
+    pub(crate) state: StateName,
+}
+
+impl Oracle {
+    pub(crate) fn new(boot: PageRangeSet, hot_add: Option<HotAdd>, unit: PageCount) -> Self {
+        Self {
+            unit,
+            ram: boot.clone(),
+            boot,
+            hot_add,
+            mapped: PageRangeSet::new(),
+            given: PageRangeSet::new(),
+            foreign: PageRangeSet::new(),
+            discarded: PageRangeSet::new(),
+            flights: Vec::new(),
+            preparation: None,
+            absent: PageRangeSet::new(),
+            offered: None,
+            alignment: PageCount::new(1),
+            awaits_close: false,
+            state: StateName::Closed,
+        }
+    }
+
+    /// The machine that comes next has other memory.
+    pub(crate) fn replace(&mut self, boot: PageRangeSet, hot_add: Option<HotAdd>) {
+        assert!(self.is_quiet(), "the next machine starts while there is work on its memory");
+        *self = Self::new(boot, hot_add, self.unit);
+    }
+
+    /// Whether nothing is at work.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.flights.is_empty() && self.preparation.is_none()
+    }
+
+    /// Pages the guest gave and did not get back.
+    pub(crate) const fn given(&self) -> PageCount {
+        self.given.len()
+    }
+
+    /// What is about to happen.
+    pub(crate) fn before(&mut self, event: &Event<'_>, message: Option<&[u8]>) {
+        match event {
+            Event::ChannelOpened { .. } if self.state == StateName::Closed => {
+                assert!(self.is_quiet(), "a session begins while work of the last one goes on");
+            }
+            Event::ChannelClosed => self.channel_closed(),
+            Event::SystemReset => self.system_reset(),
+            Event::Packet(packet) => self.packet(packet),
+            Event::JobDone { id, ok } => self.job_done(*id, *ok),
+            Event::Sent => self.sent(message.expect("a message was sent")),
+            _ => {}
+        }
+    }
+
+    /// Compares the device's books with the truth: present + in flight + ballooned = assigned.
+    pub(crate) fn check(&self, device: &Snapshot) {
+        assert_eq!(device.assigned, self.ram.len(), "assigned");
+        let added = self.ram.len().saturating_sub(self.boot.len());
+        assert_eq!(device.hot_added, added, "hot-added");
+        let actual = self.ram.len().saturating_sub(self.discarded.len());
+        assert_eq!(device.actual, actual, "actual: what the host has not got back");
+        assert_eq!(device.ballooned, self.discarded.len(), "ballooned");
+        if has_session(device.state) {
+            let present = self.ram.len().saturating_sub(self.given.len());
+            let sum = [device.in_flight, device.undiscarded, device.held, device.ballooned]
+                .into_iter()
+                .fold(present, PageCount::saturating_add);
+            if device.faults.forgotten_pages == 0 {
+                assert_eq!(sum, device.assigned, "present + in flight + ballooned = assigned");
+                assert_eq!(device.foreign, self.foreign.len(), "pages that are not RAM");
+            } else {
+                assert!(sum <= device.assigned, "more pages than there are");
+                assert!(device.foreign <= self.foreign.len(), "pages that nobody gave");
+            }
+        }
+    }
+
+    /// The device gives its driver a message.
+    pub(crate) fn message(&mut self, bytes: &[u8]) {
+        assert!(bytes.len() <= MAX_HOST_MESSAGE && bytes.len().is_multiple_of(8), "message length");
+        let message = HostMessage::parse(bytes).expect("the device speaks the protocol");
+        match message.body {
+            HostBody::BalloonRequest(request) => {
+                assert!(request.pages <= MAX_BALLOON_REQUEST, "asks for {}", request.pages);
+                assert!(!request.pages.is_zero(), "asks for nothing");
+            }
+            HostBody::UnballoonRequest(request) => {
+                let mut pages = PageCount::ZERO;
+                for word in request.ranges.iter() {
+                    let range = word.range().expect("a range of pages");
+                    pages = pages.saturating_add(range.count());
+                    self.take_back(range);
+                }
+                assert!(pages <= MAX_UNBALLOON_MESSAGE, "returns {pages} at once");
+            }
+            HostBody::HotAddRequest(request) => {
+                let range = request.range.range().expect("a range of pages");
+                assert!(self.mapped.contains_range(range), "{range} offered before it is there");
+                assert!(range.count() <= MAX_HOT_ADD_REQUEST.max(self.alignment), "offers {range}");
+                // What the guest said of it before meant nothing.
+                self.foreign.remove(range);
+            }
+            _ => {}
+        }
+    }
+
+    /// The device wants pages discarded.
+    pub(crate) fn discard(&mut self, id: JobId, ranges: &[PageRange]) {
+        assert!(!ranges.is_empty() && ranges.len() <= MAX_DISCARD_RANGES, "ranges in a discard");
+        assert!(ranges.windows(2).all(|pair| pair[0].end() < pair[1].start()), "not merged");
+        for range in ranges {
+            assert!(self.ram.contains_range(*range), "{range} to be discarded is not RAM");
+            assert!(self.given.contains_range(*range), "{range} was not handed over");
+            assert!(self.discarded.is_disjoint(*range), "{range} is discarded already");
+            assert!(!self.is_in_flight(*range), "{range} is being discarded already");
+            assert_eq!(range.units_within(self.unit), Some(*range), "a part of a huge page");
+        }
+        let pages = ranges.iter().copied().collect();
+        self.flights.push(Flight { id, pages, is_stale: false });
+        assert!(self.flights.len() <= MAX_DISCARDS_IN_FLIGHT, "too many discards");
+    }
+
+    /// The device wants memory prepared.
+    pub(crate) fn prepare(&mut self, id: JobId, what: &Prepare) {
+        assert!(self.preparation.is_none(), "two preparations at a time");
+        match what {
+            Prepare::Add { range, offset, alignment } => {
+                let hot_add = self.hot_add.expect("there is memory to add");
+                self.alignment = *alignment;
+                assert_eq!(range.units_within(*alignment), Some(*range), "{range} not aligned");
+                let window = hot_add.window;
+                assert_eq!(window.intersection(*range), Some(*range), "{range} outside the window");
+                let end = offset.saturating_add(range.count());
+                assert!(end <= hot_add.capacity, "{range} beyond the capacity");
+                assert!(self.ram.is_disjoint(*range), "{range} is RAM already");
+            }
+            Prepare::Return(ranges) => {
+                assert!(self.unit > PageCount::new(1), "single pages come back by themselves");
+                for range in ranges {
+                    // One list may name pages of both sets, so they are looked at one by one.
+                    let outside = self.discarded.difference(*range);
+                    let mut missing = outside.filter(|part| !self.absent.contains_range(*part));
+                    assert_eq!(missing.next(), None, "provided, though it was never discarded");
+                }
+            }
+        }
+        let for_next = self.awaits_close;
+        self.preparation = Some(Preparation { id, what: what.clone(), for_next });
+    }
+
+    /// The device takes memory away.
+    pub(crate) fn remove(&mut self, range: PageRange) {
+        assert!(self.ram.is_disjoint(range), "{range} is taken away and the guest's");
+        assert!(
+            self.flights.iter().all(|flight| flight.pages.is_disjoint(range)),
+            "{range} is taken away while it is being discarded"
+        );
+        self.mapped.remove(range);
+    }
+
+    /// The device is done with its last session.
+    pub(crate) fn close_finished(&mut self) {
+        assert!(self.awaits_close, "no close to finish");
+        assert!(self.is_quiet(), "the close is done while there is work on the guest's memory");
+        assert!(self.absent.is_empty(), "pages are not there for the next kernel");
+        self.awaits_close = false;
+    }
+
+    fn is_in_flight(&self, range: PageRange) -> bool {
+        self.flights.iter().any(|flight| !flight.is_stale && !flight.pages.is_disjoint(range))
+    }
+
+    fn packet(&mut self, packet: &[u8]) {
+        if !has_session(self.state) {
+            return;
+        }
+        match GuestMessage::parse(packet).map(|message| message.body) {
+            Ok(GuestBody::BalloonResponse(response)) => {
+                for range in response.ranges.iter().filter_map(|word| word.range().ok()) {
+                    for part in self.ram.intersection(range) {
+                        self.given.insert(part);
+                    }
+                    for part in self.ram.difference(range) {
+                        self.foreign.insert(part);
+                    }
+                }
+            }
+            Ok(GuestBody::HotAddResponse(response)) => {
+                if let Some(range) = self.offered.take() {
+                    let blocks = response.pages.align_up(self.alignment).unwrap_or(range.count());
+                    if let Ok(taken) = PageRange::new(range.start(), blocks.min(range.count())) {
+                        self.is_added(taken);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn is_added(&mut self, range: PageRange) {
+        assert!(self.mapped.contains_range(range), "{range} became RAM and is not there");
+        self.ram.insert(range);
+        let given: Vec<_> = self.foreign.intersection(range).collect();
+        for part in given {
+            self.foreign.remove(part);
+            self.given.insert(part);
+        }
+    }
+
+    fn sent(&mut self, message: &[u8]) {
+        let message = HostMessage::parse(message).expect("the device speaks the protocol");
+        if let HostBody::HotAddRequest(request) = message.body {
+            let range = request.range.range().expect("a range of pages");
+            assert_eq!(self.offered.replace(range), None, "two offers at a time");
+        }
+    }
+
+    /// Pages go back to the guest.
+    fn take_back(&mut self, range: PageRange) {
+        assert!(!self.is_in_flight(range), "{range} is returned while it is being discarded");
+        let known = self.given.contains_range(range) || self.foreign.contains_range(range);
+        assert!(known, "{range} is returned and was not given");
+        if self.unit > PageCount::new(1) {
+            assert!(self.discarded.is_disjoint(range), "{range} is returned and is not there");
+        }
+        self.given.remove(range);
+        self.foreign.remove(range);
+        self.discarded.remove(range);
+    }
+
+    fn channel_closed(&mut self) {
+        // It may be using what it was told of.
+        if let Some(range) = self.offered.take() {
+            self.is_added(range);
+        }
+        if self.unit > PageCount::new(1) {
+            self.absent.insert_set(&self.discarded);
+            for flight in self.flights.iter().filter(|flight| !flight.is_stale) {
+                self.absent.insert_set(&flight.pages);
+            }
+        }
+        self.end_session();
+    }
+
+    fn system_reset(&mut self) {
+        self.offered = None;
+        self.ram = self.boot.clone();
+        self.absent.clear();
+        self.end_session();
+    }
+
+    fn end_session(&mut self) {
+        self.given.clear();
+        self.foreign.clear();
+        self.discarded.clear();
+        self.flights.iter_mut().for_each(|flight| flight.is_stale = true);
+        self.awaits_close = true;
+    }
+
+    fn job_done(&mut self, id: JobId, ok: bool) {
+        if let Some(at) = self.flights.iter().position(|flight| flight.id == id) {
+            let Flight { pages, is_stale, .. } = self.flights.remove(at);
+            if ok && !is_stale {
+                self.discarded.insert_set(&pages);
+            }
+        } else if let Some(done) = self.preparation.take_if(|at| at.id == id) {
+            match done.what {
+                Prepare::Add { range, .. } if ok => {
+                    self.mapped.insert(range);
+                }
+                Prepare::Return(ranges) => {
+                    for range in ranges {
+                        // Nothing more can be done for a guest whose pages the host has not got.
+                        if done.for_next {
+                            self.absent.remove(range);
+                        }
+                        if ok {
+                            self.discarded.remove(range);
+                        }
+                    }
+                }
+                Prepare::Add { .. } => {}
+            }
+        } else {
+            panic!("job {} ended that was never begun", id.get());
+        }
+    }
+}
+
+/// Whether the guest's handshake is over, so that what it says of pages counts.
+pub(crate) fn has_session(state: StateName) -> bool {
+    !matches!(
+        state,
+        StateName::Closed | StateName::Closing | StateName::AwaitVersion | StateName::AwaitCaps
+    )
+}

@@ -1,0 +1,272 @@
+//! Watches the host in a run: books, limits, waits; and counts what the run came across.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dynmem_protocol::{HostBody, HostMessage};
+use hv_balloon::{Event, Notice, Snapshot, StateName, TargetError, Transaction};
+use page_range::PageCount;
+use vmbus::protocol::{GuestMessage, Version};
+use vmbus::ring::RingError;
+use vmbus::{MAX_CHANNELS, MAX_GPADL_PAGES, MAX_GPADLS, MAX_QUEUED_MESSAGES};
+
+use crate::oracle::Oracle;
+use crate::tally::Tally;
+use crate::trace::Trace;
+
+/// Actions that one event of the device can cause: its answer, a discard, news of it, and one fault
+/// of each kind that a message can have.
+const MAX_ACTIONS: usize = 16;
+
+/// Messages that go out one after the other as long as the ring has room: those that return all that
+/// the guest gave, in pieces of [`MAX_UNBALLOON_MESSAGE`](hv_balloon::MAX_UNBALLOON_MESSAGE) pages or
+/// 510 ranges, and the answers that wait.
+const MAX_SENDS: usize = 64;
+
+/// All that watches.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pub(crate) oracle: Oracle,
+    pub(crate) bus: BusWatch,
+    pub(crate) trace: Trace,
+    pub(crate) tally: Tally,
+    /// A transaction of this session timed out: an honest guest may since be asked two things at once.
+    pub(crate) timed_out: bool,
+    /// The host took packets since somebody looked.
+    pub(crate) received: bool,
+    /// The guest's rings make no sense any more.
+    pub(crate) lost_ring: bool,
+    /// The target that was last taken, if what became of it was not told yet.
+    open_target: Option<PageCount>,
+    /// The guest is honest: it waits for answers before it goes on.
+    pub(crate) is_strict: bool,
+    /// Log lines that no limit holds, since the last target: they must be bounded by themselves.
+    unlimited_lines: u32,
+    /// How long the guest must be left alone after its handshake.
+    pub(crate) settle: Duration,
+    /// When the host began to leave it alone.
+    settles_since: Duration,
+    /// When the balloon request that is out went out.
+    asked_at: Option<Duration>,
+}
+
+impl Watch {
+    pub(crate) fn new(oracle: Oracle, trace: Trace) -> Self {
+        Self {
+            oracle,
+            bus: BusWatch::default(),
+            trace,
+            tally: Tally::default(),
+            timed_out: false,
+            received: false,
+            lost_ring: false,
+            open_target: None,
+            is_strict: true,
+            unlimited_lines: 0,
+            settle: Duration::ZERO,
+            settles_since: Duration::ZERO,
+            asked_at: None,
+        }
+    }
+
+    pub(crate) fn note(&self, now: Duration, line: impl FnOnce() -> String) {
+        self.trace.note(now, line);
+    }
+
+    /// Whether the last target was neither reached nor given up yet.
+    pub(crate) const fn is_target_open(&self) -> bool {
+        self.open_target.is_some()
+    }
+
+    pub(crate) fn before(&mut self, now: Duration, event: &Event<'_>, message: Option<&[u8]>) {
+        self.trace.note(now, || match event {
+            Event::Packet(packet) => format!("device is told: packet {}", describe(packet)),
+            other => format!("device is told: {other:?}"),
+        });
+        if matches!(event, Event::ChannelOpened { .. }) {
+            self.timed_out = false;
+        }
+        if matches!(event, Event::SystemReset) {
+            // The target was for the machine that was.
+            self.unlimited_lines = 0;
+        }
+        if let (Event::Sent, Some(message)) = (event, message)
+            && let Ok(message) = HostMessage::parse(message)
+        {
+            if matches!(message.body, HostBody::BalloonRequest(_)) {
+                self.asked_at = Some(now);
+            }
+        }
+        self.oracle.before(event, message);
+    }
+
+    /// An event was handled.
+    pub(crate) fn changed(&mut self, now: Duration, state: StateName) {
+        if state != self.oracle.state {
+            self.trace.note(now, || format!("device is {state}"));
+            self.tally.see_state(state);
+            if self.oracle.state == StateName::AwaitCaps {
+                self.settles_since = now;
+            }
+            self.oracle.state = state;
+            self.asked_at = self.asked_at.filter(|_| state == StateName::Ballooning);
+        }
+    }
+
+    /// What must hold whenever the device has said all that it has to say.
+    pub(crate) fn check(&mut self, device: &Snapshot) {
+        self.oracle.check(device);
+        let is_known = device.target.is_some() || self.open_target.is_none();
+        assert!(is_known, "a target was forgotten and nobody was told");
+    }
+
+    /// So many messages and other actions came out of the device in one go.
+    pub(crate) fn polled(&self, sends: usize, others: usize) {
+        assert!(others <= MAX_ACTIONS, "the device's queue of actions grows");
+        assert!(sends <= MAX_SENDS, "the device sends without end");
+    }
+
+    pub(crate) fn message(&mut self, now: Duration, bytes: &[u8]) {
+        self.trace.note(now, || {
+            let message = HostMessage::parse(bytes);
+            format!("device says: {}", short(&format!("{message:?}")))
+        });
+        let is_request = HostMessage::parse(bytes).is_ok_and(|message| {
+            use HostBody::{BalloonRequest, HotAddRequest, UnballoonRequest};
+            matches!(message.body, BalloonRequest(_) | HotAddRequest(_) | UnballoonRequest(_))
+        });
+        let waited = now.saturating_sub(self.settles_since);
+        assert!(!is_request || waited >= self.settle, "asked after {waited:?}");
+        self.oracle.message(bytes);
+    }
+
+    pub(crate) fn target_set(
+        &mut self,
+        now: Duration,
+        target: PageCount,
+        answer: Result<PageCount, TargetError>,
+    ) {
+        self.trace.note(now, || format!("operator: wants {target} pages: {answer:?}"));
+        if let Ok(target) = answer {
+            self.open_target = Some(target);
+            self.unlimited_lines = 0;
+        }
+    }
+
+    pub(crate) fn notice(&mut self, now: Duration, notice: &Notice) {
+        self.trace.note(now, || format!("device tells: {}", short(&format!("{notice:?}"))));
+        self.tally.see_notice(notice);
+        match notice {
+            Notice::TargetReached { .. } | Notice::StoppedShort { .. } => {
+                self.open_target = None;
+                self.unlimited_lines += 1;
+                // First that it was not reached, then perhaps that late pages made it so.
+                assert!(self.unlimited_lines <= 2, "a guest makes the log grow");
+            }
+            Notice::TimedOut(what) => {
+                self.timed_out = true;
+                if *what == Transaction::Balloon {
+                    self.asked_at = None;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn ring_error(&mut self, error: RingError) {
+        self.tally.see(
+            "ring error",
+            match error {
+                RingError::Access(_) => "access",
+                RingError::Layout => "layout",
+                RingError::WriteIndex(_) => "write index",
+                RingError::ReadIndex(_) => "read index",
+                RingError::PacketLength { .. } => "packet length",
+                RingError::PayloadOffset { .. } => "payload offset",
+                RingError::TooLong { .. } => "too long",
+            },
+        );
+    }
+}
+
+/// Watches the bus: what waits, and what the guest has lent.
+#[derive(Debug, Default)]
+pub(crate) struct BusWatch {
+    /// Words of the page lists that the guest announced, by GPADL.
+    announced: BTreeMap<u32, usize>,
+    /// Those of them that the host took.
+    live: BTreeMap<u32, usize>,
+}
+
+impl BusWatch {
+    /// The guest posts a message.
+    fn header(&mut self, gpadl: u32, bytes: u16) {
+        self.announced.insert(gpadl, usize::from(bytes) / 8);
+    }
+
+    pub(crate) fn posted(&mut self, message: &[u8]) {
+        match GuestMessage::parse(message, Version::V5_3) {
+            Ok((GuestMessage::GpadlHeader(header), _)) => {
+                self.header(header.gpadl.get(), header.range_buflen.get());
+            }
+            Ok((GuestMessage::RelidReleased(_), _)) => self.live.clear(),
+            _ => {}
+        }
+    }
+
+    /// So many actions came out of the server in one go.
+    pub(crate) fn drained(&self, actions: usize) {
+        let limit = MAX_QUEUED_MESSAGES + 4 * MAX_CHANNELS + 4;
+        assert!(actions <= limit, "the bus has {actions} actions waiting");
+    }
+
+    /// The host sends a message; `at_rest` says that nothing of the guest's memory is in use.
+    pub(crate) fn sent(&mut self, message: &[u8], at_rest: bool) {
+        use vmbus::protocol::HostMessage as Message;
+        match Message::parse(message, Version::V5_3).expect("the host speaks the protocol").0 {
+            Message::GpadlCreated(created) if created.status.get() == 0 => {
+                let gpadl = created.gpadl.get();
+                let words = self.announced.get(&gpadl).copied().unwrap_or(0);
+                self.live.entry(gpadl).or_insert(words);
+                assert!(self.live.len() <= MAX_GPADLS, "too many GPADLs");
+                let words: usize = self.live.values().sum();
+                assert!(words <= MAX_GPADL_PAGES, "too many pages in GPADLs");
+            }
+            Message::GpadlTorndown(torndown) => {
+                assert!(at_rest, "the guest gets its ring back while the host still works");
+                self.live.remove(&torndown.gpadl.get());
+            }
+            Message::UnloadResponse | Message::VersionResponse(_) => {
+                assert!(at_rest, "the next kernel uses memory on which the host still works");
+                self.live.clear();
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A message of the guest's in one line.
+fn describe(packet: &[u8]) -> String {
+    match dynmem_protocol::GuestMessage::parse(packet) {
+        Ok(message) => short(&format!("{:?}", message.body)),
+        Err(error) => format!("of {} bytes: {error}", packet.len()),
+    }
+}
+
+/// The start of a long line.
+fn short(line: &str) -> String {
+    const MOST: usize = 300;
+    let mut text: String = line.chars().take(MOST).collect();
+    if text.len() < line.len() {
+        text.push('…');
+    }
+    text
+}
+
+/// A message of the bus in a few words.
+pub(crate) fn bus_message(bytes: &[u8]) -> String {
+    match GuestMessage::parse(bytes, Version::V5_3) {
+        Ok((message, _)) => short(&format!("{message:?}")),
+        Err(error) => error.to_string(),
+    }
+}
