@@ -8,3 +8,4 @@ mod negotiation;
 mod random_walk;
 mod shrink;
 mod transitions;
+mod world;
