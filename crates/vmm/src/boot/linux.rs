@@ -32,6 +32,22 @@ const MAGIC_OFFSET: u64 = 0x202;
 
 const PAGE: u64 = 4096;
 
+/// Loads a kernel (a bzImage), its initrd and its command line into memory that nothing uses yet, as
+/// [`run`](crate::run) does, and returns the address of the first instruction.
+///
+/// # Errors
+/// [`BootError`] where the files are no kernel and initrd for this memory, or cannot be read. The
+/// memory may be written in part then.
+pub fn load_linux(
+    ram: &GuestRam,
+    kernel: &Path,
+    initrd: Option<&Path>,
+    command_line: &str,
+    vcpus: u8,
+) -> Result<u64, BootError> {
+    BootFiles::open(kernel, initrd, command_line)?.load(ram, vcpus)
+}
+
 /// What to boot. The files stay open, so that a reset works even if their names are gone.
 #[derive(Debug)]
 pub(crate) struct BootFiles {
