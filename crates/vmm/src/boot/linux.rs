@@ -122,7 +122,9 @@ impl BootFiles {
     /// Loads everything into memory and returns the address of the first instruction.
     pub(crate) fn load(&mut self, ram: &GuestRam, vcpus: u8) -> Result<u64, BootError> {
         let memory = ram.memory();
-        let image = BzImage::load(&*memory, None, &mut self.kernel.file, None)
+        // Below is the boot data.
+        let lowest = Some(GuestAddress(layout::HIGH_MEMORY));
+        let image = BzImage::load(&*memory, None, &mut self.kernel.file, lowest)
             .map_err(|source| BootError::Kernel { path: self.kernel.path.clone(), source })?;
         let mut header = image.setup_header.unwrap_or_default();
         if { header.xloadflags } & HAS_64_BIT_ENTRY == 0 {
