@@ -4,6 +4,7 @@ mod apt;
 mod cache;
 mod demo;
 mod emulator;
+mod fuzz;
 mod guest;
 mod host;
 mod image;
@@ -38,6 +39,8 @@ enum Task {
     Rig(rig::RigArgs),
     /// Runs all tests, those that need KVM in the rig where this machine cannot.
     Test(test::TestArgs),
+    /// Fuzzes all that takes input: each target for so many seconds.
+    Fuzz(fuzz::FuzzArgs),
     /// Measures the same guest under hvb and under QEMU's two balloons.
     BenchPeers(peers::PeersArgs),
     /// Checks what the compiler does not: layers, purity, file sizes.
@@ -77,6 +80,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo(args) => demo::main(&args),
         Task::Rig(args) => Ok(rig::main(&args)),
         Task::Test(args) => test::main(&args),
+        Task::Fuzz(args) => fuzz::main(&args),
         Task::BenchPeers(args) => peers::main(&args),
         Task::Lint => lint::main(),
         Task::Prepare { refresh } => prepare(refresh),

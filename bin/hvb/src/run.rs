@@ -11,7 +11,8 @@ pub(crate) fn run(args: RunArgs) -> Result<()> {
     Ok(vmm::run(&config(args)?)?)
 }
 
-fn config(args: RunArgs) -> Result<Config> {
+/// The machine that the options describe.
+pub(crate) fn config(args: RunArgs) -> Result<Config> {
     let max_memory = args.max_memory.unwrap_or(args.memory);
     if max_memory < args.memory {
         bail!(

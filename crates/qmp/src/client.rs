@@ -21,6 +21,10 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// The most events kept while nobody asks for them; the oldest go first.
 const MAX_KEPT_EVENTS: usize = 1024;
 
+/// The longest event kept, in bytes of its data: the longest of QEMU's have some hundred. A server
+/// may be anybody's, and is not to fill this process's memory.
+const MAX_KEPT_EVENT_BYTES: usize = 16 << 10;
+
 /// A connection to a QMP server, past negotiation.
 #[derive(Debug)]
 pub struct Client {
@@ -210,7 +214,7 @@ impl Client {
     }
 
     /// Executes a command. `arguments` is an object, or null for none. Events that come in the
-    /// meantime are kept for [`next_event`](Self::next_event).
+    /// meantime are kept for [`next_event`](Self::next_event), but for very long ones.
     ///
     /// # Errors
     /// The server fails the command or does not answer in time.
@@ -320,6 +324,9 @@ impl Client {
     }
 
     fn keep(&mut self, event: ReceivedEvent) {
+        if event.name.len() + event.data.to_string().len() > MAX_KEPT_EVENT_BYTES {
+            return;
+        }
         if self.events.len() == MAX_KEPT_EVENTS {
             self.events.pop_front();
         }

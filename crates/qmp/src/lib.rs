@@ -17,6 +17,7 @@
 
 mod client;
 mod commands;
+mod conversation;
 mod dynamic_memory;
 mod event;
 mod framer;
@@ -30,6 +31,7 @@ mod socket;
 
 pub use client::{Client, ClientError, ReceivedEvent};
 pub use commands::XQueryDynamicMemory;
+pub use conversation::Conversation;
 pub use dynamic_memory::{DynamicMemoryInfo, Faults, Refusal};
 pub use event::{Event, EventSender};
 pub use machine::{Machine, MonitorError};

@@ -4,11 +4,10 @@
 //! empties the queue. Where a client does not read its answers its own reader waits, and nobody
 //! else. Events go straight into the queues, see [`Outbox`].
 
+use crate::conversation::Conversation;
 use crate::event::{Event, EventSender};
-use crate::framer::Framer;
 use crate::machine::Machine;
 use crate::outbox::{Outbox, Queued};
-use crate::session::{MAX_COMMAND_BYTES, Session};
 use crate::socket::{Listener, ServerError};
 use nix::sys::socket::{Shutdown, shutdown};
 use serde_json::json;
@@ -120,7 +119,7 @@ impl Hub {
         if clients.len() >= MAX_CLIENTS {
             return turn_away(stream);
         }
-        clients.push(Client::start(stream, Session::new(machine.clone()))?);
+        clients.push(Client::start(stream, Conversation::new(machine.clone()))?);
         Ok(())
     }
 
@@ -149,7 +148,7 @@ impl Hub {
 }
 
 impl Client {
-    fn start(stream: UnixStream, session: Session) -> io::Result<Self> {
+    fn start(stream: UnixStream, conversation: Conversation) -> io::Result<Self> {
         let connection = Arc::new(Connection { stream, outbox: Outbox::default() });
         let writer = {
             let connection = connection.clone();
@@ -165,7 +164,7 @@ impl Client {
             let builder = thread::Builder::new().name("qmp-read".to_owned());
             builder.spawn(move || {
                 let _finish = FinishOnDrop(&connection.outbox);
-                read_loop(&connection, session);
+                read_loop(&connection, conversation);
             })
         };
         match reader {
@@ -235,23 +234,21 @@ fn turn_away(mut stream: UnixStream) -> io::Result<()> {
     stream.write_all(format!("{answer}\r\n").as_bytes())
 }
 
-fn read_loop(connection: &Connection, mut session: Session) {
+fn read_loop(connection: &Connection, mut conversation: Conversation) {
     let outbox = &connection.outbox;
-    if !outbox.push_answer(&Session::greeting(), false) {
+    if !outbox.push_answer(&Conversation::greeting(), false) {
         return;
     }
-    let mut framer = Framer::new(MAX_COMMAND_BYTES);
     let mut buffer = [0; 4096];
     loop {
         match (&connection.stream).read(&mut buffer) {
             Ok(0) => return,
-            Ok(count) => framer.push(&buffer[..count]),
+            Ok(count) => conversation.push(&buffer[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) => return,
         }
-        while let Some(message) = framer.next_message() {
-            let answer = session.answer(message);
-            if !outbox.push_answer(&answer, session.has_negotiated()) {
+        while let Some(answer) = conversation.next_answer() {
+            if !outbox.push_answer(&answer, conversation.has_negotiated()) {
                 return;
             }
         }

@@ -192,6 +192,27 @@ mod tests {
     }
 
     #[test]
+    fn a_link_is_replaced_and_what_it_names_stays() {
+        let directory = directory();
+        let (link, stale) = (directory.path().join("qmp"), directory.path().join("stale"));
+        drop(UnixListener::bind(&stale).unwrap());
+        std::os::unix::fs::symlink(&stale, &link).unwrap();
+        let _listener = Listener::bind(&link).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().file_type().is_socket());
+        assert!(stale.exists());
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_not_followed() {
+        let directory = directory();
+        let (link, target) = (directory.path().join("qmp"), directory.path().join("target"));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let error = Listener::bind(&link).unwrap_err();
+        assert!(matches!(error, ServerError::InUse { .. }), "{error}");
+        assert!(!target.exists());
+    }
+
+    #[test]
     fn a_file_is_left_alone() {
         let directory = directory();
         let path = directory.path().join("precious");

@@ -73,6 +73,22 @@ fn an_answer_of_another_shape_is_an_error() {
 }
 
 #[test]
+fn events_too_long_to_keep_are_dropped() {
+    let (_directory, path) = serve(|mut stream| {
+        let long = "x".repeat(100_000);
+        let said = format!(
+            "{GREETING}{{\"event\": \"LONG\", \"data\": \"{long}\"}}\
+             {{\"event\": \"SHORT\"}}{{\"return\": {{}}, \"id\": 1}}"
+        );
+        stream.get_mut().write_all(said.as_bytes()).unwrap();
+        keep_open(stream);
+    });
+    let mut client = Client::connect(&path, PATIENCE).unwrap();
+    assert_eq!(client.next_event(PATIENCE).unwrap().unwrap().name, "SHORT");
+    assert_eq!(client.next_event(IMPATIENCE).unwrap(), None);
+}
+
+#[test]
 fn a_silent_server_is_given_up() {
     let (_directory, path) = serve(keep_open);
     assert!(matches!(connect_error(&path), ClientError::NoGreeting { .. }));

@@ -1,6 +1,6 @@
 //! A small VMM on KVM that boots Linux with the hv-balloon device.
 //!
-//! [`run`] is all of it. Without the feature `hv-balloon`, which is on by default, the machine has a
+//! [`run`] is all of it; [`load_linux`] is its loader alone. Without the feature `hv-balloon`, which is on by default, the machine has a
 //! bus and no device on it.
 //!
 //! Threads: one per vCPU, one loop for bus and device, one that discards
@@ -30,6 +30,7 @@ mod vcpu;
 use no_balloon as balloon;
 
 pub use balloon::HAS_BALLOON;
+pub use boot::linux::load_linux;
 pub use config::{Config, OnReset, SettleTime};
 pub use console::SerialOutput;
 pub use error::{BootError, MachineError, VmmError};

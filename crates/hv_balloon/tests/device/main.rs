@@ -10,3 +10,4 @@ mod random_walk;
 mod saved_state;
 mod shrink;
 mod transitions;
+mod world;

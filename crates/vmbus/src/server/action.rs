@@ -50,7 +50,8 @@ pub enum Action {
         /// The channel.
         channel: ChannelId,
     },
-    /// Signal another VP from now on.
+    /// Signal another VP from now on. Where the channel could not be opened, the guest did not know
+    /// yet, and there is nothing to do.
     SetTargetVp {
         /// The channel.
         channel: ChannelId,

@@ -319,10 +319,9 @@ impl Balloon {
                 self.receive();
             }
             Err(error) => {
-                tracing::warn!(
-                    "cannot open the balloon's channel: {}",
-                    crate::error::chain(&error)
-                );
+                // The guest can try as often as it likes.
+                let error = crate::error::chain(&error);
+                self.notices.warn(&format_args!("cannot open its channel: {error}"));
                 self.calls.server().open_finished(id, false);
             }
         }

@@ -32,6 +32,22 @@ const MAGIC_OFFSET: u64 = 0x202;
 
 const PAGE: u64 = 4096;
 
+/// Loads a kernel (a bzImage), its initrd and its command line into memory that nothing uses yet, as
+/// [`run`](crate::run) does, and returns the address of the first instruction.
+///
+/// # Errors
+/// [`BootError`] where the files are no kernel and initrd for this memory, or cannot be read. The
+/// memory may be written in part then.
+pub fn load_linux(
+    ram: &GuestRam,
+    kernel: &Path,
+    initrd: Option<&Path>,
+    command_line: &str,
+    vcpus: u8,
+) -> Result<u64, BootError> {
+    BootFiles::open(kernel, initrd, command_line)?.load(ram, vcpus)
+}
+
 /// What to boot. The files stay open, so that a reset works even if their names are gone.
 #[derive(Debug)]
 pub(crate) struct BootFiles {
@@ -106,7 +122,9 @@ impl BootFiles {
     /// Loads everything into memory and returns the address of the first instruction.
     pub(crate) fn load(&mut self, ram: &GuestRam, vcpus: u8) -> Result<u64, BootError> {
         let memory = ram.memory();
-        let image = BzImage::load(&*memory, None, &mut self.kernel.file, None)
+        // Below is the boot data.
+        let lowest = Some(GuestAddress(layout::HIGH_MEMORY));
+        let image = BzImage::load(&*memory, None, &mut self.kernel.file, lowest)
             .map_err(|source| BootError::Kernel { path: self.kernel.path.clone(), source })?;
         let mut header = image.setup_header.unwrap_or_default();
         if { header.xloadflags } & HAS_64_BIT_ENTRY == 0 {

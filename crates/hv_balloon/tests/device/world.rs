@@ -1,0 +1,475 @@
+//! The device with a driver and a guest that do what they are told, and a model of each page.
+//!
+//! The model knows nothing of states: it follows each page by what was said about it. It is driven
+//! by random walks beside this file, and by a fuzzer (`tests/fuzz_bodies`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dynmem_protocol::*;
+use hv_balloon::{Action, Config, Device, Event, HotAdd, JobId, Prepare, Settle, StateName};
+use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
+
+/// RAM at boot is 0 to 47 and 64 to 111; the rest up to 127 is not RAM.
+pub(crate) const PAGES: u64 = 128;
+/// Where memory may be added; the first block that is aligned begins at 512.
+const WINDOW: (u64, u64) = (300, 2000);
+const CAPACITY: u64 = 1000;
+/// The smallest alignment a guest can have, 1 MiB.
+pub(crate) const BLOCK: u64 = 256;
+
+fn is_boot_ram(page: u64) -> bool {
+    page < 48 || (64..112).contains(&page)
+}
+
+fn ram() -> PageRangeSet {
+    (0..PAGES).filter(|&page| is_boot_ram(page)).map(|page| range(page, 1)).collect()
+}
+
+pub(crate) fn range(start: u64, count: u64) -> PageRange {
+    PageRange::new(Gpfn::new(start).unwrap(), PageCount::new(count)).unwrap()
+}
+
+fn numbers(range: PageRange) -> impl Iterator<Item = u64> {
+    range.start().get()..range.end().get()
+}
+
+/// What happens next.
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    Open,
+    Close,
+    Reset,
+    Version(u32),
+    Capabilities(u64),
+    Give(Vec<PageRange>, bool),
+    /// Gives what was asked for, from pages that are the guest's, and more or less by the number.
+    Obey(i8),
+    Confirm,
+    Status,
+    Garbage(Vec<u8>),
+    Target(u64),
+    /// The guest's answer to a hot-add: pages of the offer, or beside it, and its verdict.
+    Added(u64, u32),
+    /// The memory being prepared is ready, or not to be had.
+    Prepared(bool),
+    /// The driver writes the message it has.
+    Write,
+    /// The oldest discard ends.
+    Discarded(bool),
+    Wait(u64),
+    /// The device is saved, and another one goes on.
+    Restore,
+}
+
+pub(crate) struct World {
+    device: Device,
+    /// Pages the host can only discard together.
+    unit: u64,
+    now: Duration,
+    /// The message with the driver, not in the ring yet.
+    outgoing: Option<Vec<u8>>,
+    discards: BTreeMap<JobId, BTreeSet<u64>>,
+    /// Discards of sessions before this one.
+    stale: BTreeSet<JobId>,
+    /// Pages the guest gave since it opened the channel and did not get back.
+    out: BTreeSet<u64>,
+    /// Those of them that are RAM and whose discard ended well.
+    discarded: BTreeSet<u64>,
+    asked: Option<u64>,
+    awaiting_close: bool,
+    preparing: Option<(JobId, Prepare)>,
+    /// Pages of a closed channel that the next kernel must not touch as they are.
+    absent: BTreeSet<u64>,
+    /// What is being prepared is for the next kernel.
+    for_next: bool,
+    /// Memory within the guest's reach beyond its boot RAM.
+    mapped: BTreeSet<u64>,
+    /// Memory the guest has beyond its boot RAM.
+    added: BTreeSet<u64>,
+    /// Address of the first page that can be added, as long as any is.
+    base: Option<u64>,
+    /// The hot-add request the guest knows of and has not answered.
+    offered: Option<PageRange>,
+    /// The block size that memory was last prepared with.
+    alignment: u64,
+    /// What a restored device has to ask for once more.
+    again: Again,
+}
+
+/// What was asked of the driver by the device that was saved.
+#[derive(Debug, Default, PartialEq)]
+struct Again {
+    message: Option<Vec<u8>>,
+    discards: BTreeMap<JobId, BTreeSet<u64>>,
+    preparing: Option<(JobId, Prepare)>,
+}
+
+impl World {
+    fn config(unit: u64) -> Config {
+        let hot_add = HotAdd {
+            window: range(WINDOW.0, WINDOW.1 - WINDOW.0),
+            capacity: PageCount::new(CAPACITY),
+            least_alignment: PageCount::new(unit),
+        };
+        Config {
+            boot_ram: ram(),
+            settle: Settle::Fixed(Duration::ZERO),
+            status_reports: true,
+            hot_add: Some(hot_add),
+            discard_unit: PageCount::new(unit),
+        }
+    }
+
+    pub(crate) fn new(unit: u64) -> Self {
+        Self {
+            device: Device::new(Self::config(unit)),
+            unit,
+            now: Duration::ZERO,
+            outgoing: None,
+            discards: BTreeMap::new(),
+            stale: BTreeSet::new(),
+            out: BTreeSet::new(),
+            discarded: BTreeSet::new(),
+            asked: None,
+            awaiting_close: false,
+            preparing: None,
+            absent: BTreeSet::new(),
+            for_next: false,
+            mapped: BTreeSet::new(),
+            added: BTreeSet::new(),
+            base: None,
+            offered: None,
+            alignment: BLOCK,
+            again: Again::default(),
+        }
+    }
+
+    pub(crate) fn apply(&mut self, op: Op) {
+        match op {
+            Op::Open => self.event(Event::ChannelOpened { guest_os_id: 0 }),
+            Op::Close => {
+                if let Some(range) = self.offered.take() {
+                    self.added.extend(numbers(range));
+                }
+                if self.unit > 1 {
+                    self.absent.append(&mut self.discarded.clone());
+                    let of_session =
+                        self.discards.iter().filter(|(id, _)| !self.stale.contains(id));
+                    self.absent.extend(of_session.flat_map(|(_, pages)| pages));
+                }
+                self.close(Event::ChannelClosed);
+            }
+            Op::Reset => {
+                self.offered = None;
+                self.added.clear();
+                self.base = None;
+                self.absent.clear();
+                self.close(Event::SystemReset);
+            }
+            Op::Version(version) => {
+                let version = Version::from_wire(version);
+                self.packet(VersionRequest { version, is_last_attempt: false }.emit(1));
+            }
+            Op::Capabilities(bits) => self.packet(
+                CapabilitiesReport {
+                    capabilities: Capabilities::from_wire(bits),
+                    minimum_pages: PageCount::ZERO,
+                    highest_page: 0,
+                }
+                .emit(2),
+            ),
+            Op::Give(ranges, more) => self.give(&ranges, more),
+            Op::Obey(extra) => self.obey(extra),
+            Op::Confirm => {
+                self.packet(UnballoonResponse.emit(3));
+            }
+            Op::Status => self.packet(StatusReport::default().emit(4)),
+            Op::Garbage(bytes) => self.garbage(&bytes),
+            Op::Target(target) => self.event(Event::SetTarget(PageCount::new(target))),
+            Op::Added(pages, verdict) => self.answer_offer(pages, verdict),
+            Op::Prepared(ok) => self.finish_preparing(ok),
+            Op::Write => self.write(),
+            Op::Discarded(ok) => self.finish_discard(ok),
+            Op::Wait(seconds) => {
+                self.now += Duration::from_secs(seconds);
+                self.event(Event::Deadline);
+            }
+            Op::Restore => self.restore(),
+        }
+    }
+
+    /// All that the driver had to do is forgotten, and asked for again as far as there is need.
+    fn restore(&mut self) {
+        let saved = self.device.save(self.now);
+        let restored = Device::restore(Self::config(self.unit), &saved, self.now).unwrap();
+        let before = std::mem::replace(&mut self.device, restored).snapshot();
+        let mut discards = std::mem::take(&mut self.discards);
+        for id in std::mem::take(&mut self.stale) {
+            discards.remove(&id);
+        }
+        let preparing = self.preparing.take().filter(|_| !self.awaiting_close);
+        self.again = Again { message: self.outgoing.take(), discards, preparing };
+        if before.state != StateName::Closing {
+            assert_eq!(self.device.snapshot(), before);
+            assert!(self.device.save(self.now) == saved, "saved differently when restored");
+        }
+        self.act();
+        assert_eq!(self.again, Again::default(), "not asked for again");
+    }
+
+    fn event(&mut self, event: Event<'_>) {
+        self.device.handle(self.now, event);
+        self.act();
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.device.poll_action() {
+            match action {
+                Action::Send => {
+                    let message = self.device.message().expect("a message").to_vec();
+                    assert!(message.len() <= MAX_HOST_MESSAGE && message.len().is_multiple_of(8));
+                    assert_eq!(self.outgoing, None, "a second message before the first was sent");
+                    if let Some(before) = self.again.message.take() {
+                        assert_eq!(message, before);
+                    } else {
+                        self.take_back(&message);
+                    }
+                    self.outgoing = Some(message);
+                }
+                Action::Discard { id, ranges } => self.begin_discard(id, &ranges),
+                Action::Prepare { id, what } => self.begin_preparing(id, what),
+                Action::RemoveMemory { range } => self.remove(range),
+                Action::CloseFinished => {
+                    assert!(self.awaiting_close, "no close to finish");
+                    assert!(self.discards.is_empty(), "a discard is in flight");
+                    assert_eq!(self.preparing, None, "a preparation is in flight");
+                    assert!(self.absent.is_empty(), "pages are not there for the next kernel");
+                    self.awaiting_close = false;
+                }
+                Action::Notify(_) => {}
+            }
+        }
+        self.check();
+    }
+
+    fn packet(&mut self, packet: Vec<u8>) {
+        self.event(Event::Packet(&packet));
+    }
+
+    fn close(&mut self, event: Event<'_>) {
+        self.outgoing = None;
+        self.stale = self.discards.keys().copied().collect();
+        self.out.clear();
+        self.discarded.clear();
+        self.asked = None;
+        self.awaiting_close = true;
+        self.event(event);
+    }
+
+    fn give(&mut self, ranges: &[PageRange], more: bool) {
+        let counts = !matches!(
+            self.device.snapshot().state,
+            StateName::Closed | StateName::Closing | StateName::AwaitVersion | StateName::AwaitCaps
+        );
+        if counts {
+            for page in ranges.iter().copied().flat_map(numbers) {
+                self.out.insert(page);
+            }
+            if !more {
+                self.asked = None;
+            }
+        }
+        let mut list = RangeList::new();
+        ranges.iter().for_each(|&range| list.push(range).unwrap());
+        self.packet(BalloonResponse::emit(5, more, &list));
+    }
+
+    fn obey(&mut self, extra: i8) {
+        let Some(asked) = self.asked else { return };
+        let count = asked.saturating_add_signed(extra.into());
+        // One message holds no more ranges.
+        let count = usize::try_from(count).unwrap().min(510);
+        let pages: Vec<PageRange> = (0..PAGES)
+            .chain(self.added.iter().copied())
+            .filter(|page| self.is_ram(*page) && !self.out.contains(page))
+            .take(count)
+            .map(|page| range(page, 1))
+            .collect();
+        self.give(&pages, false);
+    }
+
+    /// Garbage must not be a valid answer, or the model would miss what it gives.
+    fn garbage(&mut self, bytes: &[u8]) {
+        if GuestMessage::parse(bytes).is_err() {
+            self.event(Event::Packet(bytes));
+        }
+    }
+
+    fn write(&mut self) {
+        if let Some(message) = self.outgoing.take() {
+            match HostMessage::parse(&message).unwrap().body {
+                HostBody::BalloonRequest(request) => {
+                    self.asked = Some(request.pages.get());
+                }
+                HostBody::HotAddRequest(request) => {
+                    let range = request.range.range().unwrap();
+                    assert_eq!(self.offered.replace(range), None, "two offers at a time");
+                }
+                _ => {}
+            }
+            self.event(Event::Sent);
+        }
+    }
+
+    fn begin_discard(&mut self, id: JobId, ranges: &[PageRange]) {
+        assert!(ranges.windows(2).all(|pair| pair[0].end() < pair[1].start()), "not merged");
+        let pages: BTreeSet<u64> = ranges.iter().copied().flat_map(numbers).collect();
+        for page in &pages {
+            assert!(self.is_ram(*page), "{page} is not RAM");
+            assert!(self.out.contains(page), "the guest uses {page}");
+            assert!(!self.discarded.contains(page), "{page} is discarded already");
+            assert!(!self.in_flight(*page), "{page} is being discarded already");
+        }
+        assert!(!pages.is_empty());
+        if let Some(before) = self.again.discards.remove(&id) {
+            assert_eq!(pages, before);
+        }
+        for range in ranges {
+            assert!(
+                range.start().get().is_multiple_of(self.unit)
+                    && range.count().get().is_multiple_of(self.unit),
+                "a part of a unit is discarded"
+            );
+        }
+        assert!(self.discards.insert(id, pages).is_none(), "id used twice");
+    }
+
+    fn in_flight(&self, page: u64) -> bool {
+        self.discards.iter().any(|(id, pages)| !self.stale.contains(id) && pages.contains(&page))
+    }
+
+    fn finish_discard(&mut self, ok: bool) {
+        if let Some((id, pages)) = self.discards.pop_first() {
+            if ok && !self.stale.remove(&id) {
+                self.discarded.extend(pages);
+            }
+            self.event(Event::JobDone { id, ok });
+        }
+    }
+
+    fn is_ram(&self, page: u64) -> bool {
+        is_boot_ram(page) || self.added.contains(&page)
+    }
+
+    fn begin_preparing(&mut self, id: JobId, what: Prepare) {
+        if let Some(before) = self.again.preparing.take() {
+            assert_eq!((id, what), before);
+            self.preparing = Some(before);
+            return;
+        }
+        match &what {
+            Prepare::Add { range, offset, alignment } => {
+                let (start, block) = (range.start().get(), alignment.get());
+                self.alignment = block;
+                assert!(start.is_multiple_of(block) && range.count().get().is_multiple_of(block));
+                assert!(WINDOW.0 <= start && range.end().get() <= WINDOW.1, "outside the window");
+                assert!(offset.get() + range.count().get() <= CAPACITY, "beyond the capacity");
+                assert!(numbers(*range).all(|page| !self.is_ram(page)), "is RAM already");
+                let base = start - offset.get();
+                if !self.added.is_empty() {
+                    assert_eq!(self.base, Some(base), "memory moved");
+                }
+                self.base = Some(base);
+            }
+            Prepare::Return(ranges) => {
+                assert!(self.unit > 1, "single pages come back by themselves");
+                for page in ranges.iter().copied().flat_map(numbers) {
+                    let is_absent = self.discarded.contains(&page) || self.absent.contains(&page);
+                    assert!(is_absent, "{page} is not discarded");
+                }
+            }
+        }
+        self.for_next = self.awaiting_close;
+        assert_eq!(self.preparing.replace((id, what)), None, "two preparations at a time");
+    }
+
+    fn finish_preparing(&mut self, ok: bool) {
+        let Some((id, what)) = self.preparing.take() else { return };
+        match what {
+            Prepare::Add { range, .. } if ok => self.mapped.extend(numbers(range)),
+            Prepare::Return(ranges) => {
+                for page in ranges.into_iter().flat_map(numbers) {
+                    // Nothing more can be done for a guest whose pages the host has not got.
+                    if self.for_next {
+                        self.absent.remove(&page);
+                    }
+                    if ok {
+                        self.discarded.remove(&page);
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.event(Event::JobDone { id, ok });
+    }
+
+    fn remove(&mut self, range: PageRange) {
+        for page in numbers(range) {
+            assert!(!self.added.contains(&page), "{page} is the guest's");
+            assert!(
+                !self.discards.values().any(|pages| pages.contains(&page)),
+                "{page} is being discarded"
+            );
+            self.mapped.remove(&page);
+        }
+    }
+
+    fn answer_offer(&mut self, pages: u64, verdict: u32) {
+        let counts = !matches!(
+            self.device.snapshot().state,
+            StateName::Closed | StateName::Closing | StateName::AwaitVersion | StateName::AwaitCaps
+        );
+        if counts && let Some(range) = self.offered.take() {
+            let blocks = pages.next_multiple_of(self.alignment);
+            self.added.extend(numbers(range).take(usize::try_from(blocks).unwrap()));
+        }
+        let result = HotAddResult::from_wire(verdict);
+        self.packet(HotAddResponse { pages: PageCount::new(pages), result }.emit(6));
+    }
+
+    /// Pages in an unballoon request must be out, and no discard may still run on them.
+    fn take_back(&mut self, message: &[u8]) {
+        let body = HostMessage::parse(message).unwrap().body;
+        if let HostBody::HotAddRequest(request) = &body {
+            for page in numbers(request.range.range().unwrap()) {
+                assert!(self.mapped.contains(&page), "{page} was offered before it is there");
+                // What the guest said of it before meant nothing.
+                self.out.remove(&page);
+            }
+        }
+        if let HostBody::UnballoonRequest(request) = body {
+            for page in request.ranges.iter().flat_map(|word| numbers(word.range().unwrap())) {
+                assert!(self.out.remove(&page), "{page} was returned but is not out");
+                assert!(!self.in_flight(page), "{page} was returned while being discarded");
+                if self.discarded.remove(&page) {
+                    assert_eq!(self.unit, 1, "{page} was returned while the host has it");
+                }
+            }
+        }
+    }
+
+    fn check(&self) {
+        let snapshot = self.device.snapshot();
+        let assigned = ram().len().get() + self.added.len() as u64;
+        let provided = assigned - self.discarded.len() as u64;
+        assert_eq!(snapshot.actual.get(), provided);
+        assert_eq!(snapshot.actual.get() + snapshot.ballooned.get(), snapshot.assigned.get());
+        assert_eq!(
+            snapshot.foreign.get(),
+            self.out.iter().filter(|&&page| !self.is_ram(page)).count() as u64
+        );
+        assert_eq!(snapshot.hot_added.get(), self.added.len() as u64);
+        assert!(self.added.is_subset(&self.mapped), "the guest has memory that is not there");
+    }
+}

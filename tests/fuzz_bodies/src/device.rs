@@ -1,0 +1,100 @@
+//! The device: any order of what guest, driver and operator do, against a model of each page.
+
+use arbitrary::{Arbitrary, Unstructured};
+
+use crate::world::{Op, World, range};
+
+/// The most steps of a run: enough for several sessions.
+const MAX_STEPS: usize = 1000;
+
+/// A step as the fuzzer writes it: few bytes, and most values mean something.
+#[derive(Arbitrary, Debug)]
+enum Step {
+    Open,
+    Close,
+    Reset,
+    Version(u8),
+    Capabilities(u8),
+    Give(Vec<(u16, u8)>, bool),
+    /// Every so many pages from this one on: many ranges in few bytes.
+    Comb(u8, u8),
+    Obey(i8),
+    Confirm,
+    Status,
+    Garbage(Vec<u8>),
+    Target(u16),
+    Blocks(u8, u8),
+    Added(u16, u8),
+    Prepared(bool),
+    Write,
+    Discarded(bool),
+    Wait(u8),
+    /// The handshake of a guest that wants to be asked.
+    Begin,
+}
+
+/// The bytes are the size of the host's pages and steps.
+pub(crate) fn run(data: &[u8]) {
+    let mut input = Unstructured::new(data);
+    let unit = if input.arbitrary().unwrap_or_default() { 8 } else { 1 };
+    let mut world = World::new(unit);
+    for _ in 0..MAX_STEPS {
+        if input.is_empty() {
+            break;
+        }
+        let Ok(step) = Step::arbitrary(&mut input) else { break };
+        for op in step.ops() {
+            world.apply(op);
+        }
+    }
+}
+
+impl Step {
+    fn ops(self) -> Vec<Op> {
+        let op = match self {
+            Self::Open => Op::Open,
+            Self::Close => Op::Close,
+            Self::Reset => Op::Reset,
+            Self::Version(0) => Op::Version(3),
+            Self::Version(1) => Op::Version(0x1_0000),
+            Self::Version(2) => Op::Version(0x2_0000),
+            Self::Version(other) => Op::Version(u32::from(other) << 16),
+            Self::Capabilities(bits) => Op::Capabilities(bits.into()),
+            Self::Give(ranges, more) => Op::Give(
+                ranges
+                    .into_iter()
+                    .take(64)
+                    .map(|(start, count)| range((start % 1024).into(), 1 + u64::from(count) % 256))
+                    .collect(),
+                more,
+            ),
+            Self::Comb(start, step) => {
+                let step = 1 + u64::from(step % 16);
+                Op::Give((0..64).map(|n| range(u64::from(start) + n * step, 1)).collect(), true)
+            }
+            Self::Obey(extra) => Op::Obey(extra),
+            Self::Confirm => Op::Confirm,
+            Self::Status => Op::Status,
+            Self::Garbage(bytes) => Op::Garbage(bytes),
+            Self::Target(pages) => Op::Target((pages % 1200).into()),
+            Self::Blocks(blocks, verdict) => {
+                Op::Added(u64::from(blocks % 5) * 256, u32::from(verdict % 3))
+            }
+            Self::Added(pages, verdict) => Op::Added((pages % 1200).into(), verdict.into()),
+            Self::Prepared(ok) => Op::Prepared(ok),
+            Self::Write => Op::Write,
+            Self::Discarded(ok) => Op::Discarded(ok),
+            Self::Wait(seconds) => Op::Wait(seconds.into()),
+            Self::Begin => {
+                return vec![
+                    Op::Open,
+                    Op::Version(0x2_0000),
+                    Op::Write,
+                    Op::Capabilities(3),
+                    Op::Write,
+                ];
+            }
+        };
+        vec![op]
+    }
+}

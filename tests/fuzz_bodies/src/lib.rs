@@ -1,0 +1,58 @@
+#![forbid(unsafe_code)]
+//! What the fuzzers run: one function for each target, from bytes to a panic or none.
+//!
+//! The programs in `fuzz/` call them under libFuzzer; the test `replay` of this package calls them
+//! with each file of the corpora, so that an ordinary `cargo test` has all that a fuzzer ever found.
+
+mod boot;
+mod device;
+mod dm_messages;
+mod hvb_options;
+mod page_set;
+mod qmp_lines;
+mod rings;
+mod vmbus_messages;
+
+// Parts of the program `hvb`, which has no library.
+#[path = "../../../bin/hvb/src/cli.rs"]
+mod cli;
+#[path = "../../../bin/hvb/src/run.rs"]
+#[expect(dead_code, reason = "for the program")]
+mod run;
+#[path = "../../../bin/hvb/src/size.rs"]
+mod size;
+
+// The device with a model of each page.
+#[path = "../../../crates/hv_balloon/tests/device/world.rs"]
+mod world;
+
+/// Something to fuzz.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Its name: that of the program in `fuzz/fuzz_targets` and of the folder in `fuzz/corpus`.
+    pub name: &'static str,
+    /// Tries one input. Panics where something that must hold does not.
+    pub run: fn(&[u8]),
+}
+
+/// All there are.
+pub const TARGETS: &[Target] = &[
+    Target { name: "boot", run: boot::run },
+    Target { name: "device", run: device::run },
+    Target { name: "dm_messages", run: dm_messages::run },
+    Target { name: "hvb_options", run: hvb_options::run },
+    Target { name: "page_set", run: page_set::run },
+    Target { name: "qmp_lines", run: qmp_lines::run },
+    Target { name: "rings", run: rings::run },
+    Target { name: "vmbus_messages", run: vmbus_messages::run },
+];
+
+/// Tries one input of the target of this name.
+///
+/// # Panics
+/// If there is no such target, or something that must hold does not.
+pub fn run(name: &str, data: &[u8]) {
+    let target = TARGETS.iter().find(|target| target.name == name);
+    let target = target.unwrap_or_else(|| panic!("there is no fuzz target {name}"));
+    (target.run)(data);
+}

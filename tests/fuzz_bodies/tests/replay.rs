@@ -1,0 +1,67 @@
+//! Every input of the corpora, and what must be there for each target.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use fuzz_bodies::{TARGETS, run};
+
+/// The workspace of the fuzzers.
+fn fuzz() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz")
+}
+
+/// Runs all inputs of a target, in order of their names; a panic says which one it was.
+fn replay(target: &str) {
+    struct Name(PathBuf);
+    impl Drop for Name {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("the input was {}", self.0.display());
+            }
+        }
+    }
+    let dir = fuzz().join("corpus").join(target);
+    let mut files: Vec<_> = fs::read_dir(&dir)
+        .unwrap_or_else(|error| panic!("{}: {error}", dir.display()))
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    assert!(files.len() >= 3, "{}: no corpus", dir.display());
+    for file in files {
+        let data = fs::read(&file).unwrap();
+        let _name = Name(file);
+        run(target, &data);
+    }
+}
+
+macro_rules! replayed {
+    ($($target:ident),* $(,)?) => {
+        /// The targets that are replayed.
+        const REPLAYED: &[&str] = &[$(stringify!($target)),*];
+        $(
+            #[test]
+            fn $target() {
+                replay(stringify!($target));
+            }
+        )*
+    };
+}
+
+// In the order of `TARGETS`.
+replayed!(boot, device, dm_messages, hvb_options, page_set, qmp_lines, rings, vmbus_messages);
+
+#[test]
+fn every_target_has_a_program_a_corpus_and_a_test() {
+    let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
+    assert_eq!(names, REPLAYED);
+    let stems = |dir: &str| {
+        let mut stems: Vec<_> = fs::read_dir(fuzz().join(dir))
+            .unwrap()
+            .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        stems.sort();
+        stems
+    };
+    assert_eq!(stems("fuzz_targets"), names);
+    assert_eq!(stems("corpus"), names);
+}
