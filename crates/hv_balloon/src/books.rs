@@ -306,13 +306,10 @@ impl Books {
 
     /// Takes discarded units that the host is to provide again, for `owed` pages to give back.
     pub(crate) fn begin_provide(&mut self, owed: PageCount) -> Option<Vec<PageRange>> {
-        let mut left = owed.align_up(self.unit).unwrap_or(owed);
-        while !left.is_zero()
-            && let Some(range) = self.out.ballooned.take_last(left)
-        {
+        let units = owed.align_up(self.unit).unwrap_or(owed);
+        self.out.ballooned.take_last_ranges(units, usize::MAX, |range| {
             self.out.providing.insert(range);
-            left = left.saturating_sub(range.count());
-        }
+        });
         (!self.out.providing.is_empty()).then(|| self.out.providing.iter().collect())
     }
 

@@ -1,5 +1,14 @@
 //! Words of 64 bits: one for each child of a node, or for each page.
 
+/// The bits of a page's number that say where it is in its word.
+pub(super) const WORD_MASK: u64 = 63;
+
+/// The number of a page among the 64 aligned ones of its word.
+#[inline]
+pub(super) const fn low(page: u64) -> u32 {
+    (page & WORD_MASK) as u32
+}
+
 /// Bit `i` alone; `i` is below 64.
 #[inline]
 pub(super) const fn bit(i: u32) -> u64 {

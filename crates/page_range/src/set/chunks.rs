@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use super::bits::{from_on, up_to};
+use super::bits::{WORD_MASK, from_on, low, up_to};
 use super::leaf::Leaf;
 use super::node::Node;
 use super::part::Part;
@@ -16,9 +16,6 @@ const PAGES: u64 = Tree::PAGES as u64;
 
 /// The pages of a leaf.
 pub(super) const LEAF: u64 = Leaf::PAGES as u64;
-
-/// The pages that a word has bits for.
-const WORD: u64 = 64;
 
 /// Room that is kept for chunks although there are fewer: a set that is filled and emptied in turns
 /// need not allocate each time.
@@ -79,7 +76,7 @@ impl Chunks {
     #[inline]
     pub(super) fn put<const IN: bool>(&mut self, start: u64, end: u64) -> u64 {
         let last = end.wrapping_sub(1);
-        let quick = if (start ^ last) < WORD {
+        let quick = if (start ^ last) <= WORD_MASK {
             let mask = from_on(low(start)) & up_to(low(last));
             self.put_quickly::<IN, false>(start, mask)
         } else if end.wrapping_sub(start) == LEAF && start & LEAF.wrapping_sub(1) == 0 {
@@ -342,13 +339,6 @@ const fn number(page: u64) -> u64 {
 #[expect(clippy::cast_possible_truncation, reason = "masked: a chunk has less than 2^32 pages")]
 const fn offset(page: u64) -> u32 {
     page as u32 & Tree::PAGES.wrapping_sub(1)
-}
-
-/// The number of a page among 64 aligned ones.
-#[inline]
-#[expect(clippy::cast_possible_truncation, reason = "masked: less than 64")]
-const fn low(page: u64) -> u32 {
-    (page & WORD.wrapping_sub(1)) as u32
 }
 
 /// The end of a range in the chunk that has its last page.

@@ -2,11 +2,9 @@
 
 use core::iter::FusedIterator;
 
-use super::bits::{from_on, highest, up_to};
+use super::bits::{WORD_MASK, from_on, highest, low, up_to};
 use super::chunks::Chunks;
 use crate::{Gpfn, PageRange};
-
-const WORD_MASK: u64 = 63;
 
 /// The maximal ranges between two pages whose pages are in the set, or are not.
 pub(super) struct Runs<'a, const IN: bool> {
@@ -146,9 +144,4 @@ impl<const IN: bool> FusedIterator for Runs<'_, IN> {}
 
 fn range(start: u64, end: u64) -> Option<PageRange> {
     PageRange::between(Gpfn::new(start)?, Gpfn::new(end)?)
-}
-
-/// The number of a page among 64 aligned ones.
-const fn low(page: u64) -> u32 {
-    (page & WORD_MASK) as u32
 }
