@@ -8,6 +8,7 @@ mod boot;
 mod device;
 mod dm_messages;
 mod hvb_options;
+mod hypercalls;
 mod page_set;
 mod qmp_lines;
 mod rings;
@@ -41,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "device", run: device::run },
     Target { name: "dm_messages", run: dm_messages::run },
     Target { name: "hvb_options", run: hvb_options::run },
+    Target { name: "hypercalls", run: hypercalls::run },
     Target { name: "page_set", run: page_set::run },
     Target { name: "qmp_lines", run: qmp_lines::run },
     Target { name: "rings", run: rings::run },

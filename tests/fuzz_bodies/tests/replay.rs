@@ -48,7 +48,17 @@ macro_rules! replayed {
 }
 
 // In the order of `TARGETS`.
-replayed!(boot, device, dm_messages, hvb_options, page_set, qmp_lines, rings, vmbus_messages);
+replayed!(
+    boot,
+    device,
+    dm_messages,
+    hvb_options,
+    hypercalls,
+    page_set,
+    qmp_lines,
+    rings,
+    vmbus_messages,
+);
 
 #[test]
 fn every_target_has_a_program_a_corpus_and_a_test() {

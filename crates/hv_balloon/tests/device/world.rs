@@ -18,6 +18,9 @@ const CAPACITY: u64 = 1000;
 /// The smallest alignment a guest can have, 1 MiB.
 pub(crate) const BLOCK: u64 = 256;
 
+/// Pages of boot RAM.
+const BOOT: u64 = 96;
+
 fn is_boot_ram(page: u64) -> bool {
     page < 48 || (64..112).contains(&page)
 }
@@ -461,9 +464,9 @@ impl World {
 
     fn check(&self) {
         let snapshot = self.device.snapshot();
-        let assigned = ram().len().get() + self.added.len() as u64;
+        let assigned = BOOT + self.added.len() as u64;
         let provided = assigned - self.discarded.len() as u64;
-        assert_eq!(snapshot.actual.get(), provided);
+        assert_eq!((snapshot.boot.get(), snapshot.actual.get()), (BOOT, provided));
         assert_eq!(snapshot.actual.get() + snapshot.ballooned.get(), snapshot.assigned.get());
         assert_eq!(
             snapshot.foreign.get(),
