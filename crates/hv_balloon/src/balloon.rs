@@ -17,6 +17,10 @@ pub const MAX_BALLOON_REQUEST: PageCount = PageCount::new(585_728);
 /// How long the guest may be silent before a request is given up.
 pub const BALLOON_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a request may take in all. Each page that comes gives the guest more time, but one that
+/// gives a page a minute would take years; others give all there is in a request in some seconds.
+pub const MAX_BALLOON_TIME: Duration = Duration::from_secs(600);
+
 /// How long the guest is left alone after it gave less than asked for. Linux computes its floor
 /// afresh for each request, so asking again can bring more.
 pub const SHORT_ANSWER_PAUSE: Duration = Duration::from_secs(1);
@@ -41,6 +45,15 @@ pub(crate) struct Asked {
     pub(crate) named_pages: bool,
     /// Answers before this one that were short.
     pub(crate) short_answers: u32,
+    /// When the request ends, whatever comes.
+    pub(crate) until: Duration,
+}
+
+impl Asked {
+    /// The request is in the ring: its time starts now.
+    pub(crate) const fn sent(&mut self, now: Duration) {
+        self.until = now.saturating_add(MAX_BALLOON_TIME);
+    }
 }
 
 impl Device {
@@ -55,7 +68,13 @@ impl Device {
         let id = self.transaction_id;
         let request = BalloonRequest { pages };
         if self.outbox.push(|out| request.emit_into(id, out)).is_ok() {
-            let asked = Asked { pages, gained: PageCount::ZERO, named_pages: false, short_answers };
+            let asked = Asked {
+                pages,
+                gained: PageCount::ZERO,
+                named_pages: false,
+                short_answers,
+                until: self.after(MAX_BALLOON_TIME),
+            };
             let deadline = self.after(BALLOON_TIMEOUT);
             self.state = State::Ballooning { session, asked, deadline };
         }
@@ -77,7 +96,7 @@ impl Device {
         if response.more_pages {
             // Messages that bring nothing do not keep the request alive.
             if !accepted.fresh.is_zero() {
-                deadline = self.after(BALLOON_TIMEOUT);
+                deadline = self.after(BALLOON_TIMEOUT).min(asked.until);
             }
             self.state = State::Ballooning { session, asked, deadline };
         } else {
@@ -88,7 +107,7 @@ impl Device {
     /// The guest said its last word on a request. Decides whether it is asked again.
     fn request_answered(&mut self, session: Session, asked: Asked) {
         self.end_transaction(session);
-        let Asked { pages, gained, named_pages, short_answers } = asked;
+        let Asked { pages, gained, named_pages, short_answers, .. } = asked;
         if gained > pages {
             self.fault(GuestFault::ExcessPages { asked: pages, given: gained });
         }

@@ -72,7 +72,10 @@ impl Device {
         self.outbox.sent();
         let from_now = self.after(crate::BALLOON_TIMEOUT);
         match &mut self.state {
-            State::Ballooning { deadline, .. } => *deadline = from_now,
+            State::Ballooning { asked, deadline, .. } => {
+                asked.sent(self.now);
+                *deadline = from_now;
+            }
             State::Unballooning { deadline, .. } => *deadline = from_now,
             State::HotAdding { range, since, deadline, .. } => {
                 *since = Some(self.now);

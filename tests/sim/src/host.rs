@@ -387,7 +387,8 @@ impl Host {
     }
 
     /// Once the device has said all that it has to say.
-    fn check(&mut self) {
-        self.watch.check(&self.device.snapshot());
+    fn check(&self) {
+        let deadline = self.device.next_deadline();
+        self.watch.check(self.now, &self.device.snapshot(), deadline);
     }
 }

@@ -36,11 +36,17 @@ use world::World;
 /// The environment variable that names the seed to replay.
 pub const SEED: &str = "HV_BALLOON_SEED";
 
+/// The environment variable that names the vices of the guest to replay, with commas between them,
+/// where they do not come from the seed.
+pub const VICES: &str = "HV_BALLOON_VICES";
+
 /// A run in which something did not hold.
 #[derive(Clone, Debug)]
 pub struct Failure {
     /// The run.
     pub seed: u64,
+    /// The guest's vices, where they do not come from the seed.
+    pub vices: Option<Vec<Vice>>,
     /// What did not hold.
     pub what: String,
     /// What happened until then, oldest first.
@@ -52,9 +58,18 @@ pub struct Failure {
 /// # Errors
 /// What did not hold, with the trace of a second run.
 pub fn run(seed: u64) -> Result<Tally, Box<Failure>> {
-    match attempt(seed, &Trace::default()) {
+    run_with(seed, None)
+}
+
+/// Makes the run of a seed, but with a guest that has these vices and no others; where there are none,
+/// it is honest.
+///
+/// # Errors
+/// What did not hold, with the trace of a second run.
+pub fn run_with(seed: u64, vices: Option<&[Vice]>) -> Result<Tally, Box<Failure>> {
+    match attempt(seed, vices, &Trace::default()) {
         Ok(tally) => Ok(tally),
-        Err(_) => replay(seed).map(|(tally, _)| tally),
+        Err(_) => replay(seed, vices).map(|(tally, _)| tally),
     }
 }
 
@@ -62,17 +77,23 @@ pub fn run(seed: u64) -> Result<Tally, Box<Failure>> {
 ///
 /// # Errors
 /// What did not hold.
-pub fn replay(seed: u64) -> Result<(Tally, Vec<String>), Box<Failure>> {
+pub fn replay(
+    seed: u64,
+    vices: Option<&[Vice]>,
+) -> Result<(Tally, Vec<String>), Box<Failure>> {
     let trace = Trace::kept();
-    match attempt(seed, &trace) {
+    match attempt(seed, vices, &trace) {
         Ok(tally) => Ok((tally, trace.lines())),
-        Err(what) => Err(Box::new(Failure { seed, what, trace: trace.lines() })),
+        Err(what) => {
+            let vices = vices.map(<[Vice]>::to_vec);
+            Err(Box::new(Failure { seed, vices, what, trace: trace.lines() }))
+        }
     }
 }
 
-fn attempt(seed: u64, trace: &Trace) -> Result<Tally, String> {
+fn attempt(seed: u64, vices: Option<&[Vice]>, trace: &Trace) -> Result<Tally, String> {
     let run = || {
-        let mut world = World::new(seed, trace.clone());
+        let mut world = World::new(seed, vices, trace.clone());
         world.run();
         world.into_tally()
     };
@@ -95,6 +116,11 @@ impl fmt::Display for Failure {
             writeln!(f, "{line}")?;
         }
         writeln!(f, "seed {}: {}", self.seed, self.what)?;
-        write!(f, "all of it again: {SEED}={} cargo test -p sim replay -- --nocapture", self.seed)
+        write!(f, "all of it again: {SEED}={}", self.seed)?;
+        if let Some(vices) = &self.vices {
+            let names: Vec<_> = vices.iter().map(|vice| vice.name()).collect();
+            write!(f, " {VICES}=\"{}\"", names.join(","))?;
+        }
+        write!(f, " cargo test -p sim replay -- --nocapture")
     }
 }

@@ -30,6 +30,8 @@ pub enum Vice {
     GivesUnasked,
     /// Says with each answer that more follows.
     EndlessMorePages,
+    /// Gives a page just before its time is up, and says that more follows.
+    Dribbles,
     /// Says nothing once it is asked.
     NeverAnswers,
     /// Reads nothing once the handshake is over.
@@ -56,13 +58,14 @@ pub enum Vice {
 
 impl Vice {
     /// All there are.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::LiesAboutRanges,
         Self::FreesTwice,
         Self::GivesForeignPages,
         Self::GivesPagesNotAdded,
         Self::GivesUnasked,
         Self::EndlessMorePages,
+        Self::Dribbles,
         Self::NeverAnswers,
         Self::NeverReads,
         Self::TakesNoMessages,
@@ -86,6 +89,7 @@ impl Vice {
             Self::GivesPagesNotAdded => "gives pages not added",
             Self::GivesUnasked => "gives unasked",
             Self::EndlessMorePages => "endless more pages",
+            Self::Dribbles => "dribbles",
             Self::NeverAnswers => "never answers",
             Self::NeverReads => "never reads",
             Self::TakesNoMessages => "takes no messages",
@@ -102,7 +106,10 @@ impl Vice {
 
     /// Whether it consists of what is not done.
     pub(crate) const fn is_passive(self) -> bool {
-        matches!(self, Self::NeverAnswers | Self::NeverReads | Self::TakesNoMessages)
+        matches!(
+            self,
+            Self::NeverAnswers | Self::NeverReads | Self::TakesNoMessages | Self::Dribbles
+        )
     }
 }
 
@@ -130,9 +137,10 @@ pub(crate) fn act(vice: Vice, guest: &mut Guest, host: &mut Host, dice: &mut Dic
             give(guest, host, dice, &words);
         }
         Vice::GivesUnasked => give_unasked(guest, host, dice, at),
-        Vice::EndlessMorePages => {
+        Vice::EndlessMorePages | Vice::Dribbles => {
             let page = in_ram(dice, at);
-            let words: &[u64] = if dice.one_in(2) { &[] } else { &[word(page, 1)] };
+            let is_empty = vice == Vice::EndlessMorePages && dice.one_in(2);
+            let words: &[u64] = if is_empty { &[] } else { &[word(page, 1)] };
             guest.send(&response(words, true), host);
         }
         Vice::Floods => flood(guest, host, dice),

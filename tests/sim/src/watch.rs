@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dynmem_protocol::{HostBody, HostMessage};
-use hv_balloon::{Event, Notice, Snapshot, StateName, TargetError, Transaction};
+use hv_balloon::{Event, MAX_BALLOON_TIME, Notice, Snapshot, StateName, TargetError, Transaction};
 use page_range::PageCount;
 use vmbus::protocol::{GuestMessage, Version};
 use vmbus::ring::RingError;
@@ -22,6 +22,9 @@ const MAX_ACTIONS: usize = 16;
 /// the guest gave, in pieces of [`MAX_UNBALLOON_MESSAGE`](hv_balloon::MAX_UNBALLOON_MESSAGE) pages or
 /// 510 ranges, and the answers that wait.
 const MAX_SENDS: usize = 64;
+
+/// The longest wait: for a guest that adds 32 GiB and brings nothing online.
+const MAX_WAIT: Duration = Duration::from_secs(3600);
 
 /// All that watches.
 #[derive(Debug)]
@@ -92,10 +95,9 @@ impl Watch {
         }
         if let (Event::Sent, Some(message)) = (event, message)
             && let Ok(message) = HostMessage::parse(message)
+            && matches!(message.body, HostBody::BalloonRequest(_))
         {
-            if matches!(message.body, HostBody::BalloonRequest(_)) {
-                self.asked_at = Some(now);
-            }
+            self.asked_at = Some(now);
         }
         self.oracle.before(event, message);
     }
@@ -114,10 +116,24 @@ impl Watch {
     }
 
     /// What must hold whenever the device has said all that it has to say.
-    pub(crate) fn check(&mut self, device: &Snapshot) {
+    pub(crate) fn check(&self, now: Duration, device: &Snapshot, deadline: Option<Duration>) {
         self.oracle.check(device);
+        self.check_wait(now, device.state, deadline);
         let is_known = device.target.is_some() || self.open_target.is_none();
         assert!(is_known, "a target was forgotten and nobody was told");
+    }
+
+    /// Whatever is waited for, it is not for ever.
+    fn check_wait(&self, now: Duration, state: StateName, deadline: Option<Duration>) {
+        use StateName::{Ballooning, HotAdding, Pausing, Settling, Unballooning};
+        let waits = matches!(state, Ballooning | HotAdding | Pausing | Settling | Unballooning);
+        assert!(!waits || deadline.is_some(), "{state} without end");
+        if let Some(deadline) = deadline {
+            assert!(deadline <= now + MAX_WAIT, "waits until {deadline:?}");
+            let last = self.asked_at.filter(|_| state == Ballooning);
+            let last = last.map(|asked| asked + MAX_BALLOON_TIME);
+            assert!(last.is_none_or(|last| deadline <= last), "a request has no end");
+        }
     }
 
     /// So many messages and other actions came out of the device in one go.
@@ -137,6 +153,10 @@ impl Watch {
         });
         let waited = now.saturating_sub(self.settles_since);
         assert!(!is_request || waited >= self.settle, "asked after {waited:?}");
+        if is_request {
+            // The one before is over; this one's time begins when it is in the ring.
+            self.asked_at = None;
+        }
         self.oracle.message(bytes);
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use guest_model::dynmem::Personality;
+use hv_balloon::StateName;
 use page_range::PageCount;
 
 use crate::dice::Dice;
@@ -51,6 +52,8 @@ enum Move {
     Live,
     /// The guest does something hostile.
     Vice,
+    /// The guest gives a page just before its time is up.
+    Dribble,
     /// Time passes.
     Leap,
     /// Somebody hangs for a while.
@@ -94,19 +97,17 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, trace: Trace) -> Self {
+    /// The run of a seed, whose guest has these vices; without it has those that the seed says.
+    pub(crate) fn new(seed: u64, vices: Option<&[Vice]>, trace: Trace) -> Self {
         let mut dice = Dice::new(seed);
-        let vices = match dice.below(8) {
-            0..=2 => Vec::new(),
-            3..=6 => (0..dice.between(1, 3)).map(|_| dice.pick(&Vice::ALL)).collect(),
-            _ => Vice::ALL.iter().copied().filter(|vice| !vice.is_passive()).collect(),
-        };
+        let rolled = roll_vices(&mut dice);
+        let vices = vices.map_or(rolled, <[Vice]>::to_vec);
         Self::with_vices(vices, dice, trace)
     }
 
     /// A guest with these vices, or an honest one.
-    pub(crate) fn with_vices(vices: Vec<Vice>, mut dice: Dice, trace: Trace) -> Self {
-        let setup = Setup::roll(&mut dice);
+    fn with_vices(vices: Vec<Vice>, mut dice: Dice, trace: Trace) -> Self {
+        let setup = Setup::roll(vices.is_empty(), &mut dice);
         let personality = match vices.is_empty() {
             true => setup::honest(&mut dice),
             false => setup::hostile(&vices, &mut dice),
@@ -281,12 +282,20 @@ impl World {
         let now = self.host.now;
         let sends = self.guest_may(Move::Send) && self.guest.stage == Stage::Running;
         let guest = if sends { self.guest.driver.next_deadline() } else { None };
-        let deadlines = [self.host.device.next_deadline(), guest];
+        let deadlines = [self.host.device.next_deadline(), guest, self.dribbles_at()];
         let due = deadlines.into_iter().flatten().chain(self.hangs).filter(|at| *at > now).min();
         if let Some(due) = due {
             self.host.now = due;
         }
         due.is_some()
+    }
+
+    /// Shortly before the request's time is up, for a guest that dribbles.
+    fn dribbles_at(&self) -> Option<Duration> {
+        let dribbles = self.vices.contains(&Vice::Dribbles) && !self.is_resetting;
+        let deadline = self.host.device.next_deadline().filter(|_| dribbles)?;
+        let is_asked = self.host.watch.oracle.state == StateName::Ballooning;
+        is_asked.then(|| deadline.saturating_sub(Duration::from_secs(1)))
     }
 
     fn find_moves(&mut self) {
@@ -296,6 +305,9 @@ impl World {
         }
         if self.host.is_due() {
             self.moves.push((3, Move::Deadline));
+        }
+        if self.dribbles_at().is_some_and(|at| at <= self.host.now) && !self.host.signalled {
+            self.moves.push((6, Move::Dribble));
         }
         if !self.host.jobs.is_empty() && !self.hangs(Move::Job) {
             self.moves.push((4, Move::Job));
@@ -395,7 +407,11 @@ impl World {
             Move::Send => self.send_blocked = !self.guest.send_packet(&mut self.host),
             Move::Operate => self.operate(),
             Move::Live => self.live(),
-            Move::Vice => self.vice(),
+            Move::Vice => {
+                let vice = self.dice.pick(&self.vices);
+                self.vice(vice);
+            }
+            Move::Dribble => self.vice(Vice::Dribbles),
             Move::Leap => {
                 let most = self.dice.pick(&[100, 2000, 2000, 70_000]);
                 self.host.now += Duration::from_millis(self.dice.below(most));
@@ -433,9 +449,18 @@ impl World {
         match (guest.stage, self.dice.below(16)) {
             (Stage::Down, _) => guest.boot(host),
             (Stage::Unloaded, _) => guest.load(),
-            (_, 0) => guest.unload(host),
-            (_, 1) => guest.kexec(host),
-            (_, 2) if self.dice.one_in(3) => guest.crash(host),
+            (_, 0) => {
+                host.watch.tally.see("event", "unload");
+                guest.unload(host);
+            }
+            (_, 1) => {
+                host.watch.tally.see("event", "kexec");
+                guest.kexec(host);
+            }
+            (_, 2) if self.dice.one_in(3) => {
+                host.watch.tally.see("event", "crash");
+                guest.crash(host);
+            }
             (_, 3..=5) => guest.driver.report_status(),
             (_, 6) => guest.driver.memory_mut().release(),
             (_, 7) => guest.driver.memory_mut().online(),
@@ -446,8 +471,7 @@ impl World {
         }
     }
 
-    fn vice(&mut self) {
-        let vice = self.dice.pick(&self.vices);
+    fn vice(&mut self, vice: Vice) {
         let places =
             Places { boot_ram: self.setup.boot_ram.clone(), window: self.setup.window() };
         vice::act(vice, &mut self.guest, &mut self.host, &mut self.dice, &places);
@@ -473,6 +497,15 @@ impl World {
         self.guest = new_guest(personality, &self.setup, &self.host, is_honest);
         self.is_resetting = false;
         self.guest.boot(&mut self.host);
+    }
+}
+
+/// Every third guest is honest; of the others most have few vices, so that they get somewhere.
+fn roll_vices(dice: &mut Dice) -> Vec<Vice> {
+    match dice.below(8) {
+        0..=2 => Vec::new(),
+        3..=6 => (0..dice.between(1, 3)).map(|_| dice.pick(&Vice::ALL)).collect(),
+        _ => Vice::ALL.iter().copied().filter(|vice| !vice.is_passive()).collect(),
     }
 }
 

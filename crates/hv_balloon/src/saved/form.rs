@@ -111,6 +111,8 @@ pub(crate) struct Asked {
     pub(crate) gained: u64,
     pub(crate) named_pages: bool,
     pub(crate) short_answers: u32,
+    /// The time the whole request has left.
+    pub(crate) left: Duration,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

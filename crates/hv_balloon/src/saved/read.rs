@@ -18,7 +18,7 @@ use crate::region::Region;
 use crate::state::{Preparation, Prepared, Session, State};
 use crate::target::{Goal, Pursuit, Refusal};
 use crate::{
-    Action, BALLOON_TIMEOUT, Config, Device, FaultCounts, JobId, MAX_SHORT_ANSWERS,
+    Action, BALLOON_TIMEOUT, Config, Device, FaultCounts, JobId, MAX_BALLOON_TIME, MAX_SHORT_ANSWERS,
     SHORT_ANSWER_PAUSE, StopReason, TargetError, UNBALLOON_TIMEOUT,
 };
 
@@ -96,6 +96,7 @@ fn state(saved: &Saved<'_>, device: &Device) -> Result<State> {
                 gained: PageCount::new(asked.gained),
                 named_pages: asked.named_pages,
                 short_answers: asked.short_answers,
+                until: until(asked.left, MAX_BALLOON_TIME),
             };
             let deadline = until(left, BALLOON_TIMEOUT);
             State::Ballooning { session: session(of)?, asked, deadline }

@@ -64,6 +64,7 @@ fn state(state: &State, now: Duration) -> form::State<'_> {
                 gained: asked.gained.get(),
                 named_pages: asked.named_pages,
                 short_answers: asked.short_answers,
+                left: left(asked.until),
             },
             left: left(deadline),
         },

@@ -1,8 +1,10 @@
 //! What a guest can make grow or wait, and what bounds it.
 
+use std::time::Duration;
+
 use crate::driver::*;
 use hv_balloon::{
-    BALLOON_TIMEOUT, Event, MAX_FOREIGN_PAGES, Notice, StateName, StopReason, Transaction,
+    BALLOON_TIMEOUT, Event, MAX_BALLOON_TIME, MAX_FOREIGN_PAGES, Notice, StateName, StopReason, Transaction,
 };
 
 /// A driver that has given up its target but waits for a discard before it says so.
@@ -68,4 +70,24 @@ fn a_target_waits_for_room_in_the_ring_no_longer_than_for_an_answer() {
     driver.drain();
     driver.set_target(4096);
     assert_eq!(driver.asked(), 4096);
+}
+
+#[test]
+fn a_request_ends_however_often_the_guest_gives_a_page() {
+    let mut driver = Driver::ready();
+    driver.set_target(4096);
+    driver.drain();
+    let start = driver.now;
+    let mut given = 0;
+    while driver.state() == StateName::Ballooning {
+        driver.wait(BALLOON_TIMEOUT - Duration::from_secs(1));
+        driver.give(&[range(given, 1)], true);
+        given += 1;
+        assert!(driver.now - start <= MAX_BALLOON_TIME + BALLOON_TIMEOUT, "no end");
+    }
+    driver.finish_discards();
+    assert!(driver.notices.contains(&Notice::TimedOut(Transaction::Balloon)));
+    assert_eq!(driver.notices.last(), Some(&stopped_short(RAM_PAGES - given)));
+    driver.set_target(4096);
+    assert_eq!(driver.asked(), RAM_PAGES - 4096 - 512);
 }

@@ -33,3 +33,17 @@ pub struct Faults {
 pub(super) const fn count(counter: &mut u64) {
     *counter = counter.saturating_add(1);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_stop_at_the_top() {
+        let mut faults = Faults { queue_full: u64::MAX - 1, ..Faults::default() };
+        for _ in 0..3 {
+            count(&mut faults.queue_full);
+        }
+        assert_eq!(faults.queue_full, u64::MAX);
+    }
+}

@@ -1,6 +1,7 @@
 //! The Dynamic Memory device in the device loop: its channel, its work on memory, its operator.
 
 mod channel;
+mod log_limit;
 mod notices;
 mod operator;
 mod work;
@@ -319,9 +320,7 @@ impl Balloon {
                 self.receive();
             }
             Err(error) => {
-                // The guest can try as often as it likes.
-                let error = crate::error::chain(&error);
-                self.notices.warn(&format_args!("cannot open its channel: {error}"));
+                self.notices.cannot_open(&error);
                 self.calls.server().open_finished(id, false);
             }
         }

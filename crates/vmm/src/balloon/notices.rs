@@ -8,6 +8,9 @@ use hv_balloon::{Notice, StatusReport};
 use page_range::PageCount;
 use qmp::{Event, EventSender};
 
+use super::channel::OpenError;
+use super::log_limit::LogLimit;
+
 /// The monitor sends at most one change of each size and one status report in this time, the newest;
 /// QEMU's interval for the same events.
 const EVENT_INTERVAL: Duration = Duration::from_secs(1);
@@ -16,18 +19,13 @@ const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) const DEVICE_ID: &str = "balloon0";
 const QOM_PATH: &str = "/machine/peripheral/balloon0";
 
-/// Most lines that the guest can cause in [`LOG_INTERVAL`].
-const LOG_BURST: u32 = 10;
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
-
 /// Where notices go.
 pub(crate) struct Notices {
     monitor: Arc<OnceLock<EventSender>>,
     size: Throttled<PageCount>,
     hot_added: Throttled<PageCount>,
     report: Throttled<StatusReport>,
-    log_start: Instant,
-    logged: u32,
+    log: LogLimit,
 }
 
 impl Notices {
@@ -38,8 +36,7 @@ impl Notices {
             size: Throttled::default(),
             hot_added: Throttled::default(),
             report: Throttled::default(),
-            log_start: Instant::now(),
-            logged: 0,
+            log: LogLimit::new(),
         }
     }
 
@@ -74,7 +71,7 @@ impl Notices {
                 self.flush();
             }
             Notice::Fault(fault) => self.warn(&fault),
-            ref other => self.limited(|| tracing::info!("{other:?}")),
+            ref other => self.log.log(|| tracing::info!("{other:?}")),
         }
     }
 
@@ -110,27 +107,18 @@ impl Notices {
 
     /// Logs something that the guest's balloon driver did wrong.
     pub(crate) fn warn(&mut self, fault: &dyn Display) {
-        self.limited(|| tracing::warn!("the guest's balloon driver: {fault}"));
+        self.log.log(|| tracing::warn!("the guest's balloon driver: {fault}"));
+    }
+
+    /// Logs that the channel the guest wants to open cannot be: it may try all the time.
+    pub(crate) fn cannot_open(&mut self, error: &OpenError) {
+        let error = crate::error::chain(error);
+        self.log.log(|| tracing::warn!("cannot open the balloon's channel: {error}"));
     }
 
     fn emit(&self, event: &Event) {
         if let Some(monitor) = self.monitor.get() {
             monitor.emit(event);
-        }
-    }
-
-    /// A guest can cause lines as fast as it can send; the log must not grow with it.
-    fn limited(&mut self, log: impl FnOnce()) {
-        if self.log_start.elapsed() >= LOG_INTERVAL {
-            if self.logged > LOG_BURST {
-                let more = self.logged - LOG_BURST;
-                tracing::warn!("{more} more lines about the guest's balloon driver were left out");
-            }
-            (self.log_start, self.logged) = (Instant::now(), 0);
-        }
-        self.logged = self.logged.saturating_add(1);
-        if self.logged <= LOG_BURST {
-            log();
         }
     }
 }

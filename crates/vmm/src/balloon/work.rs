@@ -8,6 +8,7 @@ use hv_balloon::{JobId, Prepare};
 use page_range::{PageCount, PageRange};
 use vm_memory::GuestMemoryRegion;
 
+use super::log_limit::LogLimit;
 use crate::error::MachineError;
 use crate::machine::{MachineHandle, Vm};
 
@@ -33,9 +34,11 @@ pub(crate) struct Worker(MemoryWorker<Ending>);
 impl Worker {
     /// Starts the thread. `done` is told of each task and whether it succeeded.
     pub(crate) fn start(done: impl Fn(JobId, bool) + Send + 'static) -> io::Result<Self> {
+        // A guest that gives pages causes work, and where that fails, lines.
+        let mut log = LogLimit::new();
         let worker = MemoryWorker::spawn(move |ending, result: Result<(), WorkError>| {
             if let Err(error) = &result {
-                tracing::error!("{}", crate::error::chain(error));
+                log.log(|| tracing::error!("{}", crate::error::chain(error)));
             }
             match ending {
                 Ending::Report(id) => done(id, result.is_ok()),

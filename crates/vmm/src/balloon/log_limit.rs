@@ -1,0 +1,76 @@
+//! A bound on the log lines that a guest can cause.
+
+use std::time::{Duration, Instant};
+
+/// Most lines in an [`INTERVAL`].
+const BURST: u32 = 10;
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// A guest can cause lines as fast as it can send; the log must not grow with it.
+#[derive(Debug)]
+pub(crate) struct LogLimit {
+    start: Instant,
+    lines: u32,
+}
+
+/// What becomes of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Verdict {
+    is_logged: bool,
+    /// Lines that were left out before it, if that was not said yet.
+    left_out: u32,
+}
+
+impl LogLimit {
+    pub(crate) fn new() -> Self {
+        Self { start: Instant::now(), lines: 0 }
+    }
+
+    /// Logs a line, unless there were too many. How many were left out is said with the first line
+    /// after them.
+    pub(crate) fn log(&mut self, log: impl FnOnce()) {
+        let Verdict { is_logged, left_out } = self.judge(Instant::now());
+        if left_out > 0 {
+            tracing::warn!("{left_out} more lines about the guest's balloon driver were left out");
+        }
+        if is_logged {
+            log();
+        }
+    }
+
+    fn judge(&mut self, now: Instant) -> Verdict {
+        let mut left_out = 0;
+        if now.saturating_duration_since(self.start) >= INTERVAL {
+            left_out = self.lines.saturating_sub(BURST);
+            (self.start, self.lines) = (now, 0);
+        }
+        self.lines = self.lines.saturating_add(1);
+        Verdict { is_logged: self.lines <= BURST, left_out }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_beyond_the_limit_are_counted_and_told_later() {
+        let mut limit = LogLimit::new();
+        let start = limit.start;
+        let logged = (0..1000).filter(|_| limit.judge(start).is_logged).count();
+        assert_eq!(logged, 10);
+        let later = start + INTERVAL;
+        assert_eq!(limit.judge(later), Verdict { is_logged: true, left_out: 990 });
+        assert_eq!(limit.judge(later), Verdict { is_logged: true, left_out: 0 });
+    }
+
+    #[test]
+    fn a_line_now_and_then_is_never_left_out() {
+        let mut limit = LogLimit::new();
+        let mut now = limit.start;
+        for _ in 0..100 {
+            now += INTERVAL / BURST;
+            assert_eq!(limit.judge(now), Verdict { is_logged: true, left_out: 0 });
+        }
+    }
+}

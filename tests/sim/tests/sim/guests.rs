@@ -1,0 +1,39 @@
+//! Guests of one kind each, so that none hides behind another.
+
+use sim::Vice;
+
+use crate::make;
+
+/// Seeds for each kind of guest, apart from those of the large number of runs.
+const FIRST: u64 = 1 << 32;
+const RUNS: u64 = 250;
+
+#[test]
+fn honest_guests_get_what_they_should() {
+    let tally = make(FIRST, 4 * RUNS, Some(&[]));
+    assert!(tally.count("notice", "target reached") > RUNS);
+    for fault in ["duplicate pages", "foreign pages", "bad ranges", "excess pages", "malformed"] {
+        assert_eq!(tally.count("fault", fault), 0, "{fault}");
+    }
+}
+
+#[test]
+fn no_vice_breaks_anything() {
+    for vice in Vice::ALL {
+        let tally = make(FIRST, RUNS, Some(&[vice]));
+        assert_eq!(tally.count("vice", vice.name()), RUNS);
+    }
+}
+
+/// Each of these runs ends only when the operator has been told of the timeout, and of what became of
+/// two more targets.
+#[test]
+fn guests_that_never_answer_let_the_operator_go_on() {
+    for vice in [Vice::NeverAnswers, Vice::NeverReads, Vice::Dribbles] {
+        let tally = make(FIRST, RUNS, Some(&[vice]));
+        for what in ["balloon", "hot-add"] {
+            assert!(tally.count("timeout", what) > 0, "{} {what}", vice.name());
+        }
+        assert!(tally.count("stop", "timeout") > RUNS / 4, "{}", vice.name());
+    }
+}
