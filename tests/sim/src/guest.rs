@@ -154,7 +154,10 @@ impl Guest {
 
     /// Leaves the bus for the next kernel, which starts when the host says that it has forgotten.
     pub(crate) fn kexec(&mut self, host: &mut Host) {
-        if !matches!(self.stage, Stage::Down | Stage::OffBus | Stage::Contacting | Stage::AwaitUnload) {
+        if !matches!(
+            self.stage,
+            Stage::Down | Stage::OffBus | Stage::Contacting | Stage::AwaitUnload
+        ) {
             self.bus.unload();
             self.forget_channel(host);
             self.stage = Stage::AwaitUnload;
@@ -202,7 +205,9 @@ impl Guest {
     /// Takes a message of the bus.
     pub(crate) fn take_message(&mut self, host: &mut Host) {
         let Some(message) = host.synic.take() else { return };
-        host.watch.note(host.now, || format!("guest takes {:02x?}", &message.as_bytes()[..12.min(message.as_bytes().len())]));
+        host.watch.note(host.now, || {
+            format!("guest takes {:02x?}", &message.as_bytes()[..12.min(message.as_bytes().len())])
+        });
         self.bus.receive(message.as_bytes());
         self.bus_events(host);
     }
@@ -404,7 +409,8 @@ impl Guest {
             expected.push_back(padded);
         }
         host.signalled |= signal;
-        host.watch.note(host.now, || format!("guest sends {} bytes, signal {signal}", packet.len()));
+        host.watch
+            .note(host.now, || format!("guest sends {} bytes, signal {signal}", packet.len()));
         true
     }
 }

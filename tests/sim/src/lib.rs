@@ -77,10 +77,7 @@ pub fn run_with(seed: u64, vices: Option<&[Vice]>) -> Result<Tally, Box<Failure>
 ///
 /// # Errors
 /// What did not hold.
-pub fn replay(
-    seed: u64,
-    vices: Option<&[Vice]>,
-) -> Result<(Tally, Vec<String>), Box<Failure>> {
+pub fn replay(seed: u64, vices: Option<&[Vice]>) -> Result<(Tally, Vec<String>), Box<Failure>> {
     let trace = Trace::kept();
     match attempt(seed, vices, &trace) {
         Ok(tally) => Ok((tally, trace.lines())),

@@ -128,7 +128,8 @@ pub(crate) fn act(vice: Vice, guest: &mut Guest, host: &mut Host, dice: &mut Dic
         Vice::LiesAboutRanges => lie(guest, host, dice, at),
         Vice::FreesTwice => free_twice(guest, host, dice),
         Vice::GivesForeignPages => {
-            let words = words(dice, |dice| word(dice.between(1 << 25, 1 << 39), dice.between(1, 9)));
+            let words =
+                words(dice, |dice| word(dice.between(1 << 25, 1 << 39), dice.between(1, 9)));
             give(guest, host, dice, &words);
         }
         Vice::GivesPagesNotAdded => {
@@ -356,8 +357,7 @@ fn spoil_rings(guest: &mut Guest, host: &mut Host, dice: &mut Dice, at: &Places)
         _ => in_ram(dice, at),
     };
     let count = dice.pick(&[1, 2, 3, 4, 5, 9]);
-    let pages: Vec<Gpfn> =
-        (0..count).map(|_| Gpfn::new(page(dice)).unwrap_or_default()).collect();
+    let pages: Vec<Gpfn> = (0..count).map(|_| Gpfn::new(page(dice)).unwrap_or_default()).collect();
     let offset = dice.pick(&[0, 1, 2, 3, count, 100]);
     guest.forget_channel(host);
     if let Some(relid) = guest.relid {

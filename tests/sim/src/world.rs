@@ -63,8 +63,7 @@ enum Move {
 }
 
 /// Who can hang.
-const HANGS: [Move; 6] =
-    [Move::Turn, Move::Job, Move::Post, Move::Take, Move::Read, Move::Send];
+const HANGS: [Move; 6] = [Move::Turn, Move::Job, Move::Post, Move::Take, Move::Read, Move::Send];
 
 /// What is let happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -354,7 +353,8 @@ impl World {
         if self.guest_may(Move::Send) && !self.send_blocked && self.guest.wants_to_send(now) {
             self.moves.push((6, Move::Send));
         }
-        if self.weather == Weather::Calm && matches!(self.guest.stage, Stage::Down | Stage::Unloaded)
+        if self.weather == Weather::Calm
+            && matches!(self.guest.stage, Stage::Down | Stage::Unloaded)
         {
             self.moves.push((1, Move::Live));
         }
@@ -421,7 +421,9 @@ impl World {
                 let most = self.dice.pick(&[50, 1000, 1000, 200_000]);
                 let until = self.host.now + Duration::from_millis(self.dice.below(most));
                 self.hangs[who] = until;
-                self.host.watch.note(self.host.now, || format!("-- {:?} hangs until {until:?}", HANGS[who]));
+                self.host
+                    .watch
+                    .note(self.host.now, || format!("-- {:?} hangs until {until:?}", HANGS[who]));
             }
             Move::Reset => self.reset(),
         }
@@ -472,8 +474,7 @@ impl World {
     }
 
     fn vice(&mut self, vice: Vice) {
-        let places =
-            Places { boot_ram: self.setup.boot_ram.clone(), window: self.setup.window() };
+        let places = Places { boot_ram: self.setup.boot_ram.clone(), window: self.setup.window() };
         vice::act(vice, &mut self.guest, &mut self.host, &mut self.dice, &places);
     }
 

@@ -5,8 +5,8 @@ use std::alloc::System;
 use std::time::Duration;
 
 use dynmem_protocol::{
-    BalloonResponse, Capabilities, CapabilitiesReport, MAX_RANGES, RangeList, StatusReport, Version,
-    VersionRequest,
+    BalloonResponse, Capabilities, CapabilitiesReport, MAX_RANGES, RangeList, StatusReport,
+    Version, VersionRequest,
 };
 use hv_balloon::{Action, Config, Device, Event};
 use page_range::{Gpfn, PageCount, PageRange};
@@ -78,7 +78,7 @@ fn device() -> Device {
 
 /// A device whose guest has just opened the channel.
 fn deaf_device() -> Device {
-    let boot_ram = range(0, RAM_PAGES).into_iter().collect();
+    let boot_ram = [range(0, RAM_PAGES)].into_iter().collect();
     let mut device = Device::new(Config { boot_ram, ..Config::default() });
     device.handle(Duration::ZERO, Event::ChannelOpened { guest_os_id: 0x81 << 56 });
     device

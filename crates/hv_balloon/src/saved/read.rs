@@ -18,8 +18,8 @@ use crate::region::Region;
 use crate::state::{Preparation, Prepared, Session, State};
 use crate::target::{Goal, Pursuit, Refusal};
 use crate::{
-    Action, BALLOON_TIMEOUT, Config, Device, FaultCounts, JobId, MAX_BALLOON_TIME, MAX_SHORT_ANSWERS,
-    SHORT_ANSWER_PAUSE, StopReason, TargetError, UNBALLOON_TIMEOUT,
+    Action, BALLOON_TIMEOUT, Config, Device, FaultCounts, JobId, MAX_BALLOON_TIME,
+    MAX_SHORT_ANSWERS, SHORT_ANSWER_PAUSE, StopReason, TargetError, UNBALLOON_TIMEOUT,
 };
 
 pub(super) fn device(form: form::Device<'_>, config: Config, now: Duration) -> Result<Device> {
