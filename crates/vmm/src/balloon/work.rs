@@ -208,7 +208,7 @@ mod tests {
         let Some(guest) = Fixture::new() else { return };
         let error = without_slots(|| guest.add().unwrap_err());
         let text = crate::error::chain(&error);
-        assert!(text.starts_with("cannot give the VM more memory: "), "{text}");
+        assert!(text.starts_with("cannot give the VM more memory; free memory"), "{text}");
         assert!(text.contains("os error 12"), "{text}");
         assert!(guest.has_nothing_added());
         guest.add().unwrap();
