@@ -280,20 +280,17 @@ fn feed(input: &Input, mut bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    /// A disk that is full for as long as it has room for nothing.
+    /// A disk that has no room the first time, and tells of each write.
     struct Disk {
-        failures: u32,
-        written: Arc<Mutex<Vec<u8>>>,
+        is_full: bool,
+        writes: Sender<Option<Vec<u8>>>,
     }
 
     impl Write for Disk {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            if let Some(left) = self.failures.checked_sub(1) {
-                self.failures = left;
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            self.written.lock().unwrap().extend(bytes);
-            Ok(bytes.len())
+            let is_full = std::mem::take(&mut self.is_full);
+            self.writes.send((!is_full).then(|| bytes.to_vec())).unwrap();
+            if is_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(bytes.len()) }
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -305,14 +302,13 @@ mod tests {
     fn output_goes_on_when_there_is_room_again() {
         let (queue, bytes) = sync_channel(OUTPUT_QUEUE);
         let (end, ended) = channel();
-        let written = Arc::<Mutex<Vec<u8>>>::default();
-        let disk = Disk { failures: 1, written: Arc::clone(&written) };
+        let (writes, written) = channel();
+        std::thread::spawn(move || write_output(&bytes, Disk { is_full: true, writes }, end));
         queue.send(b'a').unwrap();
-        let writer = std::thread::spawn(move || write_output(&bytes, disk, end));
-        while queue.try_send(b'b').is_ok() && written.lock().unwrap().is_empty() {}
+        assert_eq!(written.recv().unwrap(), None);
+        queue.send(b'b').unwrap();
+        assert_eq!(written.recv().unwrap().as_deref(), Some(&b"b"[..]));
         drop(queue);
         assert!(ended.recv().is_err());
-        writer.join().unwrap();
-        assert_eq!(written.lock().unwrap().last(), Some(&b'b'));
     }
 }
