@@ -54,6 +54,8 @@ pub(crate) struct Oracle {
     /// The block that memory was last prepared with.
     alignment: PageCount,
     awaits_close: bool,
+    /// Work of the VMM that was, which the next one must begin again.
+    unfinished: Vec<(JobId, PageRangeSet)>,
     /// The state after the last event.
     pub(crate) state: StateName,
 }
@@ -75,6 +77,7 @@ impl Oracle {
             offered: None,
             alignment: PageCount::new(1),
             awaits_close: false,
+            unfinished: Vec::new(),
             state: StateName::Closed,
         }
     }
@@ -88,6 +91,27 @@ impl Oracle {
     /// Whether nothing is at work.
     pub(crate) fn is_quiet(&self) -> bool {
         self.flights.is_empty() && self.preparation.is_none()
+    }
+
+    /// Whether a discard matters to the session that is.
+    pub(crate) fn is_wanted(&self, id: JobId) -> bool {
+        self.flights.iter().any(|flight| flight.id == id && !flight.is_stale)
+    }
+
+    /// Another VMM goes on: work that was begun has no end, and is begun again.
+    pub(crate) fn begin_move(&mut self) {
+        let flights = self.flights.drain(..).filter(|flight| !flight.is_stale);
+        self.unfinished = flights.map(|Flight { id, pages, .. }| (id, pages)).collect();
+        self.preparation = None;
+    }
+
+    /// The next VMM has done all that it could at once.
+    pub(crate) fn end_move(&mut self) {
+        for (id, pages) in self.unfinished.drain(..) {
+            let mut again = self.flights.iter().filter(|flight| flight.id == id);
+            let is_same = again.next().is_some_and(|flight| flight.pages == pages);
+            assert!(is_same, "a discard is forgotten: job {}", id.get());
+        }
     }
 
     /// Pages the guest gave and did not get back.

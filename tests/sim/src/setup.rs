@@ -26,6 +26,8 @@ pub(crate) struct Setup {
     pub(crate) in_use: PageCount,
     /// Pages of each ring.
     pub(crate) ring_pages: [usize; 2],
+    /// The VMM is saved and restored now and then.
+    pub(crate) moves: bool,
 }
 
 impl Setup {
@@ -51,6 +53,7 @@ impl Setup {
             status_reports: dice.one_in(2),
             in_use: mib(dice.between(1, 4)),
             ring_pages: [ring(dice), ring(dice)],
+            moves: dice.one_in(3),
         }
     }
 

@@ -102,6 +102,18 @@ impl Watch {
         self.oracle.before(event, message);
     }
 
+    /// A machine starts, for which the target is a new one.
+    pub(crate) const fn next_machine(&mut self) {
+        self.unlimited_lines = 0;
+    }
+
+    /// Another VMM goes on: what is overdue is due now.
+    pub(crate) fn moved(&mut self, now: Duration) {
+        let least = now.saturating_sub(MAX_BALLOON_TIME);
+        self.asked_at = self.asked_at.map(|at| at.max(least));
+        self.oracle.begin_move();
+    }
+
     /// An event was handled.
     pub(crate) fn changed(&mut self, now: Duration, state: StateName) {
         if state != self.oracle.state {
@@ -132,7 +144,10 @@ impl Watch {
             assert!(deadline <= now + MAX_WAIT, "waits until {deadline:?}");
             let last = self.asked_at.filter(|_| state == Ballooning);
             let last = last.map(|asked| asked + MAX_BALLOON_TIME);
-            assert!(last.is_none_or(|last| deadline <= last), "a request has no end");
+            assert!(
+                last.is_none_or(|last| deadline <= last),
+                "a request ends at {deadline:?}, not {last:?}"
+            );
         }
     }
 

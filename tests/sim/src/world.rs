@@ -299,6 +299,9 @@ impl World {
 
     /// Does one of the things that can happen; false where there is none.
     fn step(&mut self) -> bool {
+        if self.setup.moves && self.dice.one_in(12) {
+            self.host.move_on(&mut self.dice);
+        }
         self.find_moves();
         if self.moves.is_empty() {
             return self.wait();

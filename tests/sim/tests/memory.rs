@@ -32,7 +32,11 @@ fn has_a_bound(what: &str, most: usize, mut round: impl FnMut(u64)) {
     let early = heap();
     (40..400).for_each(&mut round);
     let late = heap();
-    println!("{what}: {} bytes, then {} more", early.saturating_sub(before), late.saturating_sub(early));
+    println!(
+        "{what}: {} bytes, then {} more",
+        early.saturating_sub(before),
+        late.saturating_sub(early)
+    );
     assert!(late <= early, "{what}: {} bytes more", late - early);
     let first = early.saturating_sub(before);
     assert!(first <= most, "{what}: {first} bytes");
