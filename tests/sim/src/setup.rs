@@ -53,7 +53,7 @@ impl Setup {
             status_reports: dice.one_in(2),
             in_use: mib(dice.between(1, 4)),
             ring_pages: [ring(dice), ring(dice)],
-            moves: dice.one_in(3),
+            moves: dice.one_in(5),
         }
     }
 
