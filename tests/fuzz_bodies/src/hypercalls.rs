@@ -15,8 +15,15 @@ const SLOT_LEN: u64 = 256;
 #[derive(Arbitrary, Debug)]
 enum Step {
     /// Page numbers and enable bits, or any values.
-    Registers { scontrol: u8, siefp: (u8, u8), simp: (u8, u8) },
-    AnyRegisters { siefp: u64, simp: u64 },
+    Registers {
+        scontrol: u8,
+        siefp: (u8, u8),
+        simp: (u8, u8),
+    },
+    AnyRegisters {
+        siefp: u64,
+        simp: u64,
+    },
     Post(Vec<u8>),
     /// So many at once.
     PostMany(u8),
@@ -25,11 +32,23 @@ enum Step {
     Take,
     SetEvent(u16),
     Clear,
-    Write { at: u16, value: u64 },
+    Write {
+        at: u16,
+        value: u64,
+    },
     /// A hypercall, and how it is called.
-    Hypercall { code: u8, fast: bool, input: u64 },
+    Hypercall {
+        code: u8,
+        fast: bool,
+        input: u64,
+    },
     /// A message as it should be, but for its length and type.
-    Message { at: u8, connection: u32, length: u8, kind: u8 },
+    Message {
+        at: u8,
+        connection: u32,
+        length: u8,
+        kind: u8,
+    },
 }
 
 /// The bytes are steps.
@@ -67,7 +86,7 @@ impl Vp {
         match step {
             Step::Registers { scontrol, siefp, simp } => {
                 let page = |(number, enable): (u8, u8)| {
-                    u64::from(number % 8) * PAGE | u64::from(enable & 1)
+                    (u64::from(number % 8) * PAGE) | u64::from(enable & 1)
                 };
                 let (siefp, simp) = (page(siefp), page(simp));
                 self.update(SynicRegisters { scontrol: scontrol.into(), siefp, simp });
@@ -173,7 +192,8 @@ impl Vp {
     /// Nothing but the part of SINT 2 in this page is another.
     fn only_changed(&self, before: &[u8], page: Option<u64>) {
         let after = self.bytes();
-        let part = page.and_then(|page| page.checked_add(SLOT)).map(|start| start..start + SLOT_LEN);
+        let part =
+            page.and_then(|page| page.checked_add(SLOT)).map(|start| start..start + SLOT_LEN);
         for (at, (old, new)) in (0_u64..).zip(before.iter().zip(&after)) {
             let is_ours = part.as_ref().is_some_and(|part| part.contains(&at));
             assert!(old == new || is_ours, "{at:#x} was written");
