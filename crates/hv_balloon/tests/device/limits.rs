@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::driver::*;
 use hv_balloon::{
-    BALLOON_TIMEOUT, Event, MAX_BALLOON_TIME, MAX_FOREIGN_PAGES, Notice, StateName, StopReason, Transaction,
+    BALLOON_TIMEOUT, Event, MAX_BALLOON_TIME, MAX_FOREIGN_PAGES, Notice, StateName, StopReason,
+    Transaction,
 };
 
 /// A driver that has given up its target but waits for a discard before it says so.

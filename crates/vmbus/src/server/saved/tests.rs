@@ -86,6 +86,8 @@ fn channels_are_few_and_each_has_its_own_names() {
     refused(NEW, |form| form.channels = many(MAX_CHANNELS + 1), "too many channels");
     let future = "a channel from the future";
     refused(NEW, |form| form.next_channel = 0, future);
+    let names = "more channels than any server has had";
+    refused(NEW, |form| form.next_channel = u64::MAX / 2 + 1, names);
     let mut two = many(2);
     two[1].id = 0;
     let add = |form: &mut form::Server<'_>, channels| {
@@ -132,7 +134,8 @@ fn an_open_channel_has_rings_that_are_there() {
 #[test]
 fn what_is_open_is_known_to_the_guest() {
     let unknown = "a channel that is open to a guest that does not know it";
-    for presence in [Presence::Unannounced, Presence::Released, Presence::Rescinded, Presence::Gone] {
+    for presence in [Presence::Unannounced, Presence::Released, Presence::Rescinded, Presence::Gone]
+    {
         refused(OPEN, |form| form.channels[0].presence = presence, unknown);
     }
     refused(CLOSING, |form| form.channels[0].presence = Presence::Released, unknown);
