@@ -57,6 +57,7 @@ replayed!(
     page_set,
     qmp_lines,
     rings,
+    saved_state,
     vmbus_messages,
 );
 
