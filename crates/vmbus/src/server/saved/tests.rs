@@ -132,7 +132,8 @@ fn an_open_channel_has_rings_that_are_there() {
 #[test]
 fn what_is_open_is_known_to_the_guest() {
     let unknown = "a channel that is open to a guest that does not know it";
-    for presence in [Presence::Unannounced, Presence::Released, Presence::Rescinded, Presence::Gone] {
+    for presence in [Presence::Unannounced, Presence::Released, Presence::Rescinded, Presence::Gone]
+    {
         refused(OPEN, |form| form.channels[0].presence = presence, unknown);
     }
     refused(CLOSING, |form| form.channels[0].presence = Presence::Released, unknown);
