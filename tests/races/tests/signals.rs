@@ -19,6 +19,8 @@ const OVERHEAD: usize = 24;
 const SHORT: usize = CELL - OVERHEAD;
 /// Payload of a packet that fits the ring only where it is empty.
 const LONG: usize = RING / 2 - OVERHEAD;
+/// Payload of a packet of which two fit the ring; the third needs the first one's room.
+const MIDDLE: usize = 3 * CELL - OVERHEAD;
 
 /// Who makes which mistake.
 #[derive(Clone, Copy, Default)]
@@ -158,6 +160,7 @@ const SIGHTED: Case = Case {
     mistakes: Mistakes { host: None, guest: None },
 };
 const BLOCKED: Case = Case { payload: LONG, ..SIGHTED };
+const OVERWRITING: Case = Case { payload: MIDDLE, ..SIGHTED };
 
 #[test]
 fn a_host_that_sleeps_is_told_of_packets() {
@@ -177,6 +180,16 @@ fn a_guest_that_waits_for_room_is_told_of_it() {
 #[test]
 fn a_host_that_waits_for_room_is_told_of_it() {
     check(BLOCKED, host_to_guest);
+}
+
+#[test]
+fn room_is_not_the_guests_before_the_host_has_its_copy() {
+    check(OVERWRITING, guest_to_host);
+}
+
+#[test]
+fn room_is_not_the_hosts_before_the_guest_gives_it() {
+    check(OVERWRITING, host_to_guest);
 }
 
 /// Runs what must fail, and says how it did.
