@@ -51,6 +51,8 @@ pub(crate) struct Oracle {
     absent: PageRangeSet,
     /// The hot-add request that is in the ring and not answered.
     offered: Option<PageRange>,
+    /// The transaction of an unballoon request of which more messages follow.
+    returning: Option<u32>,
     /// The block that memory was last prepared with.
     alignment: PageCount,
     awaits_close: bool,
@@ -75,6 +77,7 @@ impl Oracle {
             preparation: None,
             absent: PageRangeSet::new(),
             offered: None,
+            returning: None,
             alignment: PageCount::new(1),
             awaits_close: false,
             unfinished: Vec::new(),
@@ -167,6 +170,9 @@ impl Oracle {
                 assert!(!request.pages.is_zero(), "asks for nothing");
             }
             HostBody::UnballoonRequest(request) => {
+                let id = message.transaction_id;
+                assert!(self.returning.is_none_or(|of| of == id), "one request, two transactions");
+                self.returning = request.more_pages.then_some(id);
                 let mut pages = PageCount::ZERO;
                 for word in request.ranges.iter() {
                     let range = word.range().expect("a range of pages");
@@ -336,6 +342,7 @@ impl Oracle {
         self.foreign.clear();
         self.discarded.clear();
         self.flights.iter_mut().for_each(|flight| flight.is_stale = true);
+        self.returning = None;
         self.awaits_close = true;
     }
 
