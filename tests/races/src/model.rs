@@ -1,12 +1,13 @@
 //! Rings in memory that `loom` watches.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU32, fence};
 use loom::sync::{Condvar, Mutex as LoomMutex};
 use page_range::Gpa;
-use std::sync::atomic::Ordering;
 use vmbus::protocol::ring::{
     FEATURE_BITS, INTERRUPT_MASK, PENDING_SEND_SIZE, READ_INDEX, WRITE_INDEX,
 };
@@ -16,7 +17,7 @@ use vmbus::{AccessError, GuestMemory};
 pub const RING_PAGES: [u64; 4] = [0, 1, 2, 3];
 /// Bytes of a ring's data.
 pub const RING: usize = PAGE;
-/// Packets that start and end at multiples of this share no [cell](Shared::cells).
+/// Packets that start and end at multiples of this share none of the pieces that are watched.
 pub const CELL: usize = 512;
 
 const PAGE: usize = 4096;
@@ -27,7 +28,8 @@ const CONTROL: [usize; 2] = [0, 2];
 /// One side's way to the memory of two rings.
 #[derive(Clone, Debug)]
 pub struct ModelMemory {
-    shared: Arc<Shared>,
+    /// A model's threads are all on one of the system's.
+    shared: Rc<Shared>,
     /// What this side leaves out, to show that it is missed.
     mistake: Option<Mistake>,
 }
@@ -62,13 +64,13 @@ impl ModelMemory {
             cells: (0..RING_PAGES.len() * PAGE / CELL).map(|_| UnsafeCell::new(())).collect(),
             bytes: Mutex::new(vec![0; RING_PAGES.len() * PAGE]),
         };
-        Self { shared: Arc::new(shared), mistake: None }
+        Self { shared: Rc::new(shared), mistake: None }
     }
 
     /// The same memory for a side that makes a mistake.
     #[must_use]
     pub fn with_mistake(&self, mistake: Option<Mistake>) -> Self {
-        Self { shared: Arc::clone(&self.shared), mistake }
+        Self { shared: Rc::clone(&self.shared), mistake }
     }
 
     fn order(&self, order: Ordering) -> Ordering {
@@ -142,7 +144,7 @@ pub struct Bell {
     rung: LoomMutex<bool>,
     heard: Condvar,
     /// How often it was rung; no part of the model.
-    count: std::sync::atomic::AtomicUsize,
+    count: AtomicUsize,
 }
 
 impl Bell {
@@ -150,7 +152,7 @@ impl Bell {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "it works inside a model only")]
     pub fn new() -> Self {
-        let count = std::sync::atomic::AtomicUsize::new(0);
+        let count = AtomicUsize::new(0);
         Self { rung: LoomMutex::new(false), heard: Condvar::new(), count }
     }
 
