@@ -55,11 +55,7 @@ impl Filter {
     ///
     /// # Errors
     /// The rules are too many, or name an argument that no call has.
-    pub fn compile(
-        thread: &'static str,
-        rules: &Rules,
-        mode: Mode,
-    ) -> Result<Self, CompileError> {
+    pub fn compile(thread: &'static str, rules: &Rules, mode: Mode) -> Result<Self, CompileError> {
         Self::programs(rules, mode)
             .map(|programs| Self { thread, programs })
             .map_err(|source| CompileError { thread, source })

@@ -19,29 +19,36 @@ pub struct Check {
 impl Check {
     /// An argument of 32 bits, such as an `int`, of which the kernel ignores the upper half.
     #[must_use]
-    pub const fn is(argument: u8, value: u32) -> Self {
+    pub fn is(argument: u8, value: impl Into<i128>) -> Self {
         let (length, operator) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
-        Self { argument, length, operator, value: value as u64 }
+        Self { argument, length, operator, value: low(value, u32::MAX.into()) }
     }
 
     /// An argument of 64 bits.
     #[must_use]
-    pub const fn is_long(argument: u8, value: u64) -> Self {
+    pub fn is_long(argument: u8, value: impl Into<i128>) -> Self {
         let (length, operator) = (SeccompCmpArgLen::Qword, SeccompCmpOp::Eq);
-        Self { argument, length, operator, value }
+        Self { argument, length, operator, value: low(value, u64::MAX) }
     }
 
-    /// An argument of which these bits have this value, and the others any.
+    /// An argument of which the bits of `mask` are those of `value`, and the others any.
     #[must_use]
-    pub const fn bits(argument: u8, mask: u64, value: u64) -> Self {
-        let (length, operator) = (SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask));
-        Self { argument, length, operator, value }
+    pub fn bits(argument: u8, mask: impl Into<i128>, value: impl Into<i128>) -> Self {
+        let operator = SeccompCmpOp::MaskedEq(low(mask, u64::MAX));
+        let length = SeccompCmpArgLen::Qword;
+        Self { argument, length, operator, value: low(value, u64::MAX) }
     }
 
     pub(crate) fn condition(&self) -> Result<SeccompCondition, seccompiler::BackendError> {
         let (length, operator) = (self.length.clone(), self.operator.clone());
         SeccompCondition::new(self.argument, length, operator, self.value)
     }
+}
+
+/// The low bits of a number, negative ones as the machine has them.
+fn low(value: impl Into<i128>, mask: u64) -> u64 {
+    // Never an error: the mask has 64 bits.
+    u64::try_from(value.into() & i128::from(mask)).unwrap_or_default()
 }
 
 /// One way to make a call.
@@ -162,10 +169,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn negative_numbers_are_cut_to_the_length_of_the_argument() {
+        assert_eq!(Check::is(0, libc::AT_FDCWD).value, 0xffff_ff9c);
+        assert_eq!(Check::is_long(0, -2).value, u64::MAX - 1);
+        assert_eq!(Check::is(0, u64::MAX), Check::is(0, -1));
+    }
+
+    #[test]
     fn any_arguments_win_over_some_and_ways_add_up() {
-        let ioctl = |name, request| {
-            Rules::new().allow_where(Sysno::ioctl, name, [Check::is(1, request)])
-        };
+        let ioctl =
+            |name, request| Rules::new().allow_where(Sysno::ioctl, name, [Check::is(1, request)]);
         let both = ioctl("ONE", 1).and(&ioctl("TWO", 2)).and(&ioctl("ONE", 1));
         assert_eq!(both.to_string(), "`ioctl` (ONE, TWO)");
         let any = Rules::new().allow([Sysno::ioctl]);

@@ -1,7 +1,10 @@
 //! What happens on a forbidden call.
 
 // UNSAFETY: a signal handler gets a raw pointer to what the kernel says of the signal.
-#![expect(unsafe_code, reason = "the number of the call stands in a structure behind a raw pointer")]
+#![expect(
+    unsafe_code,
+    reason = "the number of the call stands in a structure behind a raw pointer"
+)]
 
 use std::cell::Cell;
 use std::io::{self, Write};
@@ -62,7 +65,8 @@ extern "C" fn on_violation(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_v
     // Fails only where the text is full.
     let _ = describe(&mut text, &info);
     let _ = text.write_all(b"\n");
-    let _ = rustix::io::write(rustix::stdio::stderr(), text.bytes.get(..text.length).unwrap_or(b""));
+    let _ =
+        rustix::io::write(rustix::stdio::stderr(), text.bytes.get(..text.length).unwrap_or(b""));
     signal_hook::low_level::exit(VIOLATION_STATUS)
 }
 

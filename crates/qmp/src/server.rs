@@ -252,12 +252,7 @@ impl Drop for FinishOnDrop<'_> {
     }
 }
 
-fn accept_loop(
-    listener: &Listener,
-    hub: &Hub,
-    machine: &Arc<dyn Machine>,
-    prepare: &Arc<Prepare>,
-) {
+fn accept_loop(listener: &Listener, hub: &Hub, machine: &Arc<dyn Machine>, prepare: &Arc<Prepare>) {
     loop {
         match listener.socket.accept() {
             Ok((stream, _)) => {

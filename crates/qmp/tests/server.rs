@@ -421,11 +421,10 @@ fn a_client_is_not_served_by_a_thread_that_cannot_be_prepared() {
     for broken in [ServerThread::Read, ServerThread::Write] {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("qmp");
-        let _server =
-            Server::start_with(&path, Arc::new(FakeMachine::default()), move |thread| {
-                if thread == broken { Err(std::io::Error::other("no")) } else { Ok(()) }
-            })
-            .unwrap();
+        let _server = Server::start_with(&path, Arc::new(FakeMachine::default()), move |thread| {
+            if thread == broken { Err(std::io::Error::other("no")) } else { Ok(()) }
+        })
+        .unwrap();
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut words = Vec::new();
