@@ -77,8 +77,10 @@ pub(super) fn every_thread() -> Rules {
         .allow_where(Sysno::rt_sigaction, "SIGBUS", [is(0, libc::SIGBUS)])
         .allow_where(Sysno::rt_sigaction, "SIGABRT", [is(0, libc::SIGABRT)])
         .allow_where(Sysno::tgkill, "SIGABRT to itself", signal(libc::SIGABRT))
+        // Where it checks itself, the standard library looks at a descriptor before it closes it.
+        .allow_where(Sysno::fcntl, "F_GETFD", [is(1, libc::F_GETFD)])
         // SIGTERM and its like come to any thread; the handler tells the thread `signals`.
-        .allow_where(Sysno::sendto, "connected, not waiting", send(libc::MSG_DONTWAIT))
+        .allow_where(Sysno::sendto, "where connected, MSG_DONTWAIT", send(libc::MSG_DONTWAIT))
         // glibc, before it gives memory back for the first time, looks how the host overcommits.
         .refuse(
             Sysno::openat,
@@ -97,13 +99,13 @@ pub(super) fn its_own(thread: Thread) -> Rules {
         Thread::Memory => memory(),
         Thread::QmpAccept => qmp_accept(),
         Thread::QmpRead => qmp_read(),
-        Thread::QmpWrite => Rules::new().allow([Sysno::shutdown]),
+        Thread::QmpWrite => qmp_write(),
         Thread::ConsoleIn => Rules::new().allow([Sysno::read]),
         Thread::ConsoleOut => Rules::new(),
-        Thread::Signals => Rules::new().allow([Sysno::read]).allow_where(
+        Thread::Signals => reads_a_socket().allow_where(
             Sysno::recvfrom,
-            "not waiting",
-            [is(3, libc::MSG_DONTWAIT)],
+            "MSG_DONTWAIT",
+            receive(libc::MSG_DONTWAIT),
         ),
     }
 }
@@ -164,13 +166,28 @@ fn memory() -> Rules {
 fn qmp_accept() -> Rules {
     starts_threads()
         .and(&qmp_read())
-        .allow([Sysno::accept4, Sysno::clock_nanosleep, Sysno::shutdown])
+        .and(&qmp_write())
+        .allow([Sysno::accept4, Sysno::clock_nanosleep])
         .allow_where(Sysno::ioctl, "FIONBIO", [is(1, libc::FIONBIO)])
 }
 
 /// Executes commands: they go to other threads.
 fn qmp_read() -> Rules {
-    Rules::new().allow([Sysno::read, Sysno::shutdown])
+    reads_a_socket().allow([Sysno::shutdown])
+}
+
+fn qmp_write() -> Rules {
+    let flags = send(libc::MSG_NOSIGNAL);
+    Rules::new().allow([Sysno::shutdown]).allow_where(
+        Sysno::sendto,
+        "where connected, MSG_NOSIGNAL",
+        flags,
+    )
+}
+
+/// The standard library's way depends on its version.
+fn reads_a_socket() -> Rules {
+    Rules::new().allow([Sysno::read]).allow_where(Sysno::recvfrom, "without flags", receive(0))
 }
 
 /// Also what a thread does before it has its own filter, and what it takes to add that.
@@ -221,6 +238,11 @@ fn advice(advice: i32) -> [Check; 1] {
 /// For `tgkill`: to threads of this process.
 fn signal(signal: i32) -> [Check; 2] {
     [is(0, std::process::id()), is(2, signal)]
+}
+
+/// For `recvfrom`: what `read` could do as well.
+fn receive(flags: i32) -> [Check; 2] {
+    [is(3, flags), Check::is_long(4, 0)]
 }
 
 /// For `sendto`: what `write` could do as well.
