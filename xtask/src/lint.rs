@@ -10,8 +10,9 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 11] = [
+const LAYERS: [(&str, &[&str]); 12] = [
     ("page_range", &[]),
+    ("confinement", &[]),
     ("saved_state", &["page_range"]),
     ("dynmem_protocol", &["page_range"]),
     ("hv_balloon", &["dynmem_protocol", "page_range", "saved_state"]),
@@ -22,18 +23,28 @@ const LAYERS: [(&str, &[&str]); 11] = [
     ("qmp", &[]),
     (
         "vmm",
-        &["dynmem_protocol", "guest_ram", "hv_balloon", "kvm_hyperv", "page_range", "qmp", "vmbus"],
+        &[
+            "confinement",
+            "dynmem_protocol",
+            "guest_ram",
+            "hv_balloon",
+            "kvm_hyperv",
+            "page_range",
+            "qmp",
+            "vmbus",
+        ],
     ),
-    ("hvb", &["qmp", "vmm"]),
+    ("hvb", &["confinement", "qmp", "vmm"]),
 ];
 
 /// Crates without input, output, clock or unsafe code.
 const PURE: [&str; 6] =
     ["page_range", "saved_state", "dynmem_protocol", "hv_balloon", "vmbus", "guest_model"];
 
-/// Crates that may contain unsafe code: memory and KVM, and the benches that call what has no safe
+/// Crates that may contain unsafe code: memory, KVM and a signal handler, and the benches that call what has no safe
 /// form (a counting allocator, other allocators and sets written in C, the bare `madvise`).
-const UNSAFE: [&str; 5] = ["guest_ram", "kvm_hyperv", "page_sets", "host_limit", "messages"];
+const UNSAFE: [&str; 6] =
+    ["confinement", "guest_ram", "kvm_hyperv", "page_sets", "host_limit", "messages"];
 
 /// Ways to guest memory past `VolatileSlice`: an address, or a reference that says that nobody else
 /// writes there.

@@ -42,6 +42,20 @@ pub struct Server {
     accepting: Option<JoinHandle<()>>,
 }
 
+/// What a thread of the server is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerThread {
+    /// Accepts clients and starts the threads of each.
+    Accept,
+    /// Reads a client's commands and executes them.
+    Read,
+    /// Writes answers and events to a client.
+    Write,
+}
+
+/// Called on each thread before it does anything; see [`Server::start_with`].
+type Prepare = dyn Fn(ServerThread) -> io::Result<()> + Send + Sync;
+
 /// All clients there are.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
@@ -70,13 +84,33 @@ impl Server {
     /// # Errors
     /// The path is in use, no socket, too long, or the system refuses.
     pub fn start(path: &Path, machine: Arc<dyn Machine>) -> Result<Self, ServerError> {
+        Self::start_with(path, machine, |_| Ok(()))
+    }
+
+    /// The same with `prepare` called on each thread of the server before it does anything, to
+    /// confine it for one. A thread for which it fails ends at once, and with a thread of a client
+    /// that client's connection.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_with(
+        path: &Path,
+        machine: Arc<dyn Machine>,
+        prepare: impl Fn(ServerThread) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Result<Self, ServerError> {
+        let prepare: Arc<Prepare> = Arc::new(prepare);
         let listener = Arc::new(Listener::bind(path)?);
         let hub = Arc::<Hub>::default();
         let accepting = {
             let (listener, hub) = (listener.clone(), hub.clone());
             thread::Builder::new()
                 .name("qmp-accept".to_owned())
-                .spawn(move || accept_loop(&listener, &hub, &machine))
+                .spawn(move || {
+                    if let Err(error) = prepare(ServerThread::Accept) {
+                        return tracing::error!(%error, "cannot prepare the monitor's thread");
+                    }
+                    accept_loop(&listener, &hub, &machine, &prepare);
+                })
                 .map_err(|source| ServerError::Listen { path: path.to_owned(), source })?
         };
         Ok(Self { listener, hub, accepting: Some(accepting) })
@@ -113,13 +147,18 @@ impl Hub {
     }
 
     /// Takes a new client in, unless there are too many.
-    fn admit(&self, stream: UnixStream, machine: &Arc<dyn Machine>) -> io::Result<()> {
+    fn admit(
+        &self,
+        stream: UnixStream,
+        machine: &Arc<dyn Machine>,
+        prepare: &Arc<Prepare>,
+    ) -> io::Result<()> {
         let mut clients = self.lock();
         clients.retain(|client| !client.is_finished());
         if clients.len() >= MAX_CLIENTS {
             return turn_away(stream);
         }
-        clients.push(Client::start(stream, Conversation::new(machine.clone()))?);
+        clients.push(Client::start(stream, Conversation::new(machine.clone()), prepare)?);
         Ok(())
     }
 
@@ -148,23 +187,29 @@ impl Hub {
 }
 
 impl Client {
-    fn start(stream: UnixStream, conversation: Conversation) -> io::Result<Self> {
+    fn start(
+        stream: UnixStream,
+        conversation: Conversation,
+        prepare: &Arc<Prepare>,
+    ) -> io::Result<Self> {
         let connection = Arc::new(Connection { stream, outbox: Outbox::default() });
         let writer = {
-            let connection = connection.clone();
+            let (connection, prepare) = (connection.clone(), prepare.clone());
             let builder = thread::Builder::new().name("qmp-write".to_owned());
             builder.spawn(move || {
-                // An error means that the client is gone.
-                let _ = write_loop(&connection);
+                // An error means that the client is gone, or shall be.
+                let _ = prepare(ServerThread::Write).and_then(|()| write_loop(&connection));
                 connection.cut();
             })?
         };
         let reader = {
-            let connection = connection.clone();
+            let (connection, prepare) = (connection.clone(), prepare.clone());
             let builder = thread::Builder::new().name("qmp-read".to_owned());
             builder.spawn(move || {
                 let _finish = FinishOnDrop(&connection.outbox);
-                read_loop(&connection, conversation);
+                if prepare(ServerThread::Read).is_ok() {
+                    read_loop(&connection, conversation);
+                }
             })
         };
         match reader {
@@ -207,11 +252,11 @@ impl Drop for FinishOnDrop<'_> {
     }
 }
 
-fn accept_loop(listener: &Listener, hub: &Hub, machine: &Arc<dyn Machine>) {
+fn accept_loop(listener: &Listener, hub: &Hub, machine: &Arc<dyn Machine>, prepare: &Arc<Prepare>) {
     loop {
         match listener.socket.accept() {
             Ok((stream, _)) => {
-                if let Err(error) = hub.admit(stream, machine) {
+                if let Err(error) = hub.admit(stream, machine, prepare) {
                     tracing::warn!(%error, "cannot serve a new monitor client");
                 }
             }

@@ -13,7 +13,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::balloon::{self, Balloon, Operator};
 use crate::bus::GuestCalls;
-use crate::control::{Control, ControlSender};
+use crate::confine::{Confinement, Thread};
+use crate::control::Control;
 use crate::error::MachineError;
 use crate::machine::MachineHandle;
 use crate::memory::{Kept, MemoryMap};
@@ -94,17 +95,18 @@ impl Drop for DeviceThread {
 pub(crate) struct Setup {
     pub(crate) calls: GuestCalls,
     pub(crate) wake: Arc<EventFd>,
-    pub(crate) control: ControlSender,
+    pub(crate) confinement: Confinement,
     pub(crate) balloon: balloon::Setup,
 }
 
 /// Starts the loop.
 pub(crate) fn start(setup: Setup) -> Result<DeviceThread, MachineError> {
     let failed = MachineError::system("cannot start the device's threads");
-    let Setup { calls, wake, control, balloon } = setup;
+    let Setup { calls, wake, confinement, balloon } = setup;
     let (requests, inbox) = channel();
     let handle = LoopHandle { requests, calls: calls.clone() };
-    let (balloon, operator) = Balloon::start(balloon, &calls, &handle).map_err(failed)?;
+    let (balloon, operator) =
+        Balloon::start(balloon, &calls, &handle, &confinement).map_err(failed)?;
     let device_loop = DeviceLoop {
         balloon,
         inbox,
@@ -113,7 +115,7 @@ pub(crate) fn start(setup: Setup) -> Result<DeviceThread, MachineError> {
         machine: None,
         detaching: None,
         stopped: false,
-        control,
+        confinement,
     };
     let thread =
         Builder::new().name("device".into()).spawn(move || device_loop.run()).map_err(failed)?;
@@ -131,12 +133,12 @@ struct DeviceLoop {
     /// Who waits for the machine to be taken away.
     detaching: Option<Sender<Kept>>,
     stopped: bool,
-    control: ControlSender,
+    confinement: Confinement,
 }
 
 impl DeviceLoop {
     fn run(self) {
-        let control = self.control.clone();
+        let control = self.confinement.control().clone();
         let _guard = control.report_panic("device");
         if let Err(error) = self.run_until_stopped() {
             let what = "cannot wait for the device's events";
@@ -147,6 +149,9 @@ impl DeviceLoop {
 
     fn run_until_stopped(self) -> Result<(), event_manager::Error> {
         let mut manager = EventManager::new()?;
+        if self.confinement.enter(Thread::Device).is_err() {
+            return Ok(());
+        }
         let id = manager.add_subscriber(self);
         while !manager.subscriber_mut(id)?.stopped {
             let timeout = manager.subscriber_mut(id)?.timeout_ms();

@@ -12,6 +12,7 @@ use qmp::{DynamicMemoryInfo, EventSender, HvBalloonInfo, MemoryDevice, MemoryInf
 
 use crate::bus::GuestCalls;
 use crate::config::Config;
+use crate::confine::Confinement;
 use crate::device_loop::LoopHandle;
 use crate::machine::MachineHandle;
 use crate::memory::{Kept, MemoryMap};
@@ -45,6 +46,7 @@ impl Balloon {
         setup: Setup,
         _: &GuestCalls,
         _: &LoopHandle,
+        _: &Confinement,
     ) -> io::Result<(Self, Operator)> {
         Ok((Self, Operator { memory: setup.memory }))
     }

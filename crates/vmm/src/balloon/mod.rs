@@ -22,6 +22,7 @@ use vmbus::ring::RingError;
 
 use crate::bus::GuestCalls;
 use crate::config::{Config, SettleTime};
+use crate::confine::Confinement;
 use crate::device_loop::{self, LoopHandle, SIGNAL, unwatch, watch};
 use crate::machine::MachineHandle;
 use crate::memory::{Kept, MemoryMap, ToAdd};
@@ -102,13 +103,14 @@ impl Balloon {
         setup: Setup,
         calls: &GuestCalls,
         to_loop: &LoopHandle,
+        confinement: &Confinement,
     ) -> io::Result<(Self, Operator)> {
         // Cannot fail: it is the first and only one.
         let _ = calls.server().offer(Offer { interface: DYNAMIC_MEMORY, instance: INSTANCE });
         let start = Instant::now();
         let snapshot = Arc::new(Mutex::new(setup.device.snapshot()));
         let on_done = to_loop.clone();
-        let worker = Worker::start(move |id, ok| {
+        let worker = Worker::start(confinement, move |id, ok| {
             on_done.request(device_loop::Request::Balloon(Request::JobDone { id, ok }));
         })?;
         let operator = Operator {
