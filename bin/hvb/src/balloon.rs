@@ -87,11 +87,11 @@ fn failure(why: Failure, socket: &Path, actual: u64, watch: &Watch) -> anyhow::E
         ),
         Failure::Unused(reason) => anyhow!("{socket}: the guest has {actual}, but {reason}"),
         Failure::Stuck(reason) => {
-            // What keeps a guest from growing names its own remedy.
-            let (side, remedy) = if actual_is_above {
-                ("above", "; free memory in the guest or ask for more")
-            } else {
-                ("below", "")
+            // What keeps a guest from growing names its own remedy, and so does what is the host's.
+            let side = if actual_is_above { "above" } else { "below" };
+            let remedy = match actual_is_above && !reason.contains(';') {
+                true => "; free memory in the guest or ask for more",
+                false => "",
             };
             anyhow!(
                 "{socket}: stopped at {actual}, {distance} {side} the target of {target}: \

@@ -5,6 +5,7 @@
 mod balloon;
 mod cli;
 mod info;
+mod log;
 mod monitor;
 mod report;
 mod run;
@@ -19,7 +20,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return report::usage(&error),
     };
-    let result = report::start_logging().and_then(|()| match cli.command {
+    let result = report::start_logging().and_then(|_until_the_end| match cli.command {
         Command::Run(args) => run::run(args),
         Command::Balloon(args) => balloon::run(&args),
         Command::Info(args) => info::run(&args),

@@ -1,5 +1,6 @@
 //! What the user reads: results on stdout, one line per failure on stderr, logs.
 
+use crate::log::Log;
 use anyhow::{Context, Result};
 use clap::error::{ContextKind, ErrorKind};
 use std::error::Error;
@@ -45,19 +46,25 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Sends logs to stderr, as much as `HVB_LOG` says.
-pub(crate) fn start_logging() -> Result<()> {
+/// Sends logs to stderr, as much as `HVB_LOG` says, until what it returns is dropped.
+///
+/// Where they cannot be written, for want of room on a disk or of a reader, they are lost and nothing
+/// else is.
+pub(crate) fn start_logging() -> Result<Log> {
     let filter = match std::env::var("HVB_LOG") {
         Ok(text) => EnvFilter::try_new(&text)
             .with_context(|| format!("HVB_LOG={text}: give a level such as debug"))?,
         Err(_) => EnvFilter::new("warn"),
     };
+    let log = Log::start(io::stderr()).context("cannot start the log's thread")?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(log.lines())
         .with_ansi(io::stderr().is_terminal())
+        // By default its own failures go to stderr too, by a call that panics where that fails.
+        .log_internal_errors(false)
         .init();
-    Ok(())
+    Ok(log)
 }
 
 /// The text without anything that would move a terminal's cursor: it may come from a server.

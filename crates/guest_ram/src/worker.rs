@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::slice;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{Builder, JoinHandle};
@@ -38,10 +39,22 @@ enum Job {
 impl Job {
     fn run(self) -> Result<(), WorkError> {
         match self {
-            Self::Discard(ram, ranges) => Ok(ram.discard(&ranges)?),
+            Self::Discard(ram, ranges) => {
+                Ok(ram.discard(&ranges).inspect_err(|_| undo(&ram, &ranges))?)
+            }
             Self::Provide(ram, ranges) => Ok(ram.provide(&ranges)?),
             Self::Other(job) => job(),
         }
+    }
+}
+
+/// A discard that failed may have gone a part of its way, and who asked for it goes on as if no page
+/// were gone: it gives them to the guest unprovided.
+fn undo(ram: &GuestRam, ranges: &[PageRange]) {
+    // For each range by itself, since this is all or nothing. What the pool has given to others by
+    // now comes when it is touched, if the pool has it then.
+    for range in ranges {
+        let _ = ram.provide(slice::from_ref(range));
     }
 }
 
@@ -70,7 +83,8 @@ impl<T: Send + 'static> MemoryWorker<T> {
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// Queues ranges for [`GuestRam::discard`]. Returns at once.
+    /// Queues ranges for [`GuestRam::discard`]. Returns at once. Of one that fails all pages are
+    /// there again, as far as the host's pool has them.
     pub fn submit_discard(&self, tag: T, ram: Arc<GuestRam>, ranges: Vec<PageRange>) {
         self.queue(tag, Job::Discard(ram, ranges));
     }

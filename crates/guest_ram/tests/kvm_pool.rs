@@ -3,11 +3,14 @@
 
 use std::fs;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_ram::{
-    AddError, DiscardError, GuestRam, HugePages, PoolError, ProvideError, RamConfig, RamError,
+    AddError, DiscardError, GuestRam, HugePages, MemoryWorker, PoolError, ProvideError, RamConfig,
+    RamError, WorkError,
 };
+use host_faults::Refusal;
 use page_range::{Gpfn, PageCount, PageRange};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
@@ -272,4 +275,48 @@ fn pages_of_1_gib_work_or_say_what_is_missing() {
     ram.remove(range).unwrap();
     ram.discard(&[range]).unwrap();
     assert_eq!(pool.free(), free - 1);
+}
+
+/// Refuses to give back the huge page at this number.
+fn keeps(number: u64) -> Refusal {
+    Refusal::of(libc::SYS_fallocate, libc::EIO)
+        .with_flag(1, u64::try_from(libc::FALLOC_FL_PUNCH_HOLE).unwrap())
+        .with_argument(2, number * HUGE_BYTES)
+}
+
+#[test]
+fn a_discard_that_failed_half_way_leaves_no_page_that_the_guest_could_not_touch() {
+    let Some(pool) = Pool::take() else { return };
+    let ram = Arc::new(ram(8, 0));
+    (0..8).for_each(|page| mark(&ram, page, 1));
+    let free = pool.free();
+    let (done, results) = channel();
+    let worker = host_faults::with(&[keeps(3)], || {
+        MemoryWorker::spawn(move |(), result| done.send(result).unwrap()).unwrap()
+    });
+    worker.submit_discard((), Arc::clone(&ram), vec![huge(1, 1), huge(3, 1), huge(5, 1)]);
+    let Err(WorkError::Discard(error)) = results.recv().unwrap() else { panic!("it worked") };
+    assert!(error.to_string().contains(&huge(3, 1).to_string()), "{error}");
+    // All are provided, and only those that had gone are empty.
+    assert_eq!(pool.free(), free);
+    let other = self::ram(free, 0);
+    let content: Vec<u8> = (0..8).map(|page| marked(&ram, page)).collect();
+    assert_eq!(content, [1, 0, 1, 1, 1, 0, 1, 1]);
+    drop(other);
+}
+
+#[test]
+fn pages_that_cannot_be_allocated_leave_the_pool_as_it_was() {
+    let Some(pool) = Pool::take() else { return };
+    let ram = ram(2, 400);
+    let free = pool.free();
+    let second = Refusal::of(libc::SYS_fallocate, libc::EIO)
+        .with_argument(1, 0)
+        .with_argument(2, 2 * HUGE_BYTES);
+    add(&ram, 1, 1).unwrap();
+    let error = host_faults::with(&[second], || add(&ram, 0, 4).unwrap_err());
+    assert!(matches!(error, AddError::Provide(ProvideError::System { .. })), "{error}");
+    assert_eq!((pool.free(), ram.memory().num_regions()), (free - 1, 2));
+    add(&ram, 0, 4).unwrap();
+    assert_eq!(pool.free(), free - 4);
 }

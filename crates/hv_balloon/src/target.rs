@@ -110,7 +110,10 @@ impl fmt::Display for StopReason {
             Self::NothingUsable => "the guest gives pages that are of no use",
             Self::NoBalloonCapability => "the guest cannot balloon",
             Self::Timeout => "the guest does not answer",
-            Self::DiscardFailed => "the host could not discard the pages given",
+            Self::DiscardFailed => {
+                "the host could not discard all the pages given: its log says why; set the target \
+                 again to have it tried once more"
+            }
             Self::HeldByHugePages => {
                 "the guest gave single pages, and the host can only take back whole huge pages"
             }
@@ -126,7 +129,7 @@ impl fmt::Display for StopReason {
             Self::NoAddressSpace => "what is left to add does not fit the guest's alignment",
             Self::HostMemory => {
                 "the host could not provide the memory: its log says why (huge pages come from \
-                 /sys/kernel/mm/hugepages)"
+                 /sys/kernel/mm/hugepages); make room, then set the target again"
             }
             Self::Reset => "the machine was reset",
         })

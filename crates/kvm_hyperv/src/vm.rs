@@ -24,7 +24,15 @@ pub struct GuestVm<R> {
     // Before the slots: the VM goes first.
     fd: VmFd,
     /// What each slot holds, by slot number.
-    slots: Mutex<Vec<Option<Arc<R>>>>,
+    slots: Mutex<Vec<Option<Slot<R>>>>,
+}
+
+/// A slot that KVM has.
+#[derive(Debug)]
+struct Slot<R> {
+    region: Arc<R>,
+    /// It was to be taken away, and KVM refused.
+    is_left_over: bool,
 }
 
 impl<R: GuestMemoryRegion> GuestVm<R> {
@@ -47,14 +55,17 @@ impl<R: GuestMemoryRegion> GuestVm<R> {
 
     /// Gives one more region to the VM. A running guest sees it at once.
     ///
+    /// What an earlier [`GuestVm::remove`] could not take away is taken away first.
+    ///
     /// # Errors
     /// `EINVAL` for a region without a host mapping, and where all slots are taken; `EEXIST` where
-    /// it overlaps another; else what KVM says. The VM is as before then.
+    /// it overlaps another; else what KVM says. The VM is as before then, but for such leftovers.
     pub fn add(&self, region: Arc<R>) -> Result<(), Error> {
         let userspace_addr = region
             .get_host_address(MemoryRegionAddress(0))
             .map_err(|_| Error::new(libc::EINVAL))? as u64;
         let mut slots = self.slots();
+        self.remove_leftovers(&mut slots)?;
         let index = first_free(&slots);
         let slot = kvm_userspace_memory_region {
             slot: number(index)?,
@@ -66,9 +77,10 @@ impl<R: GuestMemoryRegion> GuestVm<R> {
         // SAFETY: the region says that it maps `len` bytes at this address. It stays mapped while
         // somebody holds it, and `slots` does until KVM has let go of it.
         unsafe { self.fd.set_user_memory_region(slot) }?;
+        let taken = Some(Slot { region, is_left_over: false });
         match slots.get_mut(index) {
-            Some(free) => *free = Some(region),
-            None => slots.push(Some(region)),
+            Some(free) => *free = taken,
+            None => slots.push(taken),
         }
         Ok(())
     }
@@ -77,28 +89,43 @@ impl<R: GuestMemoryRegion> GuestVm<R> {
     /// cannot reach it any more.
     ///
     /// # Errors
-    /// `ENOENT` where no region starts there; else what KVM says.
+    /// `ENOENT` where no region starts there; else what KVM says, for example where the host has no
+    /// memory for its lists. Then the guest still reaches the region, until the next attempt or
+    /// [`GuestVm::add`].
     pub fn remove(&self, start: GuestAddress) -> Result<(), Error> {
         let mut slots = self.slots();
         let starts_there =
-            |region: &Option<Arc<R>>| region.as_ref().is_some_and(|r| r.start_addr() == start);
+            |slot: &Option<Slot<R>>| slot.as_ref().is_some_and(|s| s.region.start_addr() == start);
         let index = slots.iter().position(starts_there).ok_or(Error::new(libc::ENOENT))?;
-        let slot = kvm_userspace_memory_region {
-            slot: number(index)?,
-            guest_phys_addr: start.0,
-            memory_size: 0,
-            userspace_addr: 0,
-            flags: 0,
-        };
-        // SAFETY: a slot of size zero is one that KVM deletes; it keeps no address of it.
-        unsafe { self.fd.set_user_memory_region(slot) }?;
-        if let Some(taken) = slots.get_mut(index) {
-            *taken = None;
+        self.clear(&mut slots, index)
+    }
+
+    fn remove_leftovers(&self, slots: &mut [Option<Slot<R>>]) -> Result<(), Error> {
+        let is_left_over = |slot: &Option<Slot<R>>| slot.as_ref().is_some_and(|s| s.is_left_over);
+        while let Some(index) = slots.iter().position(is_left_over) {
+            self.clear(slots, index)?;
         }
         Ok(())
     }
 
-    fn slots(&self) -> MutexGuard<'_, Vec<Option<Arc<R>>>> {
+    fn clear(&self, slots: &mut [Option<Slot<R>>], index: usize) -> Result<(), Error> {
+        let Some(entry) = slots.get_mut(index) else { return Ok(()) };
+        let Some(taken) = entry else { return Ok(()) };
+        let slot = kvm_userspace_memory_region {
+            slot: number(index)?,
+            guest_phys_addr: taken.region.start_addr().0,
+            memory_size: 0,
+            userspace_addr: 0,
+            flags: 0,
+        };
+        taken.is_left_over = true;
+        // SAFETY: a slot of size zero is one that KVM deletes; it keeps no address of it.
+        unsafe { self.fd.set_user_memory_region(slot) }?;
+        *entry = None;
+        Ok(())
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Vec<Option<Slot<R>>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

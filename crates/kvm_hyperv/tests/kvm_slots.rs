@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use host_faults::Refusal;
 use kvm_hyperv::vm::{GuestVm, slot_limit};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestRegionMmap, MemoryRegionAddress};
@@ -29,6 +30,15 @@ const NO_MEMORY: u8 = 0xff;
 
 fn region(start: u64) -> Arc<Region> {
     Arc::new(Region::from_range(GuestAddress(start), PAGE, None).unwrap())
+}
+
+/// `_IOW(KVMIO, 0x46, struct kvm_userspace_memory_region)` (Linux `include/uapi/linux/kvm.h`).
+const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
+
+/// Runs `body` while KVM takes and gives no memory slots.
+fn without_slots<T: Send>(errno: i32, body: impl FnOnce() -> T + Send) -> T {
+    let slots = Refusal::of(libc::SYS_ioctl, errno).with_argument(1, KVM_SET_USER_MEMORY_REGION);
+    host_faults::with(&[slots], body)
 }
 
 fn errno(result: Result<(), kvm_ioctls::Error>) -> i32 {
@@ -124,4 +134,54 @@ fn what_is_refused_leaves_no_trace() {
 fn there_are_slots_for_boot_memory_and_more() {
     let limit = slot_limit(&Kvm::new().unwrap());
     assert!(limit >= 32, "{limit}");
+}
+
+#[test]
+fn a_slot_that_kvm_refuses_can_be_had_later() {
+    let mut guest = Guest::new(ADDED);
+    let added = region(ADDED);
+    for code in [libc::ENOMEM, libc::EINVAL] {
+        let vm = &guest.vm;
+        assert_eq!(without_slots(code, || errno(vm.add(Arc::clone(&added)))), code);
+        assert_eq!(Arc::strong_count(&added), 1);
+        assert_eq!(guest.write(6), (NO_MEMORY, Some(ADDED)));
+    }
+    guest.vm.add(added).unwrap();
+    assert_eq!(guest.write(7), (7, None));
+}
+
+#[test]
+fn a_slot_that_kvm_does_not_let_go_of_is_held_and_goes_before_the_next_one() {
+    let mut guest = Guest::new(ADDED);
+    let added = region(ADDED);
+    guest.vm.add(Arc::clone(&added)).unwrap();
+    let vm = &guest.vm;
+    let result = without_slots(libc::ENOMEM, || vm.remove(GuestAddress(ADDED)));
+    assert_eq!(errno(result), libc::ENOMEM);
+    // The guest still reaches it, so it must stay mapped.
+    assert_eq!(Arc::strong_count(&added), 2);
+    assert_eq!(guest.write(8), (8, None));
+
+    let vm = &guest.vm;
+    let elsewhere = region(ADDED + 0x4000);
+    let result = without_slots(libc::ENOMEM, || vm.add(Arc::clone(&elsewhere)));
+    assert_eq!(errno(result), libc::ENOMEM);
+    assert_eq!(Arc::strong_count(&elsewhere), 1);
+    // Other memory at the same place: what was left over is gone by then.
+    let other = region(ADDED);
+    guest.vm.add(Arc::clone(&other)).unwrap();
+    assert_eq!(Arc::strong_count(&added), 1);
+    assert_eq!(guest.write(9), (9, None));
+    assert_eq!(other.read_obj::<u8>(MemoryRegionAddress(0)).unwrap(), 9);
+}
+
+#[test]
+fn a_removal_can_be_tried_again() {
+    let guest = Guest::new(ADDED);
+    guest.vm.add(region(ADDED)).unwrap();
+    let vm = &guest.vm;
+    let result = without_slots(libc::ENOMEM, || vm.remove(GuestAddress(ADDED)));
+    assert_eq!(errno(result), libc::ENOMEM);
+    guest.vm.remove(GuestAddress(ADDED)).unwrap();
+    assert_eq!(errno(guest.vm.remove(GuestAddress(ADDED))), libc::ENOENT);
 }

@@ -3,6 +3,9 @@
 //! A client's reader executes its commands one after the other and queues the answers; its writer
 //! empties the queue. Where a client does not read its answers its own reader waits, and nobody
 //! else. Events go straight into the queues, see [`Outbox`].
+//!
+//! A process without a free descriptor can accept nobody, and so tell nobody why. One is kept in
+//! reserve for that: it is let go, the client takes its place, is told, and disconnected.
 
 use crate::conversation::Conversation;
 use crate::event::{Event, EventSender};
@@ -13,9 +16,11 @@ use nix::sys::socket::{Shutdown, shutdown};
 use serde_json::json;
 use std::io::{self, Read, Write};
 use std::net;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -32,6 +37,13 @@ const FAREWELL_STEP: Duration = Duration::from_millis(2);
 
 /// Pause after an accept that failed, for example for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The threads of a client.
+const THREADS: usize = 2;
+
+/// What a client hears that came with the last descriptor.
+const NO_DESCRIPTOR: &str = "the virtual machine's process has no file descriptor left for another \
+                             monitor client; end one, or raise its limit (prlimit --nofile)";
 
 /// A monitor on a UNIX socket. Dropping it says good-bye to all clients, ends its threads and
 /// removes the socket.
@@ -75,6 +87,8 @@ struct Client {
 struct Connection {
     stream: UnixStream,
     outbox: Outbox,
+    /// How many of the threads are left.
+    threads: AtomicUsize,
 }
 
 impl Server {
@@ -146,20 +160,41 @@ impl Hub {
         }
     }
 
-    /// Takes a new client in, unless there are too many.
+    /// Takes a new client in, or tells it why not.
     fn admit(
-        &self,
+        self: &Arc<Self>,
         stream: UnixStream,
         machine: &Arc<dyn Machine>,
         prepare: &Arc<Prepare>,
-    ) -> io::Result<()> {
+    ) {
         let mut clients = self.lock();
-        clients.retain(|client| !client.is_finished());
         if clients.len() >= MAX_CLIENTS {
-            return turn_away(stream);
+            let most = format!("too many monitor clients: at most {MAX_CLIENTS} at a time");
+            return turn_away(&stream, &most);
         }
-        clients.push(Client::start(stream, Conversation::new(machine.clone()), prepare)?);
-        Ok(())
+        let connection = Arc::new(Connection {
+            stream,
+            outbox: Outbox::default(),
+            threads: AtomicUsize::new(THREADS),
+        });
+        match Client::start(&connection, Conversation::new(machine.clone()), self, prepare) {
+            Ok(client) => clients.push(client),
+            Err(error) => {
+                drop(clients);
+                tracing::error!(%error, "cannot start the threads of a monitor client");
+                let why = format!(
+                    "the virtual machine's process cannot start threads for another monitor \
+                     client ({error}); raise its limits of memory and threads"
+                );
+                turn_away(&connection.stream, &why);
+                connection.cut();
+            }
+        }
+    }
+
+    /// Lets go of a client whose threads have nothing more to do, and with it of its descriptor.
+    fn forget(&self, gone: &Arc<Connection>) {
+        self.lock().retain(|client| !Arc::ptr_eq(&client.connection, gone));
     }
 
     /// Disconnects all clients once they have what is queued for them, or after a while.
@@ -188,37 +223,33 @@ impl Hub {
 
 impl Client {
     fn start(
-        stream: UnixStream,
+        connection: &Arc<Connection>,
         conversation: Conversation,
+        hub: &Arc<Hub>,
         prepare: &Arc<Prepare>,
     ) -> io::Result<Self> {
-        let connection = Arc::new(Connection { stream, outbox: Outbox::default() });
-        let writer = {
-            let (connection, prepare) = (connection.clone(), prepare.clone());
-            let builder = thread::Builder::new().name("qmp-write".to_owned());
-            builder.spawn(move || {
-                // An error means that the client is gone, or shall be.
-                let _ = prepare(ServerThread::Write).and_then(|()| write_loop(&connection));
-                connection.cut();
-            })?
-        };
-        let reader = {
-            let (connection, prepare) = (connection.clone(), prepare.clone());
-            let builder = thread::Builder::new().name("qmp-read".to_owned());
-            builder.spawn(move || {
-                let _finish = FinishOnDrop(&connection.outbox);
-                if prepare(ServerThread::Read).is_ok() {
-                    read_loop(&connection, conversation);
-                }
-            })
-        };
-        match reader {
-            Ok(reader) => Ok(Self { connection, reader, writer }),
-            Err(error) => {
-                connection.cut();
-                Err(error)
+        // The reader first: it says the greeting, and a client that is turned away gets none.
+        let presence = Presence { connection: connection.clone(), hub: hub.clone() };
+        let (ready, go) = sync_channel(1);
+        let prepare_reader = prepare.clone();
+        let reader = spawn("qmp-read", move || {
+            let connection = &presence.connection;
+            let _finish = FinishOnDrop(&connection.outbox);
+            if prepare_reader(ServerThread::Read).is_ok() && go.recv().is_ok() {
+                read_loop(connection, conversation);
             }
-        }
+        })?;
+        let presence = Presence { connection: connection.clone(), hub: hub.clone() };
+        let prepare = prepare.clone();
+        let writer = spawn("qmp-write", move || {
+            let connection = &presence.connection;
+            // An error means that the client is gone, or shall be.
+            let _ = prepare(ServerThread::Write).and_then(|()| write_loop(connection));
+            connection.cut();
+        })?;
+        // The reader waits for this, or for its end.
+        let _ = ready.send(());
+        Ok(Self { connection: connection.clone(), reader, writer })
     }
 
     fn is_finished(&self) -> bool {
@@ -243,6 +274,20 @@ impl Connection {
     }
 }
 
+/// That a thread of a client is there. The last one to end takes the client off the list.
+struct Presence {
+    connection: Arc<Connection>,
+    hub: Arc<Hub>,
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        if self.connection.threads.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.hub.forget(&self.connection);
+        }
+    }
+}
+
 /// Lets the writer end after the reader, also when a command panicked.
 struct FinishOnDrop<'a>(&'a Outbox);
 
@@ -252,31 +297,57 @@ impl Drop for FinishOnDrop<'_> {
     }
 }
 
-fn accept_loop(listener: &Listener, hub: &Hub, machine: &Arc<dyn Machine>, prepare: &Arc<Prepare>) {
+fn accept_loop(
+    listener: &Listener,
+    hub: &Arc<Hub>,
+    machine: &Arc<dyn Machine>,
+    prepare: &Arc<Prepare>,
+) {
+    let reserve = || listener.socket.as_fd().try_clone_to_owned().ok();
+    let mut spare: Option<OwnedFd> = reserve();
+    let mut is_failing = false;
     loop {
         match listener.socket.accept() {
             Ok((stream, _)) => {
-                if let Err(error) = hub.admit(stream, machine, prepare) {
-                    tracing::warn!(%error, "cannot serve a new monitor client");
+                spare = spare.or_else(reserve);
+                if spare.is_some() {
+                    is_failing = false;
+                    hub.admit(stream, machine, prepare);
+                } else {
+                    turn_away(&stream, NO_DESCRIPTOR);
+                    drop(stream);
+                    spare = reserve();
                 }
             }
             // The server ends.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
-                tracing::warn!(%error, "cannot accept monitor clients");
-                thread::sleep(ACCEPT_PAUSE);
+                // Once, and not again before it works again.
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::error!(%error, "cannot accept monitor clients");
+                }
+                if spare.take().is_none() {
+                    thread::sleep(ACCEPT_PAUSE);
+                    spare = reserve();
+                }
             }
         }
     }
 }
 
-fn turn_away(mut stream: UnixStream) -> io::Result<()> {
-    let desc = format!("too many monitor clients: at most {MAX_CLIENTS} at a time");
-    tracing::debug!("{desc}");
-    stream.set_nonblocking(true)?;
-    let answer = json!({ "error": { "class": "GenericError", "desc": desc } });
-    stream.write_all(format!("{answer}\r\n").as_bytes())
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.to_owned()).spawn(body)
+}
+
+/// Tells a client why it is not served, if it takes that at once.
+fn turn_away(mut stream: &UnixStream, why: &str) {
+    tracing::debug!("a monitor client is turned away: {why}");
+    let answer = json!({ "error": { "class": "GenericError", "desc": why } });
+    // It sees the end of the connection in any case.
+    let _ = stream
+        .set_nonblocking(true)
+        .and_then(|()| stream.write_all(format!("{answer}\r\n").as_bytes()));
 }
 
 fn read_loop(connection: &Connection, mut conversation: Conversation) {

@@ -231,11 +231,19 @@ fn make_raw() -> Option<Termios> {
 
 /// Writes until all serial ports are gone; `_end` tells by its own end.
 fn write_output(bytes: &Receiver<u8>, mut output: impl Write, _end: Sender<()>) {
+    let mut is_failing = false;
     while let Ok(first) = bytes.recv() {
         let mut chunk = vec![first];
         chunk.extend(bytes.try_iter().take(OUTPUT_QUEUE));
-        // A reader that has gone away is no reason to stop the guest.
-        let _ = output.write_all(&chunk).and_then(|()| output.flush());
+        // A reader that has gone away, or a disk without room, is no reason to stop the guest.
+        let result = output.write_all(&chunk).and_then(|()| output.flush());
+        if let Err(error) = &result
+            && !is_failing
+        {
+            let remedy = crate::error::remedy(error.raw_os_error().unwrap_or_default());
+            tracing::error!("output of the serial port is lost{remedy}: {error}");
+        }
+        is_failing = result.is_err();
     }
 }
 
@@ -278,5 +286,46 @@ fn feed(input: &Input, mut bytes: &[u8]) {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk that is full for as long as it has room for nothing.
+    struct Disk {
+        failures: u32,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if let Some(left) = self.failures.checked_sub(1) {
+                self.failures = left;
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.written.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn output_goes_on_when_there_is_room_again() {
+        let (queue, bytes) = sync_channel(OUTPUT_QUEUE);
+        let (end, ended) = channel();
+        let written = Arc::<Mutex<Vec<u8>>>::default();
+        let disk = Disk { failures: 1, written: Arc::clone(&written) };
+        queue.send(b'a').unwrap();
+        let writer = std::thread::spawn(move || write_output(&bytes, disk, end));
+        while queue.try_send(b'b').is_ok() && written.lock().unwrap().is_empty() {}
+        drop(queue);
+        assert!(ended.recv().is_err());
+        writer.join().unwrap();
+        assert_eq!(written.lock().unwrap().last(), Some(&b'b'));
     }
 }

@@ -3,6 +3,7 @@
 //! [`vmbus::Server`] and the device are state machines without I/O; this loop feeds them what
 //! happens and does what they ask. What concerns the device is in [`Balloon`].
 
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
@@ -175,7 +176,10 @@ impl DeviceLoop {
         match request {
             Request::Attach(machine, memory) => {
                 for (eventfd, data) in acknowledgements(&machine) {
-                    watch(ops, eventfd, data);
+                    // Without it a message waits for `RETRY`.
+                    if let Err(error) = watch(ops, eventfd, data) {
+                        tracing::error!("cannot wait for acknowledgements: {error}");
+                    }
                 }
                 self.balloon.attach(&machine, memory);
                 self.machine = Some(machine);
@@ -283,7 +287,12 @@ impl DeviceLoop {
 
 impl MutEventSubscriber for DeviceLoop {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        watch(ops, self.wake.as_ref(), WAKE);
+        if let Err(source) = watch(ops, self.wake.as_ref(), WAKE) {
+            let what = "cannot wait for the device's wake-up";
+            let failed = Control::Failed(MachineError::System { what, source }.into());
+            self.confinement.control().send(failed);
+            self.stopped = true;
+        }
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
@@ -304,10 +313,16 @@ fn acknowledgements(machine: &MachineHandle) -> impl Iterator<Item = (&EventFd, 
     })
 }
 
-pub(crate) fn watch(ops: &mut EventOps<'_>, fd: &impl std::os::fd::AsRawFd, data: u32) {
-    if let Err(error) = ops.add(Events::with_data(fd, data, EventSet::IN)) {
-        tracing::error!("cannot wait for an event source: {error}");
-    }
+/// Has the loop wait for `fd` too. The kernel may refuse: a user's event sources are limited.
+pub(crate) fn watch(
+    ops: &mut EventOps<'_>,
+    fd: &impl std::os::fd::AsRawFd,
+    data: u32,
+) -> io::Result<()> {
+    ops.add(Events::with_data(fd, data, EventSet::IN)).map_err(|error| match error {
+        event_manager::Error::Epoll(errno) => io::Error::from_raw_os_error(errno.errno()),
+        error => io::Error::other(error.to_string()),
+    })
 }
 
 pub(crate) fn unwatch(ops: &mut EventOps<'_>, fd: &impl std::os::fd::AsRawFd, data: u32) {
@@ -321,4 +336,86 @@ pub(crate) fn wake_eventfd() -> Result<Arc<EventFd>, MachineError> {
     EventFd::new(EFD_NONBLOCK)
         .map(Arc::new)
         .map_err(MachineError::system("cannot create the device's wake-up"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use guest_ram::HugePages;
+    use host_faults::Refusal;
+    use page_range::{PageCount, PageRangeSet};
+    use vmbus::{Server, ServerConfig};
+
+    use super::*;
+    use crate::config::{Config, OnReset, SettleTime};
+    use crate::confine::Seccomp;
+    use crate::console::SerialOutput;
+    use crate::control::control_channel;
+    use crate::error::{VmmError, chain};
+
+    fn config() -> Config {
+        Config {
+            kernel: "kernel".into(),
+            initrd: None,
+            command_line: String::new(),
+            vcpus: 1,
+            memory_bytes: 1 << 30,
+            max_memory_bytes: 1 << 30,
+            on_reset: OnReset::default(),
+            qmp: None,
+            serial: SerialOutput::None,
+            status_reports: false,
+            settle: SettleTime::Auto,
+            huge_pages: HugePages::Off,
+            seccomp: Seccomp::Off,
+        }
+    }
+
+    /// Starts a loop; what it then reports, if it ends by itself.
+    fn start_loop() -> Result<Option<VmmError>, MachineError> {
+        let memory = MemoryMap {
+            boot_ram: PageRangeSet::new(),
+            to_add: None,
+            discard_unit: PageCount::new(1),
+            target: None,
+        };
+        let (control, events) = control_channel();
+        let wake = wake_eventfd()?;
+        let server = Arc::new(Mutex::new(Server::new(ServerConfig::default())));
+        let calls = GuestCalls::new(server, Arc::clone(&wake), false);
+        let balloon = balloon::Setup::new(&config(), &memory, false, Arc::default());
+        let confinement = Confinement::new(Seccomp::Off, control).expect("nothing to compile");
+        drop(start(Setup { calls, wake, confinement, balloon })?);
+        Ok(match events.try_recv() {
+            Ok(Control::Failed(error)) => Some(error),
+            _ => None,
+        })
+    }
+
+    fn refused(call: libc::c_long, errno: i32) -> Result<Option<VmmError>, MachineError> {
+        host_faults::with(&[Refusal::of(call, errno)], start_loop)
+    }
+
+    #[test]
+    fn a_loop_that_cannot_wait_for_anything_ends_the_machine_with_the_reason() {
+        assert!(start_loop().unwrap().is_none());
+        let watches = refused(libc::SYS_epoll_ctl, libc::ENOSPC).unwrap().unwrap();
+        let text = chain(&watches);
+        assert_eq!(
+            text,
+            "cannot wait for the device's wake-up: No space left on device (os error 28)"
+        );
+        let epoll = refused(libc::SYS_epoll_create1, libc::EMFILE).unwrap().unwrap();
+        assert!(chain(&epoll).starts_with("cannot wait for the device's events"), "{epoll}");
+    }
+
+    #[test]
+    fn what_a_loop_cannot_be_made_of_is_told_with_a_remedy() {
+        let eventfd = refused(libc::SYS_eventfd2, libc::EMFILE).unwrap_err();
+        assert!(chain(&eventfd).contains("(ulimit -n"), "{eventfd}");
+        let both = [libc::SYS_clone, libc::SYS_clone3].map(|call| Refusal::of(call, libc::EAGAIN));
+        let error = host_faults::with(&both, start_loop).unwrap_err();
+        assert!(chain(&error).starts_with("cannot start the device's threads"), "{error}");
+    }
 }

@@ -121,7 +121,7 @@ pub enum BootError {
 #[derive(Debug, Error)]
 pub enum MachineError {
     /// KVM refused.
-    #[error("{what}")]
+    #[error("{what}{}", remedy(source.errno()))]
     Kvm {
         /// What was tried.
         what: &'static str,
@@ -130,7 +130,7 @@ pub enum MachineError {
         source: kvm_ioctls::Error,
     },
     /// The system refused.
-    #[error("{what}")]
+    #[error("{what}{}", remedy(source.raw_os_error().unwrap_or_default()))]
     System {
         /// What was tried.
         what: &'static str,
@@ -227,6 +227,17 @@ pub enum VmmError {
     },
 }
 
+/// What helps where the host has run out of something, to follow the text of an error.
+pub(crate) fn remedy(errno: i32) -> &'static str {
+    match errno {
+        libc::EMFILE => "; raise the limit of open files (ulimit -n, prlimit --nofile)",
+        libc::ENFILE => "; raise the host's limit of open files (sysctl fs.file-max)",
+        libc::EFBIG => "; raise the limit of file sizes (ulimit -f, prlimit --fsize)",
+        libc::ENOMEM => "; free memory on the host, or raise a limit that is set for it",
+        _ => "",
+    }
+}
+
 /// An error with all its causes, for a log line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -237,4 +248,25 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_host_has_run_out_of_is_told_with_a_remedy() {
+        let text = |errno| {
+            let source = io::Error::from_raw_os_error(errno);
+            chain(&MachineError::System { what: "cannot do it", source })
+        };
+        assert_eq!(
+            text(libc::EMFILE),
+            "cannot do it; raise the limit of open files (ulimit -n, prlimit --nofile): Too many \
+             open files (os error 24)"
+        );
+        let kvm = MachineError::kvm("cannot do it")(kvm_ioctls::Error::new(libc::ENOMEM));
+        assert!(chain(&kvm).contains("; free memory on the host"), "{kvm}");
+        assert_eq!(text(libc::EPERM), "cannot do it: Operation not permitted (os error 1)");
+    }
 }

@@ -8,7 +8,7 @@ use kvm_hyperv::kick;
 use kvm_hyperv::probe::{self, Capabilities};
 use kvm_ioctls::Kvm;
 use qmp::{Event, EventSender, ShutdownCause};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 use vmbus::{Server, ServerConfig};
 
@@ -38,6 +38,7 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
         BootFiles::open(&config.kernel, config.initrd.as_deref(), &config.command_line)?;
     let (kvm, capabilities) = probe::open()?;
     kick::install_handler().map_err(MachineError::system("cannot handle the vCPUs' signal"))?;
+    survive_file_limits()?;
     let plan = MemoryPlan::new(config, &kvm)?;
     let first = plan.first()?;
     let (control, events) = control_channel();
@@ -198,6 +199,14 @@ fn watch_signals(control: ControlSender, confinement: Confinement) -> Result<Han
         })
         .map_err(failed)?;
     Ok(handle)
+}
+
+/// Has a write beyond the limit of file sizes fail, for whoever writes: by itself it would end the
+/// process, and the guest with it.
+fn survive_file_limits() -> Result<(), MachineError> {
+    signal_hook::flag::register(SIGXFSZ, Arc::default())
+        .map(drop)
+        .map_err(MachineError::system("cannot handle signals"))
 }
 
 fn reset_reason(cause: Cause) -> ShutdownCause {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use qmp::{Client, ClientError, DynamicMemoryInfo, Value, XQueryDynamicMemory, qapi};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -192,8 +192,17 @@ impl Vm {
     /// The guest refuses, or the driver does not come back.
     pub fn rebind_driver(&mut self) -> Result<()> {
         let device = self.unbind_driver()?;
-        self.agent.ask(&format!("write {DRIVER}/bind {device}"))?;
+        self.bind_driver(&device)?;
         self.wait_for_driver().map(drop)
+    }
+
+    /// Gives the guest's balloon device to its driver.
+    ///
+    /// # Errors
+    ///
+    /// The driver does not take it.
+    pub fn bind_driver(&mut self, device: &str) -> Result<()> {
+        self.agent.ask(&format!("write {DRIVER}/bind {device}")).map(drop)
     }
 
     /// Takes the guest's balloon device from its driver; returns the device's name.
@@ -252,8 +261,54 @@ impl Vm {
     ///
     /// The process is gone.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = Pid::from_raw(self.child.id().try_into()?).context("no process")?;
-        Ok(kill_process(pid, signal)?)
+        Ok(kill_process(self.pid()?, signal)?)
+    }
+
+    /// Sets a limit of `hvb`, as whoever runs it could; returns the one before, to set it again.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone, or the limit was below before.
+    pub fn set_limit(&self, resource: Resource, most: Option<u64>) -> Result<Option<u64>> {
+        // `hvb` has the hard limit that this process has.
+        let maximum = rustix::process::getrlimit(resource).maximum;
+        let limit = Rlimit { current: most, maximum };
+        Ok(prlimit(Some(self.pid()?), resource, limit)?.current)
+    }
+
+    /// The highest number of a descriptor that `hvb` has.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone.
+    pub fn highest_descriptor(&self) -> Result<u64> {
+        let names = fs::read_dir(format!("/proc/{}/fd", self.child.id()))?;
+        let numbers = names.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        numbers.max().context("no descriptors")
+    }
+
+    /// The address space that `hvb` uses, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone.
+    pub fn address_space(&self) -> Result<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/statm", self.child.id()))?;
+        let pages: u64 = text.split(' ').next().context("empty")?.parse()?;
+        Ok(pages * 4096)
+    }
+
+    /// What `hvb` has complained of so far.
+    ///
+    /// # Errors
+    ///
+    /// The file is gone.
+    pub fn complaints(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.dir.path().join("stderr"))?)
+    }
+
+    fn pid(&self) -> Result<Pid> {
+        Pid::from_raw(self.child.id().try_into()?).context("no process")
     }
 
     /// As [`Vm::power_off`], where `hvb` had reason to complain: each line names `word`.

@@ -1,6 +1,7 @@
 //! `hvb balloon` against a monitor with a make-believe guest.
 
 use crate::common::{self, Guest, Monitor, hvb, stderr, stdout};
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 const MIB: u64 = 1 << 20;
@@ -150,4 +151,37 @@ fn a_reader_that_goes_away_does_not_stop_the_resize() {
     let output = command.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(stderr(&output), "");
+}
+
+/// Whoever waits may be killed at any moment; the machine goes on with what it was told.
+#[test]
+fn a_command_that_is_killed_while_it_waits_leaves_its_target_and_nothing_else() {
+    let monitor = Monitor::start(Guest::new(1024 * MIB).that_waits("it is starting"));
+    // More than there may be clients at a time.
+    for _ in 0..20 {
+        let mut waiting = common::command(&["balloon", monitor.path(), "512M", "--wait"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It has set its target by the time it says where it goes.
+        let mut route = String::new();
+        let stdout = waiting.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut route).unwrap();
+        assert_eq!(route, "1 GiB → 512 MiB\n");
+        waiting.kill().unwrap();
+        waiting.wait().unwrap();
+        assert_eq!(monitor.guest.target(), 512 * MIB);
+    }
+    let output = hvb(&["balloon", monitor.path(), "768M"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(monitor.guest.target(), 768 * MIB);
+}
+
+#[test]
+fn what_failed_on_the_host_is_not_blamed_on_the_guest() {
+    let guest = Guest::new(1024 * MIB).with_floor(300 * MIB).that_stops("no memory; make room");
+    let monitor = Monitor::start(guest);
+    let output = hvb(&["balloon", monitor.path(), "128M", "--wait"]);
+    let expected = "above the target of 128 MiB: no memory; make room\n";
+    assert!(stderr(&output).ends_with(expected), "{output:?}");
 }

@@ -14,6 +14,7 @@ pub(crate) struct Guest {
     floor: u64,
     tells_status: bool,
     waiting: Option<&'static str>,
+    stops: &'static str,
     refuses_late: bool,
 }
 
@@ -28,6 +29,7 @@ impl Guest {
             floor: 0,
             tells_status: true,
             waiting: None,
+            stops: "no more to give",
             refuses_late: false,
         }
     }
@@ -49,6 +51,11 @@ impl Guest {
     /// The guest stays as it is, and the device says that this is why.
     pub(crate) fn that_waits(self, why: &'static str) -> Self {
         Self { waiting: Some(why), ..self }
+    }
+
+    /// At its floor the device stops, and says that this is why.
+    pub(crate) fn that_stops(self, why: &'static str) -> Self {
+        Self { stops: why, ..self }
     }
 
     /// The device takes a target of half a GiB, and then does not want it.
@@ -120,7 +127,7 @@ impl Machine for SharedGuest {
             assigned: guest.boot,
             ballooned: guest.boot - actual,
             waiting: guest.waiting.map(str::to_owned),
-            stopped: stopped.then(|| "no more to give".to_owned()),
+            stopped: stopped.then(|| guest.stops.to_owned()),
             last_refusal: guest.refuses_late.then(|| Refusal {
                 target: 512 << 20,
                 reason: "the guest cannot balloon".to_owned(),

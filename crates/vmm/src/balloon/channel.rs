@@ -64,7 +64,10 @@ pub(crate) enum OpenError {
     #[error(transparent)]
     Ring(#[from] RingError),
     /// By the host's.
-    #[error("cannot receive the channel's signals")]
+    #[error(
+        "cannot receive the channel's signals{}; then have the guest's driver try again",
+        crate::error::remedy(.0.raw_os_error().unwrap_or_default())
+    )]
     Signal(#[from] io::Error),
 }
 

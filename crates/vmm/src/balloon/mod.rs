@@ -110,7 +110,10 @@ impl Balloon {
         let start = Instant::now();
         let snapshot = Arc::new(Mutex::new(setup.device.snapshot()));
         let on_done = to_loop.clone();
+        let panics = confinement.control().report_panic("memory");
         let worker = Worker::start(confinement, move |id, ok| {
+            // Goes with the thread: what is asked of it would never be done.
+            let _ = &panics;
             on_done.request(device_loop::Request::Balloon(Request::JobDone { id, ok }));
         })?;
         let operator = Operator {
@@ -312,9 +315,12 @@ impl Balloon {
             return self.calls.server().open_finished(id, false);
         };
         let guest_os_id = machine.guest_os_id.load(Ordering::Acquire);
-        match Channel::open(opening, machine, self.eventfd_in_kernel) {
+        let opened = Channel::open(opening, machine, self.eventfd_in_kernel).and_then(|channel| {
+            watch(ops, channel.signal(), SIGNAL)?;
+            Ok(channel)
+        });
+        match opened {
             Ok(channel) => {
-                watch(ops, channel.signal(), SIGNAL);
                 self.channel = Some(channel);
                 self.size_at_close = None;
                 self.tell(Event::ChannelOpened { guest_os_id });

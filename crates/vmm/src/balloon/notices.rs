@@ -112,8 +112,11 @@ impl Notices {
 
     /// Logs that the channel the guest wants to open cannot be: it may try all the time.
     pub(crate) fn cannot_open(&mut self, error: &OpenError) {
-        let error = crate::error::chain(error);
-        self.log.log(|| tracing::warn!("cannot open the balloon's channel: {error}"));
+        let text = crate::error::chain(error);
+        self.log.log(|| match error {
+            OpenError::Ring(_) => tracing::warn!("cannot open the balloon's channel: {text}"),
+            OpenError::Signal(_) => tracing::error!("cannot open the balloon's channel: {text}"),
+        });
     }
 
     fn emit(&self, event: &Event) {

@@ -1,0 +1,111 @@
+//! The way of log lines to stderr, on a thread of its own: neither a reader that stops reading nor a
+//! disk without room holds up who has something to say, the guest's processors among them.
+
+use std::io::{self, Write};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::Builder;
+use std::time::Duration;
+
+/// Lines that may wait to be written. What comes beyond is dropped.
+const QUEUE: usize = 1024;
+
+/// How long the end waits for lines to be written.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+enum Message {
+    Line(Vec<u8>),
+    /// To be dropped when all lines before are written.
+    End(Sender<()>),
+}
+
+/// The log. Dropping it waits, but not for ever, until what was said is written.
+pub(crate) struct Log(SyncSender<Message>);
+
+/// Takes a line with each write, and never fails.
+pub(crate) struct Line(SyncSender<Message>);
+
+impl Log {
+    /// Starts to write what comes to `output`. What cannot be written is lost.
+    ///
+    /// # Errors
+    /// The system has no room for a thread.
+    pub(crate) fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
+        let (sender, messages) = sync_channel(QUEUE);
+        Builder::new().name("log".into()).spawn(move || write_lines(&messages, output))?;
+        Ok(Self(sender))
+    }
+
+    /// Makes the writers of lines.
+    pub(crate) fn lines(&self) -> impl Fn() -> Line + Send + Sync + use<> {
+        let sender = self.0.clone();
+        move || Line(sender.clone())
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let (done, written) = channel();
+        if self.0.try_send(Message::End(done)).is_ok() {
+            let _ = written.recv_timeout(PATIENCE);
+        }
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let _ = self.0.try_send(Message::Line(line.to_vec()));
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write_lines(messages: &Receiver<Message>, mut output: impl Write) {
+    for message in messages {
+        match message {
+            Message::Line(line) => {
+                // There is nobody to tell.
+                let _ = output.write_all(&line);
+            }
+            Message::End(done) => drop(done),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn lines_are_written_in_order_before_the_end() {
+        let mut file = tempfile::tempfile().unwrap();
+        let log = Log::start(file.try_clone().unwrap()).unwrap();
+        let lines = log.lines();
+        for number in 0..500 {
+            writeln!(lines(), "{number}").unwrap();
+        }
+        drop(log);
+        let mut text = String::new();
+        io::Seek::rewind(&mut file).unwrap();
+        io::Read::read_to_string(&mut file, &mut text).unwrap();
+        assert_eq!(text.lines().count(), 500);
+        assert!(text.lines().zip(0..).all(|(line, number)| line == number.to_string()));
+    }
+
+    #[test]
+    fn a_full_disk_and_a_reader_that_does_not_read_hold_nobody_up() {
+        let full = Log::start(File::create("/dev/full").unwrap()).unwrap();
+        let (_unread, blocked) = UnixStream::pair().unwrap();
+        let blocked = Log::start(blocked).unwrap();
+        for log in [full, blocked] {
+            let lines = log.lines();
+            for _ in 0..10 * QUEUE {
+                writeln!(lines(), "{}", "x".repeat(200)).unwrap();
+            }
+        }
+    }
+}

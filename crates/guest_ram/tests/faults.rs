@@ -1,0 +1,200 @@
+//! A kernel that refuses. The system calls fail for real, by a filter; see `host_faults`.
+
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use guest_ram::{Backend, DiscardError, GuestRam, MemoryWorker, RamConfig, RamError, WorkError};
+use host_faults::Refusal;
+use page_range::{Gpfn, PageCount, PageRange};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+const MIB: u64 = 1 << 20;
+const BOOT: u64 = 64 * MIB;
+
+/// Descriptors and mappings are the process's, and a test counts them.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn config(backend: Backend) -> RamConfig {
+    RamConfig {
+        size: PageCount::from_bytes(BOOT),
+        backend,
+        hot_add: PageCount::from_bytes(1 << 40),
+        max_pieces: 8,
+        ..Default::default()
+    }
+}
+
+fn pages(start: u64, count: u64) -> PageRange {
+    PageRange::new(Gpfn::new(start).unwrap(), PageCount::new(count)).unwrap()
+}
+
+fn flag(flag: libc::c_int) -> u64 {
+    u64::try_from(flag).unwrap()
+}
+
+/// A mapping that guest memory is made by, but not one that an allocator or a thread needs.
+fn of_guest_memory(errno: libc::c_int) -> Refusal {
+    Refusal::of(libc::SYS_mmap, errno).with_flag(3, flag(libc::MAP_NORESERVE))
+}
+
+fn discards(errno: libc::c_int) -> [Refusal; 3] {
+    [
+        Refusal::of(libc::SYS_madvise, errno),
+        Refusal::of(libc::SYS_process_madvise, errno),
+        Refusal::of(libc::SYS_fallocate, errno),
+    ]
+}
+
+fn refused(refusals: &[Refusal], backend: Backend) -> RamError {
+    host_faults::with(refusals, || GuestRam::new(&config(backend)).unwrap_err())
+}
+
+fn cause(error: &dyn Error) -> Option<i32> {
+    error.source()?.downcast_ref::<io::Error>()?.raw_os_error()
+}
+
+/// What this process has mapped and opened.
+fn holdings() -> (u64, usize) {
+    let status = fs::read_to_string("/proc/self/statm").unwrap();
+    let mapped = status.split(' ').next().unwrap().parse().unwrap();
+    (mapped, fs::read_dir("/proc/self/fd").unwrap().count())
+}
+
+fn mark(ram: &GuestRam) {
+    for page in 0..BOOT >> 12 {
+        ram.memory().write_obj(0xa5_u8, GuestAddress(page << 12)).unwrap();
+    }
+}
+
+fn marked(ram: &GuestRam) -> Vec<u64> {
+    let is_marked =
+        |page: &u64| ram.memory().read_obj::<u8>(GuestAddress(page << 12)).unwrap() != 0;
+    (0..BOOT >> 12).filter(is_marked).collect()
+}
+
+#[test]
+fn memory_that_cannot_be_mapped_is_told_with_size_and_option_and_leaves_nothing() {
+    let _turn = turn();
+    let fixed = of_guest_memory(libc::ENOMEM).with_flag(3, flag(libc::MAP_FIXED));
+    let cases = [
+        (of_guest_memory(libc::ENOMEM), Backend::Anonymous, libc::ENOMEM),
+        (fixed.clone(), Backend::Anonymous, libc::ENOMEM),
+        (fixed, Backend::Memfd, libc::ENOMEM),
+        (Refusal::of(libc::SYS_memfd_create, libc::EMFILE), Backend::Memfd, libc::EMFILE),
+        (Refusal::of(libc::SYS_ftruncate, libc::EFBIG), Backend::Memfd, libc::EFBIG),
+    ];
+    // Whatever the first threads of a process leave behind is there by now.
+    host_faults::with(&[], || ());
+    let (mapped, descriptors) = holdings();
+    for (refusal, backend, errno) in cases {
+        let error = refused(std::slice::from_ref(&refusal), backend);
+        assert_eq!(cause(&error), Some(errno), "{refusal:?}");
+        let text = error.to_string();
+        assert!(text.contains("67108864 bytes") && text.contains("--memory"), "{text}");
+    }
+    // Only what can be added has this size: what boots was mapped by then, and is let go of.
+    let added = of_guest_memory(libc::ENOMEM).with_argument(1, (1 << 40) + (2 << 20));
+    let error = refused(&[added], Backend::Anonymous);
+    assert!(error.to_string().contains("--max-memory"), "{error}");
+
+    let (still_mapped, still_open) = holdings();
+    assert_eq!(still_open, descriptors);
+    // Stacks and arenas of threads may stay; guest memory would be more than all of them.
+    assert!(still_mapped < mapped + (BOOT >> 12), "{mapped} pages were mapped, now {still_mapped}");
+}
+
+#[test]
+fn a_kernel_without_huge_pages_still_gives_memory() {
+    let _turn = turn();
+    let ram = host_faults::with(&[Refusal::of(libc::SYS_madvise, libc::EINVAL)], || {
+        GuestRam::new(&config(Backend::Anonymous)).unwrap()
+    });
+    mark(&ram);
+    assert_eq!(marked(&ram).len(), 16_384);
+}
+
+#[test]
+fn pages_that_the_kernel_does_not_take_keep_their_content_and_go_later() {
+    let _turn = turn();
+    for backend in [Backend::Anonymous, Backend::Memfd] {
+        let ram = GuestRam::new(&config(backend)).unwrap();
+        mark(&ram);
+        let ranges = [pages(10, 5), pages(100, 1), pages(300, 512)];
+        for errno in [libc::ENOMEM, libc::EIO] {
+            let error = host_faults::with(&discards(errno), || ram.discard(&ranges).unwrap_err());
+            assert_eq!(cause(&error), Some(errno));
+            assert!(matches!(error, DiscardError::System { range, .. } if range == ranges[0]));
+            assert_eq!(marked(&ram).len(), 16_384);
+        }
+        ram.discard(&ranges).unwrap();
+        assert_eq!(marked(&ram).len(), 16_384 - 518);
+    }
+}
+
+#[test]
+fn of_many_pages_only_those_refused_stay() {
+    let _turn = turn();
+    let ram = GuestRam::new(&config(Backend::Memfd)).unwrap();
+    mark(&ram);
+    let hole = Refusal::of(libc::SYS_fallocate, libc::EIO).with_argument(2, 20 << 12);
+    let ranges = [pages(10, 1), pages(20, 1), pages(30, 1)];
+    let error = host_faults::with(&[hole], || ram.discard(&ranges).unwrap_err());
+    assert!(error.to_string().contains(&pages(20, 1).to_string()), "{error}");
+    let left = marked(&ram);
+    let gone: Vec<u64> = (0..16_384).filter(|page| left.binary_search(page).is_err()).collect();
+    assert_eq!(gone, [10, 30]);
+}
+
+#[test]
+fn memory_is_added_without_a_system_call_that_could_fail() {
+    let _turn = turn();
+    let ram = GuestRam::new(&config(Backend::Anonymous)).unwrap();
+    let mut refusals = discards(libc::ENOMEM).to_vec();
+    refusals.push(of_guest_memory(libc::ENOMEM));
+    let added = pages(1 << 20, 1 << 15);
+    let pieces = host_faults::with(&refusals, || {
+        ram.add(added, PageCount::ZERO, PageCount::new(1 << 15)).unwrap()
+    });
+    assert_eq!((pieces.len(), ram.memory().num_regions()), (1, 2));
+
+    // It is out of the guest's reach even where the host could not have it back.
+    host_faults::with(&refusals, || {
+        assert_eq!(ram.remove(added).unwrap().len(), 1);
+        assert!(ram.discard(&[added]).is_err());
+    });
+    assert_eq!(ram.memory().num_regions(), 1);
+}
+
+#[test]
+fn a_worker_reports_what_failed_and_goes_on() {
+    let _turn = turn();
+    let ram = Arc::new(GuestRam::new(&config(Backend::Anonymous)).unwrap());
+    let (done, results) = channel();
+    let worker = host_faults::with(&discards(libc::ENOMEM), || {
+        MemoryWorker::spawn(move |tag, result| done.send((tag, result)).unwrap()).unwrap()
+    });
+    worker.submit_discard(1, Arc::clone(&ram), vec![pages(3, 2)]);
+    worker.submit(2, || Ok(()));
+    worker.submit_discard(3, ram, vec![pages(3, 2)]);
+    drop(worker);
+    let results: Vec<(u32, Result<(), WorkError>)> = results.iter().collect();
+    assert!(matches!(results[0], (1, Err(WorkError::Discard(_)))), "{results:?}");
+    assert!(matches!(results[1], (2, Ok(()))), "{results:?}");
+    assert!(matches!(results[2], (3, Err(WorkError::Discard(_)))), "{results:?}");
+}
+
+#[test]
+fn a_worker_for_which_there_is_no_thread_is_an_error() {
+    let _turn = turn();
+    let refusals = [libc::SYS_clone, libc::SYS_clone3].map(|call| Refusal::of(call, libc::EAGAIN));
+    let error =
+        host_faults::with(&refusals, || MemoryWorker::spawn(|(), _| ()).expect_err("no thread"));
+    assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
+}
