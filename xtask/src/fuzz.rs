@@ -1,16 +1,35 @@
 //! `cargo xtask fuzz`: libFuzzer on every target of `fuzz/`, for so long each.
+//!
+//! The programs are built by cargo alone, with the flags that cargo-fuzz gives to the compiler: that
+//! saves building cargo-fuzz, which takes as long as all of them.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::packages::{self, Program};
 use crate::workspace;
 
-/// The version of cargo-fuzz that is installed where there is none.
-const CARGO_FUZZ: &str = "0.13.2";
+/// The compiler of libFuzzer itself.
+const CXX: Program = Program { file: "c++", package: "g++" };
+
+/// What makes a program that libFuzzer can watch: counters at every edge, and what is compared
+/// with what. A stable compiler knows all of them. The rest is as in a test: checks of arithmetic
+/// and of the debug build.
+const FLAGS: &[&str] = &[
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "--cfg",
+    "fuzzing",
+    "-Cdebug-assertions",
+    "-Cllvm-args=-simplifycfg-branch-fold-threshold=0",
+];
 
 /// The most memory that one input may need, in MiB; the guest's RAM of `boot` is part of it.
 const MEMORY_MIB: u32 = 1024;
@@ -39,7 +58,10 @@ struct Outcome {
     target: String,
     executions: String,
     covered: String,
-    inputs: usize,
+    /// Of all processors, the fuzzer's own work included.
+    cpu: Duration,
+    /// Inputs of its corpus, and their bytes.
+    corpus: (usize, u64),
     passed: bool,
 }
 
@@ -50,14 +72,12 @@ pub(crate) fn main(args: &FuzzArgs) -> Result<ExitCode> {
         bail!("there is no fuzz target {unknown}: there are {}", all.join(", "));
     }
     let chosen = if args.targets.is_empty() { &all } else { &args.targets };
-    let fuzzer = Fuzzer::prepare()?;
+    let programs = build(chosen)?;
     let mut outcomes = Vec::new();
     for target in chosen {
         eprintln!("fuzz: {target}");
-        outcomes.push(fuzzer.run(target, args.seconds)?);
-        if args.keep {
-            fuzzer.keep(target)?;
-        }
+        let program = programs.join(target);
+        outcomes.push(run(&program, target, args)?);
     }
     print(&outcomes);
     let passed = outcomes.iter().all(|outcome| outcome.passed);
@@ -65,10 +85,13 @@ pub(crate) fn main(args: &FuzzArgs) -> Result<ExitCode> {
 }
 
 fn print(outcomes: &[Outcome]) {
-    println!("{:16} {:>12} {:>10} {:>8}  result", "target", "executions", "covered", "inputs");
-    for Outcome { target, executions, covered, inputs, passed } in outcomes {
+    println!("target           executions  CPU time   edges  inputs    bytes  result");
+    for Outcome { target, executions, covered, cpu, corpus: (inputs, bytes), passed } in outcomes {
+        let cpu = cpu.as_secs_f64();
         let result = if *passed { "ok" } else { "FAILED: see above" };
-        println!("{target:16} {executions:>12} {covered:>10} {inputs:>8}  {result}");
+        println!(
+            "{target:15} {executions:>11} {cpu:>7.0} s {covered:>7} {inputs:>7} {bytes:>8}  {result}"
+        );
     }
 }
 
@@ -88,87 +111,113 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// How the fuzzers are built and called here.
-struct Fuzzer {
-    program: OsString,
-    is_nightly: bool,
+/// Builds the programs of these targets, and says where they are.
+fn build(targets: &[String]) -> Result<PathBuf> {
+    packages::ensure_installed(&[CXX])?;
+    let (host, built) = (host()?, workspace::target().join("fuzz"));
+    let mut cargo = workspace::cargo();
+    cargo.current_dir(dir()).env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
+    // With a target the flags are not for build scripts and macros.
+    cargo.args(["build", "--release", "--target", &host, "--target-dir"]).arg(&built);
+    for target in targets {
+        cargo.args(["--bin", target]);
+    }
+    let status = cargo.stdin(Stdio::null()).status().context("cannot start cargo")?;
+    ensure!(status.success(), "the fuzzers do not build");
+    Ok(built.join(host).join("release"))
 }
 
-impl Fuzzer {
-    /// Installs cargo-fuzz where it is missing, and builds all fuzzers.
-    fn prepare() -> Result<Self> {
-        let fuzzer = Self { program: cargo_fuzz()?, is_nightly: is_nightly()? };
-        let status = fuzzer.command("build").status().context("cannot start cargo-fuzz")?;
-        ensure!(status.success(), "the fuzzers do not build: they need a C++ compiler, too");
-        Ok(fuzzer)
-    }
-
-    /// `cargo fuzz SUBCOMMAND`. Only nightly has the library of the address sanitizer, and all else
-    /// a stable compiler does as well when it is told that it is meant.
-    fn command(&self, subcommand: &str) -> Command {
-        let mut command = Command::new(&self.program);
-        let sanitizer = if self.is_nightly { "address" } else { "none" };
-        command.args(["fuzz", subcommand, "--sanitizer", sanitizer, "--fuzz-dir"]).arg(dir());
-        if !self.is_nightly {
-            command.env("RUSTC_BOOTSTRAP", "1");
-        }
-        command.current_dir(workspace::root());
-        command
-    }
-
-    /// Fuzzes for so long, from the corpus and what was found before.
-    fn run(&self, target: &str, seconds: u32) -> Result<Outcome> {
-        let found = found(target)?;
-        let mut command = self.command("run");
-        command.arg(target).arg(&found).arg(corpus(target)).arg("--");
-        command.arg(format!("-max_total_time={seconds}"));
-        command.args(["-print_final_stats=1", "-verbosity=1"]);
-        command.args([
-            format!("-rss_limit_mb={MEMORY_MIB}"),
-            format!("-timeout={INPUT_SECONDS}"),
-            format!("-max_len={INPUT_BYTES}"),
-        ]);
-        let words = dir().join("dictionaries").join(target);
-        if words.exists() {
-            command.arg(format!("-dict={}", words.display()));
-        }
-        let log = found.with_extension("log");
-        command.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
-        let passed = command.status().context("cannot start cargo-fuzz")?.success();
-        let log = fs::read(&log)?;
-        let log = String::from_utf8_lossy(&log);
-        if !passed {
-            eprintln!("{}", tail(&log, 60));
-        }
-        Ok(Outcome {
-            target: target.to_owned(),
-            executions: after_last(&log, "stat::number_of_executed_units:"),
-            covered: after_last(&log, " cov:"),
-            inputs: fs::read_dir(corpus(target))?.count(),
-            passed,
-        })
-    }
-
-    /// Adds to the corpus what was found, as little of it as covers the same.
-    fn keep(&self, target: &str) -> Result<()> {
-        let mut command = self.command("run");
-        command.arg(target).arg(corpus(target)).arg(found(target)?);
-        command.args(["--", "-merge=1", &format!("-max_len={INPUT_BYTES}")]);
-        let status = command.stderr(Stdio::null()).stdout(Stdio::null()).status()?;
-        ensure!(status.success(), "cannot merge what was found for {target}");
-        Ok(())
-    }
+/// The compiler's target for programs that run here.
+fn host() -> Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).arg("-vV").output().context("cannot start rustc")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc -vV does not say the host")?.to_owned())
 }
 
-fn corpus(target: &str) -> PathBuf {
-    dir().join("corpus").join(target)
+/// Fuzzes for so long, from the corpus and what was found before.
+fn run(program: &Path, target: &str, args: &FuzzArgs) -> Result<Outcome> {
+    let found = workspace::target().join("fuzz-found").join(target);
+    let artifacts = dir().join("artifacts").join(target);
+    for dir in [&found, &artifacts] {
+        fs::create_dir_all(dir)?;
+    }
+    let corpus = dir().join("corpus").join(target);
+    let log_file = found.with_extension("log");
+    let mut fuzzer = Command::new(program);
+    fuzzer.arg(&found).arg(&corpus).args(limits()).args([
+        format!("-max_total_time={}", args.seconds),
+        "-print_final_stats=1".to_owned(),
+        format!("-artifact_prefix={}/", artifacts.display()),
+    ]);
+    let words = dir().join("dictionaries").join(target);
+    if words.exists() {
+        fuzzer.arg(format!("-dict={}", words.display()));
+    }
+    fuzzer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&log_file)?);
+    let before = cpu_of_children()?;
+    let passed = fuzzer.status().context("cannot start the fuzzer")?.success();
+    let cpu = cpu_of_children()?.saturating_sub(before);
+    let log = fs::read(&log_file)?;
+    let log = String::from_utf8_lossy(&log);
+    if !passed {
+        eprintln!("{}", tail(&log, 60));
+    }
+    if args.keep && passed {
+        keep(program, &corpus, &found)?;
+    }
+    Ok(Outcome {
+        target: target.to_owned(),
+        executions: after_last(&log, "stat::number_of_executed_units:"),
+        covered: after_last(&log, " cov:"),
+        cpu,
+        corpus: size(&corpus)?,
+        passed,
+    })
 }
 
-/// Where new inputs go.
-fn found(target: &str) -> Result<PathBuf> {
-    let dir = workspace::target().join("fuzz-found").join(target);
-    fs::create_dir_all(&dir)?;
-    Ok(dir)
+fn limits() -> [String; 3] {
+    [
+        format!("-rss_limit_mb={MEMORY_MIB}"),
+        format!("-timeout={INPUT_SECONDS}"),
+        format!("-max_len={INPUT_BYTES}"),
+    ]
+}
+
+/// Adds to the corpus what was found, as little of it as covers the same. How often an input reaches
+/// what it reaches is for fuzzing only, and left out: a corpus is replayed by every `cargo test`.
+fn keep(program: &Path, corpus: &Path, found: &Path) -> Result<()> {
+    let mut fuzzer = Command::new(program);
+    fuzzer.args(["-merge=1", "-use_counters=0"]).args(limits()).arg(corpus).arg(found);
+    fuzzer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let status = fuzzer.status().context("cannot start the fuzzer")?;
+    ensure!(status.success(), "cannot merge {} into the corpus", found.display());
+    Ok(())
+}
+
+/// How many files a folder has, and the bytes in them.
+fn size(dir: &Path) -> Result<(usize, u64)> {
+    let mut size = (0, 0);
+    for entry in fs::read_dir(dir)? {
+        size = (size.0 + 1, size.1 + entry?.metadata()?.len());
+    }
+    Ok(size)
+}
+
+/// The CPU time of all processes that this one has started and that have ended.
+fn cpu_of_children() -> Result<Duration> {
+    let text = fs::read_to_string("/proc/self/stat").context("cannot read /proc/self/stat")?;
+    let ticks = ticks_of_children(&text).context("/proc/self/stat is not as in proc(5)")?;
+    let a_second = rustix::param::clock_ticks_per_second().max(1);
+    Ok(Duration::from_millis(ticks.saturating_mul(1000) / a_second))
+}
+
+/// Fields 16 and 17 of `/proc/PID/stat`, in proc(5). The second is a name in brackets.
+fn ticks_of_children(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace().skip(13).map(str::parse::<u64>);
+    Some(fields.next()?.ok()? + fields.next()?.ok()?)
 }
 
 /// The word behind the last `key` in a log.
@@ -180,35 +229,6 @@ fn after_last(log: &str, key: &str) -> String {
 fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
-}
-
-fn is_nightly() -> Result<bool> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(rustc).arg("--version").output().context("cannot start rustc")?;
-    Ok(String::from_utf8_lossy(&output.stdout).contains("-nightly"))
-}
-
-/// The program `cargo-fuzz`: the user's own, or one installed for this workspace.
-fn cargo_fuzz() -> Result<OsString> {
-    let has = |program: &Path| {
-        let version = Command::new(program).args(["fuzz", "--version"]).output();
-        version.is_ok_and(|output| output.status.success())
-    };
-    if has(Path::new("cargo-fuzz")) {
-        return Ok("cargo-fuzz".into());
-    }
-    let tools = workspace::target().join("tools");
-    let program = tools.join("bin/cargo-fuzz");
-    if !has(&program) {
-        eprintln!("fuzz: installing cargo-fuzz (a minute)");
-        let status = workspace::cargo()
-            .args(["install", "--quiet", "--locked", "--version", CARGO_FUZZ, "--root"])
-            .arg(&tools)
-            .arg("cargo-fuzz")
-            .status()?;
-        ensure!(status.success(), "cannot install cargo-fuzz");
-    }
-    Ok(program.into())
 }
 
 #[cfg(test)]
@@ -223,5 +243,12 @@ mod tests {
         assert_eq!(after_last(log, "stat::number_of_executed_units:"), "99");
         assert_eq!(after_last("", " cov:"), "?");
         assert_eq!(tail("a\nb\nc", 2), "b\nc");
+    }
+
+    #[test]
+    fn a_name_with_spaces_and_brackets_does_not_move_the_fields() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4 9 8 7 6 100 101 30 12 20 0 1 0 5";
+        assert_eq!(ticks_of_children(stat), Some(42));
+        assert_eq!(ticks_of_children("7 (a) S 1"), None);
     }
 }

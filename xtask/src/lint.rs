@@ -10,8 +10,9 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 11] = [
+const LAYERS: [(&str, &[&str]); 12] = [
     ("page_range", &[]),
+    ("confinement", &[]),
     ("saved_state", &["page_range"]),
     ("dynmem_protocol", &["page_range"]),
     ("hv_balloon", &["dynmem_protocol", "page_range", "saved_state"]),
@@ -22,18 +23,37 @@ const LAYERS: [(&str, &[&str]); 11] = [
     ("qmp", &[]),
     (
         "vmm",
-        &["dynmem_protocol", "guest_ram", "hv_balloon", "kvm_hyperv", "page_range", "qmp", "vmbus"],
+        &[
+            "confinement",
+            "dynmem_protocol",
+            "guest_ram",
+            "hv_balloon",
+            "kvm_hyperv",
+            "page_range",
+            "qmp",
+            "vmbus",
+        ],
     ),
-    ("hvb", &["qmp", "vmm"]),
+    ("hvb", &["confinement", "qmp", "vmm"]),
 ];
 
 /// Crates without input, output, clock or unsafe code.
 const PURE: [&str; 6] =
     ["page_range", "saved_state", "dynmem_protocol", "hv_balloon", "vmbus", "guest_model"];
 
-/// Crates that may contain unsafe code: memory and KVM, and the benches that call what has no safe
+/// Crates that may contain unsafe code: memory, KVM and a signal handler, and the benches that call what has no safe
 /// form (a counting allocator, other allocators and sets written in C, the bare `madvise`).
-const UNSAFE: [&str; 5] = ["guest_ram", "kvm_hyperv", "page_sets", "host_limit", "messages"];
+const UNSAFE: [&str; 6] =
+    ["confinement", "guest_ram", "kvm_hyperv", "page_sets", "host_limit", "messages"];
+
+/// Ways to guest memory past `VolatileSlice`: an address, or a reference that says that nobody else
+/// writes there.
+const RAW_MEMORY: [&str; 5] =
+    ["get_host_address", "host_address", "ptr_guard", "from_raw_parts", "copy_nonoverlapping"];
+
+/// Files that need the address: they map the memory, hand it out, or give it to KVM.
+const MAY_HAVE_ADDRESSES: [&str; 3] =
+    ["guest_ram/src/mapping.rs", "guest_ram/src/region.rs", "kvm_hyperv/src/vm.rs"];
 
 /// Where the benches are. They stand above all layers: they may know every crate, none may know
 /// them.
@@ -62,6 +82,9 @@ fn check(metadata: &Metadata) -> Result<Vec<String>> {
             || dir.starts_with(metadata.workspace_root.join("bin"))
         {
             findings.extend(check_layers(package, metadata));
+            for file in rust_files(dir.join("src").as_std_path())? {
+                findings.extend(check_memory_access(&file)?);
+            }
         }
         if PURE.contains(&package.name.as_str()) {
             findings.extend(check_purity(dir.as_std_path())?);
@@ -139,6 +162,21 @@ fn check_file(file: &Path, may_be_unsafe: bool) -> Result<Vec<String>> {
     Ok(findings)
 }
 
+/// What guest and host share is read and written by volatile or atomic accesses.
+fn check_memory_access(file: &Path) -> Result<Vec<String>> {
+    if MAY_HAVE_ADDRESSES.iter().any(|allowed| file.ends_with(allowed)) {
+        return Ok(Vec::new());
+    }
+    let text = fs::read_to_string(file)?;
+    let code = || text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let has = |name: &str| code().any(|line| line.split(|c| !is_word(c)).any(|word| word == name));
+    let found = RAW_MEMORY.into_iter().filter(|name| has(name));
+    Ok(found
+        .map(|name| format!("{}: {name}: go through VolatileSlice instead", file.display()))
+        .collect())
+}
+
 fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -174,6 +212,21 @@ mod tests {
         assert_eq!(findings_in(text, false).len(), 1);
         assert_eq!(findings_in(text, true), Vec::<String>::new());
         assert_eq!(findings_in("#![forbid(unsafe_code)]\n", false), Vec::<String>::new());
+    }
+
+    #[test]
+    fn ways_past_volatile_accesses_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let findings = |name: &str, text: &str| {
+            let file = dir.path().join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(&file, text).unwrap();
+            check_memory_access(&file).unwrap().len()
+        };
+        let text = "// get_host_address\nlet a = region.get_host_address(b);\n";
+        assert_eq!(findings("vmbus/src/memory.rs", text), 1);
+        assert_eq!(findings("kvm_hyperv/src/vm.rs", text), 0);
+        assert_eq!(findings("vmbus/src/memory.rs", "// ptr_guard\nmy_ptr_guard();\n"), 0);
     }
 
     #[test]

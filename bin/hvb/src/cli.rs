@@ -81,6 +81,11 @@ pub(crate) struct RunArgs {
     /// Memory of the guest after a reset.
     #[arg(long, value_name = "SIZE", value_enum, default_value = "boot-size")]
     pub(crate) on_reset: OnReset,
+
+    /// What becomes of system calls that hvb has no use for: on ends it with a message, log lets
+    /// the kernel log them, off does nothing.
+    #[arg(long, value_name = "MODE", value_enum, default_value = "on")]
+    pub(crate) seccomp: Seccomp,
 }
 
 /// `hvb balloon`
@@ -147,6 +152,17 @@ pub(crate) enum OnReset {
     BootSize,
     /// What it had, or was on its way to.
     KeepSize,
+}
+
+/// What becomes of system calls that `hvb run` has no use for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Seccomp {
+    /// End with a message that names the call.
+    On,
+    /// Make them, and let the kernel log them.
+    Log,
+    /// Make them.
+    Off,
 }
 
 fn size(text: &str) -> Result<ByteSize, String> {
@@ -231,6 +247,7 @@ mod tests {
             settle: Settle::Auto,
             hugepages: HugePages::Thp,
             on_reset: OnReset::BootSize,
+            seccomp: Seccomp::On,
         };
         assert_eq!(run(""), expected);
     }
@@ -250,10 +267,11 @@ mod tests {
             settle: Settle::Fixed(Duration::from_secs(3)),
             hugepages: HugePages::Mib2,
             on_reset: OnReset::KeepSize,
+            seccomp: Seccomp::Log,
         };
         let arguments = "--initrd i --append -x=1 --cpus 4 --memory 512M --max-memory 4G --qmp q \
                          --serial file:log:1 --status-report --settle 3 --hugepages 2M \
-                         --on-reset keep-size";
+                         --on-reset keep-size --seccomp log";
         assert_eq!(run(arguments), expected);
         assert_eq!(run("--hugepages 1G --serial none").hugepages, HugePages::Gib1);
     }

@@ -3,12 +3,14 @@
 use anyhow::{Context, Result, bail};
 use vmm::{Config, SerialOutput, SettleTime};
 
-use crate::cli::{HugePages, OnReset, RunArgs, Serial, Settle};
+use crate::cli::{HugePages, OnReset, RunArgs, Seccomp, Serial, Settle};
 use crate::size::ByteSize;
 
 /// Runs the machine until it ends.
 pub(crate) fn run(args: RunArgs) -> Result<()> {
-    Ok(vmm::run(&config(args)?)?)
+    let config = config(args)?;
+    confinement::no_new_privileges().context("cannot give up new privileges")?;
+    Ok(vmm::run(&config)?)
 }
 
 /// The machine that the options describe.
@@ -50,6 +52,11 @@ pub(crate) fn config(args: RunArgs) -> Result<Config> {
             HugePages::Thp => vmm::HugePages::Transparent,
             HugePages::Mib2 => vmm::HugePages::Pool2M,
             HugePages::Gib1 => vmm::HugePages::Pool1G,
+        },
+        seccomp: match args.seccomp {
+            Seccomp::On => vmm::Seccomp::On,
+            Seccomp::Log => vmm::Seccomp::Log,
+            Seccomp::Off => vmm::Seccomp::Off,
         },
     })
 }
@@ -101,6 +108,15 @@ mod tests {
             refusal("--memory 1G --max-memory 512M"),
             "--max-memory 512M is below --memory 1G: raise it or leave it out"
         );
+    }
+
+    #[test]
+    fn a_machine_is_confined_unless_the_user_says_otherwise() {
+        let seccomp = |arguments| configured(arguments).unwrap().seccomp;
+        assert_eq!(seccomp(""), vmm::Seccomp::On);
+        assert_eq!(seccomp("--seccomp on"), vmm::Seccomp::On);
+        assert_eq!(seccomp("--seccomp log"), vmm::Seccomp::Log);
+        assert_eq!(seccomp("--seccomp off"), vmm::Seccomp::Off);
     }
 
     #[test]

@@ -19,6 +19,6 @@ fn every_guest_is_resized_the_same_when_its_vmm_changes_after_every_message() {
         let size = embed::resize(guest.clone()).map(|(_, size)| size);
         let (moved, vmms) = saved_state::resize(guest);
         assert_eq!(Some(moved), size, "{name}");
-        assert!(vmms > 10, "{name}: {vmms}");
+        assert!(vmms > 1, "{name}: {vmms}");
     }
 }

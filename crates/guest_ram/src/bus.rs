@@ -7,32 +7,30 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use page_range::Gpa;
-use vm_memory::{Bytes, GuestAddress, VolatileMemory};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
 use vmbus::{AccessError, GuestMemory};
 
 use crate::GuestRam;
+use crate::copy::{copy_in, copy_out};
 
 impl GuestMemory for GuestRam {
     #[inline]
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), AccessError> {
         let len = buf.len();
-        if let Some(slice) = self.boot_slice(gpa, len) {
-            slice.copy_to(buf);
-            return Ok(());
-        }
-        self.memory().read_slice(buf, GuestAddress(gpa.get())).map_err(|_| AccessError { gpa, len })
+        let copied = match self.boot_slice(gpa, len) {
+            Some(slice) => copy_out(&slice, buf),
+            None => self.read_pieces(gpa, buf),
+        };
+        copied.ok_or(AccessError { gpa, len })
     }
 
     #[inline]
     fn write(&self, gpa: Gpa, buf: &[u8]) -> Result<(), AccessError> {
-        let len = buf.len();
-        if let Some(slice) = self.boot_slice(gpa, len) {
-            slice.copy_from(buf);
-            return Ok(());
-        }
-        self.memory()
-            .write_slice(buf, GuestAddress(gpa.get()))
-            .map_err(|_| AccessError { gpa, len })
+        let copied = match self.boot_slice(gpa, buf.len()) {
+            Some(slice) => copy_in(&slice, buf),
+            None => self.write_pieces(gpa, buf),
+        };
+        copied.ok_or(AccessError { gpa, len: buf.len() })
     }
 
     #[inline]
@@ -56,6 +54,29 @@ impl GuestMemory for GuestRam {
             None => self.memory().store(value, GuestAddress(gpa.get()), order).ok(),
         };
         stored.ok_or(AccessError { gpa, len: size_of::<u32>() })
+    }
+}
+
+/// Where memory was added, and over the borders of regions.
+impl GuestRam {
+    fn read_pieces(&self, gpa: Gpa, mut buf: &mut [u8]) -> Option<()> {
+        for slice in self.memory().get_slices(GuestAddress(gpa.get()), buf.len()) {
+            let slice = slice.ok()?;
+            let (now, rest) = buf.split_at_mut_checked(slice.len())?;
+            copy_out(&slice, now)?;
+            buf = rest;
+        }
+        buf.is_empty().then_some(())
+    }
+
+    fn write_pieces(&self, gpa: Gpa, mut buf: &[u8]) -> Option<()> {
+        for slice in self.memory().get_slices(GuestAddress(gpa.get()), buf.len()) {
+            let slice = slice.ok()?;
+            let (now, rest) = buf.split_at_checked(slice.len())?;
+            copy_in(&slice, now)?;
+            buf = rest;
+        }
+        buf.is_empty().then_some(())
     }
 }
 

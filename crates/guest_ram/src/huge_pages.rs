@@ -1,8 +1,10 @@
 //! Sizes of the pages that back guest memory, and the host's pool of huge ones.
 
 use std::fmt;
-use std::fs;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use page_range::{PAGE_SIZE, PageCount};
 use thiserror::Error;
@@ -103,10 +105,51 @@ impl PoolError {
     }
 
     fn short(size: HugePages, needed: u64) -> Self {
-        let all = read(size, "nr_hugepages");
-        let available = read(size, "free_hugepages").saturating_sub(read(size, "resv_hugepages"));
+        let pool = PoolFiles::of(size);
+        let all = pool.all.number();
+        let available = pool.free.number().saturating_sub(pool.promised.number());
         let enough = all.saturating_add(needed).saturating_sub(available);
         Self::Short { size, needed, available, enough }
+    }
+}
+
+/// What the host tells of a pool. The files are opened once: a process that was confined since may
+/// still read them.
+#[derive(Debug)]
+pub(crate) struct PoolFiles {
+    all: NumberFile,
+    free: NumberFile,
+    promised: NumberFile,
+}
+
+impl PoolFiles {
+    /// Those of a page size, opened by now.
+    pub(crate) fn of(size: HugePages) -> &'static Self {
+        static MIB_2: OnceLock<PoolFiles> = OnceLock::new();
+        static GIB_1: OnceLock<PoolFiles> = OnceLock::new();
+        let files = if size == HugePages::Pool1G { &GIB_1 } else { &MIB_2 };
+        let open = |name| NumberFile(File::open(file(size, name)).ok());
+        files.get_or_init(|| Self {
+            all: open("nr_hugepages"),
+            free: open("free_hugepages"),
+            promised: open("resv_hugepages"),
+        })
+    }
+}
+
+/// A file with a number that changes.
+#[derive(Debug)]
+struct NumberFile(Option<File>);
+
+impl NumberFile {
+    /// The number for an error text, zero where the host does not tell.
+    fn number(&self) -> u64 {
+        let mut text = [0; 24];
+        let length = self.0.as_ref().and_then(|file| file.read_at(&mut text, 0).ok());
+        let text = length.and_then(|length| text.get(..length));
+        text.and_then(|text| str::from_utf8(text).ok())
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or_default()
     }
 }
 
@@ -123,14 +166,6 @@ impl HugePages {
 fn file(size: HugePages, name: &str) -> String {
     let kib = size.page_size().bytes() >> 10;
     format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB/{name}")
-}
-
-/// A number for an error text, zero where the host does not tell.
-fn read(size: HugePages, name: &str) -> u64 {
-    fs::read_to_string(file(size, name))
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -156,5 +191,18 @@ mod tests {
         assert!(matches!(explain(libc::ENOSPC), Ok(PoolError::Short { needed: 1, .. })));
         assert!(matches!(explain(libc::EINVAL), Ok(PoolError::NoSuchSize { .. })));
         assert!(explain(libc::EIO).is_err());
+    }
+
+    #[test]
+    fn a_number_is_read_anew_from_the_file_that_was_opened_first() {
+        let path = std::env::temp_dir().join(format!("hvb-number-{}", std::process::id()));
+        std::fs::write(&path, "12\n").unwrap();
+        let number = NumberFile(File::open(&path).ok());
+        assert_eq!(number.number(), 12);
+        std::fs::write(&path, "345\n").unwrap();
+        assert_eq!(number.number(), 345);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(number.number(), 345);
+        assert_eq!(NumberFile(None).number(), 0);
     }
 }

@@ -13,6 +13,7 @@
 //! Unsafe code stands in `mapping` only.
 
 mod bus;
+mod copy;
 mod discard;
 mod extent;
 mod hot_add;

@@ -142,6 +142,8 @@ impl Mapping {
             return Err(error);
         }
         let mapping = Self { start, len, memfd: memfd.map(Arc::new) };
+        // What a guest keeps in its memory is not to lie in a file after a crash of ours.
+        mapping.advise(Span { offset: 0, len }, libc::MADV_DONTDUMP)?;
         if !request.huge_pages.from_pool() {
             // A kernel built without transparent huge pages refuses; small pages work as well.
             let _ = mapping.advise_huge_pages(request.huge_pages == HugePages::Transparent);

@@ -13,6 +13,7 @@ use vm_memory::{
 use crate::discard::{DiscardError, ProvideError};
 use crate::extent::Extent;
 use crate::hot_add::{AddError, HotAdd};
+use crate::huge_pages::PoolFiles;
 use crate::layout::boot_ram_ranges;
 use crate::mapping::{Backend, Mapping, Request, Span};
 use crate::plan::{Planner, merged};
@@ -88,6 +89,10 @@ impl GuestRam {
         }
         check_whole(config.size, config.huge_pages)?;
         check_whole(config.hot_add, config.huge_pages)?;
+        if config.huge_pages.from_pool() {
+            // Now, for whoever confines this process before an error has to be explained.
+            PoolFiles::of(config.huge_pages);
+        }
         let boot = map_boot(config, &ranges)?;
         let boot_regions: Vec<_> =
             boot.iter().filter_map(|extent| extent.region(extent.range()).map(Arc::new)).collect();

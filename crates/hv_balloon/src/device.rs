@@ -118,6 +118,8 @@ impl Device {
         self.boot_ram = boot_ram;
         self.region = hot_add.map(Region::new);
         self.announce_size();
+        // A target that was set for it may be the size it has.
+        self.judge();
         true
     }
 

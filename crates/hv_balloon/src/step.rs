@@ -172,7 +172,7 @@ impl Device {
     }
 
     /// Says what became of the target, once nothing under way can change it.
-    fn judge(&mut self) {
+    pub(crate) fn judge(&mut self) {
         let busy = matches!(
             self.state,
             State::Ballooning { .. }

@@ -1,6 +1,6 @@
 //! `HvPostMessage` and `HvSignalEvent` as they arrive in a hypercall exit (TLFS 11.8).
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
@@ -95,6 +95,9 @@ fn post_message<M: GuestMemory>(memory: &M, control: u64, gpa: u64) -> Result<Hy
     }
     let mut input = [0; 16 + MAX_PAYLOAD];
     memory.read_slice(&mut input, GuestAddress(gpa)).map_err(|_| Status::INVALID_PARAMETER)?;
+    // Other VPs may write there all the time: what is checked and used is the copy. Behind this the
+    // compiler cannot go back to the guest's page instead.
+    fence(Ordering::Acquire);
     let word = |offset: usize| {
         input
             .get(offset..offset + 4)

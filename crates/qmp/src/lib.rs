@@ -40,7 +40,7 @@ pub use outbox::MAX_UNSENT_BYTES;
 pub use qapi_qmp::{HvBalloonInfo, MemoryInfo, RunState, ShutdownCause};
 pub use qapi_spec::ErrorClass;
 pub use serde_json::Value;
-pub use server::{MAX_CLIENTS, Server};
+pub use server::{MAX_CLIENTS, Server, ServerThread};
 pub use session::MAX_COMMAND_BYTES;
 pub use socket::ServerError;
 

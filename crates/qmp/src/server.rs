@@ -54,6 +54,20 @@ pub struct Server {
     accepting: Option<JoinHandle<()>>,
 }
 
+/// What a thread of the server is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerThread {
+    /// Accepts clients and starts the threads of each.
+    Accept,
+    /// Reads a client's commands and executes them.
+    Read,
+    /// Writes answers and events to a client.
+    Write,
+}
+
+/// Called on each thread before it does anything; see [`Server::start_with`].
+type Prepare = dyn Fn(ServerThread) -> io::Result<()> + Send + Sync;
+
 /// All clients there are.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
@@ -84,13 +98,33 @@ impl Server {
     /// # Errors
     /// The path is in use, no socket, too long, or the system refuses.
     pub fn start(path: &Path, machine: Arc<dyn Machine>) -> Result<Self, ServerError> {
+        Self::start_with(path, machine, |_| Ok(()))
+    }
+
+    /// The same with `prepare` called on each thread of the server before it does anything, to
+    /// confine it for one. A thread for which it fails ends at once, and with a thread of a client
+    /// that client's connection.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_with(
+        path: &Path,
+        machine: Arc<dyn Machine>,
+        prepare: impl Fn(ServerThread) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Result<Self, ServerError> {
+        let prepare: Arc<Prepare> = Arc::new(prepare);
         let listener = Arc::new(Listener::bind(path)?);
         let hub = Arc::<Hub>::default();
         let accepting = {
             let (listener, hub) = (listener.clone(), hub.clone());
             thread::Builder::new()
                 .name("qmp-accept".to_owned())
-                .spawn(move || accept_loop(&listener, &hub, &machine))
+                .spawn(move || {
+                    if let Err(error) = prepare(ServerThread::Accept) {
+                        return tracing::error!(%error, "cannot prepare the monitor's thread");
+                    }
+                    accept_loop(&listener, &hub, &machine, &prepare);
+                })
                 .map_err(|source| ServerError::Listen { path: path.to_owned(), source })?
         };
         Ok(Self { listener, hub, accepting: Some(accepting) })
@@ -127,7 +161,12 @@ impl Hub {
     }
 
     /// Takes a new client in, or tells it why not.
-    fn admit(self: &Arc<Self>, stream: UnixStream, machine: &Arc<dyn Machine>) {
+    fn admit(
+        self: &Arc<Self>,
+        stream: UnixStream,
+        machine: &Arc<dyn Machine>,
+        prepare: &Arc<Prepare>,
+    ) {
         let mut clients = self.lock();
         if clients.len() >= MAX_CLIENTS {
             let most = format!("too many monitor clients: at most {MAX_CLIENTS} at a time");
@@ -138,7 +177,7 @@ impl Hub {
             outbox: Outbox::default(),
             threads: AtomicUsize::new(THREADS),
         });
-        match Client::start(&connection, Conversation::new(machine.clone()), self) {
+        match Client::start(&connection, Conversation::new(machine.clone()), self, prepare) {
             Ok(client) => clients.push(client),
             Err(error) => {
                 drop(clients);
@@ -187,22 +226,25 @@ impl Client {
         connection: &Arc<Connection>,
         conversation: Conversation,
         hub: &Arc<Hub>,
+        prepare: &Arc<Prepare>,
     ) -> io::Result<Self> {
         // The reader first: it says the greeting, and a client that is turned away gets none.
         let presence = Presence { connection: connection.clone(), hub: hub.clone() };
         let (ready, go) = sync_channel(1);
+        let prepare_reader = prepare.clone();
         let reader = spawn("qmp-read", move || {
             let connection = &presence.connection;
             let _finish = FinishOnDrop(&connection.outbox);
-            if go.recv().is_ok() {
+            if prepare_reader(ServerThread::Read).is_ok() && go.recv().is_ok() {
                 read_loop(connection, conversation);
             }
         })?;
         let presence = Presence { connection: connection.clone(), hub: hub.clone() };
+        let prepare = prepare.clone();
         let writer = spawn("qmp-write", move || {
             let connection = &presence.connection;
-            // An error means that the client is gone.
-            let _ = write_loop(connection);
+            // An error means that the client is gone, or shall be.
+            let _ = prepare(ServerThread::Write).and_then(|()| write_loop(connection));
             connection.cut();
         })?;
         // The reader waits for this, or for its end.
@@ -255,7 +297,12 @@ impl Drop for FinishOnDrop<'_> {
     }
 }
 
-fn accept_loop(listener: &Listener, hub: &Arc<Hub>, machine: &Arc<dyn Machine>) {
+fn accept_loop(
+    listener: &Listener,
+    hub: &Arc<Hub>,
+    machine: &Arc<dyn Machine>,
+    prepare: &Arc<Prepare>,
+) {
     let reserve = || listener.socket.as_fd().try_clone_to_owned().ok();
     let mut spare: Option<OwnedFd> = reserve();
     let mut is_failing = false;
@@ -265,7 +312,7 @@ fn accept_loop(listener: &Listener, hub: &Arc<Hub>, machine: &Arc<dyn Machine>) 
                 spare = spare.or_else(reserve);
                 if spare.is_some() {
                     is_failing = false;
-                    hub.admit(stream, machine);
+                    hub.admit(stream, machine, prepare);
                 } else {
                     turn_away(&stream, NO_DESCRIPTOR);
                     drop(stream);

@@ -3,7 +3,7 @@
 use qmp::{
     Client, ClientError, DynamicMemoryInfo, ErrorClass, Event, HvBalloonDevice, HvBalloonInfo,
     MAX_CLIENTS, MAX_COMMAND_BYTES, Machine, MemoryDevice, MemoryInfo, MonitorError, Refusal,
-    RunState, Server, ShutdownCause, XQueryDynamicMemory, qapi,
+    RunState, Server, ServerThread, ShutdownCause, XQueryDynamicMemory, qapi,
 };
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -393,4 +393,42 @@ fn the_server_ends_though_a_client_does_not_read() {
     events.emit(&Event::BalloonStopped { target: 1, actual: 2, reason });
     drop(fixture.server);
     drop(slow);
+}
+
+#[test]
+fn every_thread_is_prepared_before_it_does_anything() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("qmp");
+    let (prepared, threads) = std::sync::mpsc::channel();
+    let _server = Server::start_with(&path, Arc::new(FakeMachine::default()), move |thread| {
+        prepared.send((thread, std::thread::current().name().map(str::to_owned))).unwrap();
+        Ok(())
+    })
+    .unwrap();
+    let _client = Client::connect(&path, PATIENCE).unwrap();
+    let mut seen: Vec<_> = (0..3).map(|_| threads.recv_timeout(PATIENCE).unwrap()).collect();
+    seen.sort_by_key(|(thread, _)| *thread as u8);
+    let expected = [
+        (ServerThread::Accept, "qmp-accept"),
+        (ServerThread::Read, "qmp-read"),
+        (ServerThread::Write, "qmp-write"),
+    ];
+    assert_eq!(seen, expected.map(|(thread, name)| (thread, Some(name.to_owned()))));
+}
+
+#[test]
+fn a_client_is_not_served_by_a_thread_that_cannot_be_prepared() {
+    for broken in [ServerThread::Read, ServerThread::Write] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("qmp");
+        let _server = Server::start_with(&path, Arc::new(FakeMachine::default()), move |thread| {
+            if thread == broken { Err(std::io::Error::other("no")) } else { Ok(()) }
+        })
+        .unwrap();
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut words = Vec::new();
+        stream.read_to_end(&mut words).unwrap();
+        assert!(words.is_empty(), "{broken:?}: {}", String::from_utf8_lossy(&words));
+    }
 }

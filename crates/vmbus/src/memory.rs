@@ -1,7 +1,7 @@
 //! Guest memory as the rings see it.
 
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{self, Ordering};
 
 use page_range::Gpa;
 
@@ -19,7 +19,9 @@ pub struct AccessError {
 ///
 /// Addresses come from the guest and may be anything; an implementation checks them. What is given
 /// to [`read`](Self::read) or [`write`](Self::write) may cross pages. Both copy bytes in no
-/// particular order; ordering against other accesses comes from the words.
+/// particular order; ordering against other accesses comes from the words and from
+/// [`fence`](Self::fence). What was read must be a copy: later uses of it never go back to the
+/// guest's bytes, not even where a compiler would find that cheaper.
 pub trait GuestMemory {
     /// Copies guest memory at `gpa` to `buf`.
     ///
@@ -46,6 +48,16 @@ pub trait GuestMemory {
     /// # Errors
     /// [`AccessError`] if it is not guest memory.
     fn store_u32(&self, gpa: Gpa, value: u32, order: Ordering) -> Result<(), AccessError>;
+
+    /// A full barrier: who sees what is stored after it sees what was stored before it, and nothing
+    /// is loaded before what was stored is seen. Signals need it: each side stores one word and then
+    /// loads the other's.
+    ///
+    /// The processor's barrier serves all memory there is; a model checker has its own.
+    #[inline]
+    fn fence(&self) {
+        atomic::fence(Ordering::SeqCst);
+    }
 }
 
 macro_rules! forward {
@@ -65,6 +77,10 @@ macro_rules! forward {
 
             fn store_u32(&self, gpa: Gpa, value: u32, order: Ordering) -> Result<(), AccessError> {
                 (**self).store_u32(gpa, value, order)
+            }
+
+            fn fence(&self) {
+                (**self).fence();
             }
         }
     )*};

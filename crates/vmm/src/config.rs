@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use guest_ram::HugePages;
 
+use crate::confine::Seccomp;
 use crate::console::SerialOutput;
 
 /// The wait between the guest's capability report and the first request to it.
@@ -55,6 +56,9 @@ pub struct Config {
     pub settle: SettleTime,
     /// The pages that back guest memory.
     pub huge_pages: HugePages,
+    /// What becomes of system calls that none of the VM's threads needs. The caller's thread is
+    /// confined for good, and so is every thread it starts afterwards.
+    pub seccomp: Seccomp,
 }
 
 impl Config {

@@ -13,6 +13,7 @@ use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::confine::{Confinement, Thread};
 use crate::error::{MachineError, VmmError};
 use crate::ports::Ports;
 
@@ -108,6 +109,7 @@ pub(crate) struct Console {
     input: Option<Arc<Input>>,
     /// How the terminal was before it was made raw.
     terminal: Option<Termios>,
+    confinement: Confinement,
 }
 
 /// The serial port that input goes to at the moment.
@@ -119,8 +121,9 @@ struct Input {
 
 impl Console {
     /// Opens the other end of the serial port and starts writing to it.
-    pub(crate) fn open(output: &SerialOutput) -> Result<Self, VmmError> {
-        let mut console = Self { queue: None, written: None, input: None, terminal: None };
+    pub(crate) fn open(output: &SerialOutput, confinement: Confinement) -> Result<Self, VmmError> {
+        let (queue, written, input, terminal) = (None, None, None, None);
+        let mut console = Self { queue, written, input, terminal, confinement };
         match output {
             SerialOutput::None => {}
             SerialOutput::Stdio => {
@@ -164,7 +167,7 @@ impl Console {
         if terminal {
             self.terminal = make_raw();
         }
-        spawn("console-in", move || read_input(&input, terminal.then_some(leave)))?;
+        self.spawn(Thread::ConsoleIn, move || read_input(&input, terminal.then_some(leave)))?;
         Ok(())
     }
 
@@ -172,9 +175,27 @@ impl Console {
         let (queue, bytes) = sync_channel(OUTPUT_QUEUE);
         self.queue = Some(queue);
         let (end, written) = channel();
-        spawn("console-out", move || write_output(&bytes, output, end))?;
+        self.spawn(Thread::ConsoleOut, move || write_output(&bytes, output, end))?;
         self.written = Some(written);
         Ok(())
+    }
+
+    fn spawn(
+        &self,
+        thread: Thread,
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<(), MachineError> {
+        let confinement = self.confinement.clone();
+        let confined = move || {
+            if confinement.enter(thread).is_ok() {
+                body();
+            }
+        };
+        Builder::new()
+            .name(thread.name().into())
+            .spawn(confined)
+            .map(drop)
+            .map_err(MachineError::system("cannot start a console thread"))
     }
 }
 
@@ -206,14 +227,6 @@ fn make_raw() -> Option<Termios> {
     raw.input_modes -= InputModes::IXON;
     tcsetattr(io::stdin(), OptionalActions::Now, &raw).ok()?;
     Some(before)
-}
-
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), MachineError> {
-    Builder::new()
-        .name(name.into())
-        .spawn(body)
-        .map(drop)
-        .map_err(MachineError::system("cannot start a console thread"))
 }
 
 /// Writes until all serial ports are gone; `_end` tells by its own end.

@@ -14,7 +14,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::balloon::{self, Balloon, Operator};
 use crate::bus::GuestCalls;
-use crate::control::{Control, ControlSender};
+use crate::confine::{Confinement, Thread};
+use crate::control::Control;
 use crate::error::MachineError;
 use crate::machine::MachineHandle;
 use crate::memory::{Kept, MemoryMap};
@@ -95,17 +96,18 @@ impl Drop for DeviceThread {
 pub(crate) struct Setup {
     pub(crate) calls: GuestCalls,
     pub(crate) wake: Arc<EventFd>,
-    pub(crate) control: ControlSender,
+    pub(crate) confinement: Confinement,
     pub(crate) balloon: balloon::Setup,
 }
 
 /// Starts the loop.
 pub(crate) fn start(setup: Setup) -> Result<DeviceThread, MachineError> {
     let failed = MachineError::system("cannot start the device's threads");
-    let Setup { calls, wake, control, balloon } = setup;
+    let Setup { calls, wake, confinement, balloon } = setup;
     let (requests, inbox) = channel();
     let handle = LoopHandle { requests, calls: calls.clone() };
-    let (balloon, operator) = Balloon::start(balloon, &calls, &handle, &control).map_err(failed)?;
+    let (balloon, operator) =
+        Balloon::start(balloon, &calls, &handle, &confinement).map_err(failed)?;
     let device_loop = DeviceLoop {
         balloon,
         inbox,
@@ -114,7 +116,7 @@ pub(crate) fn start(setup: Setup) -> Result<DeviceThread, MachineError> {
         machine: None,
         detaching: None,
         stopped: false,
-        control,
+        confinement,
     };
     let thread =
         Builder::new().name("device".into()).spawn(move || device_loop.run()).map_err(failed)?;
@@ -132,12 +134,12 @@ struct DeviceLoop {
     /// Who waits for the machine to be taken away.
     detaching: Option<Sender<Kept>>,
     stopped: bool,
-    control: ControlSender,
+    confinement: Confinement,
 }
 
 impl DeviceLoop {
     fn run(self) {
-        let control = self.control.clone();
+        let control = self.confinement.control().clone();
         let _guard = control.report_panic("device");
         if let Err(error) = self.run_until_stopped() {
             let what = "cannot wait for the device's events";
@@ -148,6 +150,9 @@ impl DeviceLoop {
 
     fn run_until_stopped(self) -> Result<(), event_manager::Error> {
         let mut manager = EventManager::new()?;
+        if self.confinement.enter(Thread::Device).is_err() {
+            return Ok(());
+        }
         let id = manager.add_subscriber(self);
         while !manager.subscriber_mut(id)?.stopped {
             let timeout = manager.subscriber_mut(id)?.timeout_ms();
@@ -284,7 +289,8 @@ impl MutEventSubscriber for DeviceLoop {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Err(source) = watch(ops, self.wake.as_ref(), WAKE) {
             let what = "cannot wait for the device's wake-up";
-            self.control.send(Control::Failed(MachineError::System { what, source }.into()));
+            let failed = Control::Failed(MachineError::System { what, source }.into());
+            self.confinement.control().send(failed);
             self.stopped = true;
         }
     }
@@ -343,6 +349,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, OnReset, SettleTime};
+    use crate::confine::Seccomp;
     use crate::console::SerialOutput;
     use crate::control::control_channel;
     use crate::error::{VmmError, chain};
@@ -361,6 +368,7 @@ mod tests {
             status_reports: false,
             settle: SettleTime::Auto,
             huge_pages: HugePages::Off,
+            seccomp: Seccomp::Off,
         }
     }
 
@@ -377,7 +385,8 @@ mod tests {
         let server = Arc::new(Mutex::new(Server::new(ServerConfig::default())));
         let calls = GuestCalls::new(server, Arc::clone(&wake), false);
         let balloon = balloon::Setup::new(&config(), &memory, false, Arc::default());
-        drop(start(Setup { calls, wake, control, balloon })?);
+        let confinement = Confinement::new(Seccomp::Off, control).expect("nothing to compile");
+        drop(start(Setup { calls, wake, confinement, balloon })?);
         Ok(match events.try_recv() {
             Ok(Control::Failed(error)) => Some(error),
             _ => None,

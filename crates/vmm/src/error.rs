@@ -144,6 +144,12 @@ pub enum MachineError {
     /// A thread of ours died of a defect.
     #[error("the {0} thread failed by a defect of hvb: please report what it printed")]
     Panic(&'static str),
+    /// A thread cannot be confined.
+    #[error(
+        "cannot confine a thread of hvb: does this kernel have CONFIG_SECCOMP_FILTER? \
+         --seccomp off does without"
+    )]
+    Confine(#[source] confinement::ApplyError),
     /// KVM left a vCPU for a reason that cannot be handled.
     #[error("vCPU {vcpu} stopped: {reason}")]
     Stopped {
@@ -207,6 +213,9 @@ pub enum VmmError {
         /// The most memory that can be reached, in bytes.
         most: u64,
     },
+    /// The rules for threads make no sense: a defect.
+    #[error(transparent)]
+    Rules(#[from] confinement::CompileError),
     /// The device was left out of this build.
     #[error(
         "{option} needs the hv-balloon device, and this program was built without it: build it \

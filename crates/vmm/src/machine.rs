@@ -16,6 +16,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use crate::boot::cpu;
 use crate::boot::linux::BootFiles;
 use crate::bus::{Bus, GuestCalls};
+use crate::confine::Confinement;
 use crate::console::Console;
 use crate::control::ControlSender;
 use crate::error::{MachineError, VmmError};
@@ -34,6 +35,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) ram: &'a Arc<GuestRam>,
     pub(crate) console: &'a Console,
     pub(crate) calls: GuestCalls,
+    pub(crate) confinement: Confinement,
     pub(crate) control: ControlSender,
     pub(crate) vcpus: u8,
 }
@@ -81,6 +83,7 @@ impl Machine {
             ports: Arc::new(Ports::new(serial)),
             bus: Arc::clone(&handle.bus),
             calls: parts.calls,
+            confinement: parts.confinement,
             control: parts.control,
             stop: AtomicBool::new(false),
             guest_os_id: Arc::clone(&handle.guest_os_id),

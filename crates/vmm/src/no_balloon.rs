@@ -12,7 +12,7 @@ use qmp::{DynamicMemoryInfo, EventSender, HvBalloonInfo, MemoryDevice, MemoryInf
 
 use crate::bus::GuestCalls;
 use crate::config::Config;
-use crate::control::ControlSender;
+use crate::confine::Confinement;
 use crate::device_loop::LoopHandle;
 use crate::machine::MachineHandle;
 use crate::memory::{Kept, MemoryMap};
@@ -46,7 +46,7 @@ impl Balloon {
         setup: Setup,
         _: &GuestCalls,
         _: &LoopHandle,
-        _: &ControlSender,
+        _: &Confinement,
     ) -> io::Result<(Self, Operator)> {
         Ok((Self, Operator { memory: setup.memory }))
     }

@@ -16,6 +16,7 @@ use crate::balloon;
 use crate::boot::linux::BootFiles;
 use crate::bus::GuestCalls;
 use crate::config::{Config, OnReset};
+use crate::confine::{Confinement, Thread};
 use crate::console::Console;
 use crate::control::{Cause, Control, ControlSender, control_channel};
 use crate::device_loop::{self, DeviceThread};
@@ -41,16 +42,19 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     let plan = MemoryPlan::new(config, &kvm)?;
     let first = plan.first()?;
     let (control, events) = control_channel();
-    let signals = watch_signals(control.clone())?;
-    let mut console = Console::open(&config.serial)?;
+    let confinement = Confinement::new(config.seccomp, control.clone())?;
+    let signals = watch_signals(control.clone(), confinement.clone())?;
+    let mut console = Console::open(&config.serial, confinement.clone())?;
     let monitor_events = Arc::new(OnceLock::new());
     let (device, calls) =
-        start_device(config, capabilities, &plan, &first, &monitor_events, control.clone())?;
-    let monitor = start_monitor(config, &device, control.clone(), &monitor_events)?;
+        start_device(config, capabilities, &plan, &first, &monitor_events, &confinement)?;
+    let monitor = start_monitor(config, &device, &confinement, &monitor_events)?;
     let to_control = control.clone();
     console.start_input(move || to_control.send(Control::Shutdown(Cause::Console)))?;
 
-    let vm = Vm { config, kvm, plan, console, calls, control, events, device };
+    // Last: what is started above needs not be what this thread may do from now on.
+    confinement.apply(Thread::Main).map_err(MachineError::Confine)?;
+    let vm = Vm { config, kvm, plan, console, calls, confinement, control, events, device };
     let emit = |event: &Event| {
         if let Some(sender) = monitor_events.get() {
             sender.emit(event);
@@ -69,6 +73,7 @@ struct Vm<'a> {
     plan: MemoryPlan,
     console: Console,
     calls: GuestCalls,
+    confinement: Confinement,
     control: ControlSender,
     events: Receiver<Control>,
     device: DeviceThread,
@@ -117,6 +122,7 @@ impl Vm<'_> {
             ram: &ram,
             console: &self.console,
             calls: self.calls.clone(),
+            confinement: self.confinement.clone(),
             control: self.control.clone(),
             vcpus: self.config.vcpus,
         };
@@ -140,7 +146,7 @@ fn start_device(
     plan: &MemoryPlan,
     memory: &BootMemory,
     monitor: &Arc<OnceLock<EventSender>>,
-    control: ControlSender,
+    confinement: &Confinement,
 ) -> Result<(DeviceThread, GuestCalls), VmmError> {
     let server = Server::new(ServerConfig {
         vp_count: config.vcpus.into(),
@@ -152,34 +158,41 @@ fn start_device(
         GuestCalls::new(Arc::new(Mutex::new(server)), Arc::clone(&wake), !capabilities.eventfd);
     let balloon =
         balloon::Setup::new(config, &memory.map, capabilities.eventfd, Arc::clone(monitor));
-    let setup = device_loop::Setup { calls: calls.clone(), wake, control, balloon };
+    let (calls_of_loop, confinement) = (calls.clone(), confinement.clone());
+    let setup = device_loop::Setup { calls: calls_of_loop, wake, confinement, balloon };
     Ok((device_loop::start(setup)?, calls))
 }
 
 fn start_monitor(
     config: &Config,
     device: &DeviceThread,
-    control: ControlSender,
+    confinement: &Confinement,
     events: &OnceLock<EventSender>,
 ) -> Result<Option<qmp::Server>, VmmError> {
     let Some(path) = &config.qmp else {
         return Ok(None);
     };
-    let machine = Monitored { balloon: device.operator().clone(), control };
-    let server = qmp::Server::start(path, Arc::new(machine))?;
+    let machine =
+        Monitored { balloon: device.operator().clone(), control: confinement.control().clone() };
+    let confinement = confinement.clone();
+    let confine = move |thread: qmp::ServerThread| confinement.enter(thread.into());
+    let server = qmp::Server::start_with(path, Arc::new(machine), confine)?;
     // Set once: there is one monitor.
     let _ = events.set(server.events());
     Ok(Some(server))
 }
 
 /// Ends the machine on a signal that asks the process to end.
-fn watch_signals(control: ControlSender) -> Result<Handle, MachineError> {
+fn watch_signals(control: ControlSender, confinement: Confinement) -> Result<Handle, MachineError> {
     let failed = MachineError::system("cannot handle signals");
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
     let handle = signals.handle();
     Builder::new()
         .name("signals".into())
         .spawn(move || {
+            if confinement.enter(Thread::Signals).is_err() {
+                return;
+            }
             for _ in signals.forever() {
                 control.send(Control::Shutdown(Cause::Signal));
             }

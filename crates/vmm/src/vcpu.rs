@@ -12,6 +12,7 @@ use kvm_hyperv::{kick, msr};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::{Bus, GuestCalls};
+use crate::confine::{Confinement, Thread};
 use crate::control::{Cause, Control, ControlSender};
 use crate::error::MachineError;
 use crate::ports::Ports;
@@ -23,6 +24,7 @@ pub(crate) struct Shared {
     pub(crate) ports: Arc<Ports>,
     pub(crate) bus: Arc<Bus>,
     pub(crate) calls: GuestCalls,
+    pub(crate) confinement: Confinement,
     pub(crate) control: ControlSender,
     /// Set when the threads are to end.
     pub(crate) stop: AtomicBool,
@@ -55,6 +57,9 @@ impl Vcpu {
     fn run_until_stopped(&mut self) -> Result<(), MachineError> {
         let failed = MachineError::system("cannot prepare a vCPU's thread");
         kick::prepare_thread(&self.fd).map_err(failed)?;
+        if self.shared.confinement.enter(Thread::Vcpu).is_err() {
+            return Ok(());
+        }
         while !self.shared.stop.load(Ordering::Acquire) {
             self.deliver_messages()?;
             match self.enter()? {

@@ -20,6 +20,8 @@ pub struct VmConfig {
     pub on_reset: Option<&'static str>,
     /// What backs its memory: `off`, `thp`, `2M` or `1G`.
     pub hugepages: Option<&'static str>,
+    /// What becomes of forbidden system calls: `on`, `log` or `off`.
+    pub seccomp: Option<&'static str>,
     /// Whether the guest is to report its memory pressure.
     pub status_report: bool,
     /// Whether the guest's kernel uses added memory without being told to. Debian's kernels differ
@@ -37,6 +39,7 @@ impl Default for VmConfig {
             max_memory: None,
             on_reset: None,
             hugepages: None,
+            seccomp: None,
             status_report: false,
             auto_online: true,
             append: "",
@@ -66,6 +69,9 @@ impl VmConfig {
         }
         if let Some(kind) = self.hugepages {
             add("--hugepages", kind.to_owned());
+        }
+        if let Some(mode) = self.seccomp {
+            add("--seccomp", mode.to_owned());
         }
         if self.status_report {
             arguments.push("--status-report".to_owned());

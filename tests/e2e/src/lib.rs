@@ -8,6 +8,7 @@
 mod agent;
 mod config;
 mod console;
+pub mod process;
 mod setup;
 mod vm;
 

@@ -230,6 +230,12 @@ impl Vm {
         })
     }
 
+    /// The `hvb` process.
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Memory of the `hvb` process that the host provides, in bytes.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ const MAX_STEPS: usize = 1000;
 
 /// A step as the fuzzer writes it: few bytes, and most values mean something.
 #[derive(Arbitrary, Debug)]
-enum Step {
+pub(crate) enum Step {
     Open,
     Close,
     Reset,
@@ -50,7 +50,7 @@ pub(crate) fn run(data: &[u8]) {
 }
 
 impl Step {
-    fn ops(self) -> Vec<Op> {
+    pub(crate) fn ops(self) -> Vec<Op> {
         let op = match self {
             Self::Open => Op::Open,
             Self::Close => Op::Close,
@@ -84,6 +84,8 @@ impl Step {
             Self::Prepared(ok) => Op::Prepared(ok),
             Self::Write => Op::Write,
             Self::Discarded(ok) => Op::Discarded(ok),
+            // Not a step of its own: then the inputs found before it would mean something else.
+            Self::Wait(u8::MAX) => Op::Restore,
             Self::Wait(seconds) => Op::Wait(seconds.into()),
             Self::Begin => {
                 return vec![

@@ -86,7 +86,7 @@ impl Vp {
         match step {
             Step::Registers { scontrol, siefp, simp } => {
                 let page = |(number, enable): (u8, u8)| {
-                    u64::from(number % 8) * PAGE | u64::from(enable & 1)
+                    (u64::from(number % 8) * PAGE) | u64::from(enable & 1)
                 };
                 let (siefp, simp) = (page(siefp), page(simp));
                 self.update(SynicRegisters { scontrol: scontrol.into(), siefp, simp });

@@ -12,6 +12,7 @@ mod hypercalls;
 mod page_set;
 mod qmp_lines;
 mod rings;
+mod saved_state;
 mod vmbus_messages;
 
 // Parts of the program `hvb`, which has no library.
@@ -46,6 +47,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "page_set", run: page_set::run },
     Target { name: "qmp_lines", run: qmp_lines::run },
     Target { name: "rings", run: rings::run },
+    Target { name: "saved_state", run: saved_state::run },
     Target { name: "vmbus_messages", run: vmbus_messages::run },
 ];
 

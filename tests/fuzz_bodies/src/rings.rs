@@ -59,13 +59,24 @@ enum Step {
 
 /// The bytes are the rings' pages, steps, and what is written between two accesses.
 pub(crate) fn run(data: &[u8]) {
+    go_on(data, None, false);
+}
+
+/// The same from saved rings, if there are any; saved and restored between all steps, if so wanted.
+pub(crate) fn go_on(data: &[u8], saved: Option<&[u8]>, restores: bool) {
     let (layout_bytes, rest) = data.split_at(data.len().min(PAGES + 2));
     let Some(layout) = layout(layout_bytes) else { return };
     // Steps first, as many bytes as the next byte says of 256.
     let Some((&share, rest)) = rest.split_first() else { return };
     let (steps, races) = rest.split_at(rest.len() * usize::from(share) / 255);
     let mem = Memory::new(&layout, races);
-    let mut rings = ChannelRings::open(&mem, &layout).ok();
+    let mut rings = match saved {
+        None => ChannelRings::open(&mem, &layout).ok(),
+        Some(saved) => match ChannelRings::restore(&mem, &layout, saved) {
+            Ok(rings) => Some(rings),
+            Err(error) => return assert!(!error.to_string().is_empty()),
+        },
+    };
     let mut input = Unstructured::new(steps);
     for _ in 0..MAX_STEPS {
         if input.is_empty() {
@@ -76,6 +87,12 @@ pub(crate) fn run(data: &[u8]) {
         if !act(&mem, &layout, &mut rings, step) {
             // A broken ring stops the channel.
             rings = None;
+        }
+        if restores && let Some(live) = &rings {
+            let saved = live.save();
+            let again = ChannelRings::restore(&mem, &layout, &saved).unwrap();
+            assert!(again.save() == saved, "saved differently when restored");
+            rings = Some(again);
         }
     }
 }

@@ -4,10 +4,12 @@ mod driver;
 mod guest;
 
 use arbitrary::{Arbitrary, Unstructured};
+use vmbus::Server;
 use vmbus::protocol::{ConnectionId, GuestMessage, Guid, Version, wire};
 use zerocopy::little_endian::U32;
 
-use driver::Driver;
+pub(crate) use driver::SAVED_CONFIG;
+use driver::{Driver, Kind, OFFERS};
 
 const MAX_STEPS: usize = 300;
 
@@ -83,7 +85,7 @@ enum Step {
 pub(crate) fn run(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let kind: u8 = input.arbitrary().unwrap_or_default();
-    let mut driver = Driver::new(kind & 1 != 0, kind & 2 != 0, kind & 4 != 0);
+    let mut driver = Driver::new(Kind::from(kind));
     for _ in 0..MAX_STEPS {
         if input.is_empty() {
             break;
@@ -95,11 +97,34 @@ pub(crate) fn run(data: &[u8]) {
     guest::next_guest_works(driver);
 }
 
+/// The same with servers that are saved and restored between steps; the first one has been already.
+pub(crate) fn go_on(data: &[u8], server: Option<Server>) {
+    let mut input = Unstructured::new(data);
+    let kind = Kind::from(input.arbitrary::<u8>().unwrap_or_default());
+    let mut driver = match server {
+        Some(server) => Driver::of_saved(kind, server),
+        None => Driver::new(kind),
+    };
+    driver.save_and_restore();
+    for _ in 0..MAX_STEPS {
+        if input.is_empty() {
+            break;
+        }
+        match Option::<Step>::arbitrary(&mut input) {
+            Ok(Some(step)) => apply(&mut driver, step),
+            Ok(None) => driver.save_and_restore(),
+            Err(_) => break,
+        }
+        driver.after_step();
+    }
+    guest::next_guest_works(driver);
+}
+
 fn apply(driver: &mut Driver, step: Step) {
     match step {
         Step::Act => driver.act(),
         Step::FinishClosing => driver.finish_closing(),
-        Step::Offer(n) => driver.offer(n % 3),
+        Step::Offer(n) => driver.offer(n % OFFERS),
         Step::Rescind(n) => driver.rescind(n),
         Step::Reset => driver.server.reset(),
         Step::Spurious(n) => driver.spurious(n),

@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 
 use fuzz_bodies::{TARGETS, run};
 
+/// The most that a corpus has: all of them are replayed with every change.
+const MAX_FILES: usize = 300;
+const MAX_BYTES: usize = 300_000;
+
 /// The workspace of the fuzzers.
 fn fuzz() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz")
@@ -27,8 +31,12 @@ fn replay(target: &str) {
         .collect();
     files.sort();
     assert!(files.len() >= 3, "{}: no corpus", dir.display());
+    let mut bytes = 0;
+    assert!(files.len() <= MAX_FILES, "{} files: too many to replay each time", files.len());
     for file in files {
         let data = fs::read(&file).unwrap();
+        bytes += data.len();
+        assert!(bytes <= MAX_BYTES, "{}: too large to replay each time", dir.display());
         let _name = Name(file);
         run(target, &data);
     }
@@ -57,6 +65,7 @@ replayed!(
     page_set,
     qmp_lines,
     rings,
+    saved_state,
     vmbus_messages,
 );
 

@@ -100,6 +100,17 @@ impl Channel {
         std::mem::replace(&mut self.signal, false)
     }
 
+    /// Goes on with rings that are saved and restored, where the bus still has them.
+    pub(crate) fn move_on(&mut self, ram: &Ram, layout: Option<RingLayout>) {
+        let saved = self.rings.take().map(|rings| rings.save());
+        self.rings = saved.zip(layout).map(|(saved, layout)| {
+            let rings = ChannelRings::restore(ram.of_host(), &layout, &saved)
+                .expect("rings that were just saved");
+            assert_eq!(rings.save(), saved, "saved again they are others");
+            rings
+        });
+    }
+
     pub(crate) fn stop(&mut self) {
         self.rings = None;
         self.completions.clear();

@@ -24,12 +24,12 @@ const ACTIONS_PER_TURN: u32 = 128;
 /// Work on guest memory.
 #[derive(Debug)]
 pub(crate) struct Job {
-    id: JobId,
-    what: Work,
+    pub(crate) id: JobId,
+    pub(crate) what: Work,
 }
 
 #[derive(Debug)]
-enum Work {
+pub(crate) enum Work {
     Discard(Vec<PageRange>),
     Prepare(Prepare),
 }
@@ -42,7 +42,11 @@ pub(crate) struct Host {
     pub(crate) server: Server,
     pub(crate) synic: Synic,
     pub(crate) ram: Ram,
-    channel: Option<Channel>,
+    pub(crate) channel: Option<Channel>,
+    /// With the memory of the machine that runs.
+    pub(crate) config: Config,
+    /// What the last VMM had to say and did not get into the ring.
+    pub(crate) said: Option<Vec<u8>>,
     pub(crate) jobs: Vec<Job>,
     /// The loop has something to look at.
     pub(crate) wake: bool,
@@ -69,7 +73,9 @@ impl Host {
         let ram = Ram::new(config.boot_ram.clone());
         Self {
             now: Duration::ZERO,
-            device: Device::new(config),
+            device: Device::new(config.clone()),
+            config,
+            said: None,
             server,
             synic: Synic::default(),
             ram,
@@ -138,20 +144,22 @@ impl Host {
         let Job { id, what } = self.jobs.remove(at);
         self.watch.note(self.now, || format!("host: job {} {what:?} ends, {ok}", id.get()));
         match what {
-            Work::Discard(ranges) if ok => {
-                for range in ranges {
-                    // A guest that gave its ring away has a ring of zeros.
-                    if self.ram.discard(range) {
-                        self.expected = None;
-                        self.watch.lost_ring = true;
-                    }
-                }
-            }
+            Work::Discard(ranges) if ok => self.discard(ranges),
             Work::Prepare(Prepare::Add { range, .. }) if ok => self.ram.add(range),
             _ => {}
         }
         self.tell(Event::JobDone { id, ok });
         self.pump();
+    }
+
+    pub(crate) fn discard(&mut self, ranges: Vec<PageRange>) {
+        for range in ranges {
+            // A guest that gave its ring away has a ring of zeros.
+            if self.ram.discard(range) {
+                self.expected = None;
+                self.watch.lost_ring = true;
+            }
+        }
     }
 
     /// The machine is stopped for a reset.
@@ -173,9 +181,12 @@ impl Host {
     /// The next machine starts.
     pub(crate) fn restart(&mut self, boot_ram: PageRangeSet, hot_add: Option<HotAdd>) {
         assert!(self.is_quiet(), "the next machine starts too early");
+        self.watch.next_machine();
         self.watch.oracle.replace(boot_ram.clone(), hot_add);
         self.ram.restart(boot_ram.clone());
         self.synic = Synic::default();
+        self.config.boot_ram.clone_from(&boot_ram);
+        self.config.hot_add = hot_add;
         assert!(self.device.replace_memory(self.now, boot_ram, hot_add), "the device is closed");
         self.has_machine = true;
         self.event_flag = false;
@@ -223,7 +234,7 @@ impl Host {
     }
 
     /// Does what the device asks for, then what the bus does, and so on.
-    fn pump(&mut self) {
+    pub(crate) fn pump(&mut self) {
         let mut drained = 0;
         for turn in 0.. {
             if turn == ACTIONS_PER_TURN {
@@ -338,7 +349,10 @@ impl Host {
         match action {
             Action::Send => {
                 let message = self.device.message().expect("there is a message").to_vec();
-                self.watch.message(self.now, &message);
+                match self.said.take() {
+                    Some(said) => assert_eq!(message, said, "not the message that waited"),
+                    None => self.watch.message(self.now, &message),
+                }
             }
             Action::Discard { id, ranges } => {
                 self.watch.oracle.discard(id, &ranges);

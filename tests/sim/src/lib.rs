@@ -13,6 +13,7 @@ mod dice;
 mod guest;
 mod host;
 mod memory;
+mod moving;
 mod noise;
 mod oracle;
 mod setup;

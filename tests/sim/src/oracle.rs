@@ -51,9 +51,13 @@ pub(crate) struct Oracle {
     absent: PageRangeSet,
     /// The hot-add request that is in the ring and not answered.
     offered: Option<PageRange>,
+    /// The transaction of an unballoon request of which more messages follow.
+    returning: Option<u32>,
     /// The block that memory was last prepared with.
     alignment: PageCount,
     awaits_close: bool,
+    /// Work of the VMM that was, which the next one must begin again.
+    unfinished: Vec<(JobId, PageRangeSet)>,
     /// The state after the last event.
     pub(crate) state: StateName,
 }
@@ -73,8 +77,10 @@ impl Oracle {
             preparation: None,
             absent: PageRangeSet::new(),
             offered: None,
+            returning: None,
             alignment: PageCount::new(1),
             awaits_close: false,
+            unfinished: Vec::new(),
             state: StateName::Closed,
         }
     }
@@ -88,6 +94,27 @@ impl Oracle {
     /// Whether nothing is at work.
     pub(crate) fn is_quiet(&self) -> bool {
         self.flights.is_empty() && self.preparation.is_none()
+    }
+
+    /// Whether a discard matters to the session that is.
+    pub(crate) fn is_wanted(&self, id: JobId) -> bool {
+        self.flights.iter().any(|flight| flight.id == id && !flight.is_stale)
+    }
+
+    /// Another VMM goes on: work that was begun has no end, and is begun again.
+    pub(crate) fn begin_move(&mut self) {
+        let flights = self.flights.drain(..).filter(|flight| !flight.is_stale);
+        self.unfinished = flights.map(|Flight { id, pages, .. }| (id, pages)).collect();
+        self.preparation = None;
+    }
+
+    /// The next VMM has done all that it could at once.
+    pub(crate) fn end_move(&mut self) {
+        for (id, pages) in self.unfinished.drain(..) {
+            let mut again = self.flights.iter().filter(|flight| flight.id == id);
+            let is_same = again.next().is_some_and(|flight| flight.pages == pages);
+            assert!(is_same, "a discard is forgotten: job {}", id.get());
+        }
     }
 
     /// Pages the guest gave and did not get back.
@@ -143,6 +170,9 @@ impl Oracle {
                 assert!(!request.pages.is_zero(), "asks for nothing");
             }
             HostBody::UnballoonRequest(request) => {
+                let id = message.transaction_id;
+                assert!(self.returning.is_none_or(|of| of == id), "one request, two transactions");
+                self.returning = request.more_pages.then_some(id);
                 let mut pages = PageCount::ZERO;
                 for word in request.ranges.iter() {
                     let range = word.range().expect("a range of pages");
@@ -312,6 +342,7 @@ impl Oracle {
         self.foreign.clear();
         self.discarded.clear();
         self.flights.iter_mut().for_each(|flight| flight.is_stale = true);
+        self.returning = None;
         self.awaits_close = true;
     }
 

@@ -11,6 +11,10 @@ use crate::vice::Vice;
 
 const PAGES_PER_MIB: u64 = 256;
 
+/// Least pages of an honest guest's ring: a page for its head, and two of data, since a packet with a
+/// message of 4096 bytes is longer than one.
+const LEAST_RING: usize = 3;
+
 /// The machine of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
@@ -22,6 +26,8 @@ pub(crate) struct Setup {
     pub(crate) in_use: PageCount,
     /// Pages of each ring.
     pub(crate) ring_pages: [usize; 2],
+    /// The VMM is saved and restored now and then.
+    pub(crate) moves: bool,
 }
 
 impl Setup {
@@ -38,9 +44,7 @@ impl Setup {
                 least_alignment: PageCount::new(512),
             }
         });
-        // A message of the host's may have 4096 bytes and a packet some more, so that no honest guest
-        // makes its ring of one page of data.
-        let least = if is_honest { 3 } else { 2 };
+        let least = if is_honest { LEAST_RING } else { 2 };
         let ring = |dice: &mut Dice| dice.pick(&[least, 3, 4, 5]);
         Self {
             boot_ram,
@@ -49,6 +53,7 @@ impl Setup {
             status_reports: dice.one_in(2),
             in_use: mib(dice.between(1, 4)),
             ring_pages: [ring(dice), ring(dice)],
+            moves: dice.one_in(5),
         }
     }
 
@@ -78,6 +83,11 @@ impl Setup {
             }
         }
         Memory::new(ram, self.in_use)
+    }
+
+    /// Makes the rings as large as an honest guest's.
+    pub(crate) fn widen_rings(&mut self) {
+        self.ring_pages = self.ring_pages.map(|pages| pages.max(LEAST_RING));
     }
 
     /// Two places for the rings.

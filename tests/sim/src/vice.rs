@@ -250,13 +250,12 @@ fn give_unasked(guest: &mut Guest, host: &mut Host, dice: &mut Dice, at: &Places
 
 fn flood(guest: &mut Guest, host: &mut Host, dice: &mut Dice) {
     let kind = dice.below(5);
+    // One that is accepted ends the questions.
+    let version = Version::from_wire(if dice.one_in(9) { 0x2_0000 } else { 7 });
     for _ in 0..dice.between(5, 80) {
         let bytes = match kind {
             0 => StatusReport::default().emit(1),
-            1 => {
-                let version = Version::from_wire(if dice.one_in(9) { 0x2_0000 } else { 7 });
-                VersionRequest { version, is_last_attempt: dice.one_in(2) }.emit(1)
-            }
+            1 => VersionRequest { version, is_last_attempt: dice.one_in(2) }.emit(1),
             2 => CapabilitiesReport {
                 capabilities: Capabilities::from_wire(dice.below(8)),
                 minimum_pages: PageCount::ZERO,

@@ -19,6 +19,9 @@ use crate::watch::Watch;
 /// Steps after which something must have come to rest: several times what any run needs.
 const MAX_STEPS: u32 = 20_000;
 
+/// Steps in which a guest that boots comes as far as it will.
+const LINGER_STEPS: u32 = 100;
+
 /// In virtual time, likewise: the longest wait is that for a guest that adds 64 GiB and brings nothing
 /// online.
 const MAX_WAIT: Duration = Duration::from_secs(2 * 3600);
@@ -142,6 +145,9 @@ impl World {
         if self.vices.is_empty() {
             self.calm();
         } else {
+            if self.vices.iter().all(|vice| vice.is_passive()) {
+                self.linger();
+            }
             self.silence();
             self.after_a_reset();
         }
@@ -193,13 +199,39 @@ impl World {
         assert!(self.guest.driver.memory().ballooned().is_empty(), "the guest lacks pages");
     }
 
+    /// The guest does nothing new, and leaves out what it always leaves out. It need not come to rest,
+    /// but what the operator waits for does.
+    fn linger(&mut self) {
+        self.change_weather(Weather::Calm);
+        for _ in 0..LINGER_STEPS {
+            self.step();
+        }
+        for _ in 0..2 {
+            let target = self.any_target();
+            self.host.set_target(target);
+            self.target_ends();
+        }
+    }
+
+    fn target_ends(&mut self) {
+        let until = self.host.now + MAX_WAIT;
+        while has_session(self.host.snapshot().state) && self.host.watch.is_target_open() {
+            assert!(self.step(), "the operator waits for ever");
+            assert!(self.host.now < until, "the operator waits longer than {MAX_WAIT:?}");
+        }
+    }
+
+    fn any_target(&mut self) -> PageCount {
+        let maximum = self.host.snapshot().maximum.get();
+        PageCount::new(self.dice.between(1, maximum.max(1)))
+    }
+
     /// The guest does nothing any more. All that waits for it ends, and the operator can go on.
     fn silence(&mut self) {
         self.change_weather(Weather::Silence);
         self.settle();
-        let maximum = self.host.snapshot().maximum.get();
         for _ in 0..2 {
-            let target = PageCount::new(self.dice.between(1, maximum.max(1)));
+            let target = self.any_target();
             self.target(target);
         }
     }
@@ -214,6 +246,7 @@ impl World {
         self.change_weather(Weather::Calm);
         let personality = Personality::linux_6_1();
         self.host.watch.is_strict = true;
+        self.setup.widen_rings();
         self.guest = new_guest(personality, &self.setup, &self.host, true);
         self.settle();
         assert!(self.is_running(), "the next guest does not get its channel");
@@ -266,6 +299,9 @@ impl World {
 
     /// Does one of the things that can happen; false where there is none.
     fn step(&mut self) -> bool {
+        if self.setup.moves && self.dice.one_in(12) {
+            self.host.move_on(&mut self.dice);
+        }
         self.find_moves();
         if self.moves.is_empty() {
             return self.wait();
@@ -362,12 +398,14 @@ impl World {
 
     /// Whether the guest does such a thing now.
     fn guest_may(&self, what: Move) -> bool {
-        let is_up = self.guest.driver.version().is_some();
+        let has = |vice| self.vices.contains(&vice);
+        let is_up = has_session(self.host.watch.oracle.state);
         let is_open = self.guest.stage == Stage::Running;
         let refuses = match what {
-            Move::Send => is_up && self.vices.contains(&Vice::NeverAnswers),
-            Move::Read => is_up && self.vices.contains(&Vice::NeverReads),
-            Move::Take => is_open && self.vices.contains(&Vice::TakesNoMessages),
+            Move::Send => is_up && has(Vice::NeverAnswers),
+            // One that floods as well does it before the handshake is over.
+            Move::Read => (is_up || has(Vice::Floods)) && has(Vice::NeverReads),
+            Move::Take => is_open && has(Vice::TakesNoMessages),
             _ => false,
         };
         self.weather != Weather::Silence && !refuses && !self.hangs(what)

@@ -2,10 +2,7 @@
 
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{
-    Ordering::{Acquire, Release, SeqCst},
-    fence,
-};
+use core::sync::atomic::Ordering::{Acquire, Release};
 
 use page_range::{Gpa, Gpfn, PageCount};
 use vmbus::{
@@ -103,7 +100,7 @@ impl<M: GuestMemory> GuestRings<M> {
         let padding_at = ring.add(start, DESCRIPTOR + len - u32::try_from(padding).unwrap_or(0));
         ring.write(mem, padding_at, &tail[8 - padding..]);
         ring.store(mem, WRITE_INDEX, ring.add(start, DESCRIPTOR + len + FOOTER));
-        fence(SeqCst);
+        mem.fence();
         let masked = ring.load(mem, INTERRUPT_MASK) != 0;
         Ok(!masked && ring.load(mem, READ_INDEX) == start)
     }
@@ -118,7 +115,7 @@ impl<M: GuestMemory> GuestRings<M> {
         let len = u32::try_from(len).map_err(|_| RingFull)?;
         let sent = self.send(payload, transaction_id).or_else(|RingFull| {
             self.to_host.store(&self.mem, PENDING_SEND_SIZE, len);
-            fence(SeqCst);
+            self.mem.fence();
             self.send(payload, transaction_id)
         })?;
         self.to_host.store(&self.mem, PENDING_SEND_SIZE, 0);
@@ -158,7 +155,7 @@ impl<M: GuestMemory> GuestRings<M> {
     /// the ring once more.
     pub fn mask(&mut self, mask: bool) {
         self.to_guest.store(&self.mem, INTERRUPT_MASK, mask.into());
-        fence(SeqCst);
+        self.mem.fence();
     }
 
     /// Whether the host has sent nothing more.
@@ -172,7 +169,7 @@ impl<M: GuestMemory> GuestRings<M> {
     fn free(&self, before: u32, now: u32) -> bool {
         let (mem, ring) = (&self.mem, &self.to_guest);
         ring.store(mem, READ_INDEX, now);
-        fence(SeqCst);
+        mem.fence();
         let pending = ring.load(mem, PENDING_SEND_SIZE);
         if pending == 0 || ring.load(mem, FEATURE_BITS) & FEATURE_PENDING_SEND_SIZE == 0 {
             return false;

@@ -39,7 +39,9 @@ const STORIES: [(&str, Story); 6] = [
 /// The first steps of what there is to do.
 fn run_some(pair: &mut Pair, steps: usize) {
     let order = [Step::ToGuest, Step::ToHost, Step::Job];
-    order.into_iter().cycle().take(steps).for_each(|step| drop(pair.step(step)));
+    for step in order.into_iter().cycle().take(steps) {
+        let _ = pair.step(step);
+    }
 }
 
 fn guests() -> [Personality; 4] {

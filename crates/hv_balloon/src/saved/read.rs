@@ -149,6 +149,8 @@ fn check_jobs(device: &Device) -> Result<()> {
     };
     let mut jobs = device.books.jobs().chain(preparation.map(|preparation| preparation.job));
     ensure(jobs.all(|job| job.get() < device.jobs.next), "a job from the future")?;
+    // Names are never used twice, so enough of them must be left.
+    ensure(device.jobs.next <= u64::MAX / 2, "more jobs than any device has had")?;
     if let Some(Preparation { job, .. }) = preparation {
         ensure(device.books.jobs().all(|other| other != job), "two jobs of one name")?;
     }

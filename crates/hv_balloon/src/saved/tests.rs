@@ -97,6 +97,8 @@ fn discards_are_few_and_each_is_one_job() {
     refused(BALLOONING, |form| jobs(form, &[0, 1, 2]), "too many discards in flight");
     refused(BALLOONING, |form| jobs(form, &[1, 1]), "two jobs of one name");
     refused(BALLOONING, |form| jobs(form, &[0, 7]), "a job from the future");
+    let names = "more jobs than any device has had";
+    refused(BALLOONING, |form| form.next_job = u64::MAX / 2 + 1, names);
     let empty = RangeSet::Saved(vec![]);
     refused(BALLOONING, |form| form.books.discarding[0].1 = empty, "a discard of nothing");
     refused(PREPARING, |form| form.next_job = 0, "a job from the future");

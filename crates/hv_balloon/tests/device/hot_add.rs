@@ -336,6 +336,17 @@ fn after_a_reset_the_guest_may_have_other_memory() {
 }
 
 #[test]
+fn a_target_that_the_next_machine_boots_with_is_reached() {
+    let mut driver = Driver::growable();
+    driver.handle(Event::SystemReset);
+    driver.set_target(RAM_PAGES / 2);
+    assert!(driver.device.snapshot().is_pursued);
+    let half = [range(0, RAM_PAGES / 2)].into_iter().collect();
+    assert!(driver.device.replace_memory(driver.now, half, None));
+    assert!(!driver.device.snapshot().is_pursued, "nobody tells the operator");
+}
+
+#[test]
 fn a_close_waits_for_memory_being_prepared_and_removes_it() {
     let mut driver = Driver::growable();
     driver.set_target(RAM_PAGES + BLOCK);

@@ -3,10 +3,7 @@
 //! All that the guest has written is copied out at once, and its room is the guest's again before
 //! the first packet is looked at: a guest with a short ring goes on while the host works.
 
-use core::{
-    mem::take,
-    sync::atomic::{Ordering, fence},
-};
+use core::{mem::take, sync::atomic::Ordering};
 
 use page_range::Gpfn;
 
@@ -49,7 +46,7 @@ impl Incoming {
         pages.load_write_index(mem)?;
         pages.store(mem, INTERRUPT_MASK, 0, Ordering::Relaxed)?;
         // From here on the guest signals a packet that the first look does not see.
-        fence(Ordering::SeqCst);
+        mem.fence();
         let copied = Self::buffer(&pages);
         Ok(Self { pages, read, end: read, copied, masked: false, signal: false })
     }
@@ -95,7 +92,7 @@ impl Incoming {
             self.masked = false;
             self.pages.store(mem, INTERRUPT_MASK, 0, Ordering::Release)?;
             // Pairs with the guest's barrier between its publishing a packet and reading our mask.
-            fence(Ordering::SeqCst);
+            mem.fence();
             self.end = self.pages.load_write_index(mem)?;
         }
         let found = self.waiting() != 0;
@@ -115,7 +112,7 @@ impl Incoming {
         self.pages.store(mem, READ_INDEX, self.read, Ordering::Release)?;
         // Pairs with the guest's barrier between writing `pending_send_size` and re-reading our
         // index.
-        fence(Ordering::SeqCst);
+        mem.fence();
         self.signal |= self.made_awaited_room(mem, before)?;
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The host-to-guest ring: this side sends.
 
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::Ordering;
 
 use page_range::Gpfn;
 use zerocopy::{Immutable, IntoBytes, Unaligned, little_endian::U64};
@@ -71,7 +71,7 @@ impl Outgoing {
     /// the next packet.
     fn guest_sleeps<M: GuestMemory>(&self, mem: &M, start: u32) -> Result<bool, RingError> {
         // Pairs with the guest's barrier between clearing its mask and re-reading our index.
-        fence(Ordering::SeqCst);
+        mem.fence();
         if self.pages.load(mem, INTERRUPT_MASK, Ordering::Acquire)? != 0 {
             return Ok(false);
         }
@@ -86,7 +86,7 @@ impl Outgoing {
         self.pages.store(mem, PENDING_SEND_SIZE, len.total, Ordering::Relaxed)?;
         self.pending = true;
         // The guest may have read the last packet before it could see the size: look once more.
-        fence(Ordering::SeqCst);
+        mem.fence();
         Ok(self.load_free(mem)? > len.total)
     }
 

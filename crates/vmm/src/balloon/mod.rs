@@ -22,7 +22,7 @@ use vmbus::ring::RingError;
 
 use crate::bus::GuestCalls;
 use crate::config::{Config, SettleTime};
-use crate::control::ControlSender;
+use crate::confine::Confinement;
 use crate::device_loop::{self, LoopHandle, SIGNAL, unwatch, watch};
 use crate::machine::MachineHandle;
 use crate::memory::{Kept, MemoryMap, ToAdd};
@@ -103,15 +103,15 @@ impl Balloon {
         setup: Setup,
         calls: &GuestCalls,
         to_loop: &LoopHandle,
-        control: &ControlSender,
+        confinement: &Confinement,
     ) -> io::Result<(Self, Operator)> {
         // Cannot fail: it is the first and only one.
         let _ = calls.server().offer(Offer { interface: DYNAMIC_MEMORY, instance: INSTANCE });
         let start = Instant::now();
         let snapshot = Arc::new(Mutex::new(setup.device.snapshot()));
         let on_done = to_loop.clone();
-        let panics = control.report_panic("memory");
-        let worker = Worker::start(move |id, ok| {
+        let panics = confinement.control().report_panic("memory");
+        let worker = Worker::start(confinement, move |id, ok| {
             // Goes with the thread: what is asked of it would never be done.
             let _ = &panics;
             on_done.request(device_loop::Request::Balloon(Request::JobDone { id, ok }));

@@ -9,6 +9,7 @@ use page_range::{PageCount, PageRange};
 use vm_memory::GuestMemoryRegion;
 
 use super::log_limit::LogLimit;
+use crate::confine::{Confinement, Thread};
 use crate::error::MachineError;
 use crate::machine::{MachineHandle, Vm};
 
@@ -33,7 +34,10 @@ pub(crate) struct Worker(MemoryWorker<Ending>);
 
 impl Worker {
     /// Starts the thread. `done` is told of each task and whether it succeeded.
-    pub(crate) fn start(done: impl Fn(JobId, bool) + Send + 'static) -> io::Result<Self> {
+    pub(crate) fn start(
+        confinement: &Confinement,
+        done: impl Fn(JobId, bool) + Send + 'static,
+    ) -> io::Result<Self> {
         // A guest that gives pages causes work, and where that fails, lines.
         let mut log = LogLimit::new();
         let worker = MemoryWorker::spawn(move |ending, result: Result<(), WorkError>| {
@@ -46,6 +50,11 @@ impl Worker {
                 Ending::Call(call) => call(),
             }
         })?;
+        // Before any work there is. If it fails the machine ends.
+        let confinement = confinement.clone();
+        worker.submit(Ending::Silent, move || {
+            confinement.enter(Thread::Memory).map_err(|error| WorkError::Other(Box::new(error)))
+        });
         Ok(Self(worker))
     }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
+use e2e::process::dumpable;
 use e2e::{MIB, Setup, Vm, VmConfig, hvb};
 use qmp::DynamicMemoryInfo;
 
@@ -62,6 +63,8 @@ fn ballooned_memory_goes_back_to_the_pool_and_an_empty_pool_is_survived() -> Res
     vm.wait_for_driver()?;
     vm.agent.fill(1, 64 * MIB)?;
     vm.agent.dirty_free_memory()?;
+    let memory = dumpable(vm.process())?;
+    ensure!(memory.left_out >= MOST && memory.largest_held < 16 * MIB, "{memory:?}");
     let total = vm.agent.meminfo()?.total;
     let free = pool.free()?;
 

@@ -1,6 +1,7 @@
 //! `hvb` with Debian's kernel in it, seen from the guest, the host and the monitor.
 
 mod bad_input;
+mod confinement;
 mod host_faults;
 mod hot_add;
 mod huge_pages;

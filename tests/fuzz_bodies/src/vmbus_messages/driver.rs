@@ -12,6 +12,16 @@ use super::{GPADL_PAGES, GPADLS, PAGE_LIMIT};
 pub(super) const OFFER: Offer =
     Offer { interface: Guid::from_digits(0xb0b), instance: Guid::from_digits(0) };
 const VPS: u32 = 4;
+/// Devices that come and go.
+pub(super) const OFFERS: u8 = 3;
+
+/// The machine of the golden files, where saved state of any content is restored.
+pub(crate) const SAVED_CONFIG: ServerConfig = config(1024);
+
+const fn config(pages: u64) -> ServerConfig {
+    let Some(page_limit) = Gpfn::new(pages) else { panic!() };
+    ServerConfig { vp_count: VPS, page_limit, max_version: Version::V5_3 }
+}
 
 /// What the driver was told of a channel.
 #[derive(Debug, PartialEq)]
@@ -21,8 +31,29 @@ enum State {
     Closing(RingLayout),
 }
 
+/// What a driver is like.
+pub(super) struct Kind {
+    /// Whether it acts at once, so that nothing overtakes anything.
+    is_quick: bool,
+    /// Whether closing takes until [`Driver::finish_closing`].
+    is_slow_to_close: bool,
+    /// Whether rings can be opened.
+    opens: bool,
+}
+
+impl From<u8> for Kind {
+    fn from(bits: u8) -> Self {
+        Self { is_quick: bits & 1 != 0, is_slow_to_close: bits & 2 != 0, opens: bits & 4 == 0 }
+    }
+}
+
 pub(super) struct Driver {
     pub(super) server: Server,
+    config: ServerConfig,
+    /// Whether the server began in a state of which the driver knows nothing.
+    is_any: bool,
+    /// Whether the server was restored since the driver acted.
+    is_restored: bool,
     channels: BTreeMap<ChannelId, State>,
     /// Whether it acts at once, so that nothing overtakes anything.
     is_quick: bool,
@@ -37,18 +68,60 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(is_quick: bool, is_slow_to_close: bool, fails_to_open: bool) -> Self {
-        let server = Server::new(ServerConfig {
-            vp_count: VPS,
-            page_limit: Gpfn::new(PAGE_LIMIT).unwrap(),
-            max_version: Version::V5_3,
-        });
-        let opens = !fails_to_open;
-        let (channels, messages) = Default::default();
-        let mut driver =
-            Self { server, channels, is_quick, is_slow_to_close, opens, own: 0, messages };
+    pub(super) fn new(kind: Kind) -> Self {
+        let config = config(PAGE_LIMIT);
+        let mut driver = Self::with(kind, Server::new(config), config);
         driver.offer(0);
         driver
+    }
+
+    /// The driver of a server with [`SAVED_CONFIG`] in any state.
+    pub(super) fn of_saved(kind: Kind, server: Server) -> Self {
+        Self { is_any: true, ..Self::with(kind, server, SAVED_CONFIG) }
+    }
+
+    fn with(kind: Kind, server: Server, config: ServerConfig) -> Self {
+        let Kind { is_quick, is_slow_to_close, opens } = kind;
+        let (channels, messages) = Default::default();
+        Self {
+            server,
+            config,
+            is_any: false,
+            is_restored: false,
+            channels,
+            is_quick,
+            is_slow_to_close,
+            opens,
+            own: 0,
+            messages,
+        }
+    }
+
+    /// All that the driver had to do is forgotten, and asked for again.
+    pub(super) fn save_and_restore(&mut self) {
+        let saved = self.server.save();
+        self.server = Server::restore(self.config, &saved).unwrap();
+        assert!(self.server.save() == saved, "saved differently when restored");
+        self.is_restored = true;
+        for n in 0..OFFERS {
+            let offer = Offer { instance: Guid::from_digits(n.into()), ..OFFER };
+            let Some(id) = self.server.channel_of(&offer) else { continue };
+            let state = self.channels.entry(id).or_insert(State::Closed);
+            let opened = self.server.opened(id).map(|open| State::Open(open.rings));
+            if self.is_any
+                && let Some(opened) = opened
+            {
+                *state = opened;
+            } else if let Some(opened) = opened {
+                assert_eq!(*state, opened, "other rings");
+            }
+        }
+        // What was closing is to be closed once more.
+        for state in self.channels.values_mut() {
+            if let State::Closing(rings) = state {
+                *state = State::Open(rings.clone());
+            }
+        }
     }
 
     pub(super) fn be_quick(&mut self) {
@@ -64,6 +137,11 @@ impl Driver {
         if let Ok(channel) = self.server.offer(offer) {
             assert_eq!(self.channels.insert(channel, State::Closed), None, "channel used twice");
         }
+    }
+
+    /// Whether saved state had as many other devices as a bus has room for.
+    pub(super) fn is_full(&self) -> bool {
+        self.is_any && self.server.channel_of(&OFFER).is_none()
     }
 
     pub(super) fn rescind(&mut self, n: u8) {
@@ -104,6 +182,7 @@ impl Driver {
     }
 
     pub(super) fn act(&mut self) {
+        let is_unknown = self.is_any && self.is_restored;
         let mut sends = 0;
         let mut others = 0;
         while let Some(action) = self.server.poll_action() {
@@ -127,17 +206,21 @@ impl Driver {
                     others += 1;
                     assert!(target_vp.get() < VPS);
                     // Where the open failed, it was on its way.
-                    let is_open = matches!(self.channels[&channel], State::Open(_));
-                    assert!(is_open || !self.opens, "a target for a channel that is not open");
+                    let is_open = matches!(self.channels.get(&channel), Some(State::Open(_)));
+                    assert!(
+                        is_open || !self.opens || self.is_any,
+                        "a target for a channel that is not open"
+                    );
                 }
             }
         }
         // A request for offers is answered by one message for each channel.
         let most = MAX_QUEUED_MESSAGES + MAX_CHANNELS + 1 + self.own + 4 * self.channels.len();
-        assert!(sends <= most, "{sends} messages were queued");
+        assert!(is_unknown || sends <= most, "{sends} messages were queued");
         // An open, a new target, a close, and an open that waited for it.
         assert!(others <= 4 * self.channels.len(), "{others} actions were queued");
         self.own = 0;
+        self.is_restored = false;
     }
 
     fn send(&mut self, message: Message) {
@@ -165,7 +248,7 @@ impl Driver {
                 let own = first..first + GPADL_PAGES;
                 let is_own = |rings: &RingLayout| own.contains(&rings.incoming()[0].get());
                 assert!(
-                    gpadl >= GPADLS.into() || !used.any(is_own),
+                    self.is_any || gpadl >= GPADLS.into() || !used.any(is_own),
                     "GPADL {gpadl} was given back with its rings in use"
                 );
             }
@@ -174,28 +257,40 @@ impl Driver {
     }
 
     fn open(&mut self, channel: ChannelId, rings: RingLayout) {
-        let state = self.channels.get_mut(&channel).expect("a channel that was offered");
+        let page_limit = self.config.page_limit;
+        let state = self.state(channel);
         assert_eq!(*state, State::Closed, "opened twice");
         let mut pages = rings.incoming().iter().chain(rings.outgoing());
-        assert!(pages.all(|page| page.get() < PAGE_LIMIT), "pages beyond memory");
+        assert!(pages.all(|page| *page < page_limit), "pages beyond memory");
         if self.opens {
-            *state = State::Open(rings);
+            *self.state(channel) = State::Open(rings);
         }
         self.server.open_finished(channel, self.opens);
     }
 
     fn close(&mut self, channel: ChannelId) {
-        let state = self.channels.get_mut(&channel).expect("a channel that was offered");
+        // The open failed, or it was lost with the server that was saved; or nobody knows.
+        let may_be_closed = !self.opens || self.is_restored || self.is_any;
+        let is_slow = self.is_slow_to_close;
+        let state = self.state(channel);
         *state = match std::mem::replace(state, State::Closed) {
             State::Open(rings) => State::Closing(rings),
-            // The open failed, and the close was on its way.
-            State::Closed if !self.opens => State::Closed,
+            State::Closed if may_be_closed => State::Closed,
             other => panic!("closed in {other:?}"),
         };
-        if *state == State::Closed || !self.is_slow_to_close {
+        if *state == State::Closed || !is_slow {
             *state = State::Closed;
             self.server.close_finished(channel);
         }
+    }
+
+    /// What is known of a channel: of those in saved state, that they are not open here.
+    fn state(&mut self, channel: ChannelId) -> &mut State {
+        let is_any = self.is_any;
+        self.channels.entry(channel).or_insert_with(|| {
+            assert!(is_any, "a channel that was not offered");
+            State::Closed
+        })
     }
 
     pub(super) fn finish_closing(&mut self) {

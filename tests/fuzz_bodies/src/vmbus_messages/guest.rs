@@ -14,6 +14,9 @@ use super::driver::{Driver, OFFER};
 pub(super) fn next_guest_works(mut driver: Driver) {
     driver.be_quick();
     driver.offer(0);
+    if driver.is_full() {
+        return;
+    }
     driver.messages.clear();
     let mut client = Client::new(Version::V5_3, VpIndex::new(3));
     client.connect();

@@ -65,7 +65,7 @@ const SEEN: &[(&str, &[&str])] = &[
         ],
     ),
     ("ring error", &["write index", "read index", "packet length", "payload offset", "too long"]),
-    ("event", &["reset", "unload", "kexec", "crash"]),
+    ("event", &["reset", "unload", "kexec", "crash", "another VMM"]),
 ];
 
 /// `HV_BALLOON_RUNS=N` makes another number of runs, `HV_BALLOON_FIRST=N` begins with another seed.

@@ -20,6 +20,8 @@ pub(super) fn server(form: form::Server<'_>, config: ServerConfig) -> Result<Ser
     server.connection = connection(form.connection, &config)?;
     server.faults = faults(form.faults);
     ensure(form.channels.len() <= MAX_CHANNELS, "too many channels")?;
+    // Names are never used twice, so enough of them must be left.
+    ensure(form.next_channel <= u64::MAX / 2, "more channels than any server has had")?;
     server.channels.next_id = form.next_channel;
     for channel in &form.channels {
         add_channel(&mut server, channel)?;

@@ -86,6 +86,8 @@ fn channels_are_few_and_each_has_its_own_names() {
     refused(NEW, |form| form.channels = many(MAX_CHANNELS + 1), "too many channels");
     let future = "a channel from the future";
     refused(NEW, |form| form.next_channel = 0, future);
+    let names = "more channels than any server has had";
+    refused(NEW, |form| form.next_channel = u64::MAX / 2 + 1, names);
     let mut two = many(2);
     two[1].id = 0;
     let add = |form: &mut form::Server<'_>, channels| {

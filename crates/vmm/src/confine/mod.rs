@@ -1,0 +1,140 @@
+//! What the threads of a VMM may ask the kernel for.
+//!
+//! Each thread takes its filter before it looks at anything from outside; main takes its own when
+//! all others that live as long as the VM are there, and before it builds the first machine, so that
+//! a reset needs nothing that the first boot did not.
+
+mod kvm;
+mod rules;
+
+use std::io;
+use std::sync::Arc;
+
+use confinement::{ApplyError, Filter, Mode};
+use qmp::ServerThread;
+
+use crate::control::{Control, ControlSender};
+use crate::error::{MachineError, VmmError};
+
+/// What becomes of system calls that no part of a VMM needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Seccomp {
+    /// All calls are made, as if there were no rules.
+    #[default]
+    Off,
+    /// They are made, and the kernel writes them to its audit log.
+    Log,
+    /// They end the process, with a line on stderr that names the call, and with status 159
+    /// ([`confinement::VIOLATION_STATUS`]).
+    On,
+}
+
+/// What a user reads behind the name of a call.
+const ADVICE: &str = "either the guest has taken over hvb, or this is a defect of hvb; please \
+                      report this line. With --seccomp log such calls are made";
+
+/// A kind of thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Thread {
+    Main,
+    Vcpu,
+    Device,
+    Memory,
+    QmpAccept,
+    QmpRead,
+    QmpWrite,
+    ConsoleIn,
+    ConsoleOut,
+    Signals,
+}
+
+impl Thread {
+    /// All kinds, in the order of their numbers.
+    const ALL: [Self; 10] = [
+        Self::Main,
+        Self::Vcpu,
+        Self::Device,
+        Self::Memory,
+        Self::QmpAccept,
+        Self::QmpRead,
+        Self::QmpWrite,
+        Self::ConsoleIn,
+        Self::ConsoleOut,
+        Self::Signals,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Main => "main",
+            Self::Vcpu => "vcpu",
+            Self::Device => "device",
+            Self::Memory => "memory",
+            Self::QmpAccept => "qmp-accept",
+            Self::QmpRead => "qmp-read",
+            Self::QmpWrite => "qmp-write",
+            Self::ConsoleIn => "console-in",
+            Self::ConsoleOut => "console-out",
+            Self::Signals => "signals",
+        }
+    }
+}
+
+impl From<ServerThread> for Thread {
+    fn from(thread: ServerThread) -> Self {
+        match thread {
+            ServerThread::Accept => Self::QmpAccept,
+            ServerThread::Read => Self::QmpRead,
+            ServerThread::Write => Self::QmpWrite,
+        }
+    }
+}
+
+/// The filters of all kinds of threads, or none.
+#[derive(Clone)]
+pub(crate) struct Confinement {
+    /// In the order of [`Thread::ALL`].
+    filters: Option<Arc<[Filter]>>,
+    control: ControlSender,
+}
+
+impl Confinement {
+    /// Makes the filters; nothing is confined yet. Threads that cannot be confined later are
+    /// reported to `control`.
+    pub(crate) fn new(seccomp: Seccomp, control: ControlSender) -> Result<Self, VmmError> {
+        let mode = match seccomp {
+            Seccomp::Off => return Ok(Self { filters: None, control }),
+            Seccomp::Log => Mode::Log,
+            Seccomp::On => Mode::Enforce,
+        };
+        if mode == Mode::Enforce {
+            confinement::report_violations(ADVICE)
+                .map_err(MachineError::system("cannot handle forbidden system calls"))?;
+        }
+        let filter = |thread: &Thread| Filter::compile(thread.name(), &rules::of(*thread), mode);
+        let filters = Thread::ALL.iter().map(filter).collect::<Result<_, _>>()?;
+        Ok(Self { filters: Some(filters), control })
+    }
+
+    /// Who is told of threads that cannot be confined.
+    pub(crate) fn control(&self) -> &ControlSender {
+        &self.control
+    }
+
+    /// Confines the calling thread. Where that fails the machine is told to end, and the thread
+    /// must do no more.
+    pub(crate) fn enter(&self, thread: Thread) -> io::Result<()> {
+        self.apply(thread).map_err(|error| {
+            self.control.send(Control::Failed(MachineError::Confine(error).into()));
+            io::Error::other("the thread cannot be confined")
+        })
+    }
+
+    /// The same for a thread that tells of the failure itself.
+    pub(crate) fn apply(&self, thread: Thread) -> Result<(), ApplyError> {
+        let filter = self.filters.as_ref().and_then(|filters| filters.get(thread as usize));
+        filter.map_or(Ok(()), Filter::apply)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+//! The system calls of each kind of thread, for glibc and what else this program is made of.
+//! `docs/confinement.md` shows them.
+//!
+//! A thread inherits the filter of the one that starts it, and a call must pass both: main and the
+//! thread that accepts monitor clients must allow all that the threads they start may do.
+
+use confinement::{Check, Rules, Sysno};
+use kvm_hyperv::kick;
+
+use super::Thread;
+use super::kvm::{self, Request};
+
+/// `FUTEX_CMD_MASK`: without the flags for private futexes and the clock.
+const FUTEX_COMMAND: u64 = 0x7f;
+
+/// `PIDFD_SELF_THREAD` (Linux `include/uapi/linux/pidfd.h`).
+const THIS_THREAD: i32 = -10_000;
+
+/// `MADV_GUARD_INSTALL` (Linux 6.13), which glibc 2.42 makes the guard of a stack with.
+const MADV_GUARD_INSTALL: i32 = 102;
+
+/// `TCSETS2` (Linux `include/uapi/asm-generic/ioctls.h`).
+const TCSETS2: u32 = 0x402c_542b;
+
+/// What glibc starts a thread with (`clone(2)`).
+const THREAD_FLAGS: i32 = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID;
+
+/// All that a kind of thread may do.
+pub(super) fn of(thread: Thread) -> Rules {
+    every_thread().and(&its_own(thread))
+}
+
+/// What allocating, waiting, logging, ending and failing take.
+pub(super) fn every_thread() -> Rules {
+    Rules::new()
+        .allow([
+            Sysno::brk,
+            Sysno::clock_gettime,
+            Sysno::close,
+            Sysno::exit,
+            Sysno::exit_group,
+            Sysno::getpid,
+            Sysno::getrandom,
+            Sysno::gettid,
+            Sysno::mremap,
+            Sysno::munmap,
+            Sysno::restart_syscall,
+            Sysno::rt_sigprocmask,
+            Sysno::rt_sigreturn,
+            Sysno::sched_getaffinity,
+            Sysno::sched_yield,
+            Sysno::sigaltstack,
+            Sysno::write,
+            Sysno::writev,
+        ])
+        .allow_where(Sysno::futex, "wait", futex(libc::FUTEX_WAIT))
+        .allow_where(Sysno::futex, "wake", futex(libc::FUTEX_WAKE))
+        .allow_where(Sysno::futex, "wait for bits", futex(libc::FUTEX_WAIT_BITSET))
+        .allow_where(Sysno::futex, "wake for bits", futex(libc::FUTEX_WAKE_BITSET))
+        .allow_where(
+            Sysno::mmap,
+            "anonymous, not executable",
+            [without_bits(2, libc::PROT_EXEC), with_bits(3, libc::MAP_ANONYMOUS)],
+        )
+        .allow_where(Sysno::mprotect, "not executable", [without_bits(2, libc::PROT_EXEC)])
+        .allow_where(Sysno::madvise, "DONTNEED", advice(libc::MADV_DONTNEED))
+        // The standard library's handler lets a real fault end the process as it would.
+        .allow_where(Sysno::rt_sigaction, "SIGSEGV", [is(0, libc::SIGSEGV)])
+        .allow_where(Sysno::rt_sigaction, "SIGBUS", [is(0, libc::SIGBUS)])
+        .allow_where(Sysno::rt_sigaction, "SIGABRT", [is(0, libc::SIGABRT)])
+        .allow_where(Sysno::tgkill, "SIGABRT to itself", signal(libc::SIGABRT))
+        // Where it checks itself, the standard library looks at a descriptor before it closes it.
+        .allow_where(Sysno::fcntl, "F_GETFD", [is(1, libc::F_GETFD)])
+        // SIGTERM and its like come to any thread; the handler tells the thread `signals`.
+        .allow_where(Sysno::sendto, "where connected, MSG_DONTWAIT", send(libc::MSG_DONTWAIT))
+        // glibc, before it gives memory back for the first time, looks how the host overcommits.
+        .refuse(
+            Sysno::openat,
+            "as glibc's malloc does",
+            [is(0, libc::AT_FDCWD), is(2, libc::O_RDONLY | libc::O_CLOEXEC), is(3, 0)],
+            libc::EACCES,
+        )
+}
+
+/// What a kind of thread may do beyond that.
+pub(super) fn its_own(thread: Thread) -> Rules {
+    match thread {
+        Thread::Main => main(),
+        Thread::Vcpu => vcpu(),
+        Thread::Device => device(),
+        Thread::Memory => memory(),
+        Thread::QmpAccept => qmp_accept(),
+        Thread::QmpRead => qmp_read(),
+        Thread::QmpWrite => qmp_write(),
+        Thread::ConsoleIn => Rules::new().allow([Sysno::read]),
+        Thread::ConsoleOut => Rules::new(),
+        Thread::Signals => reads_a_socket().allow_where(
+            Sysno::recvfrom,
+            "MSG_DONTWAIT",
+            receive(libc::MSG_DONTWAIT),
+        ),
+    }
+}
+
+/// Builds the machine anew after each reset, starts the vCPUs, and clears up in the end.
+fn main() -> Rules {
+    let rules = starts_threads().and(&vcpu()).and(&ioctls(&kvm::TO_BUILD)).allow([
+        Sysno::clock_nanosleep,
+        Sysno::eventfd2,
+        Sysno::lseek,
+        Sysno::pread64,
+        Sysno::read,
+        Sysno::shutdown,
+        Sysno::statx,
+        Sysno::unlink,
+    ]);
+    // A pool's memory is a memfd.
+    rules
+        .allow([Sysno::ftruncate, Sysno::memfd_create])
+        .allow_where(Sysno::mmap, "not executable", [without_bits(2, libc::PROT_EXEC)])
+        .allow_where(Sysno::madvise, "HUGEPAGE", advice(libc::MADV_HUGEPAGE))
+        .allow_where(Sysno::madvise, "NOHUGEPAGE", advice(libc::MADV_NOHUGEPAGE))
+        .allow_where(Sysno::madvise, "DONTDUMP", advice(libc::MADV_DONTDUMP))
+        .allow_where(Sysno::tgkill, "the kick of a vCPU", signal(kick::signal_number()))
+        // Sets the terminal back; the second is for older kernels.
+        .allow_where(Sysno::ioctl, "TCSETS2", [is(1, TCSETS2)])
+        .allow_where(Sysno::ioctl, "TCSETS", [is(1, libc::TCSETS)])
+}
+
+fn vcpu() -> Rules {
+    // The two take a pending kick.
+    ioctls(&kvm::OF_VCPUS).allow([Sysno::rt_sigpending, Sysno::rt_sigtimedwait])
+}
+
+fn device() -> Rules {
+    ioctls(&kvm::OF_THE_DEVICE)
+        // Events for a monitor client that does not read end its connection: `shutdown`.
+        .allow([Sysno::epoll_ctl, Sysno::epoll_wait, Sysno::eventfd2, Sysno::read, Sysno::shutdown])
+        .allow_where(Sysno::tgkill, "the kick of a vCPU", signal(kick::signal_number()))
+}
+
+fn memory() -> Rules {
+    ioctls(&kvm::OF_THE_MEMORY)
+        .allow([Sysno::pread64])
+        .allow_where(
+            Sysno::process_madvise,
+            "DONTNEED of this process",
+            [is(0, THIS_THREAD), is(3, libc::MADV_DONTNEED)],
+        )
+        .allow_where(Sysno::fallocate, "allocate", [is(1, 0)])
+        .allow_where(
+            Sysno::fallocate,
+            "punch a hole",
+            [is(1, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)],
+        )
+}
+
+fn qmp_accept() -> Rules {
+    starts_threads()
+        .and(&qmp_read())
+        .and(&qmp_write())
+        .allow([Sysno::accept4, Sysno::clock_nanosleep])
+        .allow_where(Sysno::ioctl, "FIONBIO", [is(1, libc::FIONBIO)])
+}
+
+/// Executes commands: they go to other threads.
+fn qmp_read() -> Rules {
+    reads_a_socket().allow([Sysno::shutdown])
+}
+
+fn qmp_write() -> Rules {
+    let flags = send(libc::MSG_NOSIGNAL);
+    Rules::new().allow([Sysno::shutdown]).allow_where(
+        Sysno::sendto,
+        "where connected, MSG_NOSIGNAL",
+        flags,
+    )
+}
+
+/// The standard library's way depends on its version.
+fn reads_a_socket() -> Rules {
+    Rules::new().allow([Sysno::read]).allow_where(Sysno::recvfrom, "without flags", receive(0))
+}
+
+/// Also what a thread does before it has its own filter, and what it takes to add that.
+fn starts_threads() -> Rules {
+    Rules::new()
+        .allow([Sysno::rseq, Sysno::set_robust_list])
+        .allow_where(Sysno::clone, "a thread", [Check::is_long(0, THREAD_FLAGS)])
+        // Its flags stand in memory, where no filter can look; glibc then takes `clone`.
+        .refuse(Sysno::clone3, "as glibc does at first", [], libc::ENOSYS)
+        .allow_where(Sysno::madvise, "GUARD_INSTALL", advice(MADV_GUARD_INSTALL))
+        .allow_where(Sysno::prctl, "PR_SET_NAME", [is(0, libc::PR_SET_NAME)])
+        .allow_where(Sysno::prctl, "PR_SET_NO_NEW_PRIVS", [is(0, libc::PR_SET_NO_NEW_PRIVS)])
+        .allow_where(
+            Sysno::seccomp,
+            "add a filter",
+            [is(0, libc::SECCOMP_SET_MODE_FILTER), is(1, 0)],
+        )
+}
+
+fn ioctls(requests: &[Request]) -> Rules {
+    requests.iter().fold(Rules::new(), |rules, request| {
+        rules.allow_where(Sysno::ioctl, request.name, [Check::is(1, request.number)])
+    })
+}
+
+fn is(argument: u8, value: impl Into<i128>) -> Check {
+    Check::is(argument, value)
+}
+
+fn without_bits(argument: u8, bits: i32) -> Check {
+    Check::bits(argument, bits, 0)
+}
+
+fn with_bits(argument: u8, bits: i32) -> Check {
+    Check::bits(argument, bits, bits)
+}
+
+/// For `futex`.
+fn futex(command: i32) -> [Check; 1] {
+    [Check::bits(1, FUTEX_COMMAND, command)]
+}
+
+/// For `madvise`.
+fn advice(advice: i32) -> [Check; 1] {
+    [is(2, advice)]
+}
+
+/// For `tgkill`: to threads of this process.
+fn signal(signal: i32) -> [Check; 2] {
+    [is(0, std::process::id()), is(2, signal)]
+}
+
+/// For `recvfrom`: what `read` could do as well.
+fn receive(flags: i32) -> [Check; 2] {
+    [is(3, flags), Check::is_long(4, 0)]
+}
+
+/// For `sendto`: what `write` could do as well.
+fn send(flags: i32) -> [Check; 2] {
+    [is(3, flags), Check::is_long(4, 0)]
+}

@@ -1,0 +1,87 @@
+//! What `hvb run` may do of all that its user may, and what of the guest others can see.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use anyhow::{Result, ensure};
+use e2e::process::{dumpable, threads};
+use e2e::{MIB, Vm, VmConfig};
+use serde_json::json;
+
+const BOOT: u64 = 512 * MIB;
+const MOST: u64 = 1024 * MIB;
+
+/// The threads of a guest with two vCPUs and one monitor client, main among them.
+const THREADS: [&str; 11] = [
+    "console-in",
+    "console-out",
+    "device",
+    "hvb",
+    "memory",
+    "qmp-accept",
+    "qmp-read",
+    "qmp-write",
+    "signals",
+    "vcpu0",
+    "vcpu1",
+];
+
+fn grown(seccomp: Option<&'static str>) -> Result<Vm> {
+    let config =
+        VmConfig { cpus: 2, memory: BOOT, max_memory: Some(MOST), seccomp, ..VmConfig::default() };
+    let mut vm = Vm::start(&config)?;
+    vm.wait_for_driver()?;
+    vm.resize(MOST)?;
+    Ok(vm)
+}
+
+fn check_threads(vm: &Vm, filtered: bool) -> Result<()> {
+    let threads = threads(vm.process())?;
+    for name in THREADS {
+        ensure!(threads.iter().any(|thread| thread.name == name), "no {name}: {threads:?}");
+    }
+    for thread in threads {
+        ensure!(THREADS.contains(&thread.name.as_str()), "{thread:?} is not accounted for");
+        ensure!(thread.filtered == filtered, "{thread:?}");
+        ensure!(thread.no_new_privileges, "{thread:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_thread_is_confined_before_and_after_a_reset() -> Result<()> {
+    let mut vm = grown(None)?;
+    check_threads(&vm, true)?;
+    let late = vm.connect()?;
+    check_threads(&vm, true)?;
+    drop(late);
+    vm.monitor.execute("system_reset", json!(null))?;
+    vm.wait_event("RESET")?;
+    vm.agent.wait_up()?;
+    vm.wait_for_driver()?;
+    vm.resize(BOOT - 128 * MIB)?;
+    check_threads(&vm, true)?;
+    vm.power_off()
+}
+
+#[test]
+fn the_filters_can_be_left_out_or_only_log() -> Result<()> {
+    let vm = grown(Some("off"))?;
+    check_threads(&vm, false)?;
+    vm.power_off()?;
+    let vm = grown(Some("log"))?;
+    check_threads(&vm, true)?;
+    vm.power_off()
+}
+
+#[test]
+fn no_core_dump_holds_guest_memory_and_the_monitor_is_private() -> Result<()> {
+    let vm = grown(None)?;
+    let memory = dumpable(vm.process())?;
+    ensure!(memory.left_out >= MOST, "{memory:?}");
+    // Stacks and the heap.
+    ensure!(memory.largest_held < 16 * MIB, "{memory:?}");
+    let mode = fs::metadata(vm.socket())?.permissions().mode() & 0o777;
+    ensure!(mode == 0o600, "the socket's mode is {mode:o}");
+    vm.power_off()
+}

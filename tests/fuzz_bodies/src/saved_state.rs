@@ -1,0 +1,42 @@
+//! Saved state of any content: refused with a reason, or something that goes on, keeps what must
+//! hold, and can be saved and restored again at any time.
+
+mod device;
+
+use saved_state::Format;
+use vmbus::Server;
+
+use crate::{rings, vmbus_messages};
+
+const DEVICE: Format = Format { magic: *b"HVDMDEV\0", name: "a device", newest: 1 };
+const SERVER: Format = Format { magic: *b"HVVMBSRV", name: "a server", newest: 1 };
+const RINGS: Format = Format { magic: *b"HVVMBRNG", name: "rings", newest: 1 };
+
+/// In the first byte: the state has its own header and checksum. Else they are put around it, so
+/// that the fuzzer is past them.
+const IS_FRAMED: u8 = 0x80;
+
+/// The bytes are what is restored, the length of the steps after it in units of two, steps, state.
+pub(crate) fn run(data: &[u8]) {
+    let &[kind, length, ref rest @ ..] = data else { return };
+    let (steps, state) = rest.split_at(rest.len().min(2 * usize::from(length)));
+    let framed = |format: Format| match kind & IS_FRAMED {
+        0 => format.frame(1, state),
+        _ => state.to_vec(),
+    };
+    match kind % 8 {
+        // As they begin, saved and restored between steps.
+        0 => vmbus_messages::go_on(rest, None),
+        1 => rings::go_on(rest, None, true),
+        2 => server(&framed(SERVER), steps),
+        3 => rings::go_on(steps, Some(&framed(RINGS)), kind & 8 != 0),
+        machine => device::run(machine, &framed(DEVICE), steps),
+    }
+}
+
+fn server(saved: &[u8], steps: &[u8]) {
+    match Server::restore(vmbus_messages::SAVED_CONFIG, saved) {
+        Ok(server) => vmbus_messages::go_on(steps, Some(server)),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}

@@ -1,0 +1,249 @@
+//! A device in any state that can be restored, with a driver that knows nothing of what was before.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use arbitrary::{Arbitrary, Unstructured};
+use dynmem_protocol::*;
+use hv_balloon::{Action, Config, Device, Event, HotAdd, JobId, Prepare, Settle, StateName};
+use page_range::{PageCount, PageRange, PageRangeSet};
+
+use crate::device::Step;
+use crate::world::{Op, range};
+
+const MAX_STEPS: usize = 300;
+
+/// Pages of boot RAM, in two equal parts: from address 0 and from [`UPPER_RAM`].
+const RAM_PAGES: u64 = 8192;
+const UPPER_RAM: u64 = 0x1_0000;
+/// Where memory may be added, and how much of it.
+const WINDOW: (u64, u64) = (0x2_0100, 1 << 20);
+const CAPACITY: u64 = 4096;
+const HUGE: u64 = 512;
+
+/// `machine` says what the state is for: these are the machines of the golden files, and one that
+/// has all there is.
+pub(super) fn run(machine: u8, saved: &[u8], steps: &[u8]) {
+    let config = config(machine & 1 != 0, machine & 2 != 0);
+    let now = Duration::from_secs(1000);
+    let device = match Device::restore(config.clone(), saved, now) {
+        Ok(device) => device,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    let mut driver = Driver::new(device, config, now);
+    driver.act();
+    let mut input = Unstructured::new(steps);
+    for _ in 0..MAX_STEPS {
+        if input.is_empty() {
+            break;
+        }
+        let Ok(step) = Step::arbitrary(&mut input) else { break };
+        for op in step.ops() {
+            driver.apply(op);
+        }
+    }
+    driver.apply(Op::Restore);
+}
+
+fn config(grows: bool, is_huge: bool) -> Config {
+    let unit = PageCount::new(if is_huge { HUGE } else { 1 });
+    let hot_add = HotAdd {
+        window: range(WINDOW.0, WINDOW.1),
+        capacity: PageCount::new(CAPACITY),
+        least_alignment: unit,
+    };
+    Config {
+        boot_ram: [range(0, RAM_PAGES / 2), range(UPPER_RAM, RAM_PAGES / 2)].into_iter().collect(),
+        settle: Settle::Fixed(Duration::ZERO),
+        status_reports: true,
+        hot_add: grows.then_some(hot_add),
+        discard_unit: unit,
+    }
+}
+
+struct Driver {
+    device: Device,
+    config: Config,
+    now: Duration,
+    /// The message that is not in the ring yet.
+    message: Option<Vec<u8>>,
+    discards: BTreeMap<JobId, PageRangeSet>,
+    preparing: Option<JobId>,
+    /// Pages that the guest was asked for last.
+    asked: u64,
+}
+
+impl Driver {
+    fn new(device: Device, config: Config, now: Duration) -> Self {
+        let (message, discards, preparing) = Default::default();
+        Self { device, config, now, message, discards, preparing, asked: 0 }
+    }
+
+    fn apply(&mut self, op: Op) {
+        match op {
+            Op::Open => self.event(Event::ChannelOpened { guest_os_id: 0 }),
+            Op::Close => self.close(Event::ChannelClosed),
+            Op::Reset => self.close(Event::SystemReset),
+            Op::Version(version) => {
+                let version = Version::from_wire(version);
+                self.packet(&VersionRequest { version, is_last_attempt: false }.emit(1));
+            }
+            Op::Capabilities(bits) => {
+                let capabilities = Capabilities::from_wire(bits);
+                let minimum_pages = PageCount::ZERO;
+                self.packet(
+                    &CapabilitiesReport { capabilities, minimum_pages, highest_page: 0 }.emit(2),
+                );
+            }
+            Op::Give(ranges, more) => self.give(&ranges, more),
+            Op::Obey(extra) => {
+                let asked = self.asked.saturating_add_signed(extra.into()).clamp(1, RAM_PAGES / 2);
+                self.give(&[range(0, asked)], false);
+            }
+            Op::Confirm => self.packet(&UnballoonResponse.emit(3)),
+            Op::Status => self.packet(&StatusReport::default().emit(4)),
+            Op::Garbage(bytes) => self.packet(&bytes),
+            Op::Target(pages) => self.event(Event::SetTarget(PageCount::new(pages * 10))),
+            Op::Added(pages, verdict) => {
+                let (pages, result) = (PageCount::new(pages), HotAddResult::from_wire(verdict));
+                self.packet(&HotAddResponse { pages, result }.emit(6));
+            }
+            Op::Prepared(ok) => {
+                if let Some(id) = self.preparing.take() {
+                    self.event(Event::JobDone { id, ok });
+                }
+            }
+            Op::Write => self.write(),
+            Op::Discarded(ok) => {
+                if let Some((id, _)) = self.discards.pop_first() {
+                    self.event(Event::JobDone { id, ok });
+                }
+            }
+            Op::Wait(seconds) => {
+                self.now += Duration::from_secs(seconds);
+                self.event(Event::Deadline);
+            }
+            Op::Restore => self.save_and_restore(),
+        }
+    }
+
+    /// Another device goes on. It asks for all jobs once more.
+    fn save_and_restore(&mut self) {
+        let saved = self.device.save(self.now);
+        let restored = Device::restore(self.config.clone(), &saved, self.now).unwrap();
+        let before = std::mem::replace(&mut self.device, restored).snapshot();
+        if before.state != StateName::Closing {
+            assert_eq!(self.device.snapshot(), before);
+            assert!(self.device.save(self.now) == saved, "saved differently when restored");
+        }
+        (self.message, self.preparing) = (None, None);
+        self.discards.clear();
+        self.act();
+    }
+
+    fn event(&mut self, event: Event<'_>) {
+        self.device.handle(self.now, event);
+        self.act();
+    }
+
+    fn packet(&mut self, packet: &[u8]) {
+        self.event(Event::Packet(packet));
+    }
+
+    fn close(&mut self, event: Event<'_>) {
+        self.message = None;
+        self.event(event);
+    }
+
+    /// Pages as they come, of all RAM.
+    fn give(&mut self, pages: &[PageRange], more: bool) {
+        let unit = self.config.discard_unit.get().min(4);
+        let mut list = RangeList::new();
+        for pages in pages {
+            let (start, count) = (pages.start().get() * unit, pages.count().get() * unit);
+            let start = match start / unit {
+                0..400 => start,
+                400..800 => UPPER_RAM + start - 400 * unit,
+                _ => WINDOW.0 + start - 800 * unit,
+            };
+            list.push(range(start, count)).unwrap();
+        }
+        self.packet(&BalloonResponse::emit(5, more, &list));
+    }
+
+    fn write(&mut self) {
+        let Some(message) = self.message.take() else { return };
+        if let HostBody::BalloonRequest(request) = HostMessage::parse(&message).unwrap().body {
+            self.asked = request.pages.get();
+        }
+        self.event(Event::Sent);
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.device.poll_action() {
+            match action {
+                Action::Send => {
+                    assert_eq!(self.message, None, "a second message before the first was sent");
+                    self.message = Some(self.device.message().expect("a message").to_vec());
+                    self.check_message();
+                }
+                Action::Discard { id, ranges } => self.begin_discard(id, &ranges),
+                Action::Prepare { id, what } => {
+                    if let Prepare::Add { range, offset, .. } = what {
+                        self.assert_in_window(range);
+                        assert!(offset.get() + range.count().get() <= CAPACITY, "too much memory");
+                    }
+                    assert_eq!(self.preparing.replace(id), None, "two preparations at a time");
+                }
+                Action::RemoveMemory { range } => {
+                    self.assert_in_window(range);
+                    let mut discards = self.discards.values();
+                    assert!(
+                        discards.all(|pages| pages.is_disjoint(range)),
+                        "it is being discarded"
+                    );
+                }
+                Action::CloseFinished => {
+                    assert!(self.discards.is_empty(), "a discard is in flight");
+                    assert_eq!(self.preparing, None, "a preparation is in flight");
+                }
+                Action::Notify(_) => {}
+            }
+        }
+        let snapshot = self.device.snapshot();
+        assert_eq!(snapshot.boot.get(), RAM_PAGES);
+        assert_eq!(snapshot.boot.get() + snapshot.hot_added.get(), snapshot.assigned.get());
+        assert_eq!(snapshot.actual.get() + snapshot.ballooned.get(), snapshot.assigned.get());
+    }
+
+    fn check_message(&self) {
+        let message = self.message.as_deref().unwrap_or_default();
+        assert!(message.len() <= MAX_HOST_MESSAGE && message.len().is_multiple_of(8));
+        HostMessage::parse(message).unwrap();
+    }
+
+    fn begin_discard(&mut self, id: JobId, ranges: &[PageRange]) {
+        assert!(!ranges.is_empty());
+        assert!(ranges.windows(2).all(|pair| pair[0].end() < pair[1].start()), "not merged");
+        let unit = self.config.discard_unit.get();
+        for &range in ranges {
+            assert!(range.start().get().is_multiple_of(unit), "a part of a unit");
+            assert!(range.count().get().is_multiple_of(unit), "a part of a unit");
+            if !self.config.boot_ram.contains_range(range) {
+                self.assert_in_window(range);
+            }
+            let mut others = self.discards.values();
+            assert!(others.all(|pages| pages.is_disjoint(range)), "being discarded already");
+        }
+        let before = self.discards.insert(id, ranges.iter().copied().collect());
+        assert_eq!(before, None, "two discards of one name");
+    }
+
+    fn assert_in_window(&self, range: PageRange) {
+        let window = self.config.hot_add.map(|hot_add| hot_add.window);
+        assert!(
+            window.is_some_and(|window| window.intersection(range) == Some(range)),
+            "{range} is no RAM"
+        );
+    }
+}
