@@ -169,6 +169,8 @@ fn qmp_accept() -> Rules {
         .and(&qmp_write())
         .allow([Sysno::accept4, Sysno::clock_nanosleep])
         .allow_where(Sysno::ioctl, "FIONBIO", [is(1, libc::FIONBIO)])
+        // The descriptor that it keeps in reserve, a copy of the one it listens on.
+        .allow_where(Sysno::fcntl, "F_DUPFD_CLOEXEC", [is(1, libc::F_DUPFD_CLOEXEC)])
 }
 
 /// Executes commands: they go to other threads.
