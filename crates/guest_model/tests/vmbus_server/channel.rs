@@ -127,6 +127,19 @@ fn tearing_the_ring_down_closes_first() {
 }
 
 #[test]
+fn rings_of_a_channel_that_is_given_up_are_torn_down_when_it_has_closed() {
+    let (mut pair, relid, gpadl, _) = Pair::opened(Version::V5_3);
+    pair.slow_device = true;
+    pair.server.rescind(pair.channel);
+    pair.client.release(relid);
+    pair.client.teardown_gpadl(relid, gpadl);
+    assert_eq!(pair.run(), [Event::Rescinded(relid)]);
+    assert_eq!(pair.closing, [pair.channel]);
+    pair.finish_closing();
+    assert_eq!(pair.run(), [Event::GpadlTorndown(gpadl)]);
+}
+
+#[test]
 fn a_channel_opened_while_it_closes_opens_afterwards() {
     let (mut pair, relid, _, _) = Pair::opened(Version::V5_3);
     pair.slow_device = true;

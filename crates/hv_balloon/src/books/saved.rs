@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use page_range::{PageCount, PageRange, PageRangeSet};
 use saved_state::{Range, RangeSet};
 
-use super::{Books, MAX_DISCARDS_IN_FLIGHT, MAX_FOREIGN_RANGES, Out};
+use super::{Books, MAX_DISCARDS_IN_FLIGHT, MAX_FOREIGN_PAGES, MAX_FOREIGN_RANGES, Out};
 use crate::JobId;
 use crate::region::Region;
 use crate::saved::{RestoreError, Result, ensure, form};
@@ -76,6 +76,10 @@ impl Books {
 
     fn foreign_pages(&self, saved: &RangeSet<'_>) -> Result<PageRangeSet> {
         ensure(saved.range_count() <= MAX_FOREIGN_RANGES, "too many foreign ranges")?;
+        // A set of them takes memory for each page, and they are in no RAM that would bound them.
+        let counts = saved.iter().map(PageRange::count);
+        let pages = counts.fold(PageCount::ZERO, PageCount::saturating_add);
+        ensure(pages <= MAX_FOREIGN_PAGES, "too many foreign pages")?;
         ensure(
             saved.iter().all(|range| self.ram.is_disjoint(range)),
             "foreign pages that are RAM",

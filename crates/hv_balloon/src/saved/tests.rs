@@ -8,7 +8,7 @@ use saved_state::{Range, RangeSet};
 
 use super::form::{self, State};
 use super::{FORMAT, RestoreError};
-use crate::{Config, Device, HotAdd};
+use crate::{Config, Device, HotAdd, MAX_FOREIGN_PAGES};
 
 const HUGE: u64 = 512;
 
@@ -87,6 +87,19 @@ fn foreign_ranges_are_as_many_as_the_device_remembers() {
     form.books.foreign = RangeSet::Saved(many(4096));
     let restored = Device::restore(config(&form.config), &FORMAT.write(&form), Default::default());
     assert_eq!(restored.unwrap().snapshot().foreign, PageCount::new(4096));
+}
+
+#[test]
+fn foreign_pages_are_as_many_as_the_device_remembers() {
+    let most = MAX_FOREIGN_PAGES.get();
+    let too_many = "too many foreign pages";
+    refused(IDLE, |form| form.books.foreign = set(0x5_0000, most + 1), too_many);
+    let two = RangeSet::Saved(vec![range(0x5_0000, most), range(1 << 39, 1)]);
+    refused(IDLE, |form| form.books.foreign = two, too_many);
+    let mut form = FORMAT.read(IDLE).unwrap().decode::<form::Device<'_>>().unwrap();
+    form.books.foreign = set(0x5_0000, most);
+    let restored = Device::restore(config(&form.config), &FORMAT.write(&form), Default::default());
+    assert_eq!(restored.unwrap().snapshot().foreign, MAX_FOREIGN_PAGES);
 }
 
 #[test]

@@ -134,9 +134,9 @@ impl GpadlTable {
         }
     }
 
-    /// Removes all GPADLs of a channel.
-    pub(super) fn remove_channel(&mut self, channel: ChannelId) {
-        self.gpadls.retain(|_, gpadl| gpadl.channel != channel);
+    /// Removes all GPADLs of a channel but one that is in use.
+    pub(super) fn remove_channel(&mut self, channel: ChannelId, in_use: Option<GpadlId>) {
+        self.gpadls.retain(|id, gpadl| gpadl.channel != channel || in_use == Some(*id));
         self.words = self.gpadls.values().map(|gpadl| gpadl.words).sum();
     }
 

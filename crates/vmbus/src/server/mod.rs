@@ -318,7 +318,8 @@ impl Server {
             _ if channel.is_closed() => channel.presence = Presence::Released,
             _ => return count(&mut self.faults.out_of_state),
         }
-        self.gpadls.remove_channel(id);
+        // The device may be using its rings still. The guest gets them back when it has closed.
+        self.gpadls.remove_channel(id, channel.ring_gpadl());
         self.remove_if_gone(id);
         self.announce();
     }
@@ -339,6 +340,7 @@ impl Server {
             |channel: &mut Channel| channel.presence == Presence::Gone && channel.is_closed();
         if self.channels.get_mut(id).is_some_and(gone) {
             self.channels.remove(id);
+            self.gpadls.remove_channel(id, None);
         }
     }
 
