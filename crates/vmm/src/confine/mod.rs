@@ -106,6 +106,7 @@ impl Confinement {
             Seccomp::Log => Mode::Log,
             Seccomp::On => Mode::Enforce,
         };
+        settle_allocator();
         if mode == Mode::Enforce {
             confinement::report_violations(ADVICE)
                 .map_err(MachineError::system("cannot handle forbidden system calls"))?;
@@ -134,6 +135,14 @@ impl Confinement {
         let filter = self.filters.as_ref().and_then(|filters| filters.get(thread as usize));
         filter.map_or(Ok(()), Filter::apply)
     }
+}
+
+/// Lets glibc's malloc open the file that it opens once: before a thread other than main gives memory
+/// back for the first time, it looks in `/proc/sys/vm/overcommit_memory` how to.
+fn settle_allocator() {
+    let give_back = || drop(std::hint::black_box(vec![vec![1_u8; 16 << 10]; 64]));
+    // Without a thread to do it there is none either that needs it.
+    let _ = std::thread::Builder::new().spawn(give_back).map(std::thread::JoinHandle::join);
 }
 
 #[cfg(test)]
