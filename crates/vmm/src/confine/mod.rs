@@ -8,7 +8,8 @@ mod kvm;
 mod rules;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 
 use confinement::{ApplyError, Filter, Mode};
 use qmp::ServerThread;
@@ -137,12 +138,31 @@ impl Confinement {
     }
 }
 
-/// Lets glibc's malloc open the file that it opens once: before a thread other than main gives memory
-/// back for the first time, it looks in `/proc/sys/vm/overcommit_memory` how to.
+/// Lets glibc's malloc read the files that it reads once: `/proc/sys/vm/overcommit_memory` before a
+/// thread other than main gives memory back, and `/sys/devices/system/cpu/online` when there are more
+/// than eight arenas, one for a thread, to learn how many there may be.
 fn settle_allocator() {
-    let give_back = || drop(std::hint::black_box(vec![vec![1_u8; 16 << 10]; 64]));
-    // Without a thread to do it there is none either that needs it.
-    let _ = std::thread::Builder::new().spawn(give_back).map(std::thread::JoinHandle::join);
+    const THREADS: usize = 12;
+    let (arrive, arrivals) = channel();
+    let gate = Mutex::new(());
+    std::thread::scope(|scope| {
+        let closed = gate.lock();
+        for _ in 0..THREADS {
+            let (arrive, gate) = (arrive.clone(), &gate);
+            let use_arena = move || {
+                let memory = std::hint::black_box(vec![vec![1_u8; 16 << 10]; 64]);
+                drop(arrive);
+                drop(gate.lock());
+                drop(memory);
+            };
+            // Where the system has no room for so many, the VM will have no more of them either.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, use_arena);
+        }
+        drop(arrive);
+        // Nobody sends: this is the end of the last sender, so all have memory.
+        let _: Result<(), _> = arrivals.recv();
+        drop(closed);
+    });
 }
 
 #[cfg(test)]

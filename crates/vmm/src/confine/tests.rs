@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::net::UdpSocket;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
+use std::sync::Barrier;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -63,6 +64,16 @@ fn perform(deed: &str) {
         "open" => drop(File::open("/etc/passwd")),
         "program" => drop(Command::new("/bin/true").spawn()),
         "thread" => thread::spawn(ordinary_life).join().unwrap(),
+        "threads" => thread::scope(|scope| {
+            let all_there = Barrier::new(20);
+            for _ in 0..20 {
+                scope.spawn(|| {
+                    let memory = vec![vec![1_u8; 16 << 10]; 64];
+                    all_there.wait();
+                    drop(memory);
+                });
+            }
+        }),
         "unlink" => drop(fs::remove_file("/no/such/file")),
         "terminal" => drop(rustix::termios::tcgetattr(std::io::stdin())),
         "abort" => std::process::abort(),
@@ -148,8 +159,10 @@ fn only_main_and_the_one_that_accepts_clients_may_start_threads() {
     for thread in Thread::ALL {
         match thread {
             Thread::Main | Thread::QmpAccept => {
-                let output = process(thread, "thread");
-                assert!(output.status.success(), "{thread:?}: {output:?}");
+                for deed in ["thread", "threads"] {
+                    let output = process(thread, deed);
+                    assert!(output.status.success(), "{thread:?} {deed}: {output:?}");
+                }
             }
             _ => {
                 let output = process(thread, "thread");
