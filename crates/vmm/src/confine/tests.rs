@@ -64,16 +64,18 @@ fn perform(deed: &str) {
         "open" => drop(File::open("/etc/passwd")),
         "program" => drop(Command::new("/bin/true").spawn()),
         "thread" => thread::spawn(ordinary_life).join().unwrap(),
-        "threads" => thread::scope(|scope| {
-            let all_there = Barrier::new(20);
-            for _ in 0..20 {
-                scope.spawn(|| {
-                    let memory = vec![vec![1_u8; 16 << 10]; 64];
-                    all_there.wait();
-                    drop(memory);
-                });
-            }
-        }),
+        "threads" => {
+            let all_there = &Barrier::new(20);
+            thread::scope(|scope| {
+                for _ in 0..20 {
+                    scope.spawn(|| {
+                        let memory = std::hint::black_box(vec![vec![1_u8; 16 << 10]; 64]);
+                        all_there.wait();
+                        drop(memory);
+                    });
+                }
+            });
+        }
         "unlink" => drop(fs::remove_file("/no/such/file")),
         "terminal" => drop(rustix::termios::tcgetattr(std::io::stdin())),
         "abort" => std::process::abort(),
