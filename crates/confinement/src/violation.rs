@@ -26,7 +26,7 @@ static ADVICE: OnceLock<&'static str> = OnceLock::new();
 
 thread_local! {
     // Constant and without a destructor: so it can be read in a signal handler.
-    static THREAD: Cell<&'static str> = const { Cell::new("not confined") };
+    static THREAD: Cell<&'static str> = const { Cell::new("new") };
 }
 
 /// Notes what the calling thread is.
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn calls_are_named_and_signals_told_apart() {
         let text = message(SYS_SECCOMP, 41);
-        assert_eq!(text, "forbidden system call socket (41) in the thread 'not confined'");
+        assert_eq!(text, "forbidden system call socket (41) in the thread 'new'");
         assert!(message(SYS_SECCOMP, -1).contains("unknown (-1)"));
         assert!(message(0, 41).contains("somebody sent"));
     }

@@ -42,13 +42,8 @@ fn all_is_left_out(ram: &GuestRam) -> bool {
 fn no_core_dump_holds_guest_memory() {
     for backend in [Backend::Anonymous, Backend::Memfd] {
         for huge_pages in [HugePages::Off, HugePages::Transparent] {
-            let config = RamConfig {
-                size: BOOT,
-                backend,
-                huge_pages,
-                hot_add: BLOCK,
-                max_pieces: 4,
-            };
+            let config =
+                RamConfig { size: BOOT, backend, huge_pages, hot_add: BLOCK, max_pieces: 4 };
             let ram = GuestRam::new(&config).unwrap();
             assert!(all_is_left_out(&ram), "{backend:?}, {huge_pages:?}");
         }

@@ -79,10 +79,14 @@ fn offset(port: u16) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::confine::{Confinement, Seccomp};
     use crate::console::{Console, SerialOutput};
+    use crate::control::control_channel;
 
     fn ports() -> Ports {
-        Ports::new(Console::open(&SerialOutput::None).unwrap().port().unwrap())
+        let (control, _) = control_channel();
+        let confinement = Confinement::new(Seccomp::Off, control).unwrap();
+        Ports::new(Console::open(&SerialOutput::None, confinement).unwrap().port().unwrap())
     }
 
     #[test]

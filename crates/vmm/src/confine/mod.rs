@@ -8,7 +8,8 @@ mod kvm;
 mod rules;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 
 use confinement::{ApplyError, Filter, Mode};
 use qmp::ServerThread;
@@ -106,6 +107,7 @@ impl Confinement {
             Seccomp::Log => Mode::Log,
             Seccomp::On => Mode::Enforce,
         };
+        settle_allocator();
         if mode == Mode::Enforce {
             confinement::report_violations(ADVICE)
                 .map_err(MachineError::system("cannot handle forbidden system calls"))?;
@@ -134,6 +136,33 @@ impl Confinement {
         let filter = self.filters.as_ref().and_then(|filters| filters.get(thread as usize));
         filter.map_or(Ok(()), Filter::apply)
     }
+}
+
+/// Lets glibc's malloc read the files that it reads once: `/proc/sys/vm/overcommit_memory` before a
+/// thread other than main gives memory back, and `/sys/devices/system/cpu/online` when there are more
+/// than eight arenas, one for a thread, to learn how many there may be.
+fn settle_allocator() {
+    const THREADS: usize = 12;
+    let (arrive, arrivals) = channel();
+    let gate = Mutex::new(());
+    std::thread::scope(|scope| {
+        let closed = gate.lock();
+        for _ in 0..THREADS {
+            let (arrive, gate) = (arrive.clone(), &gate);
+            let use_arena = move || {
+                let memory = std::hint::black_box(vec![vec![1_u8; 16 << 10]; 64]);
+                drop(arrive);
+                drop(gate.lock());
+                drop(memory);
+            };
+            // Where the system has no room for so many, the VM will have no more of them either.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, use_arena);
+        }
+        drop(arrive);
+        // Nobody sends: this is the end of the last sender, so all have memory.
+        let _: Result<(), _> = arrivals.recv();
+        drop(closed);
+    });
 }
 
 #[cfg(test)]

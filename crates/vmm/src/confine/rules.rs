@@ -81,13 +81,6 @@ pub(super) fn every_thread() -> Rules {
         .allow_where(Sysno::fcntl, "F_GETFD", [is(1, libc::F_GETFD)])
         // SIGTERM and its like come to any thread; the handler tells the thread `signals`.
         .allow_where(Sysno::sendto, "where connected, MSG_DONTWAIT", send(libc::MSG_DONTWAIT))
-        // glibc, before it gives memory back for the first time, looks how the host overcommits.
-        .refuse(
-            Sysno::openat,
-            "as glibc's malloc does",
-            [is(0, libc::AT_FDCWD), is(2, libc::O_RDONLY | libc::O_CLOEXEC), is(3, 0)],
-            libc::EACCES,
-        )
 }
 
 /// What a kind of thread may do beyond that.
