@@ -16,7 +16,7 @@ use std::net;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,8 @@ pub(crate) struct Hub {
 /// One connected client.
 #[derive(Debug)]
 struct Client {
-    connection: Arc<Connection>,
+    /// Its threads own it: the socket is closed with the last of them, not when the next client comes.
+    connection: Weak<Connection>,
     reader: JoinHandle<()>,
     writer: JoinHandle<()>,
 }
@@ -104,10 +105,10 @@ impl Hub {
     pub(crate) fn broadcast(&self, event: &Event, at: Duration) {
         let value = event.to_json(at);
         let replaceable = event.is_a_state().then(|| event.name());
-        for client in self.lock().iter() {
-            if client.connection.outbox.push_event(&value, replaceable) == Queued::Overflow {
+        for connection in self.lock().iter().filter_map(Client::connection) {
+            if connection.outbox.push_event(&value, replaceable) == Queued::Overflow {
                 tracing::warn!("a monitor client does not read its events: disconnected");
-                client.connection.cut();
+                connection.cut();
             }
         }
     }
@@ -126,17 +127,15 @@ impl Hub {
     /// Disconnects all clients once they have what is queued for them, or after a while.
     fn end(&self) {
         let clients = std::mem::take(&mut *self.lock());
-        for client in &clients {
+        for connection in clients.iter().filter_map(Client::connection) {
             // The reader sees the end of the stream and finishes the outbox.
-            let _ = client.connection.stream.shutdown(net::Shutdown::Read);
+            let _ = connection.stream.shutdown(net::Shutdown::Read);
         }
         let deadline = Instant::now() + FAREWELL;
         while !clients.iter().all(Client::is_finished) && Instant::now() < deadline {
             thread::sleep(FAREWELL_STEP);
         }
-        for client in &clients {
-            client.connection.cut();
-        }
+        clients.iter().filter_map(Client::connection).for_each(|connection| connection.cut());
         for client in clients {
             client.join();
         }
@@ -168,12 +167,17 @@ impl Client {
             })
         };
         match reader {
-            Ok(reader) => Ok(Self { connection, reader, writer }),
+            Ok(reader) => Ok(Self { connection: Arc::downgrade(&connection), reader, writer }),
             Err(error) => {
                 connection.cut();
                 Err(error)
             }
         }
+    }
+
+    /// The connection, unless it has ended.
+    fn connection(&self) -> Option<Arc<Connection>> {
+        self.connection.upgrade()
     }
 
     fn is_finished(&self) -> bool {
