@@ -192,8 +192,17 @@ impl Vm {
     /// The guest refuses, or the driver does not come back.
     pub fn rebind_driver(&mut self) -> Result<()> {
         let device = self.unbind_driver()?;
-        self.agent.ask(&format!("write {DRIVER}/bind {device}"))?;
+        self.bind_driver(&device)?;
         self.wait_for_driver().map(drop)
+    }
+
+    /// Gives a device that was taken from its driver back to it.
+    ///
+    /// # Errors
+    ///
+    /// The guest refuses.
+    pub fn bind_driver(&mut self, device: &str) -> Result<()> {
+        self.agent.ask(&format!("write {DRIVER}/bind {device}")).map(drop)
     }
 
     /// Takes the guest's balloon device from its driver; returns the device's name.
@@ -228,6 +237,30 @@ impl Vm {
     /// The process is gone.
     pub fn resident(&self) -> Result<u64> {
         resident(self.child.id())
+    }
+
+    /// The process of `hvb`.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What `hvb` complained of so far.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    pub fn complaints(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.dir.path().join("stderr"))?)
+    }
+
+    /// Whether `hvb` has ended, and how.
+    ///
+    /// # Errors
+    ///
+    /// The process cannot be asked.
+    pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Lets the guest power itself off and checks that all ends well.
