@@ -14,6 +14,7 @@ mod modules;
 mod packages;
 mod peers;
 mod rig;
+mod soak;
 mod suite;
 mod test;
 mod workspace;
@@ -41,6 +42,8 @@ enum Task {
     Test(test::TestArgs),
     /// Fuzzes all that takes input: each target for so many seconds.
     Fuzz(fuzz::FuzzArgs),
+    /// Resizes, resets and reloads the driver of a guest at random, with its memory under check.
+    Soak(soak::SoakArgs),
     /// Measures the same guest under hvb and under QEMU's two balloons.
     BenchPeers(peers::PeersArgs),
     /// Checks what the compiler does not: layers, purity, file sizes.
@@ -81,6 +84,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Rig(args) => Ok(rig::main(&args)),
         Task::Test(args) => test::main(&args),
         Task::Fuzz(args) => fuzz::main(&args),
+        Task::Soak(args) => soak::main(&args),
         Task::BenchPeers(args) => peers::main(&args),
         Task::Lint => lint::main(),
         Task::Prepare { refresh } => prepare(refresh),

@@ -53,6 +53,19 @@ pub struct Meminfo {
     pub committed: u64,
 }
 
+/// What the guest's checker has done so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Pages of memory it has now.
+    pub pages: u64,
+    /// Pages it looked at, those of its file too.
+    pub verified: u64,
+    /// Pages that were not as it left them.
+    pub mismatches: u64,
+    /// The first of them.
+    pub first: String,
+}
+
 impl Agent {
     /// The agent of a guest whose serial console is the input and output of a process.
     #[must_use]
@@ -160,6 +173,44 @@ impl Agent {
     /// As [`Agent::ask`]; also when a byte is not what it was.
     pub fn check(&mut self, seed: u64) -> Result<()> {
         self.ask(&format!("check {seed}")).map(drop)
+    }
+
+    /// Lets a process in the guest keep `bytes` at most, and a file, for good under check.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::ask`].
+    pub fn start_checker(&mut self, seed: u64, bytes: u64) -> Result<()> {
+        self.ask(&format!("checker start {seed} {}", bytes / MIB)).map(drop)
+    }
+
+    /// Sets how much memory that process may have from now on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::ask`].
+    pub fn size_checker(&mut self, bytes: u64) -> Result<()> {
+        self.ask(&format!("checker size {}", bytes / MIB)).map(drop)
+    }
+
+    /// Lets that process verify all it has. It is for the caller to look at the mismatches.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::ask`].
+    pub fn verify(&mut self) -> Result<Checked> {
+        let text = self.ask("checker verify")?.text;
+        let (numbers, first) = text.split_once(" first=").with_context(|| text.clone())?;
+        let field = |name: &str| {
+            let value = numbers.split(' ').find_map(|f| f.strip_prefix(name)?.strip_prefix('='));
+            anyhow::Ok(value.with_context(|| format!("no {name} in {text}"))?.parse()?)
+        };
+        Ok(Checked {
+            pages: field("pages")?,
+            verified: field("verified")?,
+            mismatches: field("mismatches")?,
+            first: first.to_owned(),
+        })
     }
 
     /// How much of that data is at the guest-physical `address` or above, in bytes.

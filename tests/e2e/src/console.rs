@@ -62,6 +62,17 @@ impl Console {
         self.line_until(deadline)?.context("the guest's console is silent")
     }
 
+    /// How much was said so far; for [`Console::said_since`].
+    pub(crate) fn mark(&self) -> usize {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// What was said since a mark.
+    pub(crate) fn said_since(&self, mark: usize) -> String {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.get(mark..).unwrap_or_default().to_owned()
+    }
+
     /// The last lines of all that was said.
     pub(crate) fn tail(&self) -> String {
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,9 +10,10 @@ mod config;
 mod console;
 pub mod process;
 mod setup;
+pub mod soak;
 mod vm;
 
-pub use agent::{Agent, Answer, Meminfo};
+pub use agent::{Agent, Answer, Checked, Meminfo};
 pub use config::{NO_CLEARING, VmConfig};
 pub use setup::{Setup, hvb};
 pub use vm::{Vm, has_size, resident};

@@ -245,6 +245,30 @@ impl Vm {
         resident(self.child.id())
     }
 
+    /// The process of `hvb`.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What `hvb` complained of so far.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    pub fn complaints(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.dir.path().join("stderr"))?)
+    }
+
+    /// Whether `hvb` has ended, and how.
+    ///
+    /// # Errors
+    ///
+    /// The process cannot be asked.
+    pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// Lets the guest power itself off and checks that all ends well.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let outcome = match args.next().as_deref() {
         Some("hold") => agent::memory::hold(args),
+        Some("check") => agent::checker::work(args),
         Some("dirty") => agent::memory::dirty(args),
         _ => agent::serve_console(),
     };

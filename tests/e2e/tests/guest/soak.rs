@@ -1,6 +1,10 @@
-//! Many resizes, one after the other, and no byte of the guest's data lost.
+//! Many resizes, one after the other, and no byte of the guest's data lost; and a little of the soak
+//! that `cargo xtask soak` goes on with for as long as asked.
+
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, ensure};
+use e2e::soak::{self, Limit, Plan};
 use e2e::{MIB, NO_CLEARING, Vm, VmConfig};
 
 const BOOT: u64 = 384 * MIB;
@@ -42,6 +46,19 @@ fn a_hundred_random_resizes_lose_no_data() -> Result<()> {
     ensure!(status.faults == qmp::Faults::default(), "{status:?}");
     ensure!(status.ballooned == 0 && status.undiscarded == 0, "{status:?}");
     vm.power_off()
+}
+
+/// The warm-up alone has a reset, a reload of the driver and clients that come and go.
+#[test]
+fn some_steps_of_the_long_soak_leave_nothing_wrong() -> Result<()> {
+    let plan = Plan {
+        seed: 2,
+        limit: Limit::Steps(20),
+        keep_size: false,
+        hugepages: None,
+        progress: false,
+    };
+    soak::run(&plan, &AtomicBool::new(false))
 }
 
 /// Only a shrink may stop short, at what the guest needs for itself.

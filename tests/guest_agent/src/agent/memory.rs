@@ -10,15 +10,16 @@ use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 const PAGE: u64 = 4096;
-const PAGE_WORDS: usize = 512;
-const PAGES_PER_MIB: usize = 256;
+pub(super) const PAGE_WORDS: usize = 512;
+pub(super) const PAGES_PER_MIB: usize = 256;
 
 /// The processes that hold filled memory, by seed.
 #[derive(Debug, Default)]
 pub struct Holders(BTreeMap<u64, Holder>);
 
+/// A child that holds memory and answers questions about it, one line each.
 #[derive(Debug)]
-struct Holder {
+pub(super) struct Holder {
     child: Child,
     answers: BufReader<ChildStdout>,
 }
@@ -33,14 +34,7 @@ impl Holders {
         if self.0.contains_key(&seed) {
             return Err(io::Error::other(format!("seed {seed} is in use")));
         }
-        let mut child = myself("hold")
-            .args([seed.to_string(), mib.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let stdout = child.stdout.take().ok_or_else(|| io::Error::other("no pipe"))?;
-        let mut holder = Holder { child, answers: BufReader::new(stdout) };
-        let answer = holder.read_answer()?;
+        let (holder, answer) = Holder::start("hold", &[seed, mib])?;
         self.0.insert(seed, holder);
         Ok(answer)
     }
@@ -64,10 +58,7 @@ impl Holders {
     }
 
     fn ask(&mut self, seed: u64, question: &str) -> io::Result<String> {
-        let holder = self.0.get_mut(&seed).ok_or_else(|| unknown(seed))?;
-        let pipe = holder.child.stdin.as_mut().ok_or_else(|| io::Error::other("no pipe"))?;
-        pipe.write_all(format!("{question}\n").as_bytes())?;
-        holder.read_answer()
+        self.0.get_mut(&seed).ok_or_else(|| unknown(seed))?.ask(question)
     }
 
     /// Ends the process of `seed`.
@@ -76,13 +67,49 @@ impl Holders {
     ///
     /// There is none.
     pub fn free(&mut self, seed: u64) -> io::Result<String> {
-        let mut holder = self.0.remove(&seed).ok_or_else(|| unknown(seed))?;
-        drop(holder.child.stdin.take());
-        holder.child.wait().map(|_| String::new())
+        self.0.remove(&seed).ok_or_else(|| unknown(seed))?.end()
     }
 }
 
 impl Holder {
+    /// Starts this program in a role; waits until it says that it is ready, and returns what it says.
+    ///
+    /// # Errors
+    ///
+    /// The process died: most likely for lack of memory.
+    pub(super) fn start(role: &str, arguments: &[u64]) -> io::Result<(Self, String)> {
+        let mut child = myself(role)
+            .args(arguments.iter().map(u64::to_string))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = child.stdout.take().ok_or_else(|| io::Error::other("no pipe"))?;
+        let mut holder = Self { child, answers: BufReader::new(stdout) };
+        let answer = holder.read_answer()?;
+        Ok((holder, answer))
+    }
+
+    /// Asks the process something.
+    ///
+    /// # Errors
+    ///
+    /// Its answer is an error, or it died.
+    pub(super) fn ask(&mut self, question: &str) -> io::Result<String> {
+        let pipe = self.child.stdin.as_mut().ok_or_else(|| io::Error::other("no pipe"))?;
+        pipe.write_all(format!("{question}\n").as_bytes())?;
+        self.read_answer()
+    }
+
+    /// Ends the process, and with it gives its memory back.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be waited for.
+    pub(super) fn end(mut self) -> io::Result<String> {
+        drop(self.child.stdin.take());
+        self.child.wait().map(|_| String::new())
+    }
+
     fn read_answer(&mut self) -> io::Result<String> {
         let mut line = String::new();
         if self.answers.read_line(&mut line)? == 0 {
@@ -103,6 +130,9 @@ fn unknown(seed: u64) -> io::Error {
 fn myself(role: &str) -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg(role);
+    // What glibc's malloc hands out from this size on is mapped for itself, and so goes back to the
+    // kernel at once when it is freed; by default that size grows with what was freed before.
+    command.env("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=262144");
     command
 }
 
@@ -130,18 +160,25 @@ pub fn hold(mut args: impl Iterator<Item = String>) -> io::Result<()> {
 }
 
 /// How many of this memory's pages have a page frame number of `first` or more.
+fn frames_from(first: u64, memory: &[u64]) -> io::Result<usize> {
+    Ok(frames(memory)?.filter(|frame| *frame >= first).count())
+}
+
+/// The page frame numbers of those of this memory's pages that are present.
 ///
 /// Linux `Documentation/admin-guide/mm/pagemap.rst`: eight bytes for each virtual page; bit 63 says
 /// that it is present, bits 0 to 54 are its frame.
-fn frames_from(first: u64, memory: &[u64]) -> io::Result<usize> {
+pub(super) fn frames(memory: &[u64]) -> io::Result<impl Iterator<Item = u64>> {
     const PRESENT: u64 = 1 << 63;
     let frame = |entry: u64| (entry & PRESENT != 0).then_some(entry & ((1 << 55) - 1));
     let address = memory.as_ptr().addr() as u64;
     let mut entries = vec![0; memory.len() / PAGE_WORDS * size_of::<u64>()];
     File::open("/proc/self/pagemap")?.read_exact_at(&mut entries, address / PAGE * 8)?;
-    let entries =
-        entries.chunks_exact(8).map(|e| u64::from_le_bytes(e.try_into().unwrap_or([0; 8])));
-    Ok(entries.filter_map(frame).filter(|frame| *frame >= first).count())
+    let entries: Vec<u64> = entries
+        .chunks_exact(8)
+        .map(|e| u64::from_le_bytes(e.try_into().unwrap_or([0; 8])))
+        .collect();
+    Ok(entries.into_iter().filter_map(frame))
 }
 
 fn verify(seed: u64, memory: &[u64]) -> String {
@@ -166,11 +203,17 @@ fn verify(seed: u64, memory: &[u64]) -> String {
 /// The page's start value from seed and number, then a linear congruential sequence: cheap enough
 /// for an emulated machine, and no two pages are alike.
 fn fill_page(seed: u64, page: usize, words: &mut [u64]) {
-    let mut value = (seed << 40 ^ page as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    for word in words {
+    let start = (seed << 40 ^ page as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    for (word, value) in words.iter_mut().zip(sequence(start)) {
         *word = value;
-        value = value.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
     }
+}
+
+/// The endless linear congruential sequence from a start value on.
+pub(super) fn sequence(start: u64) -> impl Iterator<Item = u64> {
+    std::iter::successors(Some(start), |value| {
+        Some(value.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f))
+    })
 }
 
 /// Lets a child touch `mib` MiB and end, so that the host has had to provide that memory.
@@ -205,7 +248,7 @@ fn words(mib: u64) -> io::Result<usize> {
     words.ok_or_else(|| io::Error::other(format!("too much: {mib} MiB")))
 }
 
-fn next_number(args: &mut impl Iterator<Item = String>) -> io::Result<u64> {
+pub(super) fn next_number(args: &mut impl Iterator<Item = String>) -> io::Result<u64> {
     super::number(&args.next().unwrap_or_default())
 }
 

@@ -18,6 +18,10 @@
 //! | `above SEED ADDRESS` | how many of that process's pages are at this guest-physical address or above |
 //! | `free SEED` | that process gives its memory back |
 //! | `dirty MIB` | memory was touched and freed, so the host had to provide it |
+//! | `checker start SEED MIB` | a process keeps at most so much memory, and a file, for good under check |
+//! | `checker size MIB` | the most memory it may have from now on |
+//! | `checker verify` | it verifies all it has; what it did so far, as `NAME=VALUE`, and the first mismatch |
+//! | `checker stop` | it ends |
 //! | `online-all` | how many offline blocks of added memory came online |
 //! | `insmod NAME`, `rmmod NAME` | |
 //! | `dmesg [FILTER]` | kernel messages that hold FILTER, as `\| ` lines, and their count |
@@ -27,6 +31,7 @@
 //! | `sysrq C` | |
 //! | `reboot`, `poweroff` | `@ok`, then the machine goes |
 
+pub mod checker;
 mod kernel;
 pub mod memory;
 
@@ -38,6 +43,7 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
 use crate::boot;
+use checker::Checker;
 use memory::Holders;
 
 /// Brings the guest up and obeys the console until the machine goes down.
@@ -52,7 +58,11 @@ pub fn serve_console() -> io::Result<()> {
     kernel::prepare()?;
 
     let console = open_console()?;
-    let mut agent = Agent { console: console.try_clone()?, holders: Holders::default() };
+    let mut agent = Agent {
+        console: console.try_clone()?,
+        holders: Holders::default(),
+        checker: Checker::default(),
+    };
     let failed: String = failed.iter().map(|(name, why)| format!(" ({name}: {why})")).collect();
     agent.line(&format!("@up {}{failed}", kernel::uptime()?))?;
     for line in BufReader::new(console).lines() {
@@ -72,6 +82,7 @@ fn open_console() -> io::Result<File> {
 struct Agent {
     console: File,
     holders: Holders,
+    checker: Checker,
 }
 
 impl Agent {
@@ -99,6 +110,8 @@ impl Agent {
             ["above", seed, address] => self.holders.above(number(seed)?, number(address)?),
             ["free", seed] => self.holders.free(number(seed)?),
             ["dirty", mib] => memory::dirty_in_child(number(mib)?),
+            ["checker", what] => self.checker.obey(what),
+            ["checker", what, rest] => self.checker.obey(&format!("{what} {rest}")),
             ["online-all"] => kernel::online_all(),
             ["insmod", name] => boot::load_module(name).map(|()| String::new()),
             ["rmmod", name] => kernel::remove_module(name),

@@ -1,0 +1,53 @@
+//! Puts a guest through a soak: what `cargo xtask soak` runs.
+//!
+//! `soak SECONDS SEED boot-size|keep-size off|thp`. A line `stop` on standard input ends it early.
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use e2e::soak::{self, Limit, Plan};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let plan = match plan(&arguments) {
+        Ok(plan) => plan,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match soak::run(&plan, &watch_for_stop()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // It was printed, below the table.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn plan(arguments: &[String]) -> Result<Plan> {
+    let [seconds, seed, on_reset, hugepages] = arguments else {
+        bail!("give seconds, seed, size after a reset and huge pages; or run cargo xtask soak")
+    };
+    Ok(Plan {
+        seed: seed.parse()?,
+        limit: Limit::Time(Duration::from_secs(seconds.parse()?)),
+        keep_size: on_reset == "keep-size",
+        hugepages: Some(if hugepages == "off" { "off" } else { "thp" }),
+        progress: true,
+    })
+}
+
+/// Set once a line on standard input says so.
+fn watch_for_stop() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        if io::stdin().lines().map_while(Result::ok).any(|line| line.trim() == "stop") {
+            flag.store(true, Ordering::Relaxed);
+        }
+    });
+    stop
+}

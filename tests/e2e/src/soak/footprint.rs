@@ -1,0 +1,102 @@
+//! What a running `hvb` takes from its host, as the host's kernel counts it.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+/// The host's view of the process. Memory is in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Footprint {
+    /// Resident memory of the guest's mappings.
+    pub(super) guest: u64,
+    /// Anonymous memory outside them: what the process itself has written to. The program's own file
+    /// is not in it, which is resident as far as it has run.
+    pub(super) private: u64,
+    /// Open files.
+    pub(super) descriptors: u64,
+    pub(super) threads: u64,
+    /// Mappings of memory.
+    pub(super) mappings: u64,
+}
+
+impl Footprint {
+    /// Looks at a process.
+    pub(super) fn of(process: u32) -> Result<Self> {
+        let smaps = fs::read_to_string(format!("/proc/{process}/smaps"))?;
+        let mut footprint = Self { ..parse(&smaps)? };
+        footprint.descriptors = entries(process, "fd")?;
+        footprint.threads = entries(process, "task")?;
+        Ok(footprint)
+    }
+}
+
+/// Open files and threads of a process, without the work of looking at its memory.
+pub(super) fn descriptors_and_threads(process: u32) -> Result<(u64, u64)> {
+    Ok((entries(process, "fd")?, entries(process, "task")?))
+}
+
+fn entries(process: u32, what: &str) -> Result<u64> {
+    Ok(u64::try_from(fs::read_dir(format!("/proc/{process}/{what}"))?.count())?)
+}
+
+/// proc_pid_smaps(5): the line of a mapping, lines with its figures, the last of them its flags.
+fn parse(smaps: &str) -> Result<Footprint> {
+    let mut footprint = Footprint::default();
+    let (mut resident, mut anonymous) = (0, 0);
+    for line in smaps.lines() {
+        let Some((name, value)) = line.split_once(':') else { continue };
+        let kib = || value.trim().trim_end_matches(" kB").parse::<u64>().context(line.to_owned());
+        match name {
+            "Rss" => resident = kib()? * 1024,
+            "Anonymous" => anonymous = kib()? * 1024,
+            "VmFlags" => {
+                footprint.mappings += 1;
+                match is_the_guests(value) {
+                    true => footprint.guest += resident,
+                    false => footprint.private += anonymous,
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(footprint)
+}
+
+/// Whether a mapping is the guest's memory: `hvb` says for it alone whether it wants huge pages.
+fn is_the_guests(flags: &str) -> bool {
+    flags.split_whitespace().any(|flag| ["hg", "nh", "ht"].contains(&flag))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_the_guest_is_told_from_that_of_the_process() {
+        let smaps = "\
+7f00-7f10 rw-p 00000000 00:00 0 \nRss: 512 kB\nAnonymous: 500 kB\nVmFlags: rd wr mr mw nr hg \n\
+5500-5510 rw-p 00000000 00:00 0 [heap]\nRss: 40 kB\nAnonymous: 36 kB\nVmFlags: rd wr mr mw \n\
+5600-5610 r-xp 00000000 fe:00 7 /a: b\nRss: 900 kB\nAnonymous: 0 kB\nVmFlags: rd ex mr mw nh \n\
+5700-5710 r-xp 00000000 fe:00 7 /hvb\nRss: 900 kB\nAnonymous: 0 kB\nVmFlags: rd ex mr mw \n";
+        let expected = Footprint {
+            guest: 1412 * 1024,
+            private: 36 * 1024,
+            mappings: 4,
+            ..Footprint::default()
+        };
+        assert_eq!(parse(smaps).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_process_sees_what_it_opens_and_allocates() {
+        let me = std::process::id();
+        let before = Footprint::of(me).unwrap();
+        let file = fs::File::open("/proc/self/stat").unwrap();
+        let memory = std::hint::black_box(vec![1_u8; 64 << 20]);
+        let after = Footprint::of(me).unwrap();
+        drop((file, memory));
+        assert!(after.private >= before.private + (60 << 20), "{before:?} {after:?}");
+        assert!(before.threads > 0 && before.mappings > 10, "{before:?}");
+        assert!(after.descriptors > 3, "{after:?}");
+    }
+}

@@ -1,0 +1,297 @@
+//! One running guest, the steps on it, and what must hold after each.
+
+mod acts;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use qmp::{Client, DynamicMemoryInfo, Faults};
+
+use super::footprint::{Footprint, descriptors_and_threads};
+use super::loss::{self, Loss};
+use super::steps::{ResetBy, Step};
+use super::tally::Tally;
+use super::{BOOT, LEAST, MORE_PRIVATE_AT_END, MORE_PRIVATE_EVER, MOST, OVER_THE_BOOKS, Plan};
+use crate::{MIB, PATIENCE, Vm, VmConfig, has_size, wait_for};
+
+/// How far the guest's `MemTotal` may be from what it should be: a few pages that a kernel keeps as
+/// it brings memory online.
+const TOLERANCE: u64 = 4 * MIB;
+
+/// A guest that lost more than this to drivers that left is worn out.
+const WORN_OUT: u64 = 300 * MIB;
+
+/// What is left alone of the free memory when a process touches it.
+const UNTOUCHED: u64 = 96 * MIB;
+
+/// How much memory the checker may have at first.
+const CHECKED: u64 = 96 * MIB;
+
+/// How often a size on its way is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How long threads and descriptors of clients that left may take to go.
+const FAREWELL: Duration = Duration::from_secs(20);
+
+/// What a client that is connected costs at most.
+const DESCRIPTORS_OF_A_CLIENT: u64 = 3;
+const THREADS_OF_A_CLIENT: u64 = 2;
+
+/// How far mappings may vary: an allocator's arenas.
+const MORE_MAPPINGS: u64 = 16;
+
+/// As [`NO_CLEARING`](crate::NO_CLEARING); and a kernel that is hurt shall not go on as if nothing
+/// had happened.
+const APPEND: &str = "init_on_alloc=0 oops=panic";
+
+pub(super) struct Session {
+    vm: Vm,
+    keep_size: bool,
+    seed: u64,
+    clients: Vec<Client>,
+    /// The books at the last look.
+    seen: DynamicMemoryInfo,
+    /// `MemTotal` less the size by the books, right after boot.
+    own: i128,
+    /// What drivers that left had given, and never free.
+    lost: u64,
+    /// How much the guest had said when it was last started.
+    said: usize,
+    start: Option<Footprint>,
+}
+
+impl Session {
+    pub(super) fn start(plan: &Plan) -> Result<Self> {
+        let vm = Vm::start(&VmConfig {
+            cpus: 2,
+            memory: BOOT,
+            max_memory: Some(MOST),
+            on_reset: Some(if plan.keep_size { "keep-size" } else { "boot-size" }),
+            hugepages: plan.hugepages,
+            status_report: true,
+            append: APPEND,
+            ..VmConfig::default()
+        })?;
+        Ok(Self {
+            vm,
+            keep_size: plan.keep_size,
+            seed: plan.seed,
+            clients: Vec::new(),
+            seen: DynamicMemoryInfo::default(),
+            own: 0,
+            lost: 0,
+            said: 0,
+            start: None,
+        })
+    }
+
+    /// Lets everything happen once that leaves something behind, then takes the figures that those
+    /// of later steps are compared with.
+    pub(super) fn warm_up(&mut self, tally: &mut Tally) -> Result<()> {
+        self.settle_in(tally)?;
+        for step in [
+            Step::Resize { target: MOST, watched: true },
+            Step::Touch(128 * MIB),
+            Step::Resize { target: LEAST, watched: false },
+            Step::Reset { how: ResetBy::Monitor, midway: None },
+            Step::Resize { target: MOST, watched: false },
+            Step::Reload { midway: None },
+            Step::Clients(super::steps::Visit::Stay),
+            Step::Clients(super::steps::Visit::Leave),
+        ] {
+            self.take(&step, 0, tally).with_context(|| step.to_string())?;
+        }
+        let now = self.at_rest(tally)?;
+        tally.host.start = Some(now);
+        self.start = Some(now);
+        Ok(())
+    }
+
+    /// Brings the guest to the state it had after the warm-up and compares the figures.
+    pub(super) fn wind_up(&mut self, tally: &mut Tally) -> Result<()> {
+        if self.lost > 0 {
+            self.take(&Step::Reset { how: ResetBy::Monitor, midway: None }, 0, tally)?;
+        }
+        let now = self.at_rest(tally)?;
+        tally.host.end = Some(now);
+        let start = self.start.context("no figures of the start")?;
+        let more = now.private.saturating_sub(start.private);
+        ensure!(
+            more <= MORE_PRIVATE_AT_END,
+            "hvb has {more} bytes more of its own: {now:?}, {start:?}"
+        );
+        ensure!(now.descriptors == start.descriptors, "descriptors: {now:?}, {start:?}");
+        ensure!(now.threads == start.threads, "threads: {now:?}, {start:?}");
+        Ok(())
+    }
+
+    /// Nothing is ballooned, and no client is connected but this one.
+    fn at_rest(&mut self, tally: &mut Tally) -> Result<Footprint> {
+        self.take(&Step::Resize { target: MOST, watched: false }, 0, tally)?;
+        ensure!(self.seen.actual == MOST && self.seen.ballooned == 0, "{:?}", self.seen);
+        self.clients.clear();
+        self.wait_for_clients_to_go()?;
+        Footprint::of(self.vm.id())
+    }
+
+    pub(super) fn is_worn_out(&self) -> bool {
+        self.lost > WORN_OUT
+    }
+
+    /// Whether emulation lost this guest, and how.
+    pub(super) fn lost(&mut self) -> Option<Loss> {
+        let said = self.vm.agent.console.said_since(self.said);
+        loss::find(&mut self.vm, &said)
+    }
+
+    /// Lets the guest switch itself off; that must be clean.
+    pub(super) fn end(self) -> Result<()> {
+        self.vm.power_off()
+    }
+
+    /// Takes one step, and checks all that must hold after it.
+    pub(super) fn take(&mut self, step: &Step, number: u64, tally: &mut Tally) -> Result<()> {
+        self.act(step, number, tally)?;
+        self.settle(tally)?;
+        self.verify(tally)?;
+        self.read_events(tally)?;
+        self.check_books()?;
+        self.check_host(tally)?;
+        let complaints = self.vm.complaints()?;
+        ensure!(complaints.is_empty(), "hvb complains: {complaints}");
+        Ok(())
+    }
+
+    /// Waits until the device has nothing to do.
+    fn settle(&mut self, tally: &mut Tally) -> Result<()> {
+        let what = "a device that has nothing to do";
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.look(tally)?;
+            let arrived = status.target.is_none_or(|target| has_size(status, target));
+            // It says why it stopped while the last pages are still being discarded.
+            let ended = arrived || status.stopped.is_some();
+            if status.state == "idle" && status.in_flight == 0 && ended {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}: {status:?}");
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Looks at the books; counts what changed since the last look at the same machine.
+    fn look(&mut self, tally: &mut Tally) -> Result<&DynamicMemoryInfo> {
+        let now = self.vm.dynamic_memory()?;
+        tally.moved.add(&self.seen, &now);
+        self.seen = now;
+        Ok(&self.seen)
+    }
+
+    /// Goes to a size. It stops short only where the guest gives no more.
+    fn approach(&mut self, target: u64, tally: &mut Tally) -> Result<()> {
+        self.vm.set_target(target)?;
+        self.settle(tally)?;
+        let status = &self.seen;
+        if has_size(status, target) {
+            tally.reached += 1;
+            return Ok(());
+        }
+        let why = status.stopped.as_deref().unwrap_or_default();
+        ensure!(status.actual > target && why.contains("gives no more"), "{status:?}");
+        tally.stopped += 1;
+        Ok(())
+    }
+
+    /// The checker looks at all it has.
+    fn verify(&mut self, tally: &mut Tally) -> Result<()> {
+        let checked = self.vm.agent.verify()?;
+        tally.checks.add(&checked);
+        tally.checks.mismatches += checked.mismatches;
+        ensure!(checked.mismatches == 0, "memory is not as it was left: {checked:?}");
+        Ok(())
+    }
+
+    /// Counts the events; none may say that a machine was reset or has ended.
+    fn read_events(&mut self, tally: &mut Tally) -> Result<()> {
+        while let Some(event) = self.vm.monitor.next_event(Duration::from_millis(1))? {
+            if event.name == "RESET" || event.name == "SHUTDOWN" {
+                bail!("nobody asked for {event:?}");
+            }
+            *tally.events.entry(event.name).or_default() += 1;
+        }
+        for client in &mut self.clients {
+            while client.next_event(Duration::from_millis(1))?.is_some() {}
+        }
+        Ok(())
+    }
+
+    /// The books add up, and the guest says the same. To be called when the device is idle.
+    fn check_books(&mut self) -> Result<()> {
+        let status = &self.seen;
+        ensure!(status.faults == Faults::default(), "the guest is said to be at fault: {status:?}");
+        ensure!(status.actual + status.ballooned == status.assigned, "{status:?}");
+        ensure!(status.assigned <= MOST, "{status:?}");
+        let odd = [status.in_flight, status.held, status.undiscarded, status.foreign];
+        ensure!(odd == [0; 4], "{status:?}");
+
+        let total = self.vm.agent.meminfo()?.total;
+        let expected = self.expected_total();
+        let off = (i128::from(total) - expected).unsigned_abs();
+        ensure!(
+            off <= u128::from(TOLERANCE),
+            "MemTotal is {total} instead of {expected}: {:?}",
+            self.seen
+        );
+        Ok(())
+    }
+
+    fn expected_total(&self) -> i128 {
+        self.own + i128::from(self.seen.actual) - i128::from(self.lost)
+    }
+
+    /// The host provides no more than by the books, and `hvb` has no more of its own than at first.
+    fn check_host(&mut self, tally: &mut Tally) -> Result<()> {
+        if self.clients.is_empty() {
+            self.wait_for_clients_to_go()?;
+        }
+        let now = Footprint::of(self.vm.id())?;
+        let over = now.guest.saturating_sub(self.seen.actual);
+        tally.host.add(&now, over);
+        ensure!(over <= OVER_THE_BOOKS, "{over} bytes over the books: {now:?}, {:?}", self.seen);
+        let Some(start) = self.start else { return Ok(()) };
+        let clients = self.clients.len() as u64;
+        let limits = Footprint {
+            guest: now.guest,
+            private: start.private + MORE_PRIVATE_EVER,
+            descriptors: start.descriptors + clients * DESCRIPTORS_OF_A_CLIENT,
+            threads: start.threads + clients * THREADS_OF_A_CLIENT,
+            mappings: start.mappings + MORE_MAPPINGS + 4 * clients * THREADS_OF_A_CLIENT,
+        };
+        let within = now.private <= limits.private
+            && now.descriptors <= limits.descriptors
+            && now.threads <= limits.threads
+            && now.mappings <= limits.mappings;
+        ensure!(within, "hvb takes more than at the start: {now:?}, limits {limits:?}");
+        Ok(())
+    }
+
+    /// What served clients that left goes a moment after them.
+    fn wait_for_clients_to_go(&self) -> Result<()> {
+        let Some(start) = self.start else {
+            std::thread::sleep(Duration::from_millis(500));
+            return Ok(());
+        };
+        let deadline = Instant::now() + FAREWELL;
+        loop {
+            let (descriptors, threads) = descriptors_and_threads(self.vm.id())?;
+            if descriptors <= start.descriptors && threads <= start.threads {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{descriptors} descriptors and {threads} threads without a client: {start:?}"
+            );
+            std::thread::sleep(LOOK);
+        }
+    }
+}
