@@ -14,6 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 enum Message {
     Line(Vec<u8>),
+    /// To be done on the thread.
+    Do(Box<dyn FnOnce() + Send>),
     /// To be dropped when all lines before are written.
     End(Sender<()>),
 }
@@ -33,6 +35,18 @@ impl Log {
         let (sender, messages) = sync_channel(QUEUE);
         Builder::new().name("log".into()).spawn(move || write_lines(&messages, output))?;
         Ok(Self(sender))
+    }
+
+    /// Does something on the log's thread and returns what came of it; nothing where the thread is
+    /// gone.
+    pub(crate) fn on_thread<T: Send + 'static>(
+        &self,
+        what: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let (done, result) = channel();
+        let what = move || drop(done.send(what()));
+        self.0.send(Message::Do(Box::new(what))).ok()?;
+        result.recv().ok()
     }
 
     /// Makes the writers of lines.
@@ -69,6 +83,7 @@ fn write_lines(messages: &Receiver<Message>, mut output: impl Write) {
                 // There is nobody to tell.
                 let _ = output.write_all(&line);
             }
+            Message::Do(what) => what(),
             Message::End(done) => drop(done),
         }
     }

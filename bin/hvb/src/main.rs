@@ -20,8 +20,8 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return report::usage(&error),
     };
-    let result = report::start_logging().and_then(|_until_the_end| match cli.command {
-        Command::Run(args) => run::run(args),
+    let result = report::start_logging().and_then(|log| match cli.command {
+        Command::Run(args) => run::run(args, &log),
         Command::Balloon(args) => balloon::run(&args),
         Command::Info(args) => info::run(&args),
     });

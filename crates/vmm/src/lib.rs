@@ -33,7 +33,7 @@ use no_balloon as balloon;
 pub use balloon::HAS_BALLOON;
 pub use boot::linux::load_linux;
 pub use config::{Config, OnReset, SettleTime};
-pub use confine::Seccomp;
+pub use confine::{Seccomp, confine_log_thread};
 pub use console::SerialOutput;
 pub use error::{BootError, MachineError, VmmError};
 pub use guest_ram::HugePages;

@@ -322,15 +322,6 @@ impl Vm {
         Ok(pages * 4096)
     }
 
-    /// What `hvb` has complained of so far.
-    ///
-    /// # Errors
-    ///
-    /// The file is gone.
-    pub fn complaints(&self) -> Result<String> {
-        Ok(fs::read_to_string(self.dir.path().join("stderr"))?)
-    }
-
     fn pid(&self) -> Result<Pid> {
         Pid::from_raw(self.child.id().try_into()?).context("no process")
     }

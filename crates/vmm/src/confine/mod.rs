@@ -30,6 +30,28 @@ pub enum Seccomp {
     On,
 }
 
+impl Seccomp {
+    const fn mode(self) -> Option<Mode> {
+        match self {
+            Self::Off => None,
+            Self::Log => Some(Mode::Log),
+            Self::On => Some(Mode::Enforce),
+        }
+    }
+}
+
+/// Confines the calling thread for good to writing what others give it: for the thread that writes a
+/// program's log, which is there before [`run`](crate::run()) confines the others.
+///
+/// # Errors
+/// The kernel has no filters, or refuses this one.
+pub fn confine_log_thread(seccomp: Seccomp) -> Result<(), VmmError> {
+    let Some(mode) = seccomp.mode() else { return Ok(()) };
+    let rules = rules::of(Thread::Log);
+    let filter = Filter::compile(Thread::Log.name(), &rules, mode)?;
+    Ok(filter.apply().map_err(MachineError::Confine)?)
+}
+
 /// What a user reads behind the name of a call.
 const ADVICE: &str = "either the guest has taken over hvb, or this is a defect of hvb; please \
                       report this line. With --seccomp log such calls are made";
@@ -47,11 +69,13 @@ pub(crate) enum Thread {
     ConsoleIn,
     ConsoleOut,
     Signals,
+    /// Of the program, which starts it before the machine is there.
+    Log,
 }
 
 impl Thread {
     /// All kinds, in the order of their numbers.
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Main,
         Self::Vcpu,
         Self::Device,
@@ -62,6 +86,7 @@ impl Thread {
         Self::ConsoleIn,
         Self::ConsoleOut,
         Self::Signals,
+        Self::Log,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -76,6 +101,7 @@ impl Thread {
             Self::ConsoleIn => "console-in",
             Self::ConsoleOut => "console-out",
             Self::Signals => "signals",
+            Self::Log => "log",
         }
     }
 }
@@ -102,11 +128,7 @@ impl Confinement {
     /// Makes the filters; nothing is confined yet. Threads that cannot be confined later are
     /// reported to `control`.
     pub(crate) fn new(seccomp: Seccomp, control: ControlSender) -> Result<Self, VmmError> {
-        let mode = match seccomp {
-            Seccomp::Off => return Ok(Self { filters: None, control }),
-            Seccomp::Log => Mode::Log,
-            Seccomp::On => Mode::Enforce,
-        };
+        let Some(mode) = seccomp.mode() else { return Ok(Self { filters: None, control }) };
         settle_allocator();
         if mode == Mode::Enforce {
             confinement::report_violations(ADVICE)

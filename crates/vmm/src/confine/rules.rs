@@ -94,7 +94,7 @@ pub(super) fn its_own(thread: Thread) -> Rules {
         Thread::QmpRead => qmp_read(),
         Thread::QmpWrite => qmp_write(),
         Thread::ConsoleIn => Rules::new().allow([Sysno::read]),
-        Thread::ConsoleOut => Rules::new(),
+        Thread::ConsoleOut | Thread::Log => Rules::new(),
         Thread::Signals => reads_a_socket().allow_where(
             Sysno::recvfrom,
             "MSG_DONTWAIT",
