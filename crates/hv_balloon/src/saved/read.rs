@@ -218,8 +218,12 @@ fn removals(ranges: &[Range], device: &Device) -> Result<Vec<PageRange>> {
 }
 
 fn outbox(form: &form::Device<'_>) -> Result<Outbox> {
-    let is_message =
-        |bytes: &[u8]| bytes.len() <= MAX_HOST_MESSAGE && HostMessage::parse(bytes).is_ok();
+    // Messages are whole units of the ring, so that it adds no bytes of its own.
+    let is_message = |bytes: &[u8]| {
+        bytes.len() <= MAX_HOST_MESSAGE
+            && bytes.len().is_multiple_of(8)
+            && HostMessage::parse(bytes).is_ok()
+    };
     let are_messages = form.outbox.iter().all(|message| is_message(message));
     ensure(are_messages, "a message that is none of the protocol's")?;
     let outbox = Outbox::restore(form.outbox.iter().map(|message| message.to_vec()));

@@ -163,6 +163,8 @@ fn messages_are_few_and_the_protocols() {
     refused(IDLE, |form| form.outbox = vec![vec![].into()], message);
     let unsent = FORMAT.read(golden!("unballooning-unsent")).unwrap();
     let form = unsent.decode::<form::Device<'_>>().unwrap();
+    let longer = [&form.outbox[0], &[0_u8][..]].concat();
+    refused(IDLE, |form| form.outbox = vec![longer.into()], message);
     let messages = vec![form.outbox[0].clone(); 10];
     refused(IDLE, |form| form.outbox = messages, "too many messages");
 }
