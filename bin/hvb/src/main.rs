@@ -4,6 +4,7 @@
 
 mod balloon;
 mod cli;
+mod config;
 mod info;
 mod log;
 mod monitor;

@@ -3,7 +3,7 @@
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
-use crate::run::config;
+use crate::config::config;
 use crate::size::{ByteSize, human};
 
 /// The lines of the text are the words behind `hvb`; the first one is a size, too.

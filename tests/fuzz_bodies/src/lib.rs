@@ -18,9 +18,8 @@ mod vmbus_messages;
 // Parts of the program `hvb`, which has no library.
 #[path = "../../../bin/hvb/src/cli.rs"]
 mod cli;
-#[path = "../../../bin/hvb/src/run.rs"]
-#[expect(dead_code, reason = "for the program")]
-mod run;
+#[path = "../../../bin/hvb/src/config.rs"]
+mod config;
 #[path = "../../../bin/hvb/src/size.rs"]
 mod size;
 

@@ -161,7 +161,7 @@ fn lend_a_little(server: &mut Server, n: u64) {
     for gpadl in 0..20 {
         let header = wire::GpadlHeader {
             relid: 1.into(),
-            gpadl: (1 << 20 | u32::try_from(n).unwrap() * 20 + gpadl).into(),
+            gpadl: ((1 << 20) + u32::try_from(n).unwrap() * 20 + gpadl).into(),
             range_buflen: 16.into(),
             range_count: 1.into(),
         };

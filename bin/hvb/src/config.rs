@@ -1,21 +1,10 @@
-//! `hvb run`: boots a kernel in a virtual machine.
+//! What the options of `hvb run` ask for.
 
 use anyhow::{Context, Result, bail};
 use vmm::{Config, SerialOutput, SettleTime};
 
 use crate::cli::{HugePages, OnReset, RunArgs, Seccomp, Serial, Settle};
-use crate::log::Log;
 use crate::size::ByteSize;
-
-/// Runs the machine until it ends.
-pub(crate) fn run(args: RunArgs, log: &Log) -> Result<()> {
-    let config = config(args)?;
-    confinement::no_new_privileges().context("cannot give up new privileges")?;
-    let seccomp = config.seccomp;
-    log.on_thread(move || vmm::confine_log_thread(seccomp))
-        .context("the log's thread is gone")??;
-    Ok(vmm::run(&config)?)
-}
 
 /// The machine that the options describe.
 pub(crate) fn config(args: RunArgs) -> Result<Config> {
