@@ -43,7 +43,7 @@ fn channel(id: u64) -> form::Channel<'static> {
         id,
         interface: 1,
         instance: id.into(),
-        relid: u32::try_from(id).unwrap() + 1,
+        relid: u32::try_from(id).unwrap().saturating_add(1),
         presence: Presence::Unannounced,
         state: ChannelState::Closed,
     }
