@@ -189,7 +189,7 @@ fn limits() -> [String; 3] {
 /// what it reaches is for fuzzing only, and left out: a corpus is replayed by every `cargo test`.
 fn keep(program: &Path, corpus: &Path, found: &Path) -> Result<()> {
     let mut fuzzer = Command::new(program);
-    fuzzer.args(["-merge=1", "-use_counters=0"]).args(limits()).arg(corpus).arg(found);
+    fuzzer.args(["-set_cover_merge=1", "-use_counters=0"]).args(limits()).arg(corpus).arg(found);
     fuzzer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let status = fuzzer.status().context("cannot start the fuzzer")?;
     ensure!(status.success(), "cannot merge {} into the corpus", found.display());
