@@ -103,6 +103,7 @@ mod tests {
         for number in 0..500 {
             writeln!(lines(), "{number}").unwrap();
         }
+        assert_eq!(log.on_thread(|| ()), Some(()), "behind all lines");
         drop(log);
         let mut text = String::new();
         io::Seek::rewind(&mut file).unwrap();

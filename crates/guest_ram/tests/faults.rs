@@ -113,9 +113,11 @@ fn memory_that_cannot_be_mapped_is_told_with_size_and_option_and_leaves_nothing(
 #[test]
 fn a_kernel_without_huge_pages_still_gives_memory() {
     let _turn = turn();
-    let ram = host_faults::with(&[Refusal::of(libc::SYS_madvise, libc::EINVAL)], || {
-        GuestRam::new(&config(Backend::Anonymous)).unwrap()
+    let refusals = [libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE].map(|advice| {
+        let advice = u64::try_from(advice).unwrap();
+        Refusal::of(libc::SYS_madvise, libc::EINVAL).with_argument(2, advice)
     });
+    let ram = host_faults::with(&refusals, || GuestRam::new(&config(Backend::Anonymous)).unwrap());
     mark(&ram);
     assert_eq!(marked(&ram).len(), 16_384);
 }

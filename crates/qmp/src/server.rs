@@ -239,9 +239,10 @@ impl Client {
                 read_loop(connection, conversation);
             }
         })?;
-        let presence = Presence { connection: connection.clone(), hub: hub.clone() };
-        let prepare = prepare.clone();
+        let (of_writer, hub, prepare) = (connection.clone(), hub.clone(), prepare.clone());
         let writer = spawn("qmp-write", move || {
+            // Not before the thread is there: dropped by this one it would wait for itself.
+            let presence = Presence { connection: of_writer, hub };
             let connection = &presence.connection;
             // An error means that the client is gone, or shall be.
             let _ = prepare(ServerThread::Write).and_then(|()| write_loop(connection));

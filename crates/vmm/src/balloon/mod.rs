@@ -97,6 +97,17 @@ pub(crate) struct Balloon {
     kept: Kept,
 }
 
+/// Ends the loop when the thread that has this panics: its work would be waited for without end.
+struct StopOnPanic(LoopHandle);
+
+impl Drop for StopOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.request(device_loop::Request::Stop);
+        }
+    }
+}
+
 impl Balloon {
     /// Puts the device on the bus and starts what it needs.
     pub(crate) fn start(
@@ -111,9 +122,10 @@ impl Balloon {
         let snapshot = Arc::new(Mutex::new(setup.device.snapshot()));
         let on_done = to_loop.clone();
         let panics = confinement.control().report_panic("memory");
+        let stop = StopOnPanic(to_loop.clone());
         let worker = Worker::start(confinement, move |id, ok| {
-            // Goes with the thread: what is asked of it would never be done.
-            let _ = &panics;
+            // They go with the thread: what is asked of it would never be done.
+            let _ = (&panics, &stop);
             on_done.request(device_loop::Request::Balloon(Request::JobDone { id, ok }));
         })?;
         let operator = Operator {

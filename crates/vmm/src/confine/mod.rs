@@ -145,7 +145,7 @@ impl Confinement {
     }
 
     /// Confines the calling thread. Where that fails the machine is told to end, and the thread
-    /// must do no more.
+    /// must do no more than what that end waits for.
     pub(crate) fn enter(&self, thread: Thread) -> io::Result<()> {
         self.apply(thread).map_err(|error| {
             self.control.send(Control::Failed(MachineError::Confine(error).into()));

@@ -251,9 +251,7 @@ impl Session {
 
     /// The host provides no more than by the books, and `hvb` has no more of its own than at first.
     fn check_host(&mut self, tally: &mut Tally) -> Result<()> {
-        if self.clients.is_empty() {
-            self.wait_for_clients_to_go()?;
-        }
+        self.wait_for_clients_to_go()?;
         let now = Footprint::of(self.vm.id())?;
         let over = now.guest.saturating_sub(self.seen.actual);
         tally.host.add(&now, over);
@@ -281,15 +279,18 @@ impl Session {
             std::thread::sleep(Duration::from_millis(500));
             return Ok(());
         };
+        let clients = self.clients.len() as u64;
+        let most = start.descriptors + clients * DESCRIPTORS_OF_A_CLIENT;
+        let most_threads = start.threads + clients * THREADS_OF_A_CLIENT;
         let deadline = Instant::now() + FAREWELL;
         loop {
             let (descriptors, threads) = descriptors_and_threads(self.vm.id())?;
-            if descriptors <= start.descriptors && threads <= start.threads {
+            if descriptors <= most && threads <= most_threads {
                 return Ok(());
             }
             ensure!(
                 Instant::now() < deadline,
-                "{descriptors} descriptors and {threads} threads without a client: {start:?}"
+                "{descriptors} descriptors and {threads} threads with {clients} clients: {start:?}"
             );
             std::thread::sleep(LOOK);
         }
