@@ -1,6 +1,7 @@
 //! `hvb run`: boots a kernel in a virtual machine.
 
 use anyhow::{Context, Result};
+use vmm::Seccomp;
 
 use crate::cli::RunArgs;
 use crate::config::config;
@@ -9,9 +10,18 @@ use crate::log::Log;
 /// Runs the machine until it ends.
 pub(crate) fn run(args: RunArgs, log: &Log) -> Result<()> {
     let config = config(args)?;
-    confinement::no_new_privileges().context("cannot give up new privileges")?;
+    give_up_privileges()?;
     let seccomp = config.seccomp;
-    log.on_thread(move || vmm::confine_log_thread(seccomp))
-        .context("the log's thread is gone")??;
+    log.on_thread(move || confine_log(seccomp)).context("the log's thread is gone")??;
     Ok(vmm::run(&config)?)
+}
+
+/// The thread was there before the others, which inherit what main gave up.
+fn confine_log(seccomp: Seccomp) -> Result<()> {
+    give_up_privileges()?;
+    Ok(vmm::confine_log_thread(seccomp)?)
+}
+
+fn give_up_privileges() -> Result<()> {
+    confinement::no_new_privileges().context("cannot give up new privileges")
 }

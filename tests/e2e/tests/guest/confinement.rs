@@ -12,11 +12,12 @@ const BOOT: u64 = 512 * MIB;
 const MOST: u64 = 1024 * MIB;
 
 /// The threads of a guest with two vCPUs and one monitor client, main among them.
-const THREADS: [&str; 11] = [
+const THREADS: [&str; 12] = [
     "console-in",
     "console-out",
     "device",
     "hvb",
+    "log",
     "memory",
     "qmp-accept",
     "qmp-read",
