@@ -200,6 +200,8 @@ const fn left_out(kernel: GuestKernel) -> &'static [&'static str] {
             "life::sig",
             "--skip",
             "shrinks_and_grows_ten_times",
+            "--skip",
+            "a_hundred_random_resizes",
         ],
     }
 }
