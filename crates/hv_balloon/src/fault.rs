@@ -120,6 +120,46 @@ impl FaultCounts {
         };
         *counter = counter.saturating_add(amount);
     }
+
+    /// All counters, in the order in which they are saved.
+    fn counters(&mut self) -> [&mut u64; 10] {
+        let Self {
+            malformed,
+            out_of_state,
+            floods,
+            bad_ranges,
+            duplicate_pages,
+            foreign_pages,
+            forgotten_pages,
+            unasked_responses,
+            excess_pages,
+            odd_hot_adds,
+        } = self;
+        [
+            malformed,
+            out_of_state,
+            floods,
+            bad_ranges,
+            duplicate_pages,
+            foreign_pages,
+            forgotten_pages,
+            unasked_responses,
+            excess_pages,
+            odd_hot_adds,
+        ]
+    }
+
+    pub(crate) fn to_saved(mut self) -> [u64; 10] {
+        self.counters().map(|counter| *counter)
+    }
+
+    pub(crate) fn from_saved(saved: [u64; 10]) -> Self {
+        let mut counts = Self::default();
+        for (counter, count) in counts.counters().into_iter().zip(saved) {
+            *counter = count;
+        }
+        counts
+    }
 }
 
 #[cfg(test)]

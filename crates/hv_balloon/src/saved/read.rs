@@ -38,7 +38,7 @@ pub(super) fn device(form: form::Device<'_>, config: Config, now: Duration) -> R
     device.outbox = outbox(&form)?;
     device.transaction_id = form.transaction_id;
     device.status = form.status.map(status);
-    device.faults = faults(form.faults);
+    device.faults = FaultCounts::from_saved(form.faults);
     device.last_refusal = match form.last_refusal {
         Some((target, why)) => Some((PageCount::new(target), refusal(why)?)),
         None => None,
@@ -263,33 +263,6 @@ const fn status(form: form::Status) -> StatusReport {
         zero_and_free: PageCount::new(form.zero_and_free),
         page_file_writes: form.page_file_writes,
         io_difference: form.io_difference,
-    }
-}
-
-const fn faults(counts: [u64; 10]) -> FaultCounts {
-    let [
-        malformed,
-        out_of_state,
-        floods,
-        bad_ranges,
-        duplicate_pages,
-        foreign_pages,
-        forgotten_pages,
-        unasked_responses,
-        excess_pages,
-        odd_hot_adds,
-    ] = counts;
-    FaultCounts {
-        malformed,
-        out_of_state,
-        floods,
-        bad_ranges,
-        duplicate_pages,
-        foreign_pages,
-        forgotten_pages,
-        unasked_responses,
-        excess_pages,
-        odd_hot_adds,
     }
 }
 

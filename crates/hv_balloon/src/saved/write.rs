@@ -11,7 +11,7 @@ use super::form;
 use crate::region::Region;
 use crate::state::{Preparation, Prepared, Session, State};
 use crate::target::{Goal, Pursuit, Refusal};
-use crate::{Action, Device, FaultCounts, TargetError};
+use crate::{Action, Device, TargetError};
 
 pub(super) fn device(device: &Device, now: Duration) -> form::Device<'_> {
     form::Device {
@@ -26,7 +26,7 @@ pub(super) fn device(device: &Device, now: Duration) -> form::Device<'_> {
         outbox: device.outbox.messages().map(Into::into).collect(),
         transaction_id: device.transaction_id,
         status: device.status.map(status),
-        faults: faults(device.faults),
+        faults: device.faults.to_saved(),
         last_refusal: device.last_refusal.map(|(target, why)| (target.get(), refusal(why))),
         announced_hot_added: device.announced_hot_added.get(),
         announced: device.announced.get(),
@@ -126,33 +126,6 @@ const fn status(report: StatusReport) -> form::Status {
         page_file_writes: report.page_file_writes,
         io_difference: report.io_difference,
     }
-}
-
-const fn faults(counts: FaultCounts) -> [u64; 10] {
-    let FaultCounts {
-        malformed,
-        out_of_state,
-        floods,
-        bad_ranges,
-        duplicate_pages,
-        foreign_pages,
-        forgotten_pages,
-        unasked_responses,
-        excess_pages,
-        odd_hot_adds,
-    } = counts;
-    [
-        malformed,
-        out_of_state,
-        floods,
-        bad_ranges,
-        duplicate_pages,
-        foreign_pages,
-        forgotten_pages,
-        unasked_responses,
-        excess_pages,
-        odd_hot_adds,
-    ]
 }
 
 const fn refusal(refusal: Refusal) -> form::Refusal {

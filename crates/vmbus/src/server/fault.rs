@@ -29,6 +29,50 @@ pub struct Faults {
     pub queue_full: u64,
 }
 
+impl Faults {
+    /// All counters, in the order in which they are saved.
+    fn counters(&mut self) -> [&mut u64; 11] {
+        let Self {
+            unknown_messages,
+            malformed_messages,
+            unknown_connections,
+            out_of_state,
+            unknown_channels,
+            contacts_refused,
+            gpadls_refused,
+            unknown_gpadls,
+            opens_refused,
+            changes_refused,
+            queue_full,
+        } = self;
+        [
+            unknown_messages,
+            malformed_messages,
+            unknown_connections,
+            out_of_state,
+            unknown_channels,
+            contacts_refused,
+            gpadls_refused,
+            unknown_gpadls,
+            opens_refused,
+            changes_refused,
+            queue_full,
+        ]
+    }
+
+    pub(in crate::server) fn to_saved(mut self) -> [u64; 11] {
+        self.counters().map(|counter| *counter)
+    }
+
+    pub(in crate::server) fn from_saved(saved: [u64; 11]) -> Self {
+        let mut counts = Self::default();
+        for (counter, count) in counts.counters().into_iter().zip(saved) {
+            *counter = count;
+        }
+        counts
+    }
+}
+
 /// Counts one more.
 pub(super) const fn count(counter: &mut u64) {
     *counter = counter.saturating_add(1);

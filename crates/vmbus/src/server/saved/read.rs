@@ -18,7 +18,7 @@ use crate::server::{Action, ChannelId, Faults, MAX_GPADL_PAGES, Offer, Server, S
 pub(super) fn server(form: form::Server<'_>, config: ServerConfig) -> Result<Server> {
     let mut server = Server::new(config);
     server.connection = connection(form.connection, &config)?;
-    server.faults = faults(form.faults);
+    server.faults = Faults::from_saved(form.faults);
     ensure(form.channels.len() <= MAX_CHANNELS, "too many channels")?;
     // Names are never used twice, so enough of them must be left.
     ensure(form.next_channel <= u64::MAX / 2, "more channels than any server has had")?;
@@ -209,34 +209,5 @@ fn message(form: &Queued<'_>, config: &ServerConfig) -> Result<Action> {
     match HostMessage::parse(message, Version::V5_3) {
         Ok((message, [])) => Ok(Action::Send { vp: vp(*of, config)?, message: message.emit() }),
         _ => Err(RestoreError::Impossible { reason: "a message that is none of the host's" }),
-    }
-}
-
-const fn faults(counts: [u64; 11]) -> Faults {
-    let [
-        unknown_messages,
-        malformed_messages,
-        unknown_connections,
-        out_of_state,
-        unknown_channels,
-        contacts_refused,
-        gpadls_refused,
-        unknown_gpadls,
-        opens_refused,
-        changes_refused,
-        queue_full,
-    ] = counts;
-    Faults {
-        unknown_messages,
-        malformed_messages,
-        unknown_connections,
-        out_of_state,
-        unknown_channels,
-        contacts_refused,
-        gpadls_refused,
-        unknown_gpadls,
-        opens_refused,
-        changes_refused,
-        queue_full,
     }
 }

@@ -7,7 +7,7 @@ use crate::protocol::VpIndex;
 use crate::server::channels::{Channel, ChannelState, Presence, Rings};
 use crate::server::connection::{Connection, Next};
 use crate::server::gpadl_table::{Gpadl, GpadlState};
-use crate::server::{Action, ChannelId, Faults, Server};
+use crate::server::{Action, ChannelId, Server};
 
 pub(super) fn server(server: &Server) -> form::Server<'_> {
     let channels = server.channels.channels.iter();
@@ -18,7 +18,7 @@ pub(super) fn server(server: &Server) -> form::Server<'_> {
         next_channel: server.channels.next_id,
         gpadls: gpadls.map(|(id, of)| gpadl(id.get(), of)).collect(),
         messages: server.outbox.messages.iter().filter_map(queued).collect(),
-        faults: faults(server.faults),
+        faults: server.faults.to_saved(),
     }
 }
 
@@ -102,33 +102,4 @@ fn queued(action: &Action) -> Option<Queued<'_>> {
         Action::DropQueuedMessages => Some(Queued::Drop),
         Action::Open { .. } | Action::Close { .. } | Action::SetTargetVp { .. } => None,
     }
-}
-
-const fn faults(faults: Faults) -> [u64; 11] {
-    let Faults {
-        unknown_messages,
-        malformed_messages,
-        unknown_connections,
-        out_of_state,
-        unknown_channels,
-        contacts_refused,
-        gpadls_refused,
-        unknown_gpadls,
-        opens_refused,
-        changes_refused,
-        queue_full,
-    } = faults;
-    [
-        unknown_messages,
-        malformed_messages,
-        unknown_connections,
-        out_of_state,
-        unknown_channels,
-        contacts_refused,
-        gpadls_refused,
-        unknown_gpadls,
-        opens_refused,
-        changes_refused,
-        queue_full,
-    ]
 }
