@@ -1,9 +1,12 @@
 //! A process that runs out of descriptors. They are the process's, so these tests have one of their
 //! own and take turns.
 
+mod common;
+
+use common::{FakeMachine, PATIENCE};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use qmp::{Client, Machine, MonitorError, RunState, Server, qapi};
+use qmp::{Client, Server, qapi};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -14,25 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
 static TURN: Mutex<()> = Mutex::new(());
-
-struct FakeMachine;
-
-impl Machine for FakeMachine {
-    fn status(&self) -> RunState {
-        RunState::running
-    }
-    fn balloon(&self, _: u64) -> Result<(), MonitorError> {
-        Ok(())
-    }
-    fn query_balloon(&self) -> Result<u64, MonitorError> {
-        Ok(4096)
-    }
-    fn system_reset(&self) {}
-    fn quit(&self) {}
-}
 
 fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()

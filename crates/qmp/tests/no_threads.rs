@@ -1,28 +1,12 @@
 //! A process that cannot start threads any more. The filter that sees to this cannot be taken away
 //! again, so this is a test program of its own.
 
+mod common;
+
+use common::{FakeMachine, PATIENCE};
 use host_faults::Refusal;
-use qmp::{Client, ClientError, Machine, MonitorError, RunState, Server, qapi};
+use qmp::{Client, ClientError, Server, qapi};
 use std::sync::Arc;
-use std::time::Duration;
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-struct FakeMachine;
-
-impl Machine for FakeMachine {
-    fn status(&self) -> RunState {
-        RunState::running
-    }
-    fn balloon(&self, _: u64) -> Result<(), MonitorError> {
-        Ok(())
-    }
-    fn query_balloon(&self) -> Result<u64, MonitorError> {
-        Ok(4096)
-    }
-    fn system_reset(&self) {}
-    fn quit(&self) {}
-}
 
 #[test]
 fn a_client_without_threads_is_told_so_and_the_others_are_served() {

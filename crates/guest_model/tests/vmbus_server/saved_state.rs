@@ -358,7 +358,7 @@ proptest! {
     ) {
         let names = ["connected", "open", "assembling", "opening", "closing-to-open",
             "tearing-down", "rescinded", "draining-to-contact", "with-messages"];
-        let saved = fs::read(golden(which.get(&names))).unwrap();
+        let saved = fs::read(golden(which.get::<&str>(&names))).unwrap();
         if let Ok(server) = Server::restore(CONFIG, &reframed(SERVER, &saved, &changes)) {
             go_on(server);
         }
