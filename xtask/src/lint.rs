@@ -10,36 +10,46 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 12] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     ("page_range", &[]),
     ("confinement", &[]),
     ("saved_state", &["page_range"]),
     ("dynmem_protocol", &["page_range"]),
     ("hv_balloon", &["dynmem_protocol", "page_range", "saved_state"]),
     ("vmbus", &["page_range", "saved_state"]),
-    ("guest_model", &["dynmem_protocol", "page_range", "vmbus"]),
+    ("dynmem_vsp", &["hv_balloon", "page_range", "saved_state", "vmbus"]),
     ("guest_ram", &["page_range", "vmbus"]),
     ("kvm_hyperv", &["page_range", "vmbus"]),
+    ("vmbus_kvm", &["dynmem_vsp", "guest_ram", "kvm_hyperv", "page_range", "vmbus"]),
     ("qmp", &[]),
     (
         "vmm",
         &[
             "confinement",
             "dynmem_protocol",
+            "dynmem_vsp",
             "guest_ram",
             "hv_balloon",
             "kvm_hyperv",
             "page_range",
             "qmp",
             "vmbus",
+            "vmbus_kvm",
         ],
     ),
     ("hvb", &["confinement", "qmp", "vmm"]),
 ];
 
 /// Crates without input, output, clock or unsafe code.
-const PURE: [&str; 6] =
-    ["page_range", "saved_state", "dynmem_protocol", "hv_balloon", "vmbus", "guest_model"];
+const PURE: [&str; 7] = [
+    "page_range",
+    "saved_state",
+    "dynmem_protocol",
+    "hv_balloon",
+    "vmbus",
+    "dynmem_vsp",
+    "guest_model",
+];
 
 /// Crates that may contain unsafe code: memory, KVM and a signal handler, and the benches that call what has no safe
 /// form (a counting allocator, other allocators and sets written in C, the bare `madvise`).

@@ -13,7 +13,9 @@
 //!
 //! - [`protocol`]: the control messages, identifiers, versions and ring constants, as bytes;
 //! - [`ring`]: a channel's two rings in [`GuestMemory`];
-//! - [`Server`]: connections, offers, GPADLs, opening and closing.
+//! - [`Server`]: connections, offers, GPADLs, opening and closing;
+//! - [`Channel`]: a device's end of its open channel;
+//! - [`VmbusDevice`]: what the driver of the bus needs to know of a device.
 //!
 //! Everything a guest says is hostile: it is copied once, checked, and only then used; nothing here
 //! panics on any input, and all that a guest can make grow has a stated limit.
@@ -22,12 +24,16 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod channel;
+mod device;
 mod memory;
 pub mod protocol;
 pub mod ring;
 mod saved;
 mod server;
 
+pub use channel::{Channel, GuestSignal, MAX_COMPLETIONS, Received};
+pub use device::{ChannelEvent, ChannelOutput, VmbusDevice};
 pub use memory::{AccessError, GuestMemory};
 pub use saved::RestoreError;
 pub use server::{

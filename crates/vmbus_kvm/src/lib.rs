@@ -1,0 +1,2 @@
+#![forbid(unsafe_code)]
+//! Runs the VMBus and its devices in a KVM VMM: threads, SynIC delivery, memory work.
