@@ -73,8 +73,7 @@ pub enum PoolError {
     },
     /// The host has no pool of this page size.
     #[error(
-        "this host has no huge pages of {size}: use another --hugepages, or boot the host with \
-         hugepagesz={}", size.kernel_name()
+        "this host has no huge pages of {size}: boot it with hugepagesz={}", size.kernel_name()
     )]
     NoSuchSize {
         /// The page size.
@@ -154,6 +153,7 @@ impl NumberFile {
 }
 
 impl HugePages {
+    /// The size as the kernel's command line has it.
     fn kernel_name(self) -> &'static str {
         match self {
             Self::Pool1G => "1G",

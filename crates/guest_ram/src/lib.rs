@@ -12,10 +12,12 @@
 //!
 //! Unsafe code stands in `mapping` only.
 
+mod backend;
 mod bus;
 mod copy;
 mod discard;
 mod extent;
+mod extents;
 mod hot_add;
 mod huge_pages;
 mod layout;
@@ -25,11 +27,12 @@ mod ram;
 mod region;
 mod worker;
 
+pub use backend::{BackendError, MemorySlots, RamBackend};
 pub use discard::{DiscardError, ProvideError};
 pub use hot_add::AddError;
 pub use huge_pages::{HugePages, PoolError};
 pub use layout::{HIGH_RAM_START, LOW_RAM_LIMIT, boot_ram_ranges};
 pub use mapping::Backend;
-pub use ram::{GuestRam, RamConfig, RamError};
+pub use ram::{GuestRam, RamConfig, RamError, RamPart};
 pub use region::RamRegion;
 pub use worker::{MemoryWorker, WorkError};

@@ -1,5 +1,6 @@
 //! The guest's RAM as a whole.
 
+use std::fmt;
 use std::io;
 use std::sync::{Arc, PoisonError};
 
@@ -12,11 +13,11 @@ use vm_memory::{
 
 use crate::discard::{DiscardError, ProvideError};
 use crate::extent::Extent;
+use crate::extents::Extents;
 use crate::hot_add::{AddError, HotAdd};
 use crate::huge_pages::PoolFiles;
 use crate::layout::boot_ram_ranges;
-use crate::mapping::{Backend, Mapping, Request, Span};
-use crate::plan::{Planner, merged};
+use crate::mapping::{Backend, Mapping, Request};
 use crate::{HugePages, PoolError, RamRegion};
 
 /// What to map.
@@ -35,6 +36,24 @@ pub struct RamConfig {
     pub max_pieces: u32,
 }
 
+/// A part of guest memory, as [`RamConfig`] divides it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RamPart {
+    /// [`RamConfig::size`].
+    Boot,
+    /// [`RamConfig::hot_add`].
+    HotAdd,
+}
+
+impl fmt::Display for RamPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Boot => "the guest's boot memory",
+            Self::HotAdd => "memory that the guest may get later",
+        })
+    }
+}
+
 /// Guest memory could not be set up.
 #[derive(Debug, Error)]
 pub enum RamError {
@@ -42,10 +61,10 @@ pub enum RamError {
     #[error("guest memory of {0} pages is not possible")]
     Size(PageCount),
     /// The host did not give the memory.
-    #[error("cannot map {bytes} bytes of guest memory; ask for less with {option}")]
+    #[error("cannot map {bytes} bytes for {part}: ask for less, or free memory on the host")]
     Map {
-        /// The option of `hvb` that asks for it.
-        option: &'static str,
+        /// What it was for.
+        part: RamPart,
         /// Bytes asked for.
         bytes: u64,
         /// What the kernel said.
@@ -210,25 +229,17 @@ impl GuestRam {
     /// [`DiscardError`] for pages that are not RAM or not whole huge pages, and where the kernel
     /// refuses.
     pub fn discard(&self, ranges: &[PageRange]) -> Result<(), DiscardError> {
-        let mut plan =
-            Planner::new(ranges.len(), |place: Place<'_>, spans: &[Span]| place.0.discard(spans));
-        let mut result = Ok(());
-        let mut last = self.boot.first();
-        for run in merged(ranges) {
-            // Most ranges are all in one extent, and in the one of the range before.
-            if last.is_none_or(|extent| !extent.holds(run)) {
-                last = self.extents().find(|extent| extent.holds(run));
-            }
-            result = result.and(match last {
-                Some(extent) => plan_part(&mut plan, extent, run),
-                None if self.is_ram(run) => self
-                    .parts(run)
-                    .map(|(extent, part)| plan_part(&mut plan, extent, part))
-                    .fold(Ok(()), Result::and),
-                None => plan.flush().and(Err(DiscardError::NotRam(run))),
-            });
-        }
-        result.and(plan.flush())
+        self.extents().discard(ranges)
+    }
+
+    /// As [`GuestRam::discard`], for a caller that leaves all pages with the guest after a failure:
+    /// pool pages that are gone by then are provided again. Only where the pool has given them to
+    /// others meanwhile are they allocated on the guest's next touch, if the pool can.
+    ///
+    /// # Errors
+    /// As [`GuestRam::discard`].
+    pub fn discard_or_undo(&self, ranges: &[PageRange]) -> Result<(), DiscardError> {
+        self.extents().discard_or_undo(ranges)
     }
 
     /// Allocates discarded pages of the pool again; their content is zero. All of them or none.
@@ -238,29 +249,7 @@ impl GuestRam {
     /// [`ProvideError`] for pages that are not RAM or not whole huge pages, and where the pool has
     /// no more.
     pub fn provide(&self, ranges: &[PageRange]) -> Result<(), ProvideError> {
-        let mut parts = Vec::new();
-        for run in merged(ranges) {
-            if !self.is_ram(run) {
-                return Err(ProvideError::NotRam(run));
-            }
-            parts.extend(self.parts(run).filter(|(extent, _)| extent.has_pool_pages()));
-        }
-        for (extent, part) in &parts {
-            extent.check_provide(*part)?;
-        }
-        let mut provided = Vec::new();
-        for (extent, part) in parts {
-            match extent.provide(part) {
-                Ok(taken) => provided.extend(taken.into_iter().map(|range| (extent, range))),
-                Err(error) => {
-                    for (extent, range) in provided {
-                        extent.take_back(range);
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
+        self.extents().provide(ranges)
     }
 
     /// Reads or writes where boot RAM is, which never moves; `None` elsewhere.
@@ -271,21 +260,14 @@ impl GuestRam {
         })
     }
 
-    /// Whether all pages of a range are RAM, or may become so.
-    fn is_ram(&self, range: PageRange) -> bool {
-        let found: u64 = self.parts(range).map(|(_, part)| part.count().get()).sum();
-        found == range.count().get()
-    }
-
-    /// The extents that hold pages of a range, and which.
-    fn parts(&self, range: PageRange) -> impl Iterator<Item = (&Extent, PageRange)> {
-        let held = move |extent| Some((extent, Extent::range(extent).intersection(range)?));
-        self.extents().filter_map(held)
+    /// Whether no page of a range is RAM, or was ever added.
+    pub(crate) fn is_unknown(&self, range: PageRange) -> bool {
+        self.extents().parts(range).next().is_none()
     }
 
     /// All memory there is, added or not.
-    fn extents(&self) -> impl Iterator<Item = &Extent> {
-        self.boot.iter().chain(self.hot_add.as_ref().and_then(HotAdd::extent))
+    fn extents(&self) -> Extents<'_> {
+        Extents::new(&self.boot, self.hot_add.as_ref().and_then(HotAdd::extent))
     }
 
     /// Makes boot RAM and `pieces` what [`GuestRam::memory`] shows. `false` where they overlap.
@@ -298,28 +280,6 @@ impl GuestRam {
         };
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).replace(memory);
         true
-    }
-}
-
-/// Plans to give back a part of an extent.
-fn plan_part<'a>(
-    plan: &mut Planner<Place<'a>, impl FnMut(Place<'a>, &[Span]) -> Result<(), DiscardError>>,
-    extent: &'a Extent,
-    part: PageRange,
-) -> Result<(), DiscardError> {
-    match extent.discardable(part) {
-        Ok(span) => plan.add(Place(extent), span, extent.unit_bytes()),
-        Err(error) => plan.flush().and(Err(error)),
-    }
-}
-
-/// An extent by identity.
-#[derive(Clone, Copy)]
-struct Place<'a>(&'a Extent);
-
-impl PartialEq for Place<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        std::ptr::eq(self.0, other.0)
     }
 }
 
@@ -341,7 +301,7 @@ fn map_boot(config: &RamConfig, ranges: &[PageRange]) -> Result<Vec<Extent>, Ram
         .iter()
         .map(map)
         .collect::<io::Result<_>>()
-        .map_err(|error| failed(config, "--memory", config.size, error))
+        .map_err(|error| failed(config, RamPart::Boot, config.size, error))
 }
 
 /// The guest address of what is added has the alignment of a huge page, whatever it will be.
@@ -352,7 +312,7 @@ fn map_hot_add(config: &RamConfig) -> Result<Option<HotAdd>, RamError> {
     }
     let mapping = request(config, 0, size, false)
         .and_then(|request| Mapping::new(&request))
-        .map_err(|error| failed(config, "--max-memory", size, error))?;
+        .map_err(|error| failed(config, RamPart::HotAdd, size, error))?;
     Ok(Some(HotAdd::new(mapping, huge_pages, size, max_pieces)))
 }
 
@@ -369,13 +329,13 @@ fn request(
 
 /// By now nothing that was mapped before is there any more, so that what the pool has free counts
 /// for all of `size`.
-fn failed(config: &RamConfig, option: &'static str, size: PageCount, error: io::Error) -> RamError {
+fn failed(config: &RamConfig, part: RamPart, size: PageCount, error: io::Error) -> RamError {
     let bytes = size.bytes();
     if !config.huge_pages.from_pool() {
-        return RamError::Map { option, bytes, source: error };
+        return RamError::Map { part, bytes, source: error };
     }
     match PoolError::explain(config.huge_pages, bytes, error) {
         Ok(error) => error.into(),
-        Err(source) => RamError::Map { option, bytes, source },
+        Err(source) => RamError::Map { part, bytes, source },
     }
 }

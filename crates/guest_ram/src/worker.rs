@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::slice;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{Builder, JoinHandle};
@@ -39,22 +38,10 @@ enum Job {
 impl Job {
     fn run(self) -> Result<(), WorkError> {
         match self {
-            Self::Discard(ram, ranges) => {
-                Ok(ram.discard(&ranges).inspect_err(|_| undo(&ram, &ranges))?)
-            }
+            Self::Discard(ram, ranges) => Ok(ram.discard_or_undo(&ranges)?),
             Self::Provide(ram, ranges) => Ok(ram.provide(&ranges)?),
             Self::Other(job) => job(),
         }
-    }
-}
-
-/// A discard that failed may have gone a part of its way, and who asked for it goes on as if no page
-/// were gone: it gives them to the guest unprovided.
-fn undo(ram: &GuestRam, ranges: &[PageRange]) {
-    // For each range by itself, since this is all or nothing. What the pool has given to others by
-    // now comes when it is touched, if the pool has it then.
-    for range in ranges {
-        let _ = ram.provide(slice::from_ref(range));
     }
 }
 

@@ -6,7 +6,9 @@ use std::io;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guest_ram::{Backend, DiscardError, GuestRam, MemoryWorker, RamConfig, RamError, WorkError};
+use guest_ram::{
+    Backend, DiscardError, GuestRam, MemoryWorker, RamConfig, RamError, RamPart, WorkError,
+};
 use host_faults::Refusal;
 use page_range::{Gpfn, PageCount, PageRange};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -80,7 +82,7 @@ fn marked(ram: &GuestRam) -> Vec<u64> {
 }
 
 #[test]
-fn memory_that_cannot_be_mapped_is_told_with_size_and_option_and_leaves_nothing() {
+fn memory_that_cannot_be_mapped_is_told_with_its_size_and_leaves_nothing() {
     let _turn = turn();
     let fixed = of_guest_memory(libc::ENOMEM).with_flag(3, flag(libc::MAP_FIXED));
     let cases = [
@@ -97,12 +99,12 @@ fn memory_that_cannot_be_mapped_is_told_with_size_and_option_and_leaves_nothing(
         let error = refused(std::slice::from_ref(&refusal), backend);
         assert_eq!(cause(&error), Some(errno), "{refusal:?}");
         let text = error.to_string();
-        assert!(text.contains("67108864 bytes") && text.contains("--memory"), "{text}");
+        assert!(text.contains("67108864 bytes for the guest's boot memory"), "{text}");
     }
     // Only what can be added has this size: what boots was mapped by then, and is let go of.
     let added = of_guest_memory(libc::ENOMEM).with_argument(1, (1 << 40) + (2 << 20));
     let error = refused(&[added], Backend::Anonymous);
-    assert!(error.to_string().contains("--max-memory"), "{error}");
+    assert!(matches!(error, RamError::Map { part: RamPart::HotAdd, .. }), "{error}");
 
     let (still_mapped, still_open) = holdings();
     assert_eq!(still_open, descriptors);

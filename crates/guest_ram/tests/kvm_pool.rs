@@ -306,6 +306,18 @@ fn a_discard_that_failed_half_way_leaves_no_page_that_the_guest_could_not_touch(
 }
 
 #[test]
+fn a_huge_page_that_went_in_two_halves_comes_back_after_a_failure_too() {
+    let Some(pool) = Pool::take() else { return };
+    let ram = ram(8, 0);
+    (0..8).for_each(|page| mark(&ram, page, 1));
+    let free = pool.free();
+    let halves = [pages(HUGE, HUGE / 2), pages(HUGE + HUGE / 2, HUGE / 2), huge(3, 1)];
+    let error = host_faults::with(&[keeps(3)], || ram.discard_or_undo(&halves).unwrap_err());
+    assert!(matches!(error, DiscardError::System { .. }), "{error}");
+    assert_eq!((pool.free(), marked(&ram, 1), marked(&ram, 3)), (free, 0, 1));
+}
+
+#[test]
 fn pages_that_cannot_be_allocated_leave_the_pool_as_it_was() {
     let Some(pool) = Pool::take() else { return };
     let ram = ram(2, 400);

@@ -4,6 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use guest_ram::{PoolError, RamError, RamPart};
 use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
@@ -181,9 +182,29 @@ pub enum VmmError {
     /// The guest cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// Guest memory cannot be had.
+    /// The host has no room for the guest's memory.
+    #[error("cannot map {bytes} bytes of guest memory; ask for less with {option}")]
+    Memory {
+        /// The option that asks for it.
+        option: &'static str,
+        /// Bytes asked for.
+        bytes: u64,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The host has no huge pages of the size that `--hugepages` asks for.
+    #[error("{lack}, or use another --hugepages")]
+    HugePages {
+        /// What the host lacks, and a remedy.
+        lack: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Guest memory cannot be had for another reason.
     #[error(transparent)]
-    Ram(#[from] guest_ram::RamError),
+    Ram(guest_ram::RamError),
     /// The machine cannot be built, or broke.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -227,6 +248,29 @@ pub enum VmmError {
     },
 }
 
+/// Names the options of `hvb`, of which the library knows nothing.
+impl From<RamError> for VmmError {
+    fn from(error: RamError) -> Self {
+        match error {
+            RamError::Map { part, bytes, source } => {
+                let option = match part {
+                    RamPart::Boot => "--memory",
+                    RamPart::HotAdd => "--max-memory",
+                };
+                Self::Memory { option, bytes, source }
+            }
+            RamError::Pool(pool) => {
+                let lack = pool.to_string();
+                match pool {
+                    PoolError::NoSuchSize { source, .. } => Self::HugePages { lack, source },
+                    other => Self::Ram(other.into()),
+                }
+            }
+            other => Self::Ram(other),
+        }
+    }
+}
+
 /// What helps where the host has run out of something, to follow the text of an error.
 pub(crate) fn remedy(errno: i32) -> &'static str {
     match errno {
@@ -253,6 +297,31 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_cannot_be_had_is_told_with_the_option_that_asks_for_it() {
+        let os_error = io::Error::from_raw_os_error;
+        for (part, option) in [(RamPart::Boot, "--memory"), (RamPart::HotAdd, "--max-memory")] {
+            let error = RamError::Map { part, bytes: 4096, source: os_error(libc::ENOMEM) };
+            assert_eq!(
+                chain(&VmmError::from(error)),
+                format!(
+                    "cannot map 4096 bytes of guest memory; ask for less with {option}: Cannot \
+                     allocate memory (os error 12)"
+                )
+            );
+        }
+        let size = guest_ram::HugePages::Pool1G;
+        let pool = PoolError::NoSuchSize { size, source: os_error(libc::ENOENT) };
+        assert_eq!(
+            chain(&VmmError::from(RamError::Pool(pool))),
+            "this host has no huge pages of 1 GiB: boot it with hugepagesz=1G, or use another \
+             --hugepages: No such file or directory (os error 2)"
+        );
+        let pool = PoolError::Short { size, needed: 2, available: 1, enough: 2 };
+        let text = chain(&VmmError::from(RamError::Pool(pool)));
+        assert!(text.starts_with("2 huge pages of 1 GiB are needed and 1 are free"), "{text}");
+    }
 
     #[test]
     fn what_the_host_has_run_out_of_is_told_with_a_remedy() {

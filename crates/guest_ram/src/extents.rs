@@ -1,0 +1,123 @@
+//! All the memory of a guest: discards and provisions that may cross from one mapping to the next.
+
+use page_range::PageRange;
+
+use crate::discard::{DiscardError, ProvideError};
+use crate::extent::Extent;
+use crate::mapping::Span;
+use crate::plan::{Planner, merged};
+
+/// The mappings that a guest's memory consists of, none of which overlap.
+#[derive(Clone, Copy)]
+pub(crate) struct Extents<'a> {
+    boot: &'a [Extent],
+    added: Option<&'a Extent>,
+}
+
+impl<'a> Extents<'a> {
+    /// Boot RAM, and what memory is added from.
+    pub(crate) fn new(boot: &'a [Extent], added: Option<&'a Extent>) -> Self {
+        Self { boot, added }
+    }
+
+    /// Gives pages back to the host. Every range is tried; the first failure is reported.
+    pub(crate) fn discard(self, ranges: &[PageRange]) -> Result<(), DiscardError> {
+        let mut plan =
+            Planner::new(ranges.len(), |place: Place<'_>, spans: &[Span]| place.0.discard(spans));
+        let mut result = Ok(());
+        let mut last = self.boot.first();
+        for run in merged(ranges) {
+            // Most ranges lie in one extent, and in the same one as the range before.
+            if last.is_none_or(|extent| !extent.holds(run)) {
+                last = self.all().find(|extent| extent.holds(run));
+            }
+            result = result.and(match last {
+                Some(extent) => plan_part(&mut plan, extent, run),
+                None if self.hold(run) => self
+                    .parts(run)
+                    .map(|(extent, part)| plan_part(&mut plan, extent, part))
+                    .fold(Ok(()), Result::and),
+                None => plan.flush().and(Err(DiscardError::NotRam(run))),
+            });
+        }
+        result.and(plan.flush())
+    }
+
+    /// As [`Extents::discard`]. After a failure, pages that are gone are provided again, so that
+    /// the guest can touch all pages of `ranges`, as before.
+    pub(crate) fn discard_or_undo(self, ranges: &[PageRange]) -> Result<(), DiscardError> {
+        self.discard(ranges).inspect_err(|_| {
+            // Merged, as the discard did: two halves of a huge page make a whole one.
+            for (extent, part) in merged(ranges).flat_map(|run| self.parts(run)) {
+                // Each part by itself, since a part is provided whole or not at all. What the pool
+                // has given to others by now is allocated on the guest's next touch, if it can be.
+                let _ = extent.provide(part);
+            }
+        })
+    }
+
+    /// Takes what is absent from the host's pool again: all of it, or nothing.
+    pub(crate) fn provide(self, ranges: &[PageRange]) -> Result<(), ProvideError> {
+        let mut parts = Vec::new();
+        for run in merged(ranges) {
+            if !self.hold(run) {
+                return Err(ProvideError::NotRam(run));
+            }
+            parts.extend(self.parts(run).filter(|(extent, _)| extent.has_pool_pages()));
+        }
+        for (extent, part) in &parts {
+            extent.check_provide(*part)?;
+        }
+        let mut provided = Vec::new();
+        for (extent, part) in parts {
+            match extent.provide(part) {
+                Ok(taken) => provided.extend(taken.into_iter().map(|range| (extent, range))),
+                Err(error) => {
+                    for (extent, range) in provided {
+                        extent.take_back(range);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The extents that hold pages of a range, and which pages.
+    pub(crate) fn parts(self, range: PageRange) -> impl Iterator<Item = (&'a Extent, PageRange)> {
+        let held = move |extent| Some((extent, Extent::range(extent).intersection(range)?));
+        self.all().filter_map(held)
+    }
+
+    /// Whether all pages of a range are here.
+    fn hold(self, range: PageRange) -> bool {
+        let found: u64 = self.parts(range).map(|(_, part)| part.count().get()).sum();
+        found == range.count().get()
+    }
+
+    fn all(self) -> impl Iterator<Item = &'a Extent> {
+        self.boot.iter().chain(self.added)
+    }
+}
+
+/// Plans to give back a part of an extent.
+fn plan_part<'a>(
+    plan: &mut Planner<Place<'a>, impl FnMut(Place<'a>, &[Span]) -> Result<(), DiscardError>>,
+    extent: &'a Extent,
+    part: PageRange,
+) -> Result<(), DiscardError> {
+    match extent.discardable(part) {
+        Ok(span) => plan.add(Place(extent), span, extent.unit_bytes()),
+        Err(error) => plan.flush().and(Err(error)),
+    }
+}
+
+/// An extent by identity.
+#[derive(Clone, Copy)]
+struct Place<'a>(&'a Extent);
+
+impl PartialEq for Place<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self.0, other.0)
+    }
+}
