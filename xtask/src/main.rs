@@ -1,28 +1,18 @@
 //! The project's tasks: `cargo xtask TASK`.
 
-mod apt;
-mod cache;
-mod demo;
-mod emulator;
-mod fuzz;
-mod guest;
-mod host;
-mod image;
-mod kernels;
-mod lint;
-mod modules;
-mod packages;
-mod peers;
+mod debian;
+mod guest_image;
 mod rig;
-mod soak;
-mod suite;
-mod test;
+mod tasks;
 mod workspace;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+use rig::{emulator, host};
+use tasks::{demo, fuzz, lint, package, peers, soak, suite, test, toolchain};
 
 /// Tasks of the hv-balloon project.
 #[derive(Parser)]
@@ -40,14 +30,20 @@ enum Task {
     Rig(rig::RigArgs),
     /// Runs all tests, those that need KVM in the rig where this machine cannot.
     Test(test::TestArgs),
-    /// Fuzzes all that takes input: each target for so many seconds.
+    /// Fuzzes everything that takes input: each target for so many seconds.
     Fuzz(fuzz::FuzzArgs),
     /// Resizes, resets and reloads the driver of a guest at random, with its memory under check.
     Soak(soak::SoakArgs),
     /// Measures the same guest under hvb and under QEMU's two balloons.
     BenchPeers(peers::PeersArgs),
-    /// Checks what the compiler does not: layers, purity, file sizes.
+    /// Checks what the compiler does not: layers, purity, manifests, file sizes.
     Lint,
+    /// Checks that the compiler in use is the oldest one that README.md and `rust-version` promise.
+    ///
+    /// Prints the name of the rustup toolchain to use where that is another one than the default.
+    Toolchain,
+    /// Packages every library as `cargo publish` would, and builds what is in the packages.
+    Package(package::PackageArgs),
     /// Installs and downloads all that the rig and the test guest need, ahead of time.
     Prepare {
         /// Takes the newest kernels even where some are cached.
@@ -58,7 +54,7 @@ enum Task {
     GuestImage {
         /// Which kernel it has.
         #[arg(long, value_enum, default_value = "stable")]
-        kernel: guest::GuestKernel,
+        kernel: guest_image::GuestKernel,
     },
     /// Runs the test programs of a plan; what `test` starts in the rig.
     #[command(hide = true)]
@@ -87,9 +83,11 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Soak(args) => soak::main(&args),
         Task::BenchPeers(args) => peers::main(&args),
         Task::Lint => lint::main(),
+        Task::Toolchain => toolchain::main(),
+        Task::Package(args) => package::main(&args),
         Task::Prepare { refresh } => prepare(refresh),
         Task::GuestImage { kernel } => {
-            let guest = guest::build(kernel)?;
+            let guest = guest_image::build(kernel)?;
             println!("kernel {}\ninitrd {}", guest.kernel.display(), guest.initrd.display());
             Ok(ExitCode::SUCCESS)
         }
@@ -99,11 +97,11 @@ fn run(task: Task) -> Result<ExitCode> {
 
 fn prepare(refresh: bool) -> Result<ExitCode> {
     if refresh {
-        kernels::forget_choices()?;
+        guest_image::kernels::forget_choices()?;
         emulator::forget_choice()?;
     }
-    for kernel in guest::GuestKernel::ALL {
-        guest::build(kernel)?;
+    for kernel in guest_image::GuestKernel::ALL {
+        guest_image::build(kernel)?;
     }
     if let host::HyperV::Absent(_) = host::probe() {
         rig::prepare()?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use guest_agent::rig::{PORT, ROOT_TAG};
 use tempfile::TempDir;
 
-use crate::emulator::Emulator;
+use super::emulator::Emulator;
 use crate::workspace;
 
 /// What the machine is made of.

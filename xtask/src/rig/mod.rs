@@ -4,6 +4,8 @@
 //! processor with SVM runs Debian's kernel, whose `kvm_amd` has all of Hyper-V, and the command
 //! runs in that machine, on this machine's files: read-only, under a layer that is thrown away.
 
+pub(crate) mod emulator;
+pub(crate) mod host;
 mod link;
 mod machine;
 mod terminal;
@@ -17,9 +19,9 @@ use anyhow::{Context, Result, ensure};
 use guest_agent::boot::USUAL_MODULES;
 use guest_agent::rig::{JOB_FILE, Job};
 
-use crate::host::{self, HyperV};
-use crate::image::Initramfs;
-use crate::{emulator, guest, kernels, modules};
+use crate::guest_image::initramfs::Initramfs;
+use crate::guest_image::{self, kernels, modules};
+use host::HyperV;
 use machine::Machine;
 
 /// The exit status that says that the rig failed, not the command in it.
@@ -110,7 +112,7 @@ fn initramfs(job: Option<&Job>) -> Result<Vec<u8>> {
         ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm", "kvm_amd"];
     let kernel = kernels::get(kernels::RIG)?;
     let mut image = Initramfs::default();
-    image.add_program("/init", &guest::static_program("rig_init")?)?;
+    image.add_program("/init", &guest_image::static_program("rig_init")?)?;
     image.add_modules(USUAL_MODULES, &modules::with_dependencies(&kernel.modules, &MODULES)?)?;
     if let Some(job) = job {
         image.add_file(JOB_FILE, &serde_json::to_vec(job)?)?;

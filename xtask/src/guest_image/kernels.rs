@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::apt::Apt;
-use crate::cache::{Cache, write_whole};
+use crate::debian::apt::Apt;
+use crate::debian::cache::{Cache, write_whole};
 
 /// A kernel to get: the package that depends on the current one, and where to take it from.
 #[derive(Debug, Clone, Copy)]

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use object::{Object, ObjectSection};
 
-use crate::packages;
+use crate::debian::packages;
 
 /// A module, ready to be put into an image.
 #[derive(Debug)]

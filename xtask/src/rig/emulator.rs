@@ -11,9 +11,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::apt::Apt;
-use crate::cache::{Cache, write_whole};
-use crate::packages::{self, QEMU};
+use crate::debian::apt::Apt;
+use crate::debian::cache::{Cache, write_whole};
+use crate::debian::packages::{self, QEMU};
 
 /// The oldest major version that emulates well.
 const OLDEST: u32 = 10;

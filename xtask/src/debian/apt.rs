@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::packages::{in_path, run};
+use super::packages::{in_path, run};
 
 /// apt, and the package lists it goes by.
 #[derive(Debug)]

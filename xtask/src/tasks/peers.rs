@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{emulator, guest, test, workspace};
+use crate::rig::emulator;
+use crate::tasks::test;
+use crate::{guest_image, workspace};
 
 /// `cargo xtask bench-peers`.
 #[derive(Debug, clap::Args)]
@@ -41,7 +43,7 @@ pub(crate) struct PeersArgs {
     no_clearing: bool,
     /// The guest's kernel.
     #[arg(long, value_enum, default_value = "stable")]
-    kernel: guest::GuestKernel,
+    kernel: guest_image::GuestKernel,
 }
 
 /// Builds what is needed and measures where KVM has Hyper-V. The machine should be idle.
@@ -55,7 +57,7 @@ pub(crate) fn main(args: &PeersArgs) -> Result<ExitCode> {
     ensure!(!read_only, "--out {text}: may not be written to");
 
     eprintln!("bench-peers: building hvb and the guest (a few minutes the first time)");
-    let guest = guest::build(args.kernel)?;
+    let guest = guest_image::build(args.kernel)?;
     let hvb = match &args.hvb {
         Some(file) => {
             let path = file.canonicalize().with_context(|| format!("--hvb {}", file.display()))?;

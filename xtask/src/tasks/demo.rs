@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::guest_image;
 use crate::rig;
-use crate::{guest, test};
+use crate::tasks::test;
 
 /// `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
@@ -24,7 +25,7 @@ pub(crate) struct DemoArgs {
     grow: Option<u64>,
     /// The guest's kernel.
     #[arg(long, value_enum, default_value = "stable")]
-    kernel: guest::GuestKernel,
+    kernel: guest_image::GuestKernel,
 }
 
 /// Builds what is needed and runs the demo where KVM has Hyper-V; its exit status is the answer.
@@ -33,7 +34,7 @@ pub(crate) fn main(args: &DemoArgs) -> Result<ExitCode> {
     let grow = args.grow.unwrap_or_else(|| args.memory.saturating_mul(2));
     ensure!(args.memory < grow, "--grow must be more than --memory");
     eprintln!("demo: building hvb and the guest (a few minutes the first time)");
-    let guest = guest::build(args.kernel)?;
+    let guest = guest_image::build(args.kernel)?;
     let hvb = test::build_program("hvb", "hvb")?;
     let demo = test::build_program("e2e", "resize_demo")?;
     let mut rig = std::process::Command::new(std::env::current_exe()?);

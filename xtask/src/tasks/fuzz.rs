@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::packages::{self, Program};
+use crate::debian::packages::{self, Program};
 use crate::workspace;
 
 /// The compiler of libFuzzer itself.

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::{guest, test, workspace};
+use crate::tasks::test;
+use crate::{guest_image, workspace};
 
 /// What the rig may take longer than the soak: the warm-ups, a guest that stands still, and the steps
 /// that are taken again after it.
@@ -26,7 +27,7 @@ pub(crate) struct SoakArgs {
     seed: Option<u64>,
     /// The guest's kernel.
     #[arg(long, value_enum, default_value = "stable")]
-    kernel: guest::GuestKernel,
+    kernel: guest_image::GuestKernel,
     /// Lets the guest keep its size over a reset, in place of that at boot.
     #[arg(long)]
     keep_size: bool,
@@ -39,7 +40,7 @@ pub(crate) struct SoakArgs {
 /// The first Ctrl-C ends it early with all its figures, the second at once.
 pub(crate) fn main(args: &SoakArgs) -> Result<ExitCode> {
     eprintln!("soak: building hvb and the guest (a few minutes the first time)");
-    let guest = guest::build(args.kernel)?;
+    let guest = guest_image::build(args.kernel)?;
     let hvb = test::build_program("hvb", "hvb")?;
     let soak = test::build_program("e2e", "soak")?;
     let seconds = args.minutes * 60;

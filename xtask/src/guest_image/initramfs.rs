@@ -7,7 +7,7 @@ use anyhow::Result;
 use cpio::NewcBuilder;
 use guest_agent::boot::{MODULE_ORDER, MODULES};
 
-use crate::modules::Module;
+use super::modules::Module;
 
 /// An initramfs in the making. It is not compressed: unpacking takes longer than loading it,
 /// most of all in an emulated machine.

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::apt::Apt;
+use super::apt::Apt;
 
 /// A program this project calls, and the Debian package that has it.
 #[derive(Debug, Clone, Copy)]

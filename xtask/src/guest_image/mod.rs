@@ -1,13 +1,17 @@
 //! The test guests: Debian's cloud kernels and initramfs images with our agent.
 
+pub(crate) mod initramfs;
+pub(crate) mod kernels;
+pub(crate) mod modules;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use guest_agent::boot::USUAL_MODULES;
 
-use crate::cache::write_whole;
-use crate::image::Initramfs;
-use crate::{kernels, modules, workspace};
+use crate::debian::cache::write_whole;
+use crate::workspace;
+use initramfs::Initramfs;
 
 /// The drivers under test.
 const MODULES: [&str; 2] = ["hv_vmbus", "hv_balloon"];

@@ -11,9 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use cargo_metadata::{Artifact, Message};
 use clap::ValueEnum;
 
-use crate::cache::write_whole;
-use crate::guest::{self, GuestKernel};
-use crate::suite::{self, Plan, Program, Tally};
+use crate::debian::cache::write_whole;
+use crate::guest_image::{self, GuestKernel};
+use crate::tasks::suite::{self, Plan, Program, Tally};
 use crate::workspace;
 
 /// How long the tests in the rig may take, in seconds: several times what they need.
@@ -211,7 +211,7 @@ fn for_each_kernel(programs: Vec<Program>, only: Option<GuestKernel>) -> Result<
     let (guests, mut all): (Vec<_>, Vec<_>) = programs.into_iter().partition(boots_guests);
     let kernels = GuestKernel::ALL.into_iter().filter(|k| only.is_none_or(|only| only == *k));
     for kernel in kernels {
-        let guest = guest::build(kernel)?;
+        let guest = guest_image::build(kernel)?;
         for program in &guests {
             let mut program = program.clone();
             program.label = format!("{} with Linux {}", program.label, guest.release);

@@ -1,0 +1,11 @@
+//! One module for each task.
+
+pub(crate) mod demo;
+pub(crate) mod fuzz;
+pub(crate) mod lint;
+pub(crate) mod package;
+pub(crate) mod peers;
+pub(crate) mod soak;
+pub(crate) mod suite;
+pub(crate) mod test;
+pub(crate) mod toolchain;

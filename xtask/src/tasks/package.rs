@@ -1,0 +1,101 @@
+//! `cargo xtask package`: every library can be published.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use cargo_metadata::{Metadata, MetadataCommand, Package};
+
+use crate::workspace;
+
+/// `cargo xtask package`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PackageArgs {
+    /// Makes the packages, but does not build what is in them.
+    #[arg(long)]
+    no_verify: bool,
+}
+
+/// Packages all libraries together, since they depend on each other and none is published yet.
+pub(crate) fn main(args: &PackageArgs) -> Result<ExitCode> {
+    let metadata = MetadataCommand::new().current_dir(workspace::root()).no_deps().exec()?;
+    let libraries = libraries(&metadata);
+    let private: Vec<&str> = metadata
+        .workspace_packages()
+        .iter()
+        .map(|package| package.name.as_str())
+        .filter(|name| !libraries.iter().any(|library| library.name.as_str() == *name))
+        .collect();
+    for library in &libraries {
+        check_contents(library, &private)?;
+    }
+    // A change that is not committed yet is to be checked, too.
+    let mut cargo = workspace::cargo();
+    cargo.args(["package", "--quiet", "--allow-dirty"]);
+    if args.no_verify {
+        cargo.arg("--no-verify");
+    }
+    for library in &libraries {
+        cargo.args(["--package", &library.name]);
+    }
+    ensure!(cargo.status()?.success(), "cargo package failed");
+    println!("{} libraries can be published", libraries.len());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The packages that may be published.
+pub(crate) fn libraries(metadata: &Metadata) -> Vec<&Package> {
+    let packages = metadata.workspace_packages().into_iter();
+    packages.filter(|package| package.publish.as_ref().is_none_or(|to| !to.is_empty())).collect()
+}
+
+/// A test or example in a package must not need what is not published: cargo builds neither when it
+/// verifies a package, but who has the package may.
+fn check_contents(library: &Package, private: &[&str]) -> Result<()> {
+    let list = workspace::cargo()
+        .args(["package", "--quiet", "--allow-dirty", "--list", "--package", &library.name])
+        .output()?;
+    ensure!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr).trim());
+    let dir = library.manifest_path.parent().context("a manifest without a directory")?;
+    for file in String::from_utf8(list.stdout)?.lines().filter(|file| file.ends_with(".rs")) {
+        let text = std::fs::read_to_string(dir.join(file)).with_context(|| file.to_owned())?;
+        if let Some(name) = uses(&text, private) {
+            bail!("{}: {file} needs {name}, which is not published: exclude it", library.name);
+        }
+    }
+    Ok(())
+}
+
+/// The first of `crates` that the code takes something from.
+fn uses<'a>(code: &str, crates: &[&'a str]) -> Option<&'a str> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let taken = |line: &str, name: &str| {
+        line.match_indices(name).any(|(at, _)| {
+            let (before, after) = (&line[..at], &line[at + name.len()..]);
+            after.starts_with("::") && !before.ends_with(|c: char| is_word(c) || c == ':')
+        })
+    };
+    let code = || code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    crates.iter().copied().find(|name| code().any(|line| taken(line, name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_use_of_a_private_crate_is_found() {
+        let private = ["guest_model", "host_faults"];
+        assert_eq!(uses("use host_faults::Refusal;", &private), Some("host_faults"));
+        assert_eq!(
+            uses("let a = guest_model::vmbus::Client::new();", &private),
+            Some("guest_model")
+        );
+    }
+
+    #[test]
+    fn words_comments_and_modules_are_no_use() {
+        let private = ["vmm"];
+        assert_eq!(uses("// vmm::Machine does this", &private), None);
+        assert_eq!(uses("use my_vmm::A;\nuse crate::vmm::B;\nlet vmm = 1;", &private), None);
+    }
+}
