@@ -1,2 +1,65 @@
 #![forbid(unsafe_code)]
 //! Runs the VMBus and its devices in a KVM VMM: threads, SynIC delivery, memory work.
+//!
+//! The crates below this one are state machines without I/O. This crate gives them what they need
+//! to run in a VMM: one thread that drives the bus and every device on it, one thread for slow work
+//! on guest memory, and the vCPUs' way into both.
+//!
+//! # What the VMM provides
+//!
+//! - a [`Platform`] for each machine: guest memory, the interrupt of SINT 2, a way to kick a vCPU,
+//!   and how the guest's signals reach an eventfd. [`KvmPlatform`] is one for VMMs on `kvm-ioctls`;
+//! - a [`Supervisor`]: is told when a thread starts, when one fails, and what to log;
+//! - with the feature `dynamic-memory` (on by default) a [`MemoryBackend`]: discards, adds and
+//!   removes guest memory.
+//!
+//! # What it calls
+//!
+//! 1. [`HostBuilder::new`], then [`HostBuilder::dynamic_memory`] or [`HostBuilder::attach`] for each
+//!    device, then [`HostBuilder::start`];
+//! 2. [`Host::start_machine`] before the vCPUs run;
+//! 3. on the vCPU threads [`Machine::before_run`] before each `KVM_RUN` and [`Machine::on_exit`] for
+//!    each Hyper-V exit;
+//! 4. [`Host::reset`] when the vCPUs have stopped for a reset, then `start_machine` again.
+//!
+//! # Threads and locks
+//!
+//! | thread | what it does |
+//! |---|---|
+//! | `vmbus` | waits for events with `epoll`, drives the bus and its devices |
+//! | `memory` | calls the [`MemoryBackend`], in the order in which the device asks |
+//!
+//! A hypercall is answered on the vCPU's thread, under a lock that no thread holds over a system
+//! call. Messages go into the guest's message page on the vCPU's own thread, because KVM writes
+//! timer messages into the same page on that thread.
+
+mod attached;
+mod bus_loop;
+#[cfg(feature = "dynamic-memory")]
+mod dynamic_memory;
+mod error;
+mod host;
+mod kvm;
+mod machine;
+mod memory;
+mod platform;
+mod shared;
+mod sources;
+mod supervisor;
+
+pub use attached::Sink;
+#[cfg(feature = "dynamic-memory")]
+pub use dynamic_memory::{
+    BackendError, DynamicMemoryHandle, HostSnapshot, Inhibit, Inhibitor, MachineMemory,
+    MemoryBackend, SetTargetError, WorkError,
+};
+#[cfg(feature = "dynamic-memory")]
+pub use dynmem_vsp::{Config, HotAdd, Kept, Notice, ReplaceError, Settle, Snapshot, TargetError};
+pub use error::{OpenError, StartError, Stopped};
+pub use host::{Host, HostBuilder};
+pub use kvm::KvmPlatform;
+pub use machine::Machine;
+pub use memory::BusMemory;
+pub use platform::{Bound, MemoryGuard, Platform};
+pub use shared::BusHandle;
+pub use supervisor::{HostFailure, Report, Supervisor, Thread};

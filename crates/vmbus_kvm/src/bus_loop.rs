@@ -1,0 +1,384 @@
+//! The thread that drives the bus and the devices on it.
+//!
+//! [`vmbus::Server`] and the devices are state machines without I/O. In each turn this loop tells
+//! them what happened and then does what they ask for, until they ask for nothing more.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use vmbus::protocol::ConnectionId;
+use vmbus::{Action, ChannelEvent, ChannelId, ChannelOutput, Offer, OpenChannel};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::attached::Attached;
+use crate::shared::{Shared, StopMark};
+use crate::sources::{Source, Sources};
+use crate::{
+    Bound, BusMemory, HostFailure, Machine, MemoryGuard, OpenError, Platform, Report, Thread,
+};
+
+/// How often a busy message slot, or a full ring, is looked at again. A guest that crashes never
+/// acknowledges a message (Linux `vmbus_wait_for_unload`), and Linux' balloon driver never says that
+/// it made room.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Bus actions in one turn. Requests then get their turn, for vCPUs can ask the bus for more all the
+/// time.
+const ACTIONS_PER_TURN: u32 = 128;
+
+/// A device of any kind on the bus of a platform.
+pub(crate) type AnyDevice<P> = Box<dyn Attached<BusMemory<MemoryGuard<P>>>>;
+
+/// What other threads want of the loop.
+pub(crate) enum Request<P> {
+    /// A machine is about to run.
+    Start(Machine<P>, Sender<()>),
+    /// The machine has stopped for a reset.
+    Reset(Sender<()>),
+}
+
+/// A device with its place on the bus.
+pub(crate) struct Slot<P: Platform> {
+    pub(crate) channel: ChannelId,
+    pub(crate) offer: Offer,
+    pub(crate) device: AnyDevice<P>,
+    pub(crate) link: Option<Link>,
+}
+
+/// How the guest signals an open channel.
+pub(crate) struct Link {
+    connection: ConnectionId,
+    signal: Arc<EventFd>,
+}
+
+/// The loop. Its fields are dropped in this order.
+pub(crate) struct BusLoop<P: Platform> {
+    /// First: whoever waits for an answer must not be told of the end while work goes on.
+    slots: Vec<Slot<P>>,
+    _stopped: StopMark,
+    /// Who waits for the end of a reset.
+    resetting: Option<Sender<()>>,
+    inbox: Receiver<Request<P>>,
+    sources: Sources,
+    shared: Arc<Shared>,
+    machine: Option<Machine<P>>,
+    /// When what waits for the guest is tried again.
+    retry_at: Option<Instant>,
+}
+
+impl<P: Platform> BusLoop<P> {
+    pub(crate) fn new(
+        slots: Vec<Slot<P>>,
+        inbox: Receiver<Request<P>>,
+        sources: Sources,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            slots,
+            _stopped: StopMark(Arc::clone(&shared)),
+            resetting: None,
+            inbox,
+            sources,
+            shared,
+            machine: None,
+            retry_at: None,
+        }
+    }
+
+    /// Runs until it is told to stop, or cannot go on.
+    pub(crate) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let _report = PanicReport { shared: &shared, thread: Thread::Bus };
+        if let Err(source) = shared.supervisor.thread_started(Thread::Bus) {
+            let failure = HostFailure::Refused { thread: Thread::Bus, source };
+            return shared.supervisor.failed(failure);
+        }
+        if let Err(error) = self.turns() {
+            shared.supervisor.failed(HostFailure::Wait(error));
+        }
+        drop(self);
+    }
+
+    fn turns(&mut self) -> io::Result<()> {
+        while !self.shared.is_to_stop() {
+            for source in self.sources.wait(self.timeout())? {
+                self.on_event(source);
+            }
+            while let Ok(request) = self.inbox.try_recv() {
+                match request {
+                    Request::Start(machine, done) => self.start_machine(machine, &done),
+                    Request::Reset(done) => self.begin_reset(done),
+                }
+            }
+            self.on_time();
+            self.pump();
+            self.finish_reset();
+            self.plan_retry();
+        }
+        Ok(())
+    }
+
+    fn on_event(&mut self, source: Source) {
+        match source {
+            Source::Wake => {
+                let _ = self.shared.wake_fd().read();
+            }
+            Source::Signal(device) => {
+                let now = self.shared.now();
+                if let Some(slot) = usize::try_from(device).ok().and_then(|i| self.slots.get_mut(i))
+                    && let Some(link) = &slot.link
+                {
+                    let _ = link.signal.read();
+                    slot.device.handle(now, ChannelEvent::Signalled);
+                }
+            }
+            Source::Acknowledged(vp) => {
+                if let Some(machine) = &self.machine {
+                    if let Some(eventfd) = machine.platform().acknowledgement(vp) {
+                        let _ = eventfd.read();
+                    }
+                    machine.acknowledged(vp);
+                }
+            }
+        }
+    }
+
+    fn start_machine(&mut self, machine: Machine<P>, done: &Sender<()>) {
+        for vp in machine.vps() {
+            let Some(eventfd) = machine.platform().acknowledgement(vp) else { continue };
+            if let Err(source) = self.sources.add(eventfd, Source::Acknowledged(vp)) {
+                self.report(Report::Acknowledgements { vp, source });
+            }
+        }
+        self.machine = Some(machine);
+        let _ = done.send(());
+    }
+
+    fn begin_reset(&mut self, done: Sender<()>) {
+        self.shared.server().reset();
+        let now = self.shared.now();
+        for slot in &mut self.slots {
+            slot.device.handle(now, ChannelEvent::Reset);
+        }
+        self.resetting = Some(done);
+    }
+
+    fn finish_reset(&mut self) {
+        let is_quiet = |slot: &Slot<P>| slot.link.is_none() && slot.device.is_quiet();
+        if self.resetting.is_none() || !self.slots.iter().all(is_quiet) {
+            return;
+        }
+        if let Some(machine) = self.machine.take() {
+            for vp in machine.vps() {
+                if let Some(eventfd) = machine.platform().acknowledgement(vp) {
+                    self.sources.remove(eventfd);
+                }
+            }
+        }
+        if let Some(done) = self.resetting.take() {
+            let _ = done.send(());
+        }
+    }
+
+    /// Does what the bus and the devices ask for.
+    fn pump(&mut self) {
+        for _ in 0..ACTIONS_PER_TURN {
+            self.drain_devices();
+            let Some(action) = self.next_action() else { return };
+            self.bus_action(action);
+        }
+        self.drain_devices();
+        self.shared.wake();
+    }
+
+    /// Messages stay with the bus while a VP's own queue is full; what concerns channels goes on.
+    fn next_action(&self) -> Option<Action> {
+        let has_room = self.machine.as_ref().is_some_and(Machine::has_room);
+        let mut server = self.shared.server();
+        if has_room { server.poll_action() } else { server.poll_channel_action() }
+    }
+
+    fn bus_action(&mut self, action: Action) {
+        match action {
+            Action::Send { vp, message } => {
+                if let Some(machine) = &self.machine {
+                    machine.post(vp, message.as_bytes());
+                }
+            }
+            Action::DropQueuedMessages => {
+                if let Some(machine) = &self.machine {
+                    machine.clear_queues();
+                }
+            }
+            Action::Open { channel, rings, target_vp, relid, connection_id } => {
+                self.open(channel, OpenChannel { rings, target_vp, relid, connection_id });
+            }
+            Action::Close { channel } => self.tell(channel, ChannelEvent::Close),
+            Action::SetTargetVp { channel, target_vp } => {
+                self.tell(channel, ChannelEvent::SetTargetVp(target_vp));
+            }
+        }
+    }
+
+    fn tell(&mut self, channel: ChannelId, event: ChannelEvent<BusMemory<MemoryGuard<P>>>) {
+        let now = self.shared.now();
+        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.channel == channel) {
+            slot.device.handle(now, event);
+        }
+    }
+
+    fn open(&mut self, id: ChannelId, channel: OpenChannel) {
+        let Some(index) = self.slots.iter().position(|slot| slot.channel == id) else { return };
+        let Some(machine) = self.machine.clone() else {
+            return self.shared.server().open_finished(id, false);
+        };
+        match self.bind(index, &machine, channel.connection_id) {
+            Ok(()) => {
+                let event = ChannelEvent::Open {
+                    memory: BusMemory::new(machine.platform().memory()),
+                    channel,
+                    guest_os_id: machine.guest_os_id(),
+                };
+                self.tell(id, event);
+            }
+            Err(error) => {
+                self.shared.server().open_finished(id, false);
+                if let Some(slot) = self.slots.get(index) {
+                    let source = OpenError::Signal(error);
+                    self.report(Report::OpenFailed { offer: slot.offer, source });
+                }
+            }
+        }
+    }
+
+    /// Has the guest's signals on a connection reach the device.
+    fn bind(
+        &mut self,
+        index: usize,
+        machine: &Machine<P>,
+        connection: ConnectionId,
+    ) -> io::Result<()> {
+        let signal = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let bound = machine.platform().bind_signal(connection, &signal)?;
+        if bound == Bound::ByExit {
+            machine.add_signal(connection, Arc::clone(&signal));
+        }
+        let source = Source::Signal(u32::try_from(index).unwrap_or(u32::MAX));
+        let added = self.sources.add(&signal, source);
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.link = Some(Link { connection, signal });
+        }
+        added.inspect_err(|_| self.unbind(index))
+    }
+
+    fn unbind(&mut self, index: usize) {
+        let link = self.slots.get_mut(index).and_then(|slot| slot.link.take());
+        if let (Some(link), Some(machine)) = (link, &self.machine) {
+            machine.platform().unbind_signal(link.connection);
+            machine.remove_signal(link.connection);
+            self.sources.remove(&link.signal);
+        }
+    }
+
+    /// Does what the devices ask for.
+    fn drain_devices(&mut self) {
+        for index in 0..self.slots.len() {
+            while let Some(slot) = self.slots.get_mut(index)
+                && let Some(output) = slot.device.poll()
+            {
+                let (id, offer) = (slot.channel, slot.offer);
+                self.device_output(index, id, offer, output);
+            }
+        }
+    }
+
+    fn device_output(
+        &mut self,
+        index: usize,
+        id: ChannelId,
+        offer: Offer,
+        output: ChannelOutput<std::convert::Infallible>,
+    ) {
+        match output {
+            ChannelOutput::SignalGuest(signal) => {
+                if let Some(machine) = &self.machine
+                    && let Err(source) = machine.signal_guest(signal)
+                {
+                    self.report(Report::Interrupt { vp: signal.vp, source });
+                }
+            }
+            ChannelOutput::OpenFinished(Ok(())) => {
+                self.shared.server().open_finished(id, true);
+                self.report(Report::ChannelOpened(offer));
+            }
+            ChannelOutput::OpenFinished(Err(error)) => {
+                self.unbind(index);
+                self.shared.server().open_finished(id, false);
+                self.report(Report::OpenFailed { offer, source: error.into() });
+            }
+            ChannelOutput::CloseFinished => {
+                // Before the bus is told: it may open the same connection again.
+                self.unbind(index);
+                self.shared.server().close_finished(id);
+                self.report(Report::ChannelClosed(offer));
+            }
+            ChannelOutput::Broken(source) => self.report(Report::ChannelBroken { offer, source }),
+            ChannelOutput::Work(never) => match never {},
+        }
+    }
+
+    /// How long the loop may sleep.
+    fn timeout(&self) -> Option<Duration> {
+        let now = self.shared.now();
+        let retry = self.retry_at.map(|at| at.saturating_duration_since(Instant::now()));
+        self.slots.iter().filter_map(|slot| slot.device.due(now)).chain(retry).min()
+    }
+
+    /// Has what waits for the guest tried again after a while.
+    fn plan_retry(&mut self) {
+        let waits = self.machine.as_ref().is_some_and(Machine::has_queued)
+            || self.slots.iter().any(|slot| slot.device.waits_for_room());
+        self.retry_at = match self.retry_at {
+            _ if !waits => None,
+            None => Some(Instant::now() + RETRY),
+            planned => planned,
+        };
+    }
+
+    /// Does what is due.
+    fn on_time(&mut self) {
+        let now = self.shared.now();
+        for slot in &mut self.slots {
+            slot.device.on_time(now);
+        }
+        if self.retry_at.is_some_and(|at| at <= Instant::now()) {
+            self.retry_at = None;
+            for slot in self.slots.iter_mut().filter(|slot| slot.device.waits_for_room()) {
+                slot.device.handle(now, ChannelEvent::Signalled);
+            }
+            if let Some(machine) = &self.machine {
+                machine.kick_waiting();
+            }
+        }
+    }
+
+    fn report(&self, report: Report) {
+        self.shared.supervisor.report(report);
+    }
+}
+
+/// Reports the end of a thread that panics: the machine must not stand still.
+pub(crate) struct PanicReport<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) thread: Thread,
+}
+
+impl Drop for PanicReport<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.supervisor.failed(HostFailure::Panicked(self.thread));
+        }
+    }
+}

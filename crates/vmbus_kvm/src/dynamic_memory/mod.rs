@@ -1,0 +1,271 @@
+//! Dynamic Memory in a running VMM: the device on the bus, the thread that works on memory, and the
+//! handle by which the VMM resizes the guest.
+
+mod backend;
+mod inhibit;
+mod worker;
+
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use dynmem_vsp::{Config, DynamicMemory, HotAdd, Kept, Notice, ReplaceError, Snapshot, Work};
+use page_range::{PageCount, PageRangeSet};
+
+pub use backend::{BackendError, MemoryBackend, WorkError};
+pub use inhibit::Inhibit;
+
+use crate::shared::{Shared, lock};
+use crate::{BusMemory, HostBuilder, MemoryGuard, Platform, Sink, StartError, Stopped};
+use inhibit::Inhibits;
+use worker::{Job, Worker};
+
+/// How often a thread that waits for discards looks whether the host has stopped.
+const LOOK_FOR_STOP: Duration = Duration::from_millis(100);
+
+type Vsp<P> = DynamicMemory<BusMemory<MemoryGuard<P>>>;
+
+impl<P: Platform> HostBuilder<P> {
+    /// Puts the Dynamic Memory device on the bus and starts the thread that works on guest memory.
+    ///
+    /// `on_notice` is told of sizes, targets and faults, on the thread of the bus. It must not wait.
+    ///
+    /// # Errors
+    /// [`StartError`] for memory that no guest can have, without room for a thread, and if there is
+    /// such a device already.
+    pub fn dynamic_memory(
+        &mut self,
+        config: Config,
+        backend: impl MemoryBackend,
+        on_notice: impl Sink<Notice>,
+    ) -> Result<DynamicMemoryHandle<P>, StartError> {
+        let shared = Arc::clone(self.shared());
+        let control = Arc::new(Control {
+            device: Arc::new(Mutex::new(Vsp::<P>::new(config)?)),
+            discards_ended: Condvar::new(),
+            inhibits: Mutex::default(),
+            shared: Arc::clone(&shared),
+        });
+        let worker = {
+            let control = Arc::clone(&control);
+            let done = move |id, ok| {
+                let now = control.shared.now();
+                lock(&control.device).job_done(now, id, ok);
+                control.discards_ended.notify_all();
+                control.shared.wake();
+            };
+            Worker::start(Box::new(backend), shared, done)
+                .map_err(StartError::system("cannot start the thread that works on memory"))?
+        };
+        let jobs = worker.jobs();
+        self.attach(Arc::clone(&control.device), Carrier { worker, on_notice })?;
+        Ok(DynamicMemoryHandle { control, jobs })
+    }
+}
+
+/// Carries out what the device asks for.
+struct Carrier<S> {
+    worker: Worker,
+    on_notice: S,
+}
+
+impl<S: Sink<Notice>> Sink<Work> for Carrier<S> {
+    fn take(&mut self, work: Work) {
+        match work {
+            Work::Discard { id, ranges } => self.worker.submit(Job::Discard { id, ranges }),
+            Work::Prepare { id, what } => self.worker.submit(Job::Prepare { id, what }),
+            Work::Remove { id, range } => self.worker.submit(Job::Remove { id, range }),
+            Work::Notify(notice) => self.on_notice.take(notice),
+            // Only devices made with a trace give these.
+            Work::Trace(_) => {}
+        }
+    }
+
+    fn due(&self) -> Option<Duration> {
+        self.on_notice.due()
+    }
+
+    fn on_time(&mut self) {
+        self.on_notice.on_time();
+    }
+}
+
+/// What handle, worker and inhibitors share.
+struct Control<P: Platform> {
+    device: Arc<Mutex<Vsp<P>>>,
+    /// With the device's lock.
+    discards_ended: Condvar,
+    /// Locked before the device.
+    inhibits: Mutex<Inhibits>,
+    shared: Arc<Shared>,
+}
+
+impl<P: Platform> Control<P> {
+    /// Calls the device and has the bus take what it asks for.
+    fn command<T>(&self, command: impl FnOnce(&mut Vsp<P>, Duration) -> T) -> T {
+        let now = self.shared.now();
+        let result = command(&mut lock(&self.device), now);
+        self.shared.wake();
+        result
+    }
+
+    fn wait_for_discards(&self) {
+        let mut device = lock(&self.device);
+        while !device.snapshot().discarding.is_zero() && !self.shared.has_stopped() {
+            let waited = self.discards_ended.wait_timeout(device, LOOK_FOR_STOP);
+            device = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Resizes the guest. Clones control the same device; all methods may be called on any thread but
+/// that of the bus and that of the memory.
+pub struct DynamicMemoryHandle<P: Platform> {
+    control: Arc<Control<P>>,
+    jobs: Sender<Job>,
+}
+
+impl<P: Platform> Clone for DynamicMemoryHandle<P> {
+    fn clone(&self) -> Self {
+        Self { control: Arc::clone(&self.control), jobs: self.jobs.clone() }
+    }
+}
+
+impl<P: Platform> std::fmt::Debug for DynamicMemoryHandle<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DynamicMemoryHandle").finish_non_exhaustive()
+    }
+}
+
+/// The device, and what keeps it from discarding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HostSnapshot {
+    /// The device.
+    pub device: Snapshot,
+    /// Why no memory is discarded now, if it is not.
+    pub inhibited_by: Vec<Inhibit>,
+}
+
+/// The memory of the machine that starts next.
+#[derive(Clone, Debug, Default)]
+pub struct MachineMemory {
+    /// The guest's RAM at boot.
+    pub boot_ram: PageRangeSet,
+    /// Memory that can be added while it runs.
+    pub hot_add: Option<HotAdd>,
+    /// The size to bring the guest to once its driver is there, in pages. A target that was set since
+    /// the reset is newer and stays.
+    pub target: Option<PageCount>,
+}
+
+impl<P: Platform> DynamicMemoryHandle<P> {
+    /// Asks for a size in pages. The same target again is a new try. A guest that is not ready gets
+    /// the target when it is.
+    ///
+    /// Returns the target as it was taken, a multiple of the discard unit.
+    ///
+    /// # Errors
+    /// [`SetTargetError`]; the target before stays.
+    pub fn set_target(&self, target: PageCount) -> Result<PageCount, SetTargetError> {
+        if self.control.shared.has_stopped() {
+            return Err(Stopped.into());
+        }
+        Ok(self.control.command(|device, now| device.set_target(now, target))?)
+    }
+
+    /// The device at a glance, and what keeps it from discarding.
+    #[must_use]
+    pub fn snapshot(&self) -> HostSnapshot {
+        // Not the other way round: locks have an order.
+        let inhibits = lock(&self.control.inhibits);
+        let mut device = lock(&self.control.device).snapshot();
+        let now = self.control.shared.now();
+        device.ready_in = device.ready_at.map(|at| at.saturating_sub(now));
+        HostSnapshot { device, inhibited_by: inhibits.reasons() }
+    }
+
+    /// Forbids discards until the inhibitor is dropped. Returns when none is in flight.
+    ///
+    /// Meanwhile the guest is asked for no pages. Pages can be returned to it.
+    #[must_use = "discards are allowed again when this is dropped"]
+    pub fn inhibit(&self, why: Inhibit) -> Inhibitor<P> {
+        {
+            let mut inhibits = lock(&self.control.inhibits);
+            if inhibits.add(why) {
+                self.control.command(|device, now| device.set_inhibited(now, true));
+            }
+        }
+        self.control.wait_for_discards();
+        Inhibitor { control: Arc::clone(&self.control), why }
+    }
+
+    /// Announces a reset: targets from now on are for the machine after it.
+    pub fn announce_reset(&self) {
+        self.control.command(|device, _| device.announce_reset());
+    }
+
+    /// What the machine that was [reset](crate::Host::reset) leaves for the next one. Returns when all
+    /// work on its memory is done.
+    pub fn take_kept(&self) -> Kept {
+        let (done, wait) = channel();
+        // An error says that the thread has ended, and with it all work.
+        if self.jobs.send(Job::Barrier(done)).is_ok() {
+            let _ = wait.recv();
+        }
+        lock(&self.control.device).take_kept()
+    }
+
+    /// Works on another machine's memory from now on. Call it between a reset and the next start, or
+    /// before the first one. The backend before has been dropped when this returns.
+    ///
+    /// # Errors
+    /// [`Stopped`] if the host has failed.
+    pub fn replace_backend(&self, backend: impl MemoryBackend) -> Result<(), Stopped> {
+        let (done, wait) = channel();
+        self.jobs.send(Job::Replace(Box::new(backend), done)).map_err(|_| Stopped)?;
+        wait.recv().map_err(|_| Stopped)
+    }
+
+    /// Describes the memory of the machine that starts next. Not needed where it is that of the last
+    /// one, or of [`Config`].
+    ///
+    /// # Errors
+    /// [`ReplaceError`] while the machine before was not reset, and for memory that no guest can have.
+    pub fn start_machine(&self, memory: MachineMemory) -> Result<(), ReplaceError> {
+        let MachineMemory { boot_ram, hot_add, target } = memory;
+        self.control.command(|device, now| device.start_machine(now, boot_ram, hot_add, target))
+    }
+}
+
+/// A target was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SetTargetError {
+    /// The guest cannot have this size, or not now.
+    #[error(transparent)]
+    Target(#[from] dynmem_vsp::TargetError),
+    /// The host has failed.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Keeps the host from discarding guest memory, for as long as it lives.
+pub struct Inhibitor<P: Platform> {
+    control: Arc<Control<P>>,
+    why: Inhibit,
+}
+
+impl<P: Platform> Drop for Inhibitor<P> {
+    fn drop(&mut self) {
+        let mut inhibits = lock(&self.control.inhibits);
+        if inhibits.remove(self.why) {
+            self.control.command(|device, now| device.set_inhibited(now, false));
+        }
+    }
+}
+
+impl<P: Platform> std::fmt::Debug for Inhibitor<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inhibitor").field("why", &self.why).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,153 @@
+//! The thread that works on guest memory.
+
+use std::io;
+use std::slice;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{Builder, JoinHandle};
+
+use dynmem_vsp::{JobId, Prepare};
+use page_range::PageRange;
+
+use super::backend::{BackendError, MemoryBackend, WorkError};
+use crate::bus_loop::PanicReport;
+use crate::shared::Shared;
+use crate::{HostFailure, Report, Thread};
+
+/// What is asked of the thread.
+pub(super) enum Job {
+    Discard {
+        id: JobId,
+        ranges: Vec<PageRange>,
+    },
+    Prepare {
+        id: JobId,
+        what: Prepare,
+    },
+    Remove {
+        id: JobId,
+        range: PageRange,
+    },
+    /// Works on another machine's memory from now on.
+    Replace(Box<dyn MemoryBackend>, Sender<()>),
+    /// All jobs before this one are done.
+    Barrier(Sender<()>),
+    Stop,
+}
+
+/// The running thread; dropping it waits until everything asked for is done.
+pub(super) struct Worker {
+    jobs: Sender<Job>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread. `done` is told on it of each job that ends.
+    pub(super) fn start(
+        backend: Box<dyn MemoryBackend>,
+        shared: Arc<Shared>,
+        done: impl Fn(JobId, bool) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (jobs, queue) = channel();
+        let run = Run { backend, shared, done };
+        let thread = Builder::new()
+            .name(Thread::Memory.name().into())
+            .spawn(move || run.until_stopped(&queue))?;
+        Ok(Self { jobs, thread: Some(thread) })
+    }
+
+    /// The way to the thread.
+    pub(super) fn jobs(&self) -> Sender<Job> {
+        self.jobs.clone()
+    }
+
+    pub(super) fn submit(&self, job: Job) {
+        // Fails only where the thread has failed, and with it the host.
+        let _ = self.jobs.send(job);
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.submit(Job::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Run<F> {
+    backend: Box<dyn MemoryBackend>,
+    shared: Arc<Shared>,
+    done: F,
+}
+
+impl<F: Fn(JobId, bool)> Run<F> {
+    fn until_stopped(mut self, queue: &Receiver<Job>) {
+        let shared = Arc::clone(&self.shared);
+        let _end = EndOfHost(&shared);
+        let _report = PanicReport { shared: &shared, thread: Thread::Memory };
+        if let Err(source) = shared.supervisor.thread_started(Thread::Memory) {
+            let failure = HostFailure::Refused { thread: Thread::Memory, source };
+            return shared.supervisor.failed(failure);
+        }
+        for job in queue {
+            match job {
+                Job::Discard { id, ranges } => {
+                    let result = self.discard(&ranges);
+                    self.finish(id, "give pages back to the host", result);
+                }
+                Job::Prepare { id, what: Prepare::Return(ranges) } => {
+                    let result = self.backend.provide(&ranges);
+                    self.finish(id, "provide pages for the guest", result);
+                }
+                Job::Prepare { id, what: Prepare::Add { range, offset, alignment } } => {
+                    let result = self.backend.add(range, offset, alignment);
+                    self.finish(id, "add memory to the guest", result);
+                }
+                Job::Remove { id, range } => {
+                    let result = self.backend.remove(range);
+                    self.finish(id, "remove memory from the guest", result);
+                }
+                Job::Replace(backend, done) => {
+                    self.backend = backend;
+                    let _ = done.send(());
+                }
+                Job::Barrier(done) => {
+                    let _ = done.send(());
+                }
+                Job::Stop => return,
+            }
+        }
+    }
+
+    /// A discard that failed may have gone a part of its way, and the device goes on as if no page
+    /// were gone.
+    fn discard(&mut self, ranges: &[PageRange]) -> Result<(), BackendError> {
+        let result = self.backend.discard(ranges);
+        if result.is_err() {
+            // Each range by itself, so that one the host cannot provide does not spoil the others.
+            for range in ranges {
+                let _ = self.backend.provide(slice::from_ref(range));
+            }
+        }
+        result
+    }
+
+    fn finish(&self, id: JobId, what: &'static str, result: Result<(), BackendError>) {
+        let ok = result.is_ok();
+        if let Err(source) = result {
+            self.shared.supervisor.report(Report::Work(WorkError { what, source }));
+        }
+        (self.done)(id, ok);
+    }
+}
+
+/// Stops the host when the thread ends for whatever reason: its work would be waited for without end.
+struct EndOfHost<'a>(&'a Shared);
+
+impl Drop for EndOfHost<'_> {
+    fn drop(&mut self) {
+        self.0.ask_to_stop();
+    }
+}

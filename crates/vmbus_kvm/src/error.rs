@@ -1,0 +1,68 @@
+//! Errors, with what helps against them.
+
+use std::io;
+
+use thiserror::Error;
+use vmbus::OfferError;
+use vmbus::ring::RingError;
+
+/// The host cannot be started.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The system refused what the host is made of.
+    #[error("{what}{}", remedy(source))]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A device cannot be offered.
+    #[error(transparent)]
+    Offer(#[from] OfferError),
+    /// No guest can have the memory that the device was told of.
+    #[cfg(feature = "dynamic-memory")]
+    #[error(transparent)]
+    Memory(#[from] dynmem_vsp::ConfigError),
+}
+
+impl StartError {
+    /// For `map_err` on system calls.
+    pub(crate) fn system(what: &'static str) -> impl Fn(io::Error) -> Self + Copy {
+        move |source| Self::System { what, source }
+    }
+}
+
+/// A channel cannot be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The guest's fault.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The host's fault.
+    #[error(
+        "cannot receive the channel's signals{}; then have the guest's driver try again",
+        remedy(.0)
+    )]
+    Signal(#[source] io::Error),
+}
+
+/// The host has stopped; [`Supervisor::failed`](crate::Supervisor::failed) was told why.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the bus has stopped")]
+pub struct Stopped;
+
+/// What helps where the host has run out of something, to follow the text of an error.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => "; raise the limit of open files (ulimit -n, prlimit --nofile)",
+        Some(libc::ENFILE) => "; raise the host's limit of open files (sysctl fs.file-max)",
+        Some(libc::ENOSPC) => {
+            "; raise the limit of event sources (sysctl fs.epoll.max_user_watches)"
+        }
+        Some(libc::EAGAIN) => "; raise the limit of threads (ulimit -u, the cgroup's pids.max)",
+        Some(libc::ENOMEM) => "; free memory on the host, or raise a limit that is set for it",
+        _ => "",
+    }
+}

@@ -1,0 +1,154 @@
+//! The host of one VM: built once, it serves one machine after another.
+
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{Builder, JoinHandle};
+
+use vmbus::{ServerConfig, VmbusDevice};
+
+use crate::attached::{Attached, Device};
+use crate::bus_loop::{BusLoop, Request, Slot};
+use crate::shared::Shared;
+use crate::sources::{Source, Sources};
+use crate::{
+    BusHandle, BusMemory, Machine, MemoryGuard, Platform, Sink, StartError, Stopped, Supervisor,
+    Thread,
+};
+
+/// A bus with its devices before it runs.
+pub struct HostBuilder<P: Platform> {
+    shared: Arc<Shared>,
+    vp_count: u32,
+    slots: Vec<Slot<P>>,
+}
+
+impl<P: Platform> HostBuilder<P> {
+    /// A bus without devices, for machines with `config`.
+    ///
+    /// # Errors
+    /// [`StartError::System`] without a free file descriptor.
+    pub fn new(config: ServerConfig, supervisor: impl Supervisor) -> Result<Self, StartError> {
+        let vp_count = config.vp_count;
+        let shared = Arc::new(Shared::new(config, supervisor)?);
+        Ok(Self { shared, vp_count, slots: Vec::new() })
+    }
+
+    /// The clock of the bus and the way to its thread, for whoever calls a device.
+    #[must_use]
+    pub fn handle(&self) -> BusHandle {
+        BusHandle(Arc::clone(&self.shared))
+    }
+
+    /// Puts a device on the bus, of any kind. Its work goes to `sink`.
+    ///
+    /// Whoever else calls the device must then call [`BusHandle::wake`].
+    ///
+    /// # Errors
+    /// [`StartError::Offer`] if there is such a device already, or too many.
+    pub fn attach<D>(
+        &mut self,
+        device: Arc<Mutex<D>>,
+        sink: impl Sink<D::Work>,
+    ) -> Result<(), StartError>
+    where
+        D: VmbusDevice<BusMemory<MemoryGuard<P>>> + Send + 'static,
+    {
+        let device = Device { device, sink };
+        let offer = device.offer();
+        let channel = self.shared.server().offer(offer)?;
+        self.slots.push(Slot { channel, offer, device: Box::new(device), link: None });
+        Ok(())
+    }
+
+    #[cfg(feature = "dynamic-memory")]
+    pub(crate) const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Starts the thread of the bus.
+    ///
+    /// # Errors
+    /// [`StartError::System`] without room for a thread or an event source.
+    pub fn start(self) -> Result<Host<P>, StartError> {
+        let Self { shared, vp_count, slots } = self;
+        let sources = Sources::new()
+            .map_err(StartError::system("cannot create an epoll instance for the bus"))?;
+        sources
+            .add(shared.wake_fd(), Source::Wake)
+            .map_err(StartError::system("cannot wait for the eventfd that wakes the bus"))?;
+        let (requests, inbox) = channel();
+        let bus_loop = BusLoop::new(slots, inbox, sources, Arc::clone(&shared));
+        let thread = Builder::new()
+            .name(Thread::Bus.name().into())
+            .spawn(move || bus_loop.run())
+            .map_err(StartError::system("cannot start the thread of the bus"))?;
+        Ok(Host { shared, vp_count, requests, thread: Some(thread) })
+    }
+}
+
+impl<P: Platform> std::fmt::Debug for HostBuilder<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostBuilder").finish_non_exhaustive()
+    }
+}
+
+/// A running bus. Dropping it ends its threads, after all work on guest memory.
+pub struct Host<P: Platform> {
+    shared: Arc<Shared>,
+    vp_count: u32,
+    requests: Sender<Request<P>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<P: Platform> Host<P> {
+    /// Takes a machine whose vCPUs are about to run for the first time; the last one was
+    /// [reset](Host::reset).
+    ///
+    /// # Errors
+    /// [`Stopped`] if the host has failed.
+    pub fn start_machine(&self, platform: P) -> Result<Machine<P>, Stopped> {
+        let machine = Machine::new(platform, self.vp_count, Arc::clone(&self.shared));
+        self.ask(|done| Request::Start(machine.clone(), done))?;
+        Ok(machine)
+    }
+
+    /// Takes the machine away for a reset. Its vCPUs must have stopped for good.
+    ///
+    /// Returns when all channels have closed and nothing is in flight: the memory may then be unmapped
+    /// or reused, as soon as the machine's clones are gone.
+    ///
+    /// # Errors
+    /// [`Stopped`] if the host has failed. Nothing is in flight then either.
+    pub fn reset(&self) -> Result<(), Stopped> {
+        self.ask(Request::Reset)
+    }
+
+    /// The clock of the bus and the way to its thread.
+    #[must_use]
+    pub fn handle(&self) -> BusHandle {
+        BusHandle(Arc::clone(&self.shared))
+    }
+
+    fn ask(&self, request: impl FnOnce(Sender<()>) -> Request<P>) -> Result<(), Stopped> {
+        let (done, wait) = channel();
+        let _ = self.requests.send(request(done));
+        self.shared.wake();
+        // An error says that the loop has ended, and with it all work.
+        wait.recv().map_err(|_| Stopped)
+    }
+}
+
+impl<P: Platform> Drop for Host<P> {
+    fn drop(&mut self) {
+        self.shared.ask_to_stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<P: Platform> std::fmt::Debug for Host<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,198 @@
+//! The vCPUs' side of the bus, for one machine.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use kvm_hyperv::exit::HypervExit;
+use kvm_hyperv::hypercall::{Hypercall, Status};
+use kvm_hyperv::synic::{Delivery, VpSynic};
+use vmbus::GuestSignal;
+use vmbus::protocol::{ConnectionId, VpIndex};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::Platform;
+use crate::shared::{Shared, lock};
+
+/// A machine's end of the bus; [`Host::start_machine`](crate::Host::start_machine) makes it. Each vCPU
+/// thread has a clone.
+pub struct Machine<P>(Arc<Inner<P>>);
+
+struct Inner<P> {
+    platform: P,
+    /// By VP index.
+    synics: Vec<VpSynic>,
+    guest_os_id: AtomicU64,
+    /// The connections whose signals leave the guest.
+    signals: Mutex<BTreeMap<ConnectionId, Arc<EventFd>>>,
+    shared: Arc<Shared>,
+}
+
+impl<P> Clone for Machine<P> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<P> std::fmt::Debug for Machine<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine").finish_non_exhaustive()
+    }
+}
+
+impl<P: Platform> Machine<P> {
+    pub(crate) fn new(platform: P, vp_count: u32, shared: Arc<Shared>) -> Self {
+        Self(Arc::new(Inner {
+            platform,
+            synics: (0..vp_count).map(|_| VpSynic::default()).collect(),
+            guest_os_id: AtomicU64::new(0),
+            signals: Mutex::default(),
+            shared,
+        }))
+    }
+
+    /// What the VMM provides.
+    #[must_use]
+    pub fn platform(&self) -> &P {
+        &self.0.platform
+    }
+
+    /// Puts the next message of the bus into the guest's message page, if one waits and the slot is
+    /// free. Call this on the vCPU's thread, before each `KVM_RUN`.
+    ///
+    /// # Errors
+    /// What [`Platform::raise_sint`] says. The message is in the slot all the same.
+    pub fn before_run(&self, vp: VpIndex) -> io::Result<()> {
+        let Some(synic) = self.synic(vp) else { return Ok(()) };
+        match synic.deliver(&*self.0.platform.memory()) {
+            Delivery::Delivered => self.0.platform.raise_sint(vp),
+            Delivery::Idle | Delivery::Blocked => Ok(()),
+        }
+    }
+
+    /// Handles a Hyper-V exit on the vCPU's thread.
+    ///
+    /// Returns the result of a hypercall: hand it to
+    /// [`complete_hypercall`](kvm_hyperv::exit::complete_hypercall). `guest_os_id` reads the vCPU's
+    /// `HV_X64_MSR_GUEST_OS_ID`; it is called only when the guest sets up its SynIC, which KVM lets it
+    /// do only after it has written that MSR.
+    pub fn on_exit(
+        &self,
+        vp: VpIndex,
+        exit: HypervExit,
+        guest_os_id: impl FnOnce() -> Option<u64>,
+    ) -> Option<u64> {
+        match exit {
+            HypervExit::Synic(registers) => {
+                if let Some(synic) = self.synic(vp) {
+                    synic.update(&*self.0.platform.memory(), registers);
+                }
+                if let Some(id) = guest_os_id() {
+                    self.0.guest_os_id.store(id, Ordering::Release);
+                }
+                None
+            }
+            HypervExit::Hypercall { control, parameters } => {
+                Some(self.hypercall(control, parameters).result())
+            }
+            HypervExit::Other(_) => None,
+        }
+    }
+
+    /// The guest acknowledged an interrupt of SINT 2: has the VP look at its message slot again, if
+    /// messages wait. Call it from any thread, where [`Platform::acknowledgement`] has no eventfd.
+    pub fn acknowledged(&self, vp: VpIndex) {
+        if self.synic(vp).is_some_and(VpSynic::has_queued) {
+            self.0.platform.kick(vp);
+        }
+    }
+
+    fn hypercall(&self, control: u64, parameters: [u64; 2]) -> Status {
+        match Hypercall::decode(&*self.0.platform.memory(), control, parameters) {
+            Ok(Hypercall::PostMessage { connection_id, payload }) => {
+                self.0.shared.post(ConnectionId::new(connection_id), &payload)
+            }
+            Ok(Hypercall::SignalEvent { connection_id }) => {
+                self.signal(ConnectionId::new(connection_id))
+            }
+            Err(status) => status,
+        }
+    }
+
+    /// Takes a signal that KVM did not give to an eventfd.
+    fn signal(&self, connection: ConnectionId) -> Status {
+        let eventfd = lock(&self.0.signals).get(&connection).cloned();
+        match eventfd {
+            Some(eventfd) => {
+                // A full counter is a signal, too.
+                let _ = eventfd.write(1);
+                Status::SUCCESS
+            }
+            None => Status::INVALID_CONNECTION_ID,
+        }
+    }
+
+    fn synic(&self, vp: VpIndex) -> Option<&VpSynic> {
+        self.0.synics.get(usize::try_from(vp.get()).ok()?)
+    }
+}
+
+/// The bus thread's side.
+impl<P: Platform> Machine<P> {
+    pub(crate) fn guest_os_id(&self) -> u64 {
+        self.0.guest_os_id.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn vps(&self) -> impl Iterator<Item = VpIndex> + use<P> {
+        (0..u32::try_from(self.0.synics.len()).unwrap_or(u32::MAX)).map(VpIndex::new)
+    }
+
+    /// Lets signals that leave the guest reach `eventfd`.
+    pub(crate) fn add_signal(&self, connection: ConnectionId, eventfd: Arc<EventFd>) {
+        lock(&self.0.signals).insert(connection, eventfd);
+    }
+
+    pub(crate) fn remove_signal(&self, connection: ConnectionId) {
+        lock(&self.0.signals).remove(&connection);
+    }
+
+    /// Sets the event flag of a signal and raises the interrupt, where the flag was clear.
+    pub(crate) fn signal_guest(&self, signal: GuestSignal) -> io::Result<()> {
+        let Some(synic) = self.synic(signal.vp) else { return Ok(()) };
+        if synic.set_event(&*self.0.platform.memory(), signal.flag) {
+            self.0.platform.raise_sint(signal.vp)?;
+        }
+        Ok(())
+    }
+
+    /// Queues a message of the bus and has the VP put it into its slot. There is room: the caller asks
+    /// [`Machine::has_room`] before it takes a message from the bus.
+    pub(crate) fn post(&self, vp: VpIndex, message: &[u8]) {
+        if let Some(synic) = self.synic(vp) {
+            let posted = synic.post(message);
+            debug_assert!(posted.is_ok(), "the queue was full");
+            self.0.platform.kick(vp);
+        }
+    }
+
+    /// Whether every VP can take another message.
+    pub(crate) fn has_room(&self) -> bool {
+        self.0.synics.iter().all(VpSynic::has_room)
+    }
+
+    /// Whether messages wait for a slot.
+    pub(crate) fn has_queued(&self) -> bool {
+        self.0.synics.iter().any(VpSynic::has_queued)
+    }
+
+    /// Forgets all messages that are in no slot.
+    pub(crate) fn clear_queues(&self) {
+        self.0.synics.iter().for_each(VpSynic::clear_queue);
+    }
+
+    /// Has each VP with waiting messages look at its slot.
+    pub(crate) fn kick_waiting(&self) {
+        self.vps().for_each(|vp| self.acknowledged(vp));
+    }
+}

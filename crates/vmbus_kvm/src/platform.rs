@@ -1,0 +1,90 @@
+//! The machine as the VMM provides it.
+
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
+use vmbus::protocol::{ConnectionId, VpIndex};
+use vmm_sys_util::eventfd::EventFd;
+
+/// A guard that gives access to the memory of a platform's guest.
+pub type MemoryGuard<P> = <<P as Platform>::Memory as GuestAddressSpace>::T;
+
+/// Where a guest's signals on a connection arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// The kernel writes the eventfd itself.
+    InKernel,
+    /// `HvSignalEvent` leaves the guest, and [`Machine::on_exit`](crate::Machine::on_exit) writes the
+    /// eventfd.
+    ByExit,
+}
+
+/// One machine, from power-on to the next reset.
+///
+/// The thread of the bus and the vCPU threads call it. No method may wait for a vCPU or for the host.
+pub trait Platform: Send + Sync + 'static {
+    /// The guest's memory: `Arc<GuestMemoryMmap>`, `GuestMemoryAtomic`, or any other.
+    type Memory: GuestAddressSpace<M: GuestMemoryBackend, T: Send + Sync + 'static>;
+
+    /// The guest's memory as it is now.
+    fn memory(&self) -> MemoryGuard<Self>;
+
+    /// Gets a vCPU out of `KVM_RUN`, so that it comes by
+    /// [`Machine::before_run`](crate::Machine::before_run). A kick may be lost: it is repeated after
+    /// some milliseconds.
+    fn kick(&self, vp: VpIndex);
+
+    /// Raises SINT 2 of a VP.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn raise_sint(&self, vp: VpIndex) -> io::Result<()>;
+
+    /// Lets the guest's signals on `connection` reach `signal`.
+    ///
+    /// # Errors
+    /// What the kernel says. The guest's driver is then told that the channel cannot be opened.
+    fn bind_signal(&self, connection: ConnectionId, signal: &EventFd) -> io::Result<Bound>;
+
+    /// Undoes [`Platform::bind_signal`]. Called once for each binding.
+    fn unbind_signal(&self, connection: ConnectionId);
+
+    /// The eventfd that is signalled when the guest acknowledged an interrupt of SINT 2, if there is
+    /// one: the resample eventfd of an irqfd, for example. Always the same for a VP.
+    ///
+    /// Without one, a message that waits for its slot is looked at again every 10 milliseconds; a VMM
+    /// can also call [`Machine::acknowledged`](crate::Machine::acknowledged) instead.
+    fn acknowledgement(&self, vp: VpIndex) -> Option<&EventFd> {
+        let _ = vp;
+        None
+    }
+}
+
+impl<P: Platform> Platform for Arc<P> {
+    type Memory = P::Memory;
+
+    fn memory(&self) -> MemoryGuard<Self> {
+        (**self).memory()
+    }
+
+    fn kick(&self, vp: VpIndex) {
+        (**self).kick(vp);
+    }
+
+    fn raise_sint(&self, vp: VpIndex) -> io::Result<()> {
+        (**self).raise_sint(vp)
+    }
+
+    fn bind_signal(&self, connection: ConnectionId, signal: &EventFd) -> io::Result<Bound> {
+        (**self).bind_signal(connection, signal)
+    }
+
+    fn unbind_signal(&self, connection: ConnectionId) {
+        (**self).unbind_signal(connection);
+    }
+
+    fn acknowledgement(&self, vp: VpIndex) -> Option<&EventFd> {
+        (**self).acknowledgement(vp)
+    }
+}

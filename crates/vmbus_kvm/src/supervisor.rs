@@ -1,0 +1,153 @@
+//! What the VMM is told about threads, failures and the guest's misbehaviour.
+
+use std::io;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vmbus::Offer;
+use vmbus::protocol::VpIndex;
+use vmbus::ring::RingError;
+
+use crate::OpenError;
+#[cfg(feature = "dynamic-memory")]
+use crate::WorkError;
+
+/// A thread of this crate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thread {
+    /// Drives the bus and its devices.
+    Bus,
+    /// Calls the memory backend.
+    Memory,
+}
+
+impl Thread {
+    /// The thread's name, as debuggers show it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bus => "vmbus",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// Watches over the host for the VMM. All methods are called on the threads concerned.
+pub trait Supervisor: Send + Sync + 'static {
+    /// A thread starts. It has done nothing yet: this is the place to confine it or to set its
+    /// priority.
+    ///
+    /// # Errors
+    /// If the thread must not run. [`Supervisor::failed`] is told as well.
+    fn thread_started(&self, thread: Thread) -> io::Result<()> {
+        let _ = thread;
+        Ok(())
+    }
+
+    /// The host has stopped by itself. The guest may run on, but nobody answers it on the bus any
+    /// more: the machine should end.
+    fn failed(&self, failure: HostFailure);
+
+    /// Something happened that is worth a line in the log. A guest can cause as many reports as it
+    /// likes, so the log must be limited.
+    fn report(&self, report: Report);
+}
+
+impl<S: Supervisor + ?Sized> Supervisor for Arc<S> {
+    fn thread_started(&self, thread: Thread) -> io::Result<()> {
+        (**self).thread_started(thread)
+    }
+
+    fn failed(&self, failure: HostFailure) {
+        (**self).failed(failure);
+    }
+
+    fn report(&self, report: Report) {
+        (**self).report(report);
+    }
+}
+
+/// Why the host stopped.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum HostFailure {
+    /// A thread panicked: a defect of this crate, of a device or of the backend.
+    #[error("the {} thread panicked", .0.name())]
+    Panicked(Thread),
+    /// [`Supervisor::thread_started`] refused a thread.
+    #[error("the {} thread was not allowed to run", thread.name())]
+    Refused {
+        /// Which one.
+        thread: Thread,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// `epoll_wait` failed.
+    #[error("cannot wait for the events of the bus")]
+    Wait(#[source] io::Error),
+}
+
+/// News for the log.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Report {
+    /// The guest opened a device's channel.
+    #[error("the guest opened the channel of {}", .0.instance)]
+    ChannelOpened(Offer),
+    /// A device's channel closed.
+    #[error("the channel of {} closed", .0.instance)]
+    ChannelClosed(Offer),
+    /// A channel could not be opened. The guest's driver was told.
+    #[error("cannot open the channel of {}", offer.instance)]
+    OpenFailed {
+        /// The device.
+        offer: Offer,
+        /// Why.
+        #[source]
+        source: OpenError,
+    },
+    /// The guest broke its ring. The channel is of no use until the guest opens it anew.
+    #[error("the guest broke the channel of {}, which is stopped", offer.instance)]
+    ChannelBroken {
+        /// The device.
+        offer: Offer,
+        /// How.
+        #[source]
+        source: RingError,
+    },
+    /// An interrupt could not be raised. The guest may not notice that it was signalled.
+    #[error("cannot raise the synthetic interrupt of VP {vp}")]
+    Interrupt {
+        /// The VP.
+        vp: VpIndex,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The acknowledgements of a VP cannot be waited for. Messages that wait for their slot are
+    /// looked at every 10 milliseconds instead.
+    #[error("cannot wait for the acknowledgements of VP {vp}")]
+    Acknowledgements {
+        /// The VP.
+        vp: VpIndex,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Work on guest memory failed.
+    #[cfg(feature = "dynamic-memory")]
+    #[error(transparent)]
+    Work(#[from] WorkError),
+}
+
+impl Report {
+    /// Whether the guest is to blame, rather than the host.
+    #[must_use]
+    pub const fn is_guest_fault(&self) -> bool {
+        matches!(
+            self,
+            Self::ChannelBroken { .. } | Self::OpenFailed { source: OpenError::Ring(_), .. }
+        )
+    }
+}
