@@ -13,6 +13,9 @@ pub enum DiscardError {
     /// The range holds a page that is not guest RAM.
     #[error("pages {0} are not all guest RAM")]
     NotRam(PageRange),
+    /// The pages are mapped read-only: their content must not change.
+    #[error("pages {0} are read-only memory")]
+    ReadOnly(PageRange),
     /// The range begins or ends inside a huge page.
     #[error("pages {range} are not whole huge pages of {unit} pages")]
     Unaligned {

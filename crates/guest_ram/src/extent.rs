@@ -17,6 +17,7 @@ pub(crate) struct Extent {
     range: PageRange,
     mapping: Arc<Mapping>,
     huge_pages: HugePages,
+    is_read_only: bool,
     /// Pages that are with the host's pool. Empty for other backings: their pages come back by
     /// themselves when they are touched.
     absent: Mutex<PageRangeSet>,
@@ -25,13 +26,18 @@ pub(crate) struct Extent {
 impl Extent {
     /// `mapping` begins with the first page of `range` and is as long.
     pub(crate) fn new(range: PageRange, mapping: Arc<Mapping>, huge_pages: HugePages) -> Self {
-        Self { range, mapping, huge_pages, absent: Mutex::default() }
+        Self { range, mapping, huge_pages, is_read_only: false, absent: Mutex::default() }
+    }
+
+    /// The same for a mapping whose content must not change.
+    pub(crate) fn read_only(self) -> Self {
+        Self { is_read_only: true, ..self }
     }
 
     /// The same for a mapping for which the pool has reserved nothing.
     pub(crate) fn new_absent(range: PageRange, mapping: Arc<Mapping>, huge: HugePages) -> Self {
         let absent = Mutex::new([range].into_iter().collect());
-        Self { range, mapping, huge_pages: huge, absent }
+        Self { absent, ..Self::new(range, mapping, huge) }
     }
 
     pub(crate) fn range(&self) -> PageRange {
@@ -43,9 +49,14 @@ impl Extent {
         self.range.start() <= range.start() && range.end() <= self.range.end()
     }
 
-    /// Bytes that are given back together, at multiples of that in the guest and in the mapping.
+    /// Pages that are given back together, at multiples of that in the guest and in the mapping.
+    pub(crate) fn unit(&self) -> PageCount {
+        self.huge_pages.page_size()
+    }
+
+    /// The same in bytes.
     pub(crate) fn unit_bytes(&self) -> usize {
-        usize::try_from(self.huge_pages.page_size().bytes()).unwrap_or(usize::MAX)
+        usize::try_from(self.unit().bytes()).unwrap_or(usize::MAX)
     }
 
     /// Whether its pages come from the host's pool: then they must be provided before they are
@@ -66,8 +77,10 @@ impl Extent {
 
     /// What [`Extent::discard`] takes for a part of the extent.
     pub(crate) fn discardable(&self, part: PageRange) -> Result<Span, DiscardError> {
-        let unit = self.huge_pages.page_size();
-        if !self.has_pool_pages() || is_whole(part, unit) {
+        let unit = self.unit();
+        if self.is_read_only {
+            Err(DiscardError::ReadOnly(part))
+        } else if !self.has_pool_pages() || is_whole(part, unit) {
             self.span(part).ok_or(DiscardError::NotRam(part))
         } else {
             Err(DiscardError::Unaligned { range: part, unit })
@@ -101,7 +114,7 @@ impl Extent {
 
     /// Whether [`Extent::provide`] takes this range.
     pub(crate) fn check_provide(&self, part: PageRange) -> Result<(), ProvideError> {
-        let unit = self.huge_pages.page_size();
+        let unit = self.unit();
         if is_whole(part, unit) {
             Ok(())
         } else {

@@ -13,6 +13,7 @@
 //! Unsafe code stands in `mapping` only.
 
 mod backend;
+mod borrowed;
 mod bus;
 mod copy;
 mod discard;
@@ -28,11 +29,12 @@ mod region;
 mod worker;
 
 pub use backend::{BackendError, MemorySlots, RamBackend};
+pub use borrowed::{BorrowedRam, RegionError};
 pub use discard::{DiscardError, ProvideError};
 pub use hot_add::AddError;
 pub use huge_pages::{HugePages, PoolError};
 pub use layout::{HIGH_RAM_START, LOW_RAM_LIMIT, boot_ram_ranges};
-pub use mapping::Backend;
+pub use mapping::{Backend, BorrowError};
 pub use ram::{GuestRam, RamConfig, RamError, RamPart};
 pub use region::RamRegion;
 pub use worker::{MemoryWorker, WorkError};

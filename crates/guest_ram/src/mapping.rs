@@ -1,4 +1,4 @@
-//! One mapping of host memory, and the system calls on it.
+//! One mapping of host memory, our own or borrowed, and the system calls on it.
 //!
 //! # How memory is given back
 //!
@@ -30,68 +30,24 @@
 // UNSAFETY: mapping, unmapping and discarding memory are system calls on raw addresses.
 #![expect(unsafe_code, reason = "mmap, madvise and fallocate work on raw addresses")]
 
+mod borrow;
+mod create;
 mod vector;
 
+use std::any::Any;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::ptr::{self, NonNull};
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-use crate::HugePages;
+pub use borrow::BorrowError;
+pub(crate) use borrow::borrow;
+pub use create::Backend;
+pub(crate) use create::Request;
 pub(crate) use vector::MAX as MAX_SPANS;
-
-/// What guest memory is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Backend {
-    /// Private anonymous memory: the cheapest to discard. The default.
-    #[default]
-    Anonymous,
-    /// A memfd, mapped shared: for memory that other processes must see. Discarding costs more
-    /// than twice as much, and some forty times where anonymous memory has huge pages.
-    Memfd,
-}
-
-/// Host addresses are congruent to guest addresses modulo at least this, so that a huge page of the
-/// host backs exactly one huge page of the guest.
-const HUGE_PAGE: usize = 2 << 20;
-
-/// What to map.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Request {
-    pub(crate) backend: Backend,
-    pub(crate) huge_pages: HugePages,
-    /// Where the memory lies in the guest; of this only the place in a huge page matters.
-    pub(crate) guest_address: u64,
-    pub(crate) len: usize,
-    /// Take pool pages for all of it now, or fail. Has no meaning for other pages.
-    pub(crate) reserve: bool,
-}
-
-impl Request {
-    fn alignment(&self) -> usize {
-        let page = self.huge_pages.page_size().bytes();
-        usize::try_from(page).map_or(HUGE_PAGE, |page| page.max(HUGE_PAGE))
-    }
-
-    fn file(&self) -> io::Result<Option<File>> {
-        let pool = match self.huge_pages {
-            HugePages::Pool2M => libc::MFD_HUGETLB | libc::MFD_HUGE_2MB,
-            HugePages::Pool1G => libc::MFD_HUGETLB | libc::MFD_HUGE_1GB,
-            HugePages::Off | HugePages::Transparent if self.backend == Backend::Anonymous => {
-                return Ok(None);
-            }
-            HugePages::Off | HugePages::Transparent => 0,
-        };
-        memfd(self.len, pool).map(Some)
-    }
-
-    fn flags(&self) -> libc::c_int {
-        if self.huge_pages.from_pool() && self.reserve { 0 } else { libc::MAP_NORESERVE }
-    }
-}
 
 /// A part of a mapping, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,12 +56,34 @@ pub(crate) struct Span {
     pub(crate) len: usize,
 }
 
-/// Memory of this process that backs a range of guest memory; unmapped on drop.
+/// What the pages of a mapping belong to, on which depends how they are given back.
+#[derive(Debug)]
+enum Backing {
+    /// The mapping alone: anonymous memory, or private copies of a file's pages.
+    Private,
+    /// All processes that have inherited the mapping: shared memory without a file.
+    Shared,
+    /// A file, from byte `start` on, which the mapping shares with whoever else has it.
+    File { file: Arc<File>, start: u64 },
+}
+
+/// Who unmaps the memory.
+#[derive(Debug)]
+enum Owner {
+    /// The [`Mapping`], on drop.
+    Mapping,
+    /// Somebody else, and not before this is dropped.
+    Other { _keeps_mapped: Arc<dyn Any + Send + Sync> },
+}
+
+/// Memory of this process that backs a range of guest memory. It stays mapped at least until this
+/// is dropped.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     len: usize,
-    memfd: Option<Arc<File>>,
+    backing: Backing,
+    owner: Owner,
 }
 
 // SAFETY: the mapping is plain memory without thread affinity; it is reached only through
@@ -115,45 +93,12 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps memory at a host address congruent to the guest's modulo the huge page size.
-    pub(crate) fn new(request: &Request) -> io::Result<Self> {
-        let memfd = request.file()?;
-        let (len, alignment) = (request.len, request.alignment());
-        let reservation = len
-            .checked_add(alignment)
-            .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        let reserved = reserve(reservation)?;
-        let wanted = usize::try_from(request.guest_address % alignment as u64).unwrap_or(0);
-        let have = reserved.as_ptr() as usize % alignment;
-        let lead = (alignment + wanted - have) % alignment;
-        // SAFETY: `lead` is below `alignment`, by which the reservation is longer than `len`.
-        let start = unsafe { reserved.add(lead) };
-        // SAFETY: the range is inside the reservation, which was made for it.
-        let mapped = unsafe { map_fixed(start, len, memfd.as_ref(), request.flags()) };
-        // SAFETY: this is the part of the reservation in front of the mapping; nobody has it.
-        unsafe { unmap(reserved, lead) };
-        // SAFETY: `lead + len` is at most the reservation's length.
-        let tail = unsafe { start.add(len) };
-        // SAFETY: this is the part behind the mapping; nobody has it.
-        unsafe { unmap(tail, reservation - lead - len) };
-        if let Err(error) = mapped {
-            // SAFETY: what was to be mapped is still reserved, and nobody has it.
-            unsafe { unmap(start, len) };
-            return Err(error);
-        }
-        let mapping = Self { start, len, memfd: memfd.map(Arc::new) };
-        // What a guest keeps in its memory is not to lie in a file after a crash of ours.
-        mapping.advise(Span { offset: 0, len }, libc::MADV_DONTDUMP)?;
-        if !request.huge_pages.from_pool() {
-            // A kernel built without transparent huge pages refuses; small pages work as well.
-            let _ = mapping.advise_huge_pages(request.huge_pages == HugePages::Transparent);
-        }
-        Ok(mapping)
-    }
-
     /// The memfd, where the memory is one; it is as long as the mapping.
     pub(crate) fn memfd(&self) -> Option<&Arc<File>> {
-        self.memfd.as_ref()
+        match &self.backing {
+            Backing::File { file, start: 0 } => Some(file),
+            _ => None,
+        }
     }
 
     /// Host address of the byte at `offset`, which must be inside.
@@ -169,12 +114,6 @@ impl Mapping {
         // SAFETY: the range is inside the mapping, which lives as long as `self` is borrowed and
         // is only ever accessed through volatile slices.
         Some(unsafe { VolatileSlice::new(self.start.as_ptr().wrapping_add(offset), count) })
-    }
-
-    /// Asks the kernel for huge pages, or for none.
-    fn advise_huge_pages(&self, wanted: bool) -> io::Result<()> {
-        let advice = if wanted { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
-        self.advise(Span { offset: 0, len: self.len }, advice)
     }
 
     /// Gives spans back to the host; they read as zeros afterwards. Every span is tried.
@@ -196,18 +135,20 @@ impl Mapping {
     }
 
     fn discard_one(&self, span: Span) -> io::Result<()> {
-        match &self.memfd {
-            Some(memfd) => {
+        match &self.backing {
+            Backing::Private => self.advise(span, libc::MADV_DONTNEED),
+            Backing::Shared => self.advise(span, libc::MADV_REMOVE),
+            Backing::File { file, start } => {
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-                fallocate(memfd, mode, span)
+                fallocate(file, mode, *start, span)
             }
-            None => self.advise(span, libc::MADV_DONTNEED),
         }
     }
 
     /// Discards as many spans as one system call does, and says how many those are.
     fn discard_leading(&self, spans: &[Span]) -> usize {
-        if self.memfd.is_some() || spans.len() == 1 || !vector::is_available() {
+        let is_private = matches!(self.backing, Backing::Private);
+        if !is_private || spans.len() == 1 || !vector::is_available() {
             return 0;
         }
         let inside = spans.iter().take_while(|span| self.holds(**span));
@@ -227,10 +168,20 @@ impl Mapping {
         whole.count()
     }
 
-    /// Allocates a span now. Only a memfd can.
+    /// Allocates a span now; pages that are there keep their content.
     pub(crate) fn allocate(&self, span: Span) -> io::Result<()> {
-        let memfd = self.memfd.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        fallocate(memfd, 0, span)
+        match &self.backing {
+            Backing::File { file, start } => fallocate(file, 0, *start, span),
+            Backing::Private | Backing::Shared => {
+                self.advise(span, libc::MADV_POPULATE_WRITE).map_err(|error| {
+                    match error.raw_os_error() {
+                        // The touch of a page for which the pool has nothing would be a SIGBUS.
+                        Some(libc::EFAULT) => io::Error::from_raw_os_error(libc::ENOMEM),
+                        _ => error,
+                    }
+                })
+            }
+        }
     }
 
     fn holds(&self, span: Span) -> bool {
@@ -251,47 +202,11 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours alone, and whoever borrowed from it is gone.
-        unsafe { unmap(self.start, self.len) };
+        if let Owner::Mapping = self.owner {
+            // SAFETY: we made the mapping, and whoever borrowed from it is gone.
+            unsafe { unmap(self.start, self.len) };
+        }
     }
-}
-
-fn memfd(len: usize, pool: libc::c_uint) -> io::Result<File> {
-    let flags = libc::MFD_CLOEXEC | pool;
-    // SAFETY: the name is a valid C string, and the call touches nothing else.
-    let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), flags) };
-    check(fd)?;
-    // SAFETY: `fd` was just returned to us and belongs to nobody else.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(len as u64)?;
-    Ok(file)
-}
-
-fn reserve(len: usize) -> io::Result<NonNull<u8>> {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: without MAP_FIXED the kernel picks an address that nothing else uses.
-    let address = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
-    pointer(address)
-}
-
-/// # Safety
-/// The range must lie inside a reservation of the caller's that is used for nothing else.
-unsafe fn map_fixed(
-    start: NonNull<u8>,
-    len: usize,
-    memfd: Option<&File>,
-    extra_flags: libc::c_int,
-) -> io::Result<()> {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let (flags, fd) = match memfd {
-        Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
-        None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
-    };
-    let flags = flags | libc::MAP_FIXED | extra_flags;
-    // SAFETY: the range lies inside a reservation that the caller made for it and uses for
-    // nothing else, so MAP_FIXED replaces only that.
-    let address = unsafe { libc::mmap(start.as_ptr().cast(), len, protection, flags, fd, 0) };
-    pointer(address).map(|_| ())
 }
 
 /// # Safety
@@ -303,9 +218,11 @@ unsafe fn unmap(start: NonNull<u8>, len: usize) {
     }
 }
 
-fn fallocate(file: &File, mode: libc::c_int, span: Span) -> io::Result<()> {
+/// Works on a span of a mapping that shows `file` from byte `start` on.
+fn fallocate(file: &File, mode: libc::c_int, start: u64, span: Span) -> io::Result<()> {
     let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
-    let offset = libc::off_t::try_from(span.offset).map_err(invalid)?;
+    let offset = start.saturating_add(span.offset as u64);
+    let offset = libc::off_t::try_from(offset).map_err(invalid)?;
     let count = libc::off_t::try_from(span.len).map_err(invalid)?;
     loop {
         // SAFETY: works on a descriptor that `file` keeps open, and on no memory of ours directly.
@@ -318,13 +235,6 @@ fn fallocate(file: &File, mode: libc::c_int, span: Span) -> io::Result<()> {
     }
 }
 
-fn pointer(address: *mut libc::c_void) -> io::Result<NonNull<u8>> {
-    if address == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    NonNull::new(address.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
-}
-
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -332,6 +242,7 @@ fn check(result: libc::c_int) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::HugePages;
 
     const PAGE: usize = 4096;
 

@@ -7,12 +7,15 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_ram::{
-    AddError, DiscardError, GuestRam, HugePages, MemoryWorker, PoolError, ProvideError, RamConfig,
-    RamError, WorkError,
+    AddError, BorrowError, BorrowedRam, DiscardError, GuestRam, HugePages, MemoryWorker, PoolError,
+    ProvideError, RamConfig, RamError, WorkError,
 };
 use host_faults::Refusal;
 use page_range::{Gpfn, PageCount, PageRange};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion,
+};
 
 /// Pages in a huge page of 2 MiB.
 const HUGE: u64 = 512;
@@ -331,4 +334,88 @@ fn pages_that_cannot_be_allocated_leave_the_pool_as_it_was() {
     assert_eq!((pool.free(), ram.memory().num_regions()), (free - 1, 2));
     add(&ram, 0, 4).unwrap();
     assert_eq!(pool.free(), free - 4);
+}
+
+/// A VMM's own memory in huge pages: eight of them, of which it reserves none.
+fn foreign(flags: libc::c_int, file: Option<FileOffset>) -> GuestMemoryMmap {
+    let flags = flags | libc::MAP_NORESERVE;
+    let len = usize::try_from(8 * HUGE_BYTES).unwrap();
+    let mapping = MmapRegion::build(file, len, libc::PROT_READ | libc::PROT_WRITE, flags);
+    let region = GuestRegionMmap::new(mapping.unwrap(), GuestAddress(0)).unwrap();
+    GuestMemoryMmap::from_regions(vec![region]).unwrap()
+}
+
+/// A file of nine huge pages, of which the first is not the guest's.
+fn pool_file() -> FileOffset {
+    let ram = ram(9, 0);
+    // Its own mapping goes, and with it what it has reserved.
+    FileOffset::from_arc(Arc::clone(ram.regions()[0].file_offset().unwrap().arc()), HUGE_BYTES)
+}
+
+#[test]
+fn borrowed_huge_pages_go_whole_and_come_back_empty() {
+    let Some(pool) = Pool::take() else { return };
+    let anonymous = libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+    let kinds: [fn(libc::c_int) -> GuestMemoryMmap; 4] = [
+        |_| foreign(libc::MAP_SHARED, Some(pool_file())),
+        |_| foreign(libc::MAP_PRIVATE, Some(pool_file())),
+        |anonymous| foreign(anonymous | libc::MAP_PRIVATE, None),
+        |anonymous| foreign(anonymous | libc::MAP_SHARED, None),
+    ];
+    for (kind, make) in kinds.iter().enumerate() {
+        let before = pool.free();
+        let memory = make(anonymous);
+        let ram = BorrowedRam::new(memory.iter()).unwrap();
+        assert_eq!(ram.unit(), PageCount::new(HUGE));
+        let last = |page: u64| GuestAddress((page + 1) * HUGE_BYTES - 1);
+        (0..8).for_each(|page| memory.write_obj(1_u8, last(page)).unwrap());
+        let free = pool.free();
+
+        let error = ram.discard(&[pages(HUGE, HUGE - 1)]).unwrap_err();
+        assert!(matches!(error, DiscardError::Unaligned { .. }), "{kind}: {error}");
+        ram.discard(&[huge(1, 2), huge(5, 1)]).unwrap();
+        assert_eq!(pool.free(), free + 3, "{kind}");
+
+        let other = self::ram(pool.free() - 2, 0);
+        let error = ram.provide(&[huge(0, 8)]).unwrap_err();
+        assert!(matches!(error, ProvideError::Pool { .. }), "{kind}: {error}");
+        assert_eq!(pool.free(), 2, "{kind}");
+        drop(other);
+        ram.provide(&[huge(0, 8)]).unwrap();
+        assert_eq!(pool.free(), free, "{kind}");
+        let content: Vec<u8> = (0..8).map(|page| memory.read_obj(last(page)).unwrap()).collect();
+        assert_eq!(content, [1, 0, 0, 1, 1, 0, 1, 1], "{kind}");
+        drop((memory, ram));
+        assert_eq!(pool.free(), before, "{kind}");
+    }
+}
+
+#[test]
+fn a_borrowed_discard_that_failed_is_undone() {
+    let Some(pool) = Pool::take() else { return };
+    let memory = foreign(libc::MAP_SHARED, Some(pool_file()));
+    let ram = BorrowedRam::new(memory.iter()).unwrap();
+    (0..8).for_each(|page| memory.write_obj(1_u8, GuestAddress(page * HUGE_BYTES)).unwrap());
+    let free = pool.free();
+    // Huge page 3 of the guest is number 4 of the file.
+    let ranges = [huge(1, 1), huge(3, 1)];
+    host_faults::with(&[keeps(4)], || ram.discard_or_undo(&ranges).unwrap_err());
+    assert_eq!(pool.free(), free);
+    let read = |page: u64| memory.read_obj::<u8>(GuestAddress(page * HUGE_BYTES)).unwrap();
+    assert_eq!([read(1), read(3)], [0, 1]);
+}
+
+#[test]
+fn borrowed_huge_pages_of_unknown_size_or_place_are_refused() {
+    let Some(_pool) = Pool::take() else { return };
+    let default_size = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_HUGETLB;
+    let memory = foreign(default_size, None);
+    let error = BorrowedRam::new(memory.iter()).unwrap_err();
+    assert!(matches!(error.source, BorrowError::PageSize), "{error}");
+
+    let flags = default_size | libc::MAP_HUGE_2MB | libc::MAP_NORESERVE;
+    let mapping = MmapRegion::<()>::build(None, 4 << 20, libc::PROT_READ, flags).unwrap();
+    let region = GuestRegionMmap::new(mapping, GuestAddress(1 << 20)).unwrap();
+    let error = BorrowedRam::new([&region]).unwrap_err();
+    assert!(matches!(error.source, BorrowError::NotWhole { .. }), "{error}");
 }
