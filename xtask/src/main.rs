@@ -12,7 +12,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use rig::{emulator, host};
-use tasks::{demo, fuzz, lint, package, peers, soak, suite, test, toolchain};
+use tasks::{demo, fuzz, lint, msrv, package, peers, soak, suite, test, toolchain};
 
 /// Tasks of the hv-balloon project.
 #[derive(Parser)]
@@ -42,6 +42,10 @@ enum Task {
     ///
     /// Prints the name of the rustup toolchain to use where that is another one than the default.
     Toolchain,
+    /// Checks that the libraries compile with the compilers that their `rust-version` names.
+    ///
+    /// Says which could not be checked, for want of a compiler.
+    Msrv,
     /// Packages every library as `cargo publish` would, and builds what is in the packages.
     Package(package::PackageArgs),
     /// Installs and downloads all that the rig and the test guest need, ahead of time.
@@ -84,6 +88,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::BenchPeers(args) => peers::main(&args),
         Task::Lint => lint::main(),
         Task::Toolchain => toolchain::main(),
+        Task::Msrv => msrv::main(),
         Task::Package(args) => package::main(&args),
         Task::Prepare { refresh } => prepare(refresh),
         Task::GuestImage { kernel } => {

@@ -3,6 +3,7 @@
 pub(crate) mod demo;
 pub(crate) mod fuzz;
 pub(crate) mod lint;
+pub(crate) mod msrv;
 pub(crate) mod package;
 pub(crate) mod peers;
 pub(crate) mod soak;

@@ -6,10 +6,12 @@
 
 use std::fmt;
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
 use cargo_metadata::MetadataCommand;
+use cargo_metadata::semver::Version;
 
 use crate::workspace;
 
@@ -20,8 +22,8 @@ const README_AFTER: &str = " or newer)";
 /// The part of a compiler's version that decides what it understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct RustVersion {
-    major: u64,
-    minor: u64,
+    pub(crate) major: u64,
+    pub(crate) minor: u64,
 }
 
 impl RustVersion {
@@ -38,6 +40,12 @@ impl RustVersion {
     }
 }
 
+impl From<&Version> for RustVersion {
+    fn from(version: &Version) -> Self {
+        Self { major: version.major, minor: version.minor }
+    }
+}
+
 impl fmt::Display for RustVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.major, self.minor)
@@ -46,9 +54,19 @@ impl fmt::Display for RustVersion {
 
 /// A toolchain of rustup.
 #[derive(Clone, Debug)]
-struct Installed {
+pub(crate) struct Installed {
     name: String,
-    version: RustVersion,
+    pub(crate) version: RustVersion,
+}
+
+impl Installed {
+    /// Its compiler itself, past rustup's proxy.
+    pub(crate) fn rustc(&self) -> Result<PathBuf> {
+        let mut which = Command::new("rustup");
+        let output = which.args(["which", "--toolchain", &self.name, "rustc"]).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end()))
+    }
 }
 
 /// With what to check.
@@ -90,8 +108,7 @@ fn rust_version() -> Result<RustVersion> {
     let packages = metadata.workspace_packages();
     let package = packages.iter().find(|package| package.name.as_str() == env!("CARGO_PKG_NAME"));
     let version = package.and_then(|package| package.rust_version.as_ref());
-    let version = version.context("the workspace has no rust-version")?;
-    Ok(RustVersion { major: version.major, minor: version.minor })
+    Ok(version.context("the workspace has no rust-version")?.into())
 }
 
 fn check_readme(text: &str, promised: RustVersion) -> Result<()> {
@@ -132,7 +149,7 @@ fn choose(
 }
 
 /// The toolchains that rustup has, without those that do not run; `None` without rustup.
-fn installed() -> Option<Vec<Installed>> {
+pub(crate) fn installed() -> Option<Vec<Installed>> {
     let list = Command::new("rustup").args(["toolchain", "list"]).output().ok()?;
     let names = names_in(&String::from_utf8(list.stdout).ok()?);
     let toolchains = names.into_iter().filter_map(|name| {
@@ -147,7 +164,8 @@ fn names_in(list: &str) -> Vec<String> {
     list.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
-fn version_of(rustc: &mut Command) -> Result<RustVersion> {
+/// What a call of `rustc --version` says.
+pub(crate) fn version_of(rustc: &mut Command) -> Result<RustVersion> {
     let output = rustc.output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
     let text = String::from_utf8(output.stdout)?;
