@@ -109,7 +109,7 @@ impl Host {
         let layout = RingLayout::new(&ring_pages(), DOWNSTREAM_OFFSET)?;
         let rings = ChannelRings::open(Arc::clone(&ram), &layout)?;
         let settle = Settle::Fixed(Duration::ZERO);
-        let device = Device::new(Config { boot_ram, settle, ..Default::default() });
+        let device = Device::new(Config { boot_ram, settle, ..Default::default() })?;
         let driven = Driven::new(device);
         let mut host = Self { driven, rings, ram, work, guest, is_unsent: false };
         host.tell(Event::ChannelOpened { guest_os_id: 0 })?;
@@ -125,7 +125,8 @@ impl Host {
         self.driven.is_reached = false;
         let worker = self.work.cpu();
         let (start, thread) = (Instant::now(), cpu::thread());
-        self.tell(Event::SetTarget(target))?;
+        self.driven.set_target(target)?;
+        self.act()?;
         while !self.driven.is_reached {
             if !self.turn()? {
                 self.wait()?;
@@ -229,14 +230,24 @@ impl Driven {
     }
 
     fn tell(&mut self, event: Event<'_>) {
+        self.timed(|device, now| device.handle(now, event));
+    }
+
+    fn set_target(&mut self, target: PageCount) -> Result<()> {
+        self.timed(|device, now| device.set_target(now, target))?;
+        Ok(())
+    }
+
+    fn timed<T>(&mut self, call: impl FnOnce(&mut Device, Duration) -> T) -> T {
         let now = self.start.elapsed();
         let before = cpu::thread();
-        self.device.handle(now, event);
+        let result = call(&mut self.device, now);
         while let Some(action) = self.device.poll_action() {
             self.actions.push_back(action);
         }
         let spent = cpu::thread().saturating_sub(before).saturating_sub(cpu::overhead());
         self.usage.device += spent;
+        result
     }
 }
 

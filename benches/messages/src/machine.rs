@@ -84,7 +84,7 @@ impl<M: GuestMemory + Clone> Machine<M> {
         let guest_os_id = personality.guest_os_id;
         let mut machine = Self {
             ends: Ends::open(mem, LINUX_RING),
-            device: Device::new(config),
+            device: Device::new(config).expect("a machine that can be"),
             guest: Client::new(personality, memory),
             workload,
             now: Duration::ZERO,
@@ -126,7 +126,7 @@ impl<M: GuestMemory + Clone> Machine<M> {
 
     fn resize(&mut self, target: PageCount) {
         let start = (self.counter)();
-        self.device.handle(self.now, Event::SetTarget(target));
+        self.device.set_target(self.now, target).expect("a target that can be met");
         self.act();
         self.host_count += (self.counter)() - start;
         self.talk();

@@ -83,15 +83,24 @@ pub enum Action {
         /// Which.
         what: Prepare,
     },
-    /// Memory that was added is the guest's no more, or never was: take it out of the guest's
-    /// reach and discard it. Parts that were never prepared are to be skipped.
+    /// Take memory that was added out of the guest's reach and discard it, then report
+    /// [`Event::JobDone`], also after a close or reset. Skip parts that were never prepared or are
+    /// gone already.
+    ///
+    /// No [`Action::Prepare`] is asked for while a removal is in flight. Where a removal fails, the
+    /// guest may still reach the memory: the device asks for it again at the next close or reset,
+    /// and before it adds memory to the guest. It adds none until a removal has succeeded.
+    ///
+    /// [`Event::JobDone`]: crate::Event::JobDone
     RemoveMemory {
+        /// To report with.
+        id: JobId,
         /// The pages.
         range: PageRange,
     },
     /// The device is quiet: the close or reset may be acknowledged. One answers all closes and
     /// resets before it.
     CloseFinished,
-    /// Tell whom it may concern.
+    /// Report to the operator or the log.
     Notify(Notice),
 }

@@ -127,11 +127,16 @@ impl Device {
 
     /// The transaction is over, well or not.
     pub(crate) fn end_transaction(&mut self, session: Session) {
-        if self.owed_pages().is_zero() {
-            self.books.retry_held();
-        }
+        self.retry_held();
         self.transaction_id = self.transaction_id.wrapping_add(1);
         self.state = State::Idle { session };
+    }
+
+    /// Lets held pages be discarded where the guest is not to get them back.
+    pub(crate) fn retry_held(&mut self) {
+        if self.owed_pages().is_zero() && !self.is_inhibited {
+            self.books.retry_held();
+        }
     }
 
     /// Gives up until a target is set again.

@@ -1,19 +1,23 @@
 //! The device: its data, its table of events, its queue of actions.
 
 use alloc::collections::VecDeque;
-use alloc::vec::Vec;
 use core::time::Duration;
 
 use dynmem_protocol::{GuestBody, GuestMessage, MessageType, RangeList, StatusReport};
-use page_range::{PageCount, PageRange, PageRangeSet};
+use page_range::{PageCount, PageRangeSet};
 
 use crate::action::JobIds;
 use crate::books::Books;
+use crate::config::check_memory;
 use crate::outbox::Outbox;
 use crate::region::Region;
+use crate::removal::Removals;
 use crate::state::State;
 use crate::target::{Goal, Refusal};
-use crate::{Action, Config, Event, FaultCounts, GuestFault, HotAdd, Notice, Settle};
+use crate::{
+    Action, Config, ConfigError, Event, FaultCounts, GuestFault, HotAdd, Notice, ReplaceError,
+    Settle, TargetError,
+};
 
 /// The host side of Dynamic Memory for one guest. See the crate's documentation for how to run it.
 #[derive(Debug)]
@@ -28,9 +32,10 @@ pub struct Device {
     pub(crate) boot_ram: PageRangeSet,
     pub(crate) region: Option<Region>,
     pub(crate) jobs: JobIds,
-    /// Memory to take away once the jobs in flight have ended.
-    pub(crate) removals: Vec<PageRange>,
-    /// Of the guest that has the channel open.
+    pub(crate) removals: Removals,
+    /// While true, no discard begins and no page is asked of the guest.
+    pub(crate) is_inhibited: bool,
+    /// OS id of the connected guest.
     pub(crate) guest_os_id: Option<u64>,
     pub(crate) goal: Option<Goal>,
     pub(crate) outbox: Outbox,
@@ -52,10 +57,13 @@ pub struct Device {
 
 impl Device {
     /// A device for a guest that has not started.
-    #[must_use]
-    pub fn new(config: Config) -> Self {
+    ///
+    /// # Errors
+    /// [`ConfigError`] where the configuration describes no machine that can be.
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        check_memory(&config.boot_ram, config.hot_add.as_ref(), config.discard_unit)?;
         let books = Books::new(config.boot_ram.clone(), config.discard_unit);
-        Self {
+        Ok(Self {
             settle: config.settle,
             status_reports: config.status_reports,
             now: Duration::ZERO,
@@ -65,7 +73,8 @@ impl Device {
             boot_ram: config.boot_ram,
             region: config.hot_add.map(Region::new),
             jobs: JobIds::default(),
-            removals: Vec::new(),
+            removals: Removals::default(),
+            is_inhibited: config.inhibited,
             guest_os_id: None,
             goal: None,
             outbox: Outbox::default(),
@@ -77,7 +86,7 @@ impl Device {
             last_refusal: None,
             announced_hot_added: PageCount::ZERO,
             actions: VecDeque::new(),
-        }
+        })
     }
 
     /// Takes in what happened at `now`, the time since the VM started. Call
@@ -89,11 +98,57 @@ impl Device {
             Event::ChannelClosed => self.close(),
             Event::Packet(packet) => self.on_packet(packet),
             Event::Sent => self.on_sent(),
-            Event::SetTarget(target) => self.on_set_target(target),
             Event::JobDone { id, ok } => self.on_job_done(id, ok),
             Event::SystemReset => self.on_system_reset(),
             Event::Deadline => self.on_deadline(),
         }
+        self.go_on();
+    }
+
+    /// Asks for a guest of `target` pages and returns the target as taken: rounded up to whole
+    /// [`Config::discard_unit`]s. A guest that is not ready is asked once it is. The same target
+    /// again is a new try. `now` is the time since the VM started. Call [`Device::poll_action`]
+    /// until `None` afterwards.
+    ///
+    /// # Errors
+    /// [`TargetError`] with the limit. The target before stays, and the refusal is kept as
+    /// [`Snapshot::last_refusal`](crate::Snapshot::last_refusal).
+    pub fn set_target(
+        &mut self,
+        now: Duration,
+        target: PageCount,
+    ) -> Result<PageCount, TargetError> {
+        self.now = self.now.max(now);
+        let taken = self.can_set_target(target);
+        match taken {
+            Ok(taken) => self.take_target(taken),
+            Err(error) => self.last_refusal = Some((target, Refusal::Target(error))),
+        }
+        self.go_on();
+        taken
+    }
+
+    /// Forbids or allows discards, for as long as something must find the guest's memory in place:
+    /// a device that is passed through, a migration by postcopy, a snapshot that the host takes.
+    ///
+    /// While forbidden, no discard begins and the guest is asked for no pages. Pages that it gives
+    /// all the same wait, and may be given back. Returning pages, adding memory and removing what
+    /// the guest does not use go on. Discards that run are not stopped: they have ended once
+    /// [`Snapshot::discarding`](crate::Snapshot::discarding) is zero. When allowed again, the
+    /// device goes on by itself.
+    ///
+    /// Holds over closes and resets. It is not saved: [`Config::inhibited`] says how a restored
+    /// device begins. `now` is the time since the VM started. Call [`Device::poll_action`] until
+    /// `None` afterwards.
+    pub fn set_inhibited(&mut self, now: Duration, inhibited: bool) {
+        self.now = self.now.max(now);
+        self.is_inhibited = inhibited;
+        self.retry_held();
+        self.go_on();
+    }
+
+    /// Does what can be done now and says what has changed.
+    pub(crate) fn go_on(&mut self) {
         self.advance();
         self.announce_size();
         #[cfg(any(test, debug_assertions))]
@@ -101,26 +156,34 @@ impl Device {
     }
 
     /// Describes the memory of the guest that starts next, where that is not what it was. For
-    /// between a reset's [`Action::CloseFinished`] and the next [`Event::ChannelOpened`]; elsewhere it
-    /// changes nothing and returns false. A target set since stays. Call [`Device::poll_action`] until
-    /// `None` afterwards.
+    /// between a reset's [`Action::CloseFinished`] and the next [`Event::ChannelOpened`]. A target
+    /// set since stays. Call [`Device::poll_action`] until `None` afterwards.
+    ///
+    /// The memory is that of a new machine: added memory of the old one that could not be removed
+    /// is forgotten.
+    ///
+    /// # Errors
+    /// [`ReplaceError`] while a channel is open or closing, or where the memory cannot be. Nothing
+    /// is changed then.
     pub fn replace_memory(
         &mut self,
         now: Duration,
         boot_ram: PageRangeSet,
         hot_add: Option<HotAdd>,
-    ) -> bool {
-        self.now = self.now.max(now);
+    ) -> Result<(), ReplaceError> {
         if self.state != State::Closed {
-            return false;
+            return Err(ReplaceError::InUse { state: self.state.name() });
         }
+        check_memory(&boot_ram, hot_add.as_ref(), self.books.unit())?;
+        self.now = self.now.max(now);
+        self.removals = Removals::default();
         self.books.restart(boot_ram.clone());
         self.boot_ram = boot_ram;
         self.region = hot_add.map(Region::new);
         self.announce_size();
         // A target that was set for it may be the size it has.
         self.judge();
-        true
+        Ok(())
     }
 
     /// The next thing to do, until there is none.

@@ -1,7 +1,5 @@
 //! What the driver tells the device.
 
-use page_range::PageCount;
-
 use crate::JobId;
 
 /// Something that happened.
@@ -24,9 +22,7 @@ pub enum Event<'a> {
     ///
     /// [`Action::Send`]: crate::Action::Send
     Sent,
-    /// The operator wants the guest to have this many pages. The same target again is a new try.
-    SetTarget(PageCount),
-    /// A discard or a preparation ended.
+    /// A discard, a preparation or a removal ended.
     JobDone {
         /// Which one.
         id: JobId,

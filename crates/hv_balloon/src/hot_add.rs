@@ -44,6 +44,10 @@ impl Device {
         if self.goal.is_none_or(|goal| goal.is_given_up()) {
             return;
         }
+        // Nothing is prepared while memory leaves: one job must not overtake the other.
+        if self.removals.is_busy() {
+            return;
+        }
         if let Some(ranges) = self.books.begin_provide(owed.min(MAX_UNBALLOON_MESSAGE)) {
             return self.prepare(session, Prepared::Returned, Prepare::Return(ranges));
         }
@@ -56,7 +60,7 @@ impl Device {
     }
 
     /// Pages the guest lacks to its target even if it had all its RAM.
-    fn missing_pages(&self) -> PageCount {
+    pub(crate) fn missing_pages(&self) -> PageCount {
         self.goal.map_or(PageCount::ZERO, |goal| goal.target.saturating_sub(self.books.assigned()))
     }
 
@@ -64,15 +68,23 @@ impl Device {
         if !session.capabilities.contains(Capabilities::HOT_ADD) {
             return self.stop(StopReason::NoHotAddCapability);
         }
-        let Some(region) = &mut self.region else {
-            return self.stop(StopReason::NoAddressSpace);
-        };
-        if region.unanswered.is_some() {
-            return self.stop(StopReason::HotAddTimeout);
+        match &self.region {
+            None => return self.stop(StopReason::NoAddressSpace),
+            Some(region) if region.unanswered.is_some() => {
+                return self.stop(StopReason::HotAddTimeout);
+            }
+            Some(_) => {}
+        }
+        // What the guest may still reach would be a second way to new memory.
+        self.removals.retry();
+        if self.begin_removals() {
+            return;
         }
         // A guest that cannot balloon could not give back what is too much.
         let exact = !session.capabilities.contains(Capabilities::BALLOON);
-        match region.plan(missing, session.capabilities.hot_add_alignment(), exact) {
+        let of_guest = session.capabilities.hot_add_alignment();
+        let plan = self.region.as_mut().and_then(|region| region.plan(missing, of_guest, exact));
+        match plan {
             Some((range, what)) => self.prepare(session, Prepared::Added(range), what),
             None => self.stop(StopReason::NoAddressSpace),
         }
@@ -89,9 +101,7 @@ impl Device {
         match what {
             Prepared::Returned => {
                 self.books.finish_provide(ok);
-                if self.owed_pages().is_zero() {
-                    self.books.retry_held();
-                }
+                self.retry_held();
             }
             Prepared::Added(range) if ok => self.offer(session, range),
             Prepared::Added(_) | Prepared::Absent => {}
@@ -116,7 +126,7 @@ impl Device {
             let deadline = self.after(patience(range));
             self.state = State::HotAdding { session, range, since: None, deadline };
         } else {
-            self.act(Action::RemoveMemory { range });
+            self.remove_memory(range);
         }
     }
 
@@ -155,7 +165,7 @@ impl Device {
         }
         let rest_start = taken.map_or(range.start(), PageRange::end);
         if let Some(range) = PageRange::between(rest_start, range.end()) {
-            self.act(Action::RemoveMemory { range });
+            self.remove_memory(range);
             return self.stop(match (taken, response.result) {
                 (Some(_), _) => StopReason::HotAddPartial,
                 (None, HotAddResult::SUCCESS) => StopReason::HotAddRefused,

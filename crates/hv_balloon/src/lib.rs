@@ -32,6 +32,9 @@
 //!                                         HotAdding ◄────────────────┘      (new memory ready)
 //! ```
 //!
+//! The operator's part is [`Device::set_target`], and [`Device::set_inhibited`] where something needs
+//! the guest's memory to stay in place.
+//!
 //! A guest that is too small gets the pages it gave back first, then new memory in blocks of its
 //! alignment; one that is too large is asked for pages.
 //!
@@ -41,6 +44,7 @@
 //!   only once.
 //! - A page the guest names that is not its RAM is never discarded.
 //! - Memory is within the guest's reach before it is offered, and leaves it when it was not taken.
+//!   None is prepared while some leaves.
 //! - [`Snapshot::actual`] is the RAM assigned less the pages that the host has back.
 //! - One transaction at a time; at most one message with the driver; at most two discards and one
 //!   preparation.
@@ -67,10 +71,12 @@ mod fault;
 mod hot_add;
 #[cfg(any(test, debug_assertions))]
 mod invariants;
+mod jobs;
 mod negotiate;
 mod notice;
 mod outbox;
 mod region;
+mod removal;
 mod saved;
 mod snapshot;
 mod state;
@@ -85,7 +91,7 @@ pub use balloon::{
 pub use books::{
     MAX_DISCARD_RANGES, MAX_DISCARDS_IN_FLIGHT, MAX_FOREIGN_PAGES, MAX_FOREIGN_RANGES,
 };
-pub use config::{Config, DEFAULT_SETTLE, HotAdd, Settle};
+pub use config::{Config, ConfigError, DEFAULT_SETTLE, HotAdd, ReplaceError, Settle};
 pub use device::Device;
 pub use dynmem_protocol::{StatusReport, Version};
 pub use event::Event;

@@ -120,8 +120,8 @@ impl Device {
         if let Some(preparation) = &mut preparation {
             preparation.what = Prepared::Returned;
         }
-        self.removals.clear();
-        self.removals.extend(self.region.as_mut().and_then(Region::reset));
+        self.removals.waiting.clear();
+        self.removals.waiting.extend(self.region.as_mut().and_then(Region::reset));
         self.await_jobs(Leavings { discards, preparation, absent: PageRangeSet::new() });
     }
 
@@ -155,13 +155,17 @@ impl Device {
     /// Memory the guest was told of may be in use, whether or not it said so.
     fn keep_what_was_offered(&mut self) {
         match self.state {
-            State::HotAdding { range, since: None, .. } => self.removals.push(range),
+            State::HotAdding { range, since: None, .. } => {
+                self.removals.waiting.insert(range);
+            }
             State::HotAdding { range, since: Some(_), .. } => self.keep_added(range),
             _ => {}
         }
         match self.region.as_mut().and_then(|region| region.unanswered.take()) {
             Some(late) if late.is_told => self.keep_added(late.range),
-            Some(late) => self.removals.push(late.range),
+            Some(late) => {
+                self.removals.waiting.insert(late.range);
+            }
             None => {}
         }
         if let Some(region) = &mut self.region {
@@ -170,6 +174,7 @@ impl Device {
     }
 
     fn await_jobs(&mut self, Leavings { discards, preparation, absent }: Leavings) {
+        self.removals.retry();
         self.outbox.clear();
         self.status = None;
         self.guest_os_id = None;
@@ -177,41 +182,13 @@ impl Device {
         self.finish_close();
     }
 
-    pub(crate) fn on_job_done(&mut self, id: JobId, ok: bool) {
-        if let State::Closing { discards, preparation, absent } = &mut self.state {
-            discards.remove(&id);
-            match preparation.take_if(|at| at.job == id).map(|ended| ended.what) {
-                Some(Prepared::Added(range)) if ok => self.removals.push(range),
-                // A new kernel touches all its memory unannounced. Where the host cannot provide a
-                // page, that guest fails; there is nobody to be asked for less.
-                Some(Prepared::Absent) => absent.clear(),
-                _ => {}
-            }
-            return self.finish_close();
-        }
-        match self.state {
-            State::Preparing { session, preparation } if preparation.job == id => {
-                self.on_prepared(session, preparation.what, ok);
-            }
-            _ => {
-                if let Some(pages) = self.books.finish_discard(id, ok)
-                    && !ok
-                {
-                    self.notify(Notice::DiscardFailed { pages });
-                }
-            }
-        }
-    }
-
     /// Ends a close for which nothing is in flight any more.
     pub(crate) fn finish_close(&mut self) {
-        let State::Closing { discards, preparation: preparation @ None, absent } = &mut self.state
-        else {
-            return;
-        };
-        if !discards.is_empty() {
+        let State::Closing { discards, preparation: None, .. } = &self.state else { return };
+        if !discards.is_empty() || self.removals.is_busy() || self.begin_removals() {
             return;
         }
+        let State::Closing { preparation, absent, .. } = &mut self.state else { return };
         if !absent.is_empty() {
             let ranges: Vec<PageRange> = absent.iter().collect();
             let job = self.jobs.next();
@@ -219,10 +196,7 @@ impl Device {
             return self.act(Action::Prepare { id: job, what: Prepare::Return(ranges) });
         }
         self.state = State::Closed;
-        for range in core::mem::take(&mut self.removals) {
-            self.act(Action::RemoveMemory { range });
-        }
-        // One that was not taken yet would answer the next close instead.
+        // A stale one would be mistaken for the next close's.
         self.actions.retain(|action| *action != Action::CloseFinished);
         self.act(Action::CloseFinished);
     }

@@ -1,9 +1,9 @@
 //! What the device tells the world.
 
 use dynmem_protocol::{StatusReport, Version};
-use page_range::PageCount;
+use page_range::{PageCount, PageRange};
 
-use crate::{GuestFault, StopReason, TargetError};
+use crate::{GuestFault, StopReason};
 
 /// A kind of exchange with the guest that can time out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +58,6 @@ pub enum Notice {
         /// Why.
         reason: StopReason,
     },
-    /// A target was refused; the one before stays.
-    TargetRefused(TargetError),
     /// The guest did not answer in time.
     TimedOut(Transaction),
     /// The host could not discard pages. They count as the guest's but the guest cannot use them;
@@ -67,6 +65,12 @@ pub enum Notice {
     DiscardFailed {
         /// Pages.
         pages: PageCount,
+    },
+    /// The host could not take memory away that the guest does not use; the guest may still reach
+    /// it. See [`Action::RemoveMemory`](crate::Action::RemoveMemory).
+    RemovalFailed {
+        /// The pages.
+        range: PageRange,
     },
     /// The guest reported its memory pressure. Only where the device is configured to say so.
     StatusReport(StatusReport),

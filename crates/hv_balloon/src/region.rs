@@ -23,6 +23,8 @@ pub(crate) struct Region {
     base: Option<Gpfn>,
     /// Pages from `base` on that are the guest's, or lost to a change of alignment.
     used: PageCount,
+    /// Pages from `base` on that may have been within the guest's reach.
+    reach: PageCount,
     /// The guest did not answer in time.
     pub(crate) unanswered: Option<Unanswered>,
     /// The guest has taken memory in this session.
@@ -47,12 +49,13 @@ struct Room {
 
 impl Region {
     pub(crate) const fn new(config: HotAdd) -> Self {
-        Self { config, base: None, used: PageCount::ZERO, unanswered: None, is_proven: false }
+        let (used, reach) = (PageCount::ZERO, PageCount::ZERO);
+        Self { config, base: None, used, reach, unanswered: None, is_proven: false }
     }
 
-    /// Forgets all that was added; gives the pages the guest may have known.
+    /// Forgets all that was added; gives the pages that the guest may reach.
     pub(crate) fn reset(&mut self) -> Option<PageRange> {
-        let end = self.base.and_then(|base| base.checked_add(self.config.capacity));
+        let end = self.base.and_then(|base| base.checked_add(self.reach));
         let known = self.base.zip(end).and_then(|(base, end)| PageRange::between(base, end));
         *self = Self::new(self.config);
         known
@@ -101,6 +104,7 @@ impl Region {
         let range = PageRange::new(room.start, wanted.min(most).min(room.pages)).ok()?;
         let offset = room.start.distance_from(room.base);
         self.base = Some(room.base);
+        self.reach = self.reach.max(range.end().distance_from(room.base));
         Some((range, Prepare::Add { range, offset, alignment }))
     }
 
@@ -201,12 +205,12 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_names_all_that_the_guest_may_know() {
+    fn a_reset_names_all_that_the_guest_may_reach_and_no_more() {
         let mut region = region(4096, 1 << 20, 1024);
         assert_eq!(region.reset(), None);
         let (range, _) = region.plan(mib(2), mib(2), false).unwrap();
         region.advance(range);
-        assert_eq!(region.reset().unwrap().count(), mib(1024));
+        assert_eq!(region.reset(), Some(range));
         assert_eq!(region.left(), mib(1024));
     }
 }

@@ -41,6 +41,11 @@ pub struct Snapshot {
     pub ballooned: PageCount,
     /// Pages the guest gave whose discard has not ended, those of a closed channel included.
     pub in_flight: PageCount,
+    /// Pages that are being discarded now, those of a closed channel included; zero where no discard
+    /// runs. Part of `in_flight`.
+    pub discarding: PageCount,
+    /// Whether discards are forbidden: see [`Device::set_inhibited`].
+    pub inhibited: bool,
     /// Pages the guest gave that the host failed to discard.
     pub undiscarded: PageCount,
     /// Pages the guest gave that the host still provides, since it can only discard whole huge
@@ -94,6 +99,8 @@ impl Device {
             assigned,
             ballooned: assigned.saturating_sub(actual),
             in_flight: self.in_flight(),
+            discarding: self.discarding(),
+            inhibited: self.is_inhibited,
             undiscarded: self.books.undiscarded(),
             held: self.books.held(),
             foreign: self.books.foreign(),
@@ -114,11 +121,15 @@ impl Device {
     }
 
     fn in_flight(&self) -> PageCount {
+        self.discarding().saturating_add(self.books.pending())
+    }
+
+    fn discarding(&self) -> PageCount {
         match &self.state {
             State::Closing { discards, .. } => {
                 discards.values().fold(PageCount::ZERO, |sum, &pages| sum.saturating_add(pages))
             }
-            _ => self.books.in_flight(),
+            _ => self.books.discarding(),
         }
     }
 }

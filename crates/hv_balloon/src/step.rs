@@ -49,14 +49,7 @@ impl Device {
         self.books.assigned().saturating_add(addable.unwrap_or_default())
     }
 
-    pub(crate) fn on_set_target(&mut self, requested: PageCount) {
-        let target = match self.can_set_target(requested) {
-            Ok(target) => target,
-            Err(error) => {
-                self.last_refusal = Some((requested, Refusal::Target(error)));
-                return self.notify(Notice::TargetRefused(error));
-            }
-        };
+    pub(crate) fn take_target(&mut self, target: PageCount) {
         self.goal = Some(Goal::new(target));
         self.room_until = None;
         if target <= self.books.present() {
@@ -122,7 +115,9 @@ impl Device {
 
     /// Does all that can be done now.
     pub(crate) fn advance(&mut self) {
-        while let Some((id, ranges)) = self.books.start_discard(&mut self.jobs) {
+        while !self.is_inhibited
+            && let Some((id, ranges)) = self.books.start_discard(&mut self.jobs)
+        {
             self.act(Action::Discard { id, ranges });
         }
         if self.outbox.is_idle() {
@@ -141,7 +136,8 @@ impl Device {
     fn wait_for_room(&mut self) {
         let is_blocked = matches!(self.state, State::Idle { .. }) && !self.outbox.is_idle();
         let is_open = self.goal.is_some_and(Goal::is_open);
-        let has_to_do = !self.excess_pages().is_zero() || !self.owed_pages().is_zero();
+        let may_ask = !self.is_inhibited && !self.excess_pages().is_zero();
+        let has_to_do = may_ask || !self.owed_pages().is_zero();
         self.room_until = (is_blocked && is_open && has_to_do)
             .then(|| self.room_until.unwrap_or(self.after(crate::BALLOON_TIMEOUT)));
     }
@@ -153,7 +149,7 @@ impl Device {
             return self.grow(session, owed);
         }
         let excess = self.excess_pages();
-        if excess.is_zero() {
+        if excess.is_zero() || self.is_inhibited {
             return;
         }
         if session.capabilities.contains(Capabilities::BALLOON) {
@@ -166,7 +162,7 @@ impl Device {
     fn ask_again(&mut self, session: Session, short_answers: u32) {
         self.state = State::Idle { session };
         let excess = self.excess_pages();
-        if !excess.is_zero() && self.outbox.is_idle() {
+        if !excess.is_zero() && self.outbox.is_idle() && !self.is_inhibited {
             self.request_pages(session, excess, short_answers);
         }
     }

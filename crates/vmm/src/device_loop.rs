@@ -344,7 +344,7 @@ mod tests {
 
     use guest_ram::HugePages;
     use host_faults::Refusal;
-    use page_range::{PageCount, PageRangeSet};
+    use page_range::{Gpfn, PageCount, PageRange};
     use vmbus::{Server, ServerConfig};
 
     use super::*;
@@ -375,7 +375,7 @@ mod tests {
     /// Starts a loop; what it then reports, if it ends by itself.
     fn start_loop() -> Result<Option<VmmError>, MachineError> {
         let memory = MemoryMap {
-            boot_ram: PageRangeSet::new(),
+            boot_ram: PageRange::new(Gpfn::default(), PageCount::new(1)).into_iter().collect(),
             to_add: None,
             discard_unit: PageCount::new(1),
             target: None,
@@ -384,7 +384,7 @@ mod tests {
         let wake = wake_eventfd()?;
         let server = Arc::new(Mutex::new(Server::new(ServerConfig::default())));
         let calls = GuestCalls::new(server, Arc::clone(&wake), false);
-        let balloon = balloon::Setup::new(&config(), &memory, false, Arc::default());
+        let balloon = balloon::Setup::new(&config(), &memory, false, Arc::default())?;
         let confinement = Confinement::new(Seccomp::Off, control).expect("nothing to compile");
         drop(start(Setup { calls, wake, confinement, balloon })?);
         Ok(match events.try_recv() {

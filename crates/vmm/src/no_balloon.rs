@@ -14,6 +14,7 @@ use crate::bus::GuestCalls;
 use crate::config::Config;
 use crate::confine::Confinement;
 use crate::device_loop::LoopHandle;
+use crate::error::MachineError;
 use crate::machine::MachineHandle;
 use crate::memory::{Kept, MemoryMap};
 
@@ -34,8 +35,8 @@ impl Setup {
         memory: &MemoryMap,
         _: bool,
         _: Arc<OnceLock<EventSender>>,
-    ) -> Self {
-        Self { memory: memory.boot_ram.len() }
+    ) -> Result<Self, MachineError> {
+        Ok(Self { memory: memory.boot_ram.len() })
     }
 }
 

@@ -157,7 +157,7 @@ fn start_device(
     let calls =
         GuestCalls::new(Arc::new(Mutex::new(server)), Arc::clone(&wake), !capabilities.eventfd);
     let balloon =
-        balloon::Setup::new(config, &memory.map, capabilities.eventfd, Arc::clone(monitor));
+        balloon::Setup::new(config, &memory.map, capabilities.eventfd, Arc::clone(monitor))?;
     let (calls_of_loop, confinement) = (calls.clone(), confinement.clone());
     let setup = device_loop::Setup { calls: calls_of_loop, wake, confinement, balloon };
     Ok((device_loop::start(setup)?, calls))

@@ -84,8 +84,12 @@ impl Step {
             Self::Prepared(ok) => Op::Prepared(ok),
             Self::Write => Op::Write,
             Self::Discarded(ok) => Op::Discarded(ok),
-            // Not a step of its own: then the inputs found before it would mean something else.
+            // Not steps of their own: then the inputs found before it would mean something else.
             Self::Wait(u8::MAX) => Op::Restore,
+            Self::Wait(254) => Op::Removed(true),
+            Self::Wait(253) => Op::Removed(false),
+            Self::Wait(252) => Op::Inhibit(true),
+            Self::Wait(251) => Op::Inhibit(false),
             Self::Wait(seconds) => Op::Wait(seconds.into()),
             Self::Begin => {
                 return vec![

@@ -82,7 +82,9 @@ impl Vmm {
             // and here it maps new memory into the guest,
             hv_balloon::Action::Prepare { id, .. } => self.tell(Event::JobDone { id, ok: true }),
             // which did not take it: out again.
-            hv_balloon::Action::RemoveMemory { .. } => {}
+            hv_balloon::Action::RemoveMemory { id, .. } => {
+                self.tell(Event::JobDone { id, ok: true });
+            }
             hv_balloon::Action::Notify(notice) => println!("{notice:?}"),
             hv_balloon::Action::CloseFinished => {}
         }
@@ -193,6 +195,7 @@ pub(crate) fn config() -> Config {
             least_alignment: PageCount::new(512),
         }),
         discard_unit: PageCount::new(1),
+        inhibited: false,
     }
 }
 
@@ -202,7 +205,7 @@ pub(crate) fn vmm(personality: &Personality) -> Vmm {
     server.offer(OFFER).expect("the only one");
     Vmm {
         server,
-        device: Device::new(config()),
+        device: Device::new(config()).expect("a machine that can be"),
         rings: None,
         memory: Arc::new(SharedMemory::new(16)),
         bus: Client::with_versions(personality.vmbus_versions.clone(), VpIndex::new(0)),
@@ -223,7 +226,7 @@ pub(crate) fn resize(personality: Personality) -> Option<(Version, PageCount)> {
     let mut guest = Guest::boot(&mut vmm, dynmem::Client::new(personality, memory))?;
     let version = vmm.bus.version()?;
     for target in [1 << 17, 1 << 18, 3 << 17].map(PageCount::new) {
-        vmm.tell(Event::SetTarget(target));
+        vmm.device.set_target(vmm.now, target).expect("a target that can be met");
         guest.talk(&mut vmm);
         let memory = guest.driver.memory();
         let has = memory.managed().saturating_add(memory.offline().len());

@@ -16,7 +16,7 @@ use std::time::Duration;
 use embed::{Guest, OFFER, Vmm};
 use guest_model::dynmem::{self, Memory, Personality};
 use guest_model::vmbus::SharedMemory;
-use hv_balloon::{Device, Event, RestoreError};
+use hv_balloon::{Device, RestoreError};
 use page_range::PageCount;
 use vmbus::ring::ChannelRings;
 use vmbus::{Server, ServerConfig};
@@ -89,7 +89,7 @@ pub(crate) fn resize(personality: Personality) -> (PageCount, usize) {
     let mut guest = Guest::boot(&mut vmm, driver).expect("it speaks a version that the host has");
     let mut vmms = 1;
     for target in [1 << 17, 1 << 18, 3 << 17].map(PageCount::new) {
-        vmm.tell(Event::SetTarget(target));
+        vmm.device.set_target(vmm.now, target).expect("a target that can be met");
         while guest.say(&mut vmm) {
             vmm = move_on(vmm);
             vmms += 1;
@@ -103,7 +103,8 @@ pub(crate) fn resize(personality: Personality) -> (PageCount, usize) {
 
 /// State that is not whole is refused with the reason, and nothing comes of it.
 fn refuse() -> RestoreError {
-    let mut saved = Device::new(embed::config()).save(Duration::ZERO);
+    let mut saved =
+        Device::new(embed::config()).expect("a machine that can be").save(Duration::ZERO);
     saved.truncate(saved.len() / 2);
     Device::restore(embed::config(), &saved, Duration::ZERO).expect_err("half of it is missing")
 }

@@ -32,6 +32,7 @@ pub(crate) struct Job {
 pub(crate) enum Work {
     Discard(Vec<PageRange>),
     Prepare(Prepare),
+    Remove(PageRange),
 }
 
 /// The host and all that belongs to it.
@@ -73,7 +74,7 @@ impl Host {
         let ram = Ram::new(config.boot_ram.clone());
         Self {
             now: Duration::ZERO,
-            device: Device::new(config.clone()),
+            device: Device::new(config.clone()).expect("a machine that can be"),
             config,
             said: None,
             server,
@@ -135,7 +136,8 @@ impl Host {
     pub(crate) fn set_target(&mut self, target: PageCount) {
         let answer = self.device.can_set_target(target);
         self.watch.target_set(self.now, target, answer);
-        self.tell(Event::SetTarget(target));
+        assert_eq!(self.device.set_target(self.now, target), answer);
+        self.watch.changed(self.now, self.device.snapshot().state);
         self.pump();
     }
 
@@ -146,6 +148,7 @@ impl Host {
         match what {
             Work::Discard(ranges) if ok => self.discard(ranges),
             Work::Prepare(Prepare::Add { range, .. }) if ok => self.ram.add(range),
+            Work::Remove(range) if ok => self.ram.remove(range),
             _ => {}
         }
         self.tell(Event::JobDone { id, ok });
@@ -187,7 +190,7 @@ impl Host {
         self.synic = Synic::default();
         self.config.boot_ram.clone_from(&boot_ram);
         self.config.hot_add = hot_add;
-        assert!(self.device.replace_memory(self.now, boot_ram, hot_add), "the device is closed");
+        self.device.replace_memory(self.now, boot_ram, hot_add).expect("the device is closed");
         self.has_machine = true;
         self.event_flag = false;
         self.signalled = false;
@@ -362,9 +365,9 @@ impl Host {
                 self.watch.oracle.prepare(id, &what);
                 self.jobs.push(Job { id, what: Work::Prepare(what) });
             }
-            Action::RemoveMemory { range } => {
-                self.watch.oracle.remove(range);
-                self.ram.remove(range);
+            Action::RemoveMemory { id, range } => {
+                self.watch.oracle.remove(id, range);
+                self.jobs.push(Job { id, what: Work::Remove(range) });
             }
             Action::CloseFinished => {
                 self.watch.oracle.close_finished();

@@ -43,11 +43,12 @@ impl Host {
     /// The work of the VMM that was: done or not, nobody is told.
     fn end_of_jobs(&mut self, dice: &mut Dice) {
         for job in std::mem::take(&mut self.jobs) {
-            if let Work::Discard(ranges) = job.what
-                && self.watch.oracle.is_wanted(job.id)
-                && dice.one_in(2)
-            {
-                self.discard(ranges);
+            match job.what {
+                Work::Discard(ranges) if self.watch.oracle.is_wanted(job.id) && dice.one_in(2) => {
+                    self.discard(ranges);
+                }
+                Work::Remove(range) if dice.one_in(2) => self.ram.remove(range),
+                Work::Discard(_) | Work::Prepare(_) | Work::Remove(_) => {}
             }
         }
     }
@@ -59,6 +60,7 @@ fn lasting(device: &Device) -> Snapshot {
     let snapshot = device.snapshot();
     let is_closing = snapshot.state == StateName::Closing;
     let state = if is_closing { StateName::Closed } else { snapshot.state };
+    let discarding = if is_closing { PageCount::ZERO } else { snapshot.discarding };
     let in_flight = if is_closing { PageCount::ZERO } else { snapshot.in_flight };
-    Snapshot { state, in_flight, ready_at: None, ready_in: None, ..snapshot }
+    Snapshot { state, in_flight, discarding, ready_at: None, ready_in: None, ..snapshot }
 }

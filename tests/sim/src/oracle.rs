@@ -47,6 +47,10 @@ pub(crate) struct Oracle {
     discarded: PageRangeSet,
     pub(crate) flights: Vec<Flight>,
     preparation: Option<Preparation>,
+    /// Removals at work.
+    removals: Vec<(JobId, PageRange)>,
+    /// Memory that could not be removed.
+    stuck: PageRangeSet,
     /// Discarded huge pages that the next kernel must find provided.
     absent: PageRangeSet,
     /// The hot-add request that is in the ring and not answered.
@@ -58,6 +62,7 @@ pub(crate) struct Oracle {
     awaits_close: bool,
     /// Work of the VMM that was, which the next one must begin again.
     unfinished: Vec<(JobId, PageRangeSet)>,
+    unfinished_removals: Vec<(JobId, PageRange)>,
     /// The state after the last event.
     pub(crate) state: StateName,
 }
@@ -75,12 +80,15 @@ impl Oracle {
             discarded: PageRangeSet::new(),
             flights: Vec::new(),
             preparation: None,
+            removals: Vec::new(),
+            stuck: PageRangeSet::new(),
             absent: PageRangeSet::new(),
             offered: None,
             returning: None,
             alignment: PageCount::new(1),
             awaits_close: false,
             unfinished: Vec::new(),
+            unfinished_removals: Vec::new(),
             state: StateName::Closed,
         }
     }
@@ -93,7 +101,7 @@ impl Oracle {
 
     /// Whether nothing is at work.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.flights.is_empty() && self.preparation.is_none()
+        self.flights.is_empty() && self.preparation.is_none() && self.removals.is_empty()
     }
 
     /// Whether a discard matters to the session that is.
@@ -106,6 +114,7 @@ impl Oracle {
         let flights = self.flights.drain(..).filter(|flight| !flight.is_stale);
         self.unfinished = flights.map(|Flight { id, pages, .. }| (id, pages)).collect();
         self.preparation = None;
+        self.unfinished_removals = std::mem::take(&mut self.removals);
     }
 
     /// The next VMM has done all that it could at once.
@@ -114,6 +123,9 @@ impl Oracle {
             let mut again = self.flights.iter().filter(|flight| flight.id == id);
             let is_same = again.next().is_some_and(|flight| flight.pages == pages);
             assert!(is_same, "a discard is forgotten: job {}", id.get());
+        }
+        for removal in self.unfinished_removals.drain(..) {
+            assert!(self.removals.contains(&removal), "a removal is forgotten: {removal:?}");
         }
     }
 
@@ -211,8 +223,10 @@ impl Oracle {
     /// The device wants memory prepared.
     pub(crate) fn prepare(&mut self, id: JobId, what: &Prepare) {
         assert!(self.preparation.is_none(), "two preparations at a time");
+        assert!(self.removals.is_empty(), "memory is prepared while some is removed");
         match what {
             Prepare::Add { range, offset, alignment } => {
+                assert!(self.stuck.is_empty(), "some memory could not be removed");
                 let hot_add = self.hot_add.expect("there is memory to add");
                 self.alignment = *alignment;
                 assert_eq!(range.units_within(*alignment), Some(*range), "{range} not aligned");
@@ -237,13 +251,16 @@ impl Oracle {
     }
 
     /// The device takes memory away.
-    pub(crate) fn remove(&mut self, range: PageRange) {
+    pub(crate) fn remove(&mut self, id: JobId, range: PageRange) {
+        assert!(self.preparation.is_none(), "memory is removed while some is prepared");
+        let window = self.hot_add.expect("there is memory to add").window;
+        assert_eq!(window.intersection(range), Some(range), "{range} was never added");
         assert!(self.ram.is_disjoint(range), "{range} is taken away and the guest's");
         assert!(
             self.flights.iter().all(|flight| flight.pages.is_disjoint(range)),
             "{range} is taken away while it is being discarded"
         );
-        self.mapped.remove(range);
+        self.removals.push((id, range));
     }
 
     /// The device is done with its last session.
@@ -369,6 +386,14 @@ impl Oracle {
                     }
                 }
                 Prepare::Add { .. } => {}
+            }
+        } else if let Some(at) = self.removals.iter().position(|(of, _)| *of == id) {
+            let (_, range) = self.removals.remove(at);
+            if ok {
+                self.mapped.remove(range);
+                self.stuck.remove(range);
+            } else {
+                self.stuck.insert(range);
             }
         } else {
             panic!("job {} ended that was never begun", id.get());

@@ -37,6 +37,7 @@ impl Setup {
         let capacity_mib = dice.pick(&[0, 64, 512, 512, 4096, 4096, 1 << 16]);
         let hot_add = (capacity_mib != 0).then(|| {
             let start = Gpfn::new((1 << 18) + dice.pick(&[0, 1, 300, 512])).unwrap_or_default();
+            let start = start.align_up(unit).unwrap_or(start);
             let end = Gpfn::new(1 << 25).unwrap_or_default();
             HotAdd {
                 window: PageRange::between(start, end).expect("start is below"),
@@ -71,6 +72,7 @@ impl Setup {
             status_reports: self.status_reports,
             hot_add: self.hot_add,
             discard_unit: self.unit,
+            inhibited: false,
         }
     }
 

@@ -61,7 +61,6 @@ impl Tally {
             Notice::SizeChanged { .. } => "size changed",
             Notice::HotAddedChanged { .. } => "hot-added changed",
             Notice::TargetReached { .. } => "target reached",
-            Notice::TargetRefused(_) => "target refused",
             Notice::DiscardFailed { .. } => "discard failed",
             Notice::StatusReport(_) => "status report",
             Notice::Fault(_) => return,

@@ -86,7 +86,7 @@ fn device() -> Device {
 /// A device whose guest has just opened the channel.
 fn deaf_device() -> Device {
     let boot_ram = [range(0, RAM_PAGES)].into_iter().collect();
-    let mut device = Device::new(Config { boot_ram, ..Config::default() });
+    let mut device = Device::new(Config { boot_ram, ..Config::default() }).unwrap();
     device.handle(Duration::ZERO, Event::ChannelOpened { guest_os_id: 0x81 << 56 });
     device
 }

@@ -98,6 +98,13 @@ impl Books {
         discarding.map(|(&id, pages)| (id, pages.iter().collect())).collect()
     }
 
+    /// Lets the pages of the discards in flight wait for a new one.
+    pub(crate) fn take_back_discards(&mut self) {
+        for pages in core::mem::take(&mut self.out.discarding).into_values() {
+            self.pending.append(pages);
+        }
+    }
+
     /// The units that the host is asked to provide again.
     pub(crate) fn provided(&self) -> Vec<PageRange> {
         self.out.providing.iter().collect()

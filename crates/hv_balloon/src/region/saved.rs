@@ -12,6 +12,7 @@ impl Region {
         form::Region {
             base: self.base.map(Gpfn::get),
             used: self.used.get(),
+            reach: self.reach.get(),
             unanswered: self.unanswered.map(|late| (Range(late.range), late.is_told)),
             is_proven: self.is_proven,
         }
@@ -39,16 +40,20 @@ impl Region {
             config: self.config,
             base: base.flatten(),
             used: PageCount::new(saved.used),
+            reach: PageCount::new(saved.reach),
             unanswered,
             is_proven: saved.is_proven,
         };
         let window = self.config.window;
         let in_window = match region.base {
-            Some(base) => base >= window.start() && region.end_of_used() <= Some(window.end()),
-            None => region.used.is_zero(),
+            Some(base) => {
+                let end = base.checked_add(region.reach);
+                base >= window.start() && end.is_some_and(|end| end <= window.end())
+            }
+            None => region.reach.is_zero(),
         };
         ensure(
-            in_window && region.used <= self.config.capacity,
+            in_window && region.used <= region.reach && region.reach <= self.config.capacity,
             "more memory added than there is",
         )?;
         Ok(region)
@@ -62,17 +67,16 @@ impl Region {
 
     /// Whether `range` may be on offer to a guest of this alignment.
     pub(crate) fn can_offer(&self, range: PageRange, of_guest: PageCount) -> bool {
-        let limit = self.base.and_then(|base| base.checked_add(self.config.capacity));
+        let limit = self.base.and_then(|base| base.checked_add(self.reach));
         let is_free = self.end_of_used().is_some_and(|end| end <= range.start());
         is_free
             && range.units_within(self.alignment(of_guest)) == Some(range)
-            && range.end() <= self.config.window.end()
-            && limit.is_none_or(|limit| range.end() <= limit)
+            && limit.is_some_and(|limit| range.end() <= limit)
     }
 
     /// Whether `range` can have been memory to add.
     pub(crate) fn may_hold(&self, range: PageRange) -> bool {
-        self.config.window.start() <= range.start() && range.count() <= self.config.capacity
+        self.config.window.intersection(range) == Some(range)
     }
 
     /// How memory on offer is prepared.

@@ -20,8 +20,7 @@ pub(crate) struct Device<'a> {
     pub(crate) books: Books<'a>,
     pub(crate) region: Option<Region>,
     pub(crate) next_job: u64,
-    /// Memory to take away when the close has ended.
-    pub(crate) removals: Vec<Range>,
+    pub(crate) removals: Removals,
     /// Messages that are not in the ring, the one that the driver has first.
     pub(crate) outbox: Vec<Cow<'a, [u8]>>,
     pub(crate) transaction_id: u32,
@@ -30,10 +29,19 @@ pub(crate) struct Device<'a> {
     pub(crate) last_refusal: Option<(u64, Refusal)>,
     pub(crate) announced_hot_added: u64,
     pub(crate) announced: u64,
-    /// Memory that the driver was not told yet to remove.
-    pub(crate) told_removals: Vec<Range>,
     /// The driver was not told yet that a close has ended.
     pub(crate) close_finished: bool,
+}
+
+/// Memory on its way out of the guest's reach.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Removals {
+    /// To be removed once the jobs of the last session have ended.
+    pub(crate) waiting: Vec<Range>,
+    /// Jobs that are in flight.
+    pub(crate) in_flight: Vec<(u64, Range)>,
+    /// Could not be removed.
+    pub(crate) stuck: Vec<Range>,
 }
 
 /// What the device was made from and must be made from again.
@@ -147,6 +155,7 @@ pub(crate) struct Books<'a> {
 pub(crate) struct Region {
     pub(crate) base: Option<u64>,
     pub(crate) used: u64,
+    pub(crate) reach: u64,
     /// Memory whose request timed out, and whether the request is in the ring.
     pub(crate) unanswered: Option<(Range, bool)>,
     pub(crate) is_proven: bool,

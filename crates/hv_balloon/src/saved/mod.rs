@@ -13,7 +13,7 @@ use core::time::Duration;
 use page_range::PageRange;
 use saved_state::{Format, FormatError};
 
-use crate::{Config, Device};
+use crate::{Config, ConfigError, Device};
 
 const FORMAT: Format = Format { magic: *b"HVDMDEV\0", name: "a Dynamic Memory device", newest: 1 };
 
@@ -32,6 +32,9 @@ pub enum RestoreError {
         /// What differs.
         what: &'static str,
     },
+    /// The configuration describes no machine that can be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// No device can be in this state.
     #[error("saved state is not that of any device: {reason}")]
     Impossible {
@@ -56,11 +59,13 @@ impl Device {
     /// - A message for which there was no [`Event::Sent`](crate::Event::Sent) is not in the ring.
     /// - A job for which there was no [`Event::JobDone`](crate::Event::JobDone) is asked for again
     ///   after [`Device::restore`]. It may run on, and may be done again: a discard concerns pages
-    ///   that are nobody's until it has ended, and memory to prepare may be there already. Jobs of
-    ///   a closed channel are not asked for again.
-    /// - What has no answer is done when [`Device::poll_action`] gives it: memory to remove is
-    ///   gone, and a finished close is the driver's to remember. Notices that were not polled are
-    ///   lost.
+    ///   that are nobody's until it has ended, memory to prepare may be there already, and memory
+    ///   to remove may be gone. Discards and preparations of a closed channel are not asked for
+    ///   again.
+    /// - What has no answer is done when [`Device::poll_action`] gives it: a finished close is the
+    ///   driver's to remember. Notices that were not polled are lost.
+    /// - Whether discards are forbidden is not part of it: [`Config::inhibited`] says so for the
+    ///   restored device, which then lets the pages of discards in flight wait.
     ///
     /// Times are saved as what is left of them at `now`, the time since the VM started.
     #[must_use]
@@ -78,7 +83,8 @@ impl Device {
     /// told from now on. Call [`Device::poll_action`] until `None` afterwards.
     ///
     /// `config` names the memory that the saved guest has: what the device was made from, or what
-    /// [`Device::replace_memory`] said since. Settle time and status reports may be others.
+    /// [`Device::replace_memory`] said since. Settle time, status reports and inhibition may be
+    /// others.
     ///
     /// Jobs of the device that was saved must have ended before the guest runs on, or be unable to
     /// reach the memory of the restored one: it counts those that it asks for itself.

@@ -1,10 +1,10 @@
 //! From what was written to the device. It comes from a file and may be anything.
 
-use alloc::vec::Vec;
+use alloc::collections::BTreeSet;
 use core::time::Duration;
 
 use dynmem_protocol::{Capabilities, HostMessage, MAX_HOST_MESSAGE, StatusReport, Version};
-use page_range::{PageCount, PageRange};
+use page_range::PageCount;
 use saved_state::Range;
 
 use super::codes::reason;
@@ -15,6 +15,7 @@ use crate::balloon::Asked;
 use crate::books::Books;
 use crate::outbox::Outbox;
 use crate::region::Region;
+use crate::removal::Removals;
 use crate::state::{Preparation, Prepared, Session, State};
 use crate::target::{Goal, Pursuit, Refusal};
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
 };
 
 pub(super) fn device(form: form::Device<'_>, config: Config, now: Duration) -> Result<Device> {
-    let mut device = Device::new(config);
+    let mut device = Device::new(config)?;
     check_config(&form.config, &device)?;
     device.now = now;
     if let Some(region) = &mut device.region {
@@ -47,9 +48,6 @@ pub(super) fn device(form: form::Device<'_>, config: Config, now: Duration) -> R
     device.announced = PageCount::new(form.announced);
     device.removals = removals(&form.removals, &device)?;
     check(&device)?;
-    for range in removals(&form.told_removals, &device)? {
-        device.act(Action::RemoveMemory { range });
-    }
     // A close that has not ended yet will answer the one before it, too.
     if form.close_finished && !matches!(device.state, State::Closing { .. }) {
         device.act(Action::CloseFinished);
@@ -135,8 +133,11 @@ fn check(device: &Device) -> Result<()> {
         let is_right = absent.is_empty() || !device.books.provides_itself();
         ensure(is_right, "huge pages where there are none")?;
     } else {
-        ensure(device.removals.is_empty(), "memory to remove that waits for nothing")?;
+        let waits = !device.removals.waiting.is_empty();
+        ensure(!waits, "memory to remove that waits for nothing")?;
     }
+    let is_closed = matches!(device.state, State::Closed);
+    ensure(!is_closed || !device.removals.is_busy(), "closed while memory is removed")?;
     ensure(device.goal.is_none_or(|goal| !goal.target.is_zero()), "the target is no memory")?;
     check_jobs(device)?;
     check_offer(device)
@@ -147,13 +148,18 @@ fn check_jobs(device: &Device) -> Result<()> {
         State::Preparing { preparation, .. } => Some(*preparation),
         _ => None,
     };
-    let mut jobs = device.books.jobs().chain(preparation.map(|preparation| preparation.job));
-    ensure(jobs.all(|job| job.get() < device.jobs.next), "a job from the future")?;
+    let jobs = || {
+        let prepares = preparation.map(|preparation| preparation.job);
+        let removals = device.removals.in_flight.keys().copied();
+        device.books.jobs().chain(prepares).chain(removals)
+    };
+    ensure(jobs().all(|job| job.get() < device.jobs.next), "a job from the future")?;
     // Names are never used twice, so enough of them must be left.
     ensure(device.jobs.next <= u64::MAX / 2, "more jobs than any device has had")?;
-    if let Some(Preparation { job, .. }) = preparation {
-        ensure(device.books.jobs().all(|other| other != job), "two jobs of one name")?;
-    }
+    let names: BTreeSet<JobId> = jobs().collect();
+    ensure(names.len() == jobs().count(), "two jobs of one name")?;
+    let removes = device.removals.is_busy();
+    ensure(preparation.is_none() || !removes, "memory is prepared while some is removed")?;
     let is_returning =
         preparation.is_some_and(|preparation| preparation.what == Prepared::Returned);
     ensure(
@@ -176,6 +182,7 @@ fn check_offer(device: &Device) -> Result<()> {
     let is_told = is_told.or(late.map(|late| late.is_told));
     ensure(is_told != Some(false) || !device.outbox.is_idle(), "an offer that is nowhere")?;
     let Some(range) = offered.or(late.map(|late| late.range)) else { return Ok(()) };
+    ensure(device.removals.is_empty(), "an offer of memory while some is removed")?;
     let session = device.state.session().zip(device.region.as_ref());
     let is_right = session.is_some_and(|(session, region)| {
         region.can_offer(range, session.capabilities.hot_add_alignment())
@@ -185,8 +192,14 @@ fn check_offer(device: &Device) -> Result<()> {
 
 /// Asks for what is in flight, and does what can be done now.
 fn resume(device: &mut Device) {
+    if device.is_inhibited {
+        device.books.take_back_discards();
+    }
     for (id, ranges) in device.books.discards() {
         device.act(Action::Discard { id, ranges });
+    }
+    for (id, range) in device.removals.in_flight.clone() {
+        device.act(Action::RemoveMemory { id, range });
     }
     if let State::Preparing { session, preparation: Preparation { job: id, what } } = device.state {
         let of_guest = session.capabilities.hot_add_alignment();
@@ -200,21 +213,23 @@ fn resume(device: &mut Device) {
         }
     }
     device.finish_close();
-    device.advance();
-    device.announce_size();
-    #[cfg(any(test, debug_assertions))]
-    crate::invariants::check(device);
+    device.go_on();
 }
 
 /// Memory to remove: of the memory to add, and not the guest's.
-fn removals(ranges: &[Range], device: &Device) -> Result<Vec<PageRange>> {
+fn removals(saved: &form::Removals, device: &Device) -> Result<Removals> {
     let region = device.region.as_ref();
+    let removals = Removals {
+        waiting: saved.waiting.iter().map(|range| range.0).collect(),
+        in_flight: saved.in_flight.iter().map(|&(id, range)| (JobId(id), range.0)).collect(),
+        stuck: saved.stuck.iter().map(|range| range.0).collect(),
+    };
+    ensure(removals.in_flight.len() == saved.in_flight.len(), "two jobs of one name")?;
     let may_go = |range| {
         region.is_some_and(|region| region.may_hold(range)) && !device.books.has_ram_in(range)
     };
-    let ranges: Vec<_> = ranges.iter().map(|&Range(range)| range).collect();
-    ensure(ranges.iter().all(|&range| may_go(range)), "memory to remove that is none to add")?;
-    Ok(ranges)
+    ensure(removals.ranges().all(may_go), "memory to remove that is none to add")?;
+    Ok(removals)
 }
 
 fn outbox(form: &form::Device<'_>) -> Result<Outbox> {

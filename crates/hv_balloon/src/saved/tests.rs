@@ -174,12 +174,14 @@ fn memory_to_add_is_where_it_can_be() {
     let used = "more memory added than there is";
     let region = |form: &mut form::Device<'_>, base, used| {
         let region = form.region.as_mut().unwrap();
-        (region.base, region.used) = (base, used);
+        (region.base, region.used, region.reach) = (base, used, used);
     };
     refused(GROWN, |form| region(form, Some(0x2_0200), 4097), used);
     refused(GROWN, |form| region(form, Some(0x2_00ff), 1024), used);
     refused(GROWN, |form| region(form, Some(0x12_0100), 1024), used);
     refused(GROWN, |form| region(form, None, 1024), used);
+    refused(GROWN, |form| form.region.as_mut().unwrap().reach = 1023, used);
+    refused(GROWN, |form| form.region.as_mut().unwrap().reach = 4097, used);
     let space = "memory added outside the address space";
     refused(GROWN, |form| region(form, Some(u64::MAX), 1024), space);
     let ram = "RAM that was not added";
@@ -219,13 +221,39 @@ fn one_piece_of_free_memory_is_on_offer() {
 #[test]
 fn memory_to_remove_is_not_the_guests() {
     let none = "memory to remove that is none to add";
-    refused(GROWN, |form| form.told_removals = vec![Range(range(0x2_0200, 1))], none);
-    refused(GROWN, |form| form.told_removals = vec![Range(range(0x2_0100, 0x101))], none);
-    refused(GROWN, |form| form.told_removals = vec![Range(range(5000, 1))], none);
-    refused(GROWN, |form| form.told_removals = vec![Range(range(0x2_1000, 4097))], none);
-    refused(IDLE, |form| form.removals = vec![Range(range(0x2_0200, 1))], none);
+    let one = |start, count| vec![Range(range(start, count))];
+    refused(GROWN, |form| form.removals.stuck = one(0x2_0200, 1), none);
+    refused(GROWN, |form| form.removals.stuck = one(0x2_0000, 0x200), none);
+    refused(GROWN, |form| form.removals.stuck = one(5000, 1), none);
+    refused(GROWN, |form| form.removals.stuck = one(0x12_00ff, 2), none);
+    refused(GROWN, |form| form.removals.in_flight = vec![(0, Range(range(5000, 1)))], none);
+    refused(IDLE, |form| form.removals.waiting = one(0x2_0200, 1), none);
     let waits = "memory to remove that waits for nothing";
-    refused(GROWN, |form| form.removals = vec![Range(range(0x2_1000, 1))], waits);
+    refused(GROWN, |form| form.removals.waiting = one(0x2_1000, 1), waits);
+}
+
+#[test]
+fn removals_are_jobs_beside_which_nothing_is_prepared() {
+    let job = |id| (id, Range(range(0x2_1000, 1)));
+    let names = "two jobs of one name";
+    refused(GROWN, |form| form.removals.in_flight = vec![job(0), job(0)], names);
+    refused(GROWN, |form| form.removals.in_flight = vec![job(99)], "a job from the future");
+    let prepared = "memory is prepared while some is removed";
+    let remove = |form: &mut form::Device<'_>| {
+        form.next_job = 9;
+        form.removals.in_flight = vec![job(8)];
+    };
+    refused(PREPARING, remove, prepared);
+    let offered = "an offer of memory while some is removed";
+    refused(HOT_ADDING, remove, offered);
+    refused(LATE, |form| form.removals.stuck = vec![Range(range(0x2_1000, 1))], offered);
+    let close = |form: &mut form::Device<'_>| {
+        remove(form);
+        form.state = State::Closed;
+        (form.guest_os_id, form.status) = (None, None);
+        form.books.ballooned = RangeSet::Saved(vec![]);
+    };
+    refused(GROWN, close, "closed while memory is removed");
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! From the device to what is written.
 
-use alloc::vec::Vec;
 use core::time::Duration;
 
 use dynmem_protocol::StatusReport;
@@ -9,6 +8,7 @@ use saved_state::Range;
 use super::codes::code;
 use super::form;
 use crate::region::Region;
+use crate::removal::Removals;
 use crate::state::{Preparation, Prepared, Session, State};
 use crate::target::{Goal, Pursuit, Refusal};
 use crate::{Action, Device, TargetError};
@@ -30,7 +30,6 @@ pub(super) fn device(device: &Device, now: Duration) -> form::Device<'_> {
         last_refusal: device.last_refusal.map(|(target, why)| (target.get(), refusal(why))),
         announced_hot_added: device.announced_hot_added.get(),
         announced: device.announced.get(),
-        told_removals: device.actions.iter().filter_map(removal).collect(),
         close_finished: device.actions.contains(&Action::CloseFinished),
     }
 }
@@ -85,7 +84,7 @@ fn state(state: &State, now: Duration) -> form::State<'_> {
 }
 
 /// What is being prepared for a guest that left goes as soon as it may be there.
-fn removals(device: &Device) -> Vec<Range> {
+fn removals(device: &Device) -> form::Removals {
     let in_vain = match &device.state {
         State::Closing {
             preparation: Some(Preparation { what: Prepared::Added(range), .. }),
@@ -93,11 +92,12 @@ fn removals(device: &Device) -> Vec<Range> {
         } => Some(range),
         _ => None,
     };
-    device.removals.iter().chain(in_vain).copied().map(Range).collect()
-}
-
-const fn removal(action: &Action) -> Option<Range> {
-    if let Action::RemoveMemory { range } = action { Some(Range(*range)) } else { None }
+    let Removals { waiting, in_flight, stuck } = &device.removals;
+    form::Removals {
+        waiting: waiting.iter().chain(in_vain.copied()).map(Range).collect(),
+        in_flight: in_flight.iter().map(|(id, range)| (id.get(), Range(*range))).collect(),
+        stuck: stuck.iter().map(Range).collect(),
+    }
 }
 
 const fn session(session: Session) -> form::Session {

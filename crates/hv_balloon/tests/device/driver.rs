@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dynmem_protocol::*;
 use hv_balloon::{
-    Action, Config, Device, Event, HotAdd, JobId, Notice, Prepare, Settle, StateName,
+    Action, Config, Device, Event, HotAdd, JobId, Notice, Prepare, Settle, StateName, TargetError,
 };
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 
@@ -35,6 +35,10 @@ pub(crate) struct Driver {
     pub(crate) discards: VecDeque<(JobId, Vec<PageRange>)>,
     /// Memory that is being prepared.
     pub(crate) preparing: VecDeque<(JobId, Prepare)>,
+    /// Memory that is being taken away.
+    pub(crate) removing: VecDeque<(JobId, PageRange)>,
+    /// Removals end as soon as they are asked for, and well; else by [`Driver::finish_removal`].
+    pub(crate) removes_at_once: bool,
     /// Memory that was taken away.
     pub(crate) removed: Vec<PageRange>,
     pub(crate) notices: Vec<Notice>,
@@ -52,12 +56,14 @@ impl Driver {
 
     pub(crate) fn with(config: Config) -> Self {
         Self {
-            device: Device::new(config.clone()),
+            device: Device::new(config.clone()).unwrap(),
             config,
             now: Duration::from_secs(1),
             ring: VecDeque::new(),
             discards: VecDeque::new(),
             preparing: VecDeque::new(),
+            removing: VecDeque::new(),
+            removes_at_once: true,
             removed: Vec::new(),
             notices: Vec::new(),
             closes_finished: 0,
@@ -127,6 +133,7 @@ impl Driver {
         self.device = Device::restore(self.config.clone(), &saved, self.now).unwrap();
         self.discards.clear();
         self.preparing.clear();
+        self.removing.clear();
         self.stuck = None;
         self.run();
     }
@@ -145,7 +152,11 @@ impl Driver {
                 }
                 Action::Discard { id, ranges } => self.discards.push_back((id, ranges)),
                 Action::Prepare { id, what } => self.preparing.push_back((id, what)),
-                Action::RemoveMemory { range } => self.removed.push(range),
+                Action::RemoveMemory { id, range } if self.removes_at_once => {
+                    self.removed.push(range);
+                    self.device.handle(self.now, Event::JobDone { id, ok: true });
+                }
+                Action::RemoveMemory { id, range } => self.removing.push_back((id, range)),
                 Action::CloseFinished => self.closes_finished += 1,
                 Action::Notify(notice) => self.notices.push(notice),
             }
@@ -156,8 +167,27 @@ impl Driver {
         self.handle(Event::Packet(packet));
     }
 
+    /// Sets a target that may be refused.
+    pub(crate) fn try_target(&mut self, target: u64) -> Result<PageCount, TargetError> {
+        let taken = self.device.set_target(self.now, pages(target));
+        self.run();
+        taken
+    }
+
     pub(crate) fn set_target(&mut self, target: u64) {
-        self.handle(Event::SetTarget(pages(target)));
+        self.try_target(target).expect("a target that can be met");
+    }
+
+    pub(crate) fn set_inhibited(&mut self, inhibited: bool) {
+        self.device.set_inhibited(self.now, inhibited);
+        self.run();
+    }
+
+    /// The oldest removal ends.
+    pub(crate) fn finish_removal(&mut self, ok: bool) -> PageRange {
+        let (id, range) = self.removing.pop_front().expect("no removal begun");
+        self.handle(Event::JobDone { id, ok });
+        range
     }
 
     /// The guest's answer with these ranges.

@@ -30,6 +30,8 @@ fn op() -> impl Strategy<Value = Op> {
         14 => Just(Op::Write),
         10 => (0..8_u8).prop_map(|roll| Op::Discarded(roll != 0)),
         3 => (0..70_u64).prop_map(Op::Wait),
+        6 => (0..4_u8).prop_map(|roll| Op::Removed(roll != 0)),
+        2 => any::<bool>().prop_map(Op::Inhibit),
         3 => Just(Op::Restore),
     ]
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use dynmem_protocol::*;
 use hv_balloon::*;
-use page_range::PageRangeSet;
 use proptest::prelude::*;
 use saved_state::{Format, FormatError};
 
@@ -168,7 +167,7 @@ fn foreign_and_failed() -> Driver {
 
 fn target_refused() -> Driver {
     let mut driver = Driver::ready();
-    driver.set_target(RAM_PAGES + 1);
+    assert!(driver.try_target(RAM_PAGES + 1).is_err());
     driver
 }
 
@@ -255,14 +254,15 @@ fn another_configuration_is_refused_by_name() {
     let config = || driver.config.clone();
     let hot_add = config().hot_add.unwrap();
     let less = HotAdd { capacity: pages(4095), ..hot_add };
+    let aligned = HotAdd { least_alignment: pages(256), ..hot_add };
     let elsewhere = HotAdd { window: range(0x3_0000, 1 << 20), ..hot_add };
     for (other, word) in [
-        (Config { boot_ram: PageRangeSet::new(), ..config() }, "boot RAM"),
+        (Config { boot_ram: [range(0, 1)].into_iter().collect(), ..config() }, "boot RAM"),
         (Config { boot_ram: [range(0, RAM_PAGES)].into_iter().collect(), ..config() }, "boot RAM"),
         (Config { hot_add: None, ..config() }, "memory to add"),
         (Config { hot_add: Some(less), ..config() }, "memory to add"),
         (Config { hot_add: Some(elsewhere), ..config() }, "memory to add"),
-        (Config { discard_unit: pages(HUGE), ..config() }, "together"),
+        (Config { discard_unit: pages(256), hot_add: Some(aligned), ..config() }, "together"),
     ] {
         let error = Device::restore(other, &saved, driver.now).unwrap_err();
         assert!(matches!(error, RestoreError::OtherConfig { .. }), "{error}");
@@ -331,7 +331,9 @@ fn go_on(mut device: Device, mut now: Duration) {
         while let Some(action) = device.poll_action() {
             match action {
                 Action::Send => device.handle(now, Event::Sent),
-                Action::Discard { id, .. } | Action::Prepare { id, .. } => jobs.push(id),
+                Action::Discard { id, .. }
+                | Action::Prepare { id, .. }
+                | Action::RemoveMemory { id, .. } => jobs.push(id),
                 _ => {}
             }
         }
@@ -345,8 +347,10 @@ fn go_on(mut device: Device, mut now: Duration) {
                 let added = HotAddResponse { pages: pages(512), result: HotAddResult::SUCCESS };
                 device.handle(now, Event::Packet(&added.emit(0)));
             }
-            5 => device.handle(now, Event::SetTarget(pages(RAM_PAGES + 100))),
-            7 => device.handle(now, Event::SetTarget(pages(RAM_PAGES - 1000))),
+            5 | 7 => {
+                let target = if step == 5 { RAM_PAGES + 100 } else { RAM_PAGES - 1000 };
+                let _ = device.set_target(now, pages(target));
+            }
             9 => device.handle(now, Event::ChannelClosed),
             11 => device.handle(now, Event::SystemReset),
             _ => {
@@ -469,6 +473,6 @@ fn actions_that_nobody_took_are_saved() {
     let mut driver = grown();
     driver.device.handle(driver.now, Event::SystemReset);
     driver.save_and_restore();
-    assert_eq!(driver.removed, [range(0x2_0200, 4096)]);
+    assert_eq!(driver.removed, [range(0x2_0200, 1024)]);
     assert_eq!((driver.closes_finished, driver.actual()), (1, RAM_PAGES));
 }

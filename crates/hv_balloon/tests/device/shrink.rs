@@ -58,7 +58,7 @@ fn the_next_request_is_out_before_the_discard_of_the_last_one_ends() {
 fn a_discard_has_no_more_ranges_than_a_guest_can_wait_for() {
     let mut driver = Driver::ready();
     let ram = [range(0, 1 << 16)].into_iter().collect();
-    driver.device = Device::new(Config { boot_ram: ram, ..Config::default() });
+    driver.device = Device::new(Config { boot_ram: ram, ..Config::default() }).unwrap();
     driver.handle(Event::ChannelOpened { guest_os_id: 0x81 << 56 });
     driver.packet(&version_request(Version::V2_0));
     driver.packet(&capabilities_report(Capabilities::BALLOON));
@@ -172,9 +172,8 @@ fn a_guest_that_cannot_balloon_is_never_asked() {
     driver.set_target(4096);
     driver.shake_hands_as(0, Capabilities::HOT_ADD);
     assert_eq!(driver.device.snapshot().last_stop, Some(StopReason::NoBalloonCapability));
-    driver.set_target(2048);
     let refusal = TargetError::CannotBalloon { present: pages(RAM_PAGES) };
-    assert_eq!(driver.notices, [Notice::TargetRefused(refusal)]);
+    assert_eq!(driver.try_target(2048), Err(refusal));
     assert_eq!(
         driver.device.snapshot().last_refusal,
         Some((pages(2048), Refusal::Target(refusal)))
@@ -330,8 +329,8 @@ fn targets_out_of_bounds_are_refused_with_the_bound() {
     assert_eq!(driver.device.can_set_target(pages(8193)), Err(too_much));
     assert_eq!(driver.device.can_set_target(pages(0)), Err(TargetError::Zero));
     assert_eq!(driver.device.can_set_target(pages(1)), Ok(pages(1)));
-    driver.set_target(8193);
-    assert_eq!(driver.notices, [Notice::TargetRefused(too_much)]);
+    assert_eq!(driver.try_target(8193), Err(too_much));
+    assert_eq!(driver.device.snapshot().target, None);
     assert_eq!(
         too_much.to_string(),
         "33558528 bytes are more than the 33554432 bytes this guest can have; \

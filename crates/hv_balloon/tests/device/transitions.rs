@@ -68,6 +68,15 @@ fn events() -> Vec<(&'static str, Effect)> {
     fn event(event: Event<'static>) -> Effect {
         Box::new(move |driver| step(driver, event))
     }
+    fn target(target: u64) -> Effect {
+        Box::new(move |driver| {
+            // Refusals are in the table as what they leave as it was.
+            let _ = driver.device.set_target(driver.now, pages(target));
+        })
+    }
+    fn inhibited(inhibited: bool) -> Effect {
+        Box::new(move |driver| driver.device.set_inhibited(driver.now, inhibited))
+    }
     let added = HotAddResponse { pages: pages(512), result: HotAddResult::SUCCESS };
     let refused = HotAddResponse { pages: pages(0), result: HotAddResult::FAILURE };
     vec![
@@ -87,10 +96,11 @@ fn events() -> Vec<(&'static str, Effect)> {
         ("hot-remove response", packet(HotRemoveResponse::emit(1, 0, false, &list(&[])))),
         ("no message", packet(vec![1, 2, 3])),
         ("sent", event(Event::Sent)),
-        ("target 2048", event(Event::SetTarget(pages(2048)))),
-        ("target 8192", event(Event::SetTarget(pages(8192)))),
-        ("target 0", event(Event::SetTarget(pages(0)))),
-        ("target 8704", event(Event::SetTarget(pages(8704)))),
+        ("target 2048", target(2048)),
+        ("target 8192", target(8192)),
+        ("target 0", target(0)),
+        ("target 8704", target(8704)),
+        ("inhibited", inhibited(true)),
         ("job done", Box::new(|driver| finish_or_stray(driver, true))),
         ("job failed", Box::new(|driver| finish_or_stray(driver, false))),
         (
@@ -143,7 +153,7 @@ fn describe(action: &Action, message: Option<&[u8]>) -> String {
         },
         Action::Discard { ranges, .. } => format!("discard {ranges:?}"),
         Action::Prepare { what, .. } => format!("prepare {what:?}"),
-        Action::RemoveMemory { range } => format!("remove {range}"),
+        Action::RemoveMemory { range, .. } => format!("remove {range}"),
         Action::CloseFinished => "close finished".into(),
         Action::Notify(Notice::Fault(fault)) => format!("fault: {fault}"),
         Action::Notify(Notice::StatusReport(_)) => "status report".into(),

@@ -7,13 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dynmem_protocol::*;
-use hv_balloon::{Action, Config, Device, Event, HotAdd, JobId, Prepare, Settle, StateName};
+use hv_balloon::{
+    Action, Config, Device, Event, HotAdd, JobId, Prepare, Settle, Snapshot, StateName,
+};
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 
 /// RAM at boot is 0 to 47 and 64 to 111; the rest up to 127 is not RAM.
 pub(crate) const PAGES: u64 = 128;
 /// Where memory may be added; the first block that is aligned begins at 512.
-const WINDOW: (u64, u64) = (300, 2000);
+const WINDOW: (u64, u64) = (304, 2000);
 const CAPACITY: u64 = 1000;
 /// The smallest alignment a guest can have, 1 MiB.
 pub(crate) const BLOCK: u64 = 256;
@@ -54,6 +56,10 @@ pub(crate) enum Op {
     Target(u64),
     /// The guest's answer to a hot-add: pages of the offer, or beside it, and its verdict.
     Added(u64, u32),
+    /// The oldest removal of memory ends.
+    Removed(bool),
+    /// Discards are forbidden, or allowed again.
+    Inhibit(bool),
     /// The memory being prepared is ready, or not to be had.
     Prepared(bool),
     /// The driver writes the message it has.
@@ -82,6 +88,12 @@ pub(crate) struct World {
     asked: Option<u64>,
     awaiting_close: bool,
     preparing: Option<(JobId, Prepare)>,
+    removing: BTreeMap<JobId, PageRange>,
+    /// Memory whose removal failed.
+    stuck: BTreeSet<u64>,
+    inhibited: bool,
+    /// The page after the highest that was prepared since the last reset.
+    reach: u64,
     /// Pages of a closed channel that the next kernel must not touch as they are.
     absent: BTreeSet<u64>,
     /// What is being prepared is for the next kernel.
@@ -106,6 +118,7 @@ struct Again {
     message: Option<Vec<u8>>,
     discards: BTreeMap<JobId, BTreeSet<u64>>,
     preparing: Option<(JobId, Prepare)>,
+    removing: BTreeMap<JobId, PageRange>,
 }
 
 impl World {
@@ -121,12 +134,13 @@ impl World {
             status_reports: true,
             hot_add: Some(hot_add),
             discard_unit: PageCount::new(unit),
+            inhibited: false,
         }
     }
 
     pub(crate) fn new(unit: u64) -> Self {
         Self {
-            device: Device::new(Self::config(unit)),
+            device: Device::new(Self::config(unit)).unwrap(),
             unit,
             now: Duration::ZERO,
             outgoing: None,
@@ -137,6 +151,10 @@ impl World {
             asked: None,
             awaiting_close: false,
             preparing: None,
+            removing: BTreeMap::new(),
+            stuck: BTreeSet::new(),
+            inhibited: false,
+            reach: 0,
             absent: BTreeSet::new(),
             for_next: false,
             mapped: BTreeSet::new(),
@@ -189,7 +207,23 @@ impl World {
             }
             Op::Status => self.packet(StatusReport::default().emit(4)),
             Op::Garbage(bytes) => self.garbage(&bytes),
-            Op::Target(target) => self.event(Event::SetTarget(PageCount::new(target))),
+            Op::Target(target) => {
+                let target = PageCount::new(target);
+                let taken = self.device.set_target(self.now, target);
+                let snapshot = self.device.snapshot();
+                match taken {
+                    Ok(taken) => assert_eq!(snapshot.target, Some(taken)),
+                    Err(_) => assert_eq!(snapshot.last_refusal.unwrap().0, target),
+                }
+                self.act();
+            }
+            Op::Removed(ok) => self.finish_removal(ok),
+            Op::Inhibit(inhibited) => {
+                self.inhibited = inhibited;
+                self.device.set_inhibited(self.now, inhibited);
+                assert_eq!(self.device.snapshot().inhibited, inhibited);
+                self.act();
+            }
             Op::Added(pages, verdict) => self.answer_offer(pages, verdict),
             Op::Prepared(ok) => self.finish_preparing(ok),
             Op::Write => self.write(),
@@ -205,15 +239,24 @@ impl World {
     /// All that the driver had to do is forgotten, and asked for again as far as there is need.
     fn restore(&mut self) {
         let saved = self.device.save(self.now);
-        let restored = Device::restore(Self::config(self.unit), &saved, self.now).unwrap();
+        let config = Config { inhibited: self.inhibited, ..Self::config(self.unit) };
+        let restored = Device::restore(config, &saved, self.now).unwrap();
         let before = std::mem::replace(&mut self.device, restored).snapshot();
         let mut discards = std::mem::take(&mut self.discards);
         for id in std::mem::take(&mut self.stale) {
             discards.remove(&id);
         }
         let preparing = self.preparing.take().filter(|_| !self.awaiting_close);
-        self.again = Again { message: self.outgoing.take(), discards, preparing };
-        if before.state != StateName::Closing {
+        if self.inhibited {
+            discards.clear();
+        }
+        let removing = std::mem::take(&mut self.removing);
+        self.again = Again { message: self.outgoing.take(), discards, preparing, removing };
+        if before.state == StateName::Closing {
+        } else if self.inhibited {
+            let discarding = self.device.snapshot().discarding;
+            assert_eq!(self.device.snapshot(), Snapshot { discarding, ..before });
+        } else {
             assert_eq!(self.device.snapshot(), before);
             assert!(self.device.save(self.now) == saved, "saved differently when restored");
         }
@@ -242,11 +285,12 @@ impl World {
                 }
                 Action::Discard { id, ranges } => self.begin_discard(id, &ranges),
                 Action::Prepare { id, what } => self.begin_preparing(id, what),
-                Action::RemoveMemory { range } => self.remove(range),
+                Action::RemoveMemory { id, range } => self.remove(id, range),
                 Action::CloseFinished => {
                     assert!(self.awaiting_close, "no close to finish");
                     assert!(self.discards.is_empty(), "a discard is in flight");
                     assert_eq!(self.preparing, None, "a preparation is in flight");
+                    assert!(self.removing.is_empty(), "a removal is in flight");
                     assert!(self.absent.is_empty(), "pages are not there for the next kernel");
                     self.awaiting_close = false;
                 }
@@ -335,6 +379,7 @@ impl World {
             assert!(!self.in_flight(*page), "{page} is being discarded already");
         }
         assert!(!pages.is_empty());
+        assert!(!self.inhibited, "discards are forbidden");
         if let Some(before) = self.again.discards.remove(&id) {
             assert_eq!(pages, before);
         }
@@ -374,6 +419,8 @@ impl World {
         match &what {
             Prepare::Add { range, offset, alignment } => {
                 let (start, block) = (range.start().get(), alignment.get());
+                assert!(self.stuck.is_empty(), "some memory could not be removed");
+                self.reach = self.reach.max(range.end().get());
                 self.alignment = block;
                 assert!(start.is_multiple_of(block) && range.count().get().is_multiple_of(block));
                 assert!(WINDOW.0 <= start && range.end().get() <= WINDOW.1, "outside the window");
@@ -393,6 +440,7 @@ impl World {
                 }
             }
         }
+        assert!(self.removing.is_empty(), "memory is being removed");
         self.for_next = self.awaiting_close;
         assert_eq!(self.preparing.replace((id, what)), None, "two preparations at a time");
     }
@@ -417,15 +465,33 @@ impl World {
         self.event(Event::JobDone { id, ok });
     }
 
-    fn remove(&mut self, range: PageRange) {
+    fn remove(&mut self, id: JobId, range: PageRange) {
+        assert_eq!(self.preparing, None, "memory is being prepared");
+        if let Some(before) = self.again.removing.remove(&id) {
+            assert_eq!(range, before);
+        }
+        assert!(WINDOW.0 <= range.start().get() && range.end().get() <= self.reach, "never added");
         for page in numbers(range) {
             assert!(!self.added.contains(&page), "{page} is the guest's");
             assert!(
                 !self.discards.values().any(|pages| pages.contains(&page)),
                 "{page} is being discarded"
             );
-            self.mapped.remove(&page);
         }
+        assert_eq!(self.removing.insert(id, range), None, "id used twice");
+    }
+
+    fn finish_removal(&mut self, ok: bool) {
+        let Some((id, range)) = self.removing.pop_first() else { return };
+        for page in numbers(range) {
+            if ok {
+                self.mapped.remove(&page);
+                self.stuck.remove(&page);
+            } else {
+                self.stuck.insert(page);
+            }
+        }
+        self.event(Event::JobDone { id, ok });
     }
 
     fn answer_offer(&mut self, pages: u64, verdict: u32) {
@@ -451,6 +517,8 @@ impl World {
                 self.out.remove(&page);
             }
         }
+        let asks = matches!(body, HostBody::BalloonRequest(_));
+        assert!(!asks || !self.inhibited, "pages are asked for while none may be discarded");
         if let HostBody::UnballoonRequest(request) = body {
             for page in request.ranges.iter().flat_map(|word| numbers(word.range().unwrap())) {
                 assert!(self.out.remove(&page), "{page} was returned but is not out");

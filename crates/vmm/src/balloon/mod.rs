@@ -24,6 +24,7 @@ use crate::bus::GuestCalls;
 use crate::config::{Config, SettleTime};
 use crate::confine::Confinement;
 use crate::device_loop::{self, LoopHandle, SIGNAL, unwatch, watch};
+use crate::error::MachineError;
 use crate::machine::MachineHandle;
 use crate::memory::{Kept, MemoryMap, ToAdd};
 use channel::{BATCH, Channel, Opening, Received};
@@ -62,8 +63,8 @@ impl Setup {
         memory: &MemoryMap,
         eventfd_in_kernel: bool,
         monitor: Arc<OnceLock<EventSender>>,
-    ) -> Self {
-        let device = Device::new(hv_balloon::Config {
+    ) -> Result<Self, MachineError> {
+        let memory_config = hv_balloon::Config {
             boot_ram: memory.boot_ram.clone(),
             settle: match config.settle {
                 SettleTime::Auto => Settle::Auto,
@@ -72,9 +73,13 @@ impl Setup {
             status_reports: config.status_reports,
             hot_add: memory.to_add.map(hot_add),
             discard_unit: memory.discard_unit,
-        });
+            inhibited: false,
+        };
+        let device = Device::new(memory_config)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+            .map_err(MachineError::system("cannot make the balloon device"))?;
         let notices = Notices::new(monitor);
-        Self { device, eventfd_in_kernel, notices, status_reports: config.status_reports }
+        Ok(Self { device, eventfd_in_kernel, notices, status_reports: config.status_reports })
     }
 }
 
@@ -154,12 +159,16 @@ impl Balloon {
     pub(crate) fn attach(&mut self, machine: &MachineHandle, memory: MemoryMap) {
         self.machine = Some(machine.clone());
         let now = self.start.elapsed();
-        self.device.replace_memory(now, memory.boot_ram, memory.to_add.map(hot_add));
+        let hot_add = memory.to_add.map(hot_add);
+        if let Err(error) = self.device.replace_memory(now, memory.boot_ram, hot_add) {
+            tracing::error!("the balloon device does not know the memory of the guest: {error}");
+        }
         // One that was set since the last machine is newer.
         if let Some(target) = memory.target
             && self.device.snapshot().target.is_none()
         {
-            self.tell(Event::SetTarget(target));
+            // A refusal is kept by the device, which says so when asked.
+            let _ = self.device.set_target(now, target);
         }
     }
 
@@ -193,9 +202,7 @@ impl Balloon {
     pub(crate) fn on_request(&mut self, request: Request) {
         match request {
             Request::SetTarget(pages, reply) => {
-                let result = self.device.can_set_target(pages).map(|_| ());
-                // Also a refused one: the device remembers it.
-                self.tell(Event::SetTarget(pages));
+                let result = self.device.set_target(self.start.elapsed(), pages).map(|_| ());
                 if result.is_ok() {
                     self.after_reset = self.after_reset.map(|_| Some(pages));
                 }
@@ -386,11 +393,7 @@ impl Balloon {
                 Action::Notify(notice) => self.notices.pass_on(&notice),
                 Action::Discard { id, ranges } => self.work(id, work::Task::Discard(ranges)),
                 Action::Prepare { id, what } => self.work(id, work::Task::Prepare(what)),
-                Action::RemoveMemory { range } => {
-                    if let Some(machine) = &self.machine {
-                        self.worker.remove(machine, range);
-                    }
-                }
+                Action::RemoveMemory { id, range } => self.work(id, work::Task::Remove(range)),
             }
         }
     }

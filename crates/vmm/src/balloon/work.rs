@@ -17,6 +17,7 @@ use crate::machine::{MachineHandle, Vm};
 pub(crate) enum Task {
     Discard(Vec<PageRange>),
     Prepare(Prepare),
+    Remove(PageRange),
 }
 
 /// What the worker's thread does when a job has ended.
@@ -69,13 +70,11 @@ impl Worker {
                 let backend = backend(machine);
                 self.0.submit(tag, move || backend.add(range, offset, alignment).map_err(explain));
             }
+            Task::Remove(range) => {
+                let backend = backend(machine);
+                self.0.submit(tag, move || backend.remove(range).map_err(explain));
+            }
         }
-    }
-
-    /// Takes added memory out of a machine.
-    pub(crate) fn remove(&self, machine: &MachineHandle, range: PageRange) {
-        let backend = backend(machine);
-        self.0.submit(Ending::Silent, move || backend.remove(range).map_err(explain));
     }
 
     /// Calls `call` when all that was asked for before is done.

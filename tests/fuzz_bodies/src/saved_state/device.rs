@@ -50,7 +50,7 @@ pub(super) fn run(machine: u8, saved: &[u8], steps: &[u8]) {
 fn config(grows: bool, is_huge: bool) -> Config {
     let unit = PageCount::new(if is_huge { HUGE } else { 1 });
     let hot_add = HotAdd {
-        window: range(WINDOW.0, WINDOW.1),
+        window: range(if is_huge { WINDOW.0.next_multiple_of(HUGE) } else { WINDOW.0 }, WINDOW.1),
         capacity: PageCount::new(CAPACITY),
         least_alignment: unit,
     };
@@ -60,6 +60,7 @@ fn config(grows: bool, is_huge: bool) -> Config {
         status_reports: true,
         hot_add: grows.then_some(hot_add),
         discard_unit: unit,
+        inhibited: false,
     }
 }
 
@@ -71,14 +72,15 @@ struct Driver {
     message: Option<Vec<u8>>,
     discards: BTreeMap<JobId, PageRangeSet>,
     preparing: Option<JobId>,
+    removing: BTreeMap<JobId, PageRange>,
     /// Pages that the guest was asked for last.
     asked: u64,
 }
 
 impl Driver {
     fn new(device: Device, config: Config, now: Duration) -> Self {
-        let (message, discards, preparing) = Default::default();
-        Self { device, config, now, message, discards, preparing, asked: 0 }
+        let (message, discards, preparing, removing) = Default::default();
+        Self { device, config, now, message, discards, preparing, removing, asked: 0 }
     }
 
     fn apply(&mut self, op: Op) {
@@ -105,7 +107,20 @@ impl Driver {
             Op::Confirm => self.packet(&UnballoonResponse.emit(3)),
             Op::Status => self.packet(&StatusReport::default().emit(4)),
             Op::Garbage(bytes) => self.packet(&bytes),
-            Op::Target(pages) => self.event(Event::SetTarget(PageCount::new(pages * 10))),
+            Op::Target(pages) => {
+                let _ = self.device.set_target(self.now, PageCount::new(pages * 10));
+                self.act();
+            }
+            Op::Removed(ok) => {
+                if let Some((id, _)) = self.removing.pop_first() {
+                    self.event(Event::JobDone { id, ok });
+                }
+            }
+            Op::Inhibit(inhibited) => {
+                self.config.inhibited = inhibited;
+                self.device.set_inhibited(self.now, inhibited);
+                self.act();
+            }
             Op::Added(pages, verdict) => {
                 let (pages, result) = (PageCount::new(pages), HotAddResult::from_wire(verdict));
                 self.packet(&HotAddResponse { pages, result }.emit(6));
@@ -139,12 +154,13 @@ impl Driver {
             Err(error) => panic!("{error}"),
         };
         let before = std::mem::replace(&mut self.device, restored).snapshot();
-        if before.state != StateName::Closing {
+        if before.state != StateName::Closing && !self.config.inhibited {
             assert_eq!(self.device.snapshot(), before);
             assert!(self.device.save(self.now) == saved, "saved differently when restored");
         }
         (self.message, self.preparing) = (None, None);
         self.discards.clear();
+        self.removing.clear();
         self.act();
     }
 
@@ -201,18 +217,22 @@ impl Driver {
                         assert!(offset.get() + range.count().get() <= CAPACITY, "too much memory");
                     }
                     assert_eq!(self.preparing.replace(id), None, "two preparations at a time");
+                    assert!(self.removing.is_empty(), "memory is being removed");
                 }
-                Action::RemoveMemory { range } => {
+                Action::RemoveMemory { id, range } => {
                     self.assert_in_window(range);
                     let mut discards = self.discards.values();
                     assert!(
                         discards.all(|pages| pages.is_disjoint(range)),
                         "it is being discarded"
                     );
+                    assert_eq!(self.preparing, None, "memory is being prepared");
+                    assert_eq!(self.removing.insert(id, range), None, "two of one name");
                 }
                 Action::CloseFinished => {
                     assert!(self.discards.is_empty(), "a discard is in flight");
                     assert_eq!(self.preparing, None, "a preparation is in flight");
+                    assert!(self.removing.is_empty(), "a removal is in flight");
                 }
                 Action::Notify(_) => {}
             }

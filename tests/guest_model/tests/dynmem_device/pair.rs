@@ -58,6 +58,7 @@ enum Job {
         is_present: bool,
     },
     Add(PageRange),
+    Remove(PageRange),
     Return(Vec<PageRange>),
 }
 
@@ -142,9 +143,10 @@ impl Pair {
             status_reports: true,
             hot_add: Some(hot_add),
             discard_unit,
+            inhibited: false,
         };
         Self {
-            device: Device::new(config.clone()),
+            device: Device::new(config.clone()).unwrap(),
             config,
             saves: Saves::Never,
             was_saved: false,
@@ -229,8 +231,10 @@ impl Pair {
         }
     }
 
+    /// Sets a target; one that is refused is kept as the last refusal.
     pub(crate) fn set_target(&mut self, target: PageCount) {
-        self.handle(Event::SetTarget(target));
+        let _ = self.device.set_target(self.now, target);
+        self.act();
     }
 
     /// Sets a target and lets both sides work until nothing is left to do.
@@ -335,6 +339,7 @@ impl Pair {
                 let new = self.mapped.insert(range);
                 assert!(new == range.count() || self.was_saved, "{range} was there");
             }
+            Job::Remove(range) => self.unmap(range),
             Job::Return(ranges) => {
                 for range in ranges {
                     self.in_pool.remove(range);
@@ -368,7 +373,9 @@ impl Pair {
                     };
                     self.jobs.push_back((id, job));
                 }
-                Action::RemoveMemory { range } => self.unmap(range),
+                Action::RemoveMemory { id, range } => {
+                    self.jobs.push_back((id, Job::Remove(range)));
+                }
                 Action::CloseFinished => {
                     assert!(self.jobs.is_empty(), "closed while at work");
                     self.closes_finished += 1;

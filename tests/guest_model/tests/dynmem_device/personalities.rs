@@ -2,7 +2,7 @@
 
 use dynmem_protocol::Capabilities;
 use guest_model::dynmem::Personality;
-use hv_balloon::{Notice, StopReason, TargetError, Version};
+use hv_balloon::{Refusal, StopReason, TargetError, Version};
 use page_range::PageCount;
 
 use crate::pair::*;
@@ -117,7 +117,8 @@ fn an_alignment_that_leaves_no_room_is_told_with_the_target() {
     let mut pair = Pair::ready(Personality::windows_server_2022().with_alignment(15));
     pair.resize(mib(1025));
     let refused = TargetError::AboveMaximum { requested: mib(1025), maximum: mib(1024) };
-    assert!(pair.notices.contains(&Notice::TargetRefused(refused)), "{:?}", pair.notices);
+    let last = pair.snapshot().last_refusal.map(|(_, why)| why);
+    assert_eq!(last, Some(Refusal::Target(refused)));
     pair.assert_size(mib(1024));
 }
 
@@ -128,7 +129,8 @@ fn a_guest_that_takes_no_memory_keeps_its_boot_size() {
     let mut pair = Pair::ready(personality.clone());
     pair.resize(mib(1500));
     let refused = TargetError::CannotHotAdd { maximum: mib(1024) };
-    assert!(pair.notices.contains(&Notice::TargetRefused(refused)), "{:?}", pair.notices);
+    let last = pair.snapshot().last_refusal.map(|(_, why)| why);
+    assert_eq!(last, Some(Refusal::Target(refused)));
     pair.assert_size(mib(1024));
     // Here the target comes before the host knows.
     let mut early = Pair::with_capacity(personality, 1024, 64, 4096);
