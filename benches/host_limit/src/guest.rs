@@ -32,6 +32,7 @@ pub(crate) struct Guest {
     /// Pages still to give for the present request.
     asked: PageCount,
     returned: PageCount,
+    sent: u64,
     received: Received,
     list: RangeList,
     /// The next message, if it has any bytes.
@@ -51,6 +52,7 @@ impl Guest {
             given: 0,
             asked: PageCount::ZERO,
             returned: PageCount::ZERO,
+            sent: 0,
             received: Received::new(),
             list: RangeList::new(),
             outgoing,
@@ -63,6 +65,11 @@ impl Guest {
         self.returned
     }
 
+    /// Messages it has sent.
+    pub(crate) const fn sent(&self) -> u64 {
+        self.sent
+    }
+
     /// Does all that can be done until the host does something. Says whether it sent anything.
     pub(crate) fn run(&mut self) -> Result<bool> {
         let mut has_sent = false;
@@ -72,6 +79,7 @@ impl Guest {
                     return Ok(has_sent);
                 }
                 self.outgoing.clear();
+                self.sent += 1;
                 has_sent = true;
             }
             if !self.asked.is_zero() {

@@ -1,18 +1,19 @@
-//! The host's side as a VMM has it: one thread for the device and its ring, one for the memory.
+//! The host's side as a VMM has it: one thread for the VSP, one for the memory.
 //!
-//! The guest runs on the device's thread, between its steps. A VMM wakes up where this loop looks.
+//! The guest runs on the VSP's thread, between its steps. A VMM wakes up where this loop looks.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
+use dynmem_vsp::{Config, DynamicMemory, JobId, Notice, Settle, Work};
 use guest_ram::{GuestRam, MemoryWorker};
-use hv_balloon::{Action, Config, Device, Event, JobId, Notice, Settle};
 use page_range::{PageCount, PageRange, PageRangeSet};
 use serde::Serialize;
-use vmbus::ring::{ChannelRings, RingLayout, Sent};
+use vmbus::protocol::{ConnectionId, Relid, VpIndex};
+use vmbus::ring::RingLayout;
+use vmbus::{ChannelEvent, ChannelOutput, OpenChannel, VmbusDevice};
 
 use crate::cpu;
 use crate::guest::{DOWNSTREAM_OFFSET, Guest, ring_pages};
@@ -28,10 +29,10 @@ pub(crate) struct Usage {
     /// From the target to the word that it is reached.
     #[serde(serialize_with = "nanoseconds")]
     pub(crate) wall: Duration,
-    /// CPU time of the device: parse, validate, account, plan. Without the ring.
+    /// CPU time of the VSP: ring, parse, validate, account, plan.
     #[serde(serialize_with = "nanoseconds")]
-    pub(crate) device: Duration,
-    /// CPU time of the device's thread: device, ring, and the guest.
+    pub(crate) vsp: Duration,
+    /// CPU time of the VSP's thread: VSP and guest.
     #[serde(serialize_with = "nanoseconds")]
     pub(crate) thread: Duration,
     /// CPU time of the thread that discards.
@@ -52,26 +53,29 @@ struct Done {
 }
 
 /// Who gives pages back to the host.
-enum Work {
+enum Memory {
     /// The worker, on real memory.
     Real { worker: MemoryWorker<Option<JobId>>, done: Receiver<Done>, cpu: Duration },
     /// Nobody: there is no memory. Jobs that are to end.
     None(Vec<JobId>),
 }
 
-/// The device and what it takes to run it.
+type Vsp = DynamicMemory<Arc<GuestRam>>;
+
+/// The VSP and what it takes to run it.
 pub(crate) struct Host {
-    driven: Driven,
-    rings: ChannelRings<Arc<GuestRam>>,
+    vsp: Vsp,
+    start: Instant,
     ram: Arc<GuestRam>,
-    work: Work,
+    memory: Memory,
     guest: Guest,
-    /// The device's message waits for room in the ring.
-    is_unsent: bool,
+    usage: Usage,
+    is_ready: bool,
+    is_reached: bool,
 }
 
 impl Host {
-    /// A device for a guest with all of `memory`, ready to be asked.
+    /// A VSP for a guest with all of `memory`, ready to be asked.
     pub(crate) fn new(memory: &GuestMemory) -> Result<Self> {
         let (report, done) = channel();
         let worker = MemoryWorker::spawn(move |id, result: Result<(), _>| {
@@ -85,7 +89,7 @@ impl Host {
             cpu::stay_on(1);
             Ok(())
         });
-        let work = Work::Real { worker, done, cpu: Duration::ZERO };
+        let work = Memory::Real { worker, done, cpu: Duration::ZERO };
         let ram = Arc::clone(&memory.ram);
         Self::start(ram, memory.ram.pages().clone(), memory.pieces.clone(), work)
     }
@@ -96,46 +100,55 @@ impl Host {
         boot_ram: PageRangeSet,
         pieces: Vec<PageRange>,
     ) -> Result<Self> {
-        Self::start(ram, boot_ram, pieces, Work::None(Vec::new()))
+        Self::start(ram, boot_ram, pieces, Memory::None(Vec::new()))
     }
 
     fn start(
         ram: Arc<GuestRam>,
         boot_ram: PageRangeSet,
         pieces: Vec<PageRange>,
-        work: Work,
+        memory: Memory,
     ) -> Result<Self> {
         let guest = Guest::new(Arc::clone(&ram), pieces);
-        let layout = RingLayout::new(&ring_pages(), DOWNSTREAM_OFFSET)?;
-        let rings = ChannelRings::open(Arc::clone(&ram), &layout)?;
         let settle = Settle::Fixed(Duration::ZERO);
-        let device = Device::new(Config { boot_ram, settle, ..Default::default() })?;
-        let driven = Driven::new(device);
-        let mut host = Self { driven, rings, ram, work, guest, is_unsent: false };
-        host.tell(Event::ChannelOpened { guest_os_id: 0 })?;
-        while !host.driven.is_ready {
-            ensure!(host.turn()?, "the guest and the device do not get together");
+        let vsp = Vsp::new(Config { boot_ram, settle, ..Default::default() })?;
+        let channel = OpenChannel {
+            rings: RingLayout::new(&ring_pages(), DOWNSTREAM_OFFSET)?,
+            target_vp: Some(VpIndex::new(0)),
+            relid: Relid::new(1),
+            connection_id: ConnectionId::new(1),
+        };
+        let (start, usage) = (Instant::now(), Usage::default());
+        let open = ChannelEvent::Open { memory: Arc::clone(&ram), channel, guest_os_id: 0 };
+        let mut host =
+            Self { vsp, start, ram, memory, guest, usage, is_ready: false, is_reached: false };
+        host.drive(|vsp, now| vsp.handle(now, open))?;
+        while !host.is_ready {
+            ensure!(host.turn()?, "guest and VSP do not get together");
         }
         Ok(host)
     }
 
     /// Sets a target and waits until it is reached.
     pub(crate) fn resize(&mut self, target: PageCount) -> Result<Usage> {
-        self.driven.usage = Usage::default();
-        self.driven.is_reached = false;
-        let worker = self.work.cpu();
+        self.usage = Usage::default();
+        self.is_reached = false;
+        let messages = self.guest.sent();
+        let worker = self.memory.cpu();
         let (start, thread) = (Instant::now(), cpu::thread());
-        self.driven.set_target(target)?;
-        self.act()?;
-        while !self.driven.is_reached {
+        let mut taken = Ok(target);
+        self.drive(|vsp, now| taken = vsp.set_target(now, target))?;
+        taken?;
+        while !self.is_reached {
             if !self.turn()? {
                 self.wait()?;
             }
         }
         let wall = start.elapsed();
         let thread = cpu::thread().saturating_sub(thread);
-        let worker = self.work.cpu().saturating_sub(worker);
-        Ok(Usage { wall, thread, worker, ..self.driven.usage })
+        let worker = self.memory.cpu().saturating_sub(worker);
+        let messages = self.guest.sent() - messages;
+        Ok(Usage { wall, thread, worker, messages, ..self.usage })
     }
 
     /// Pages that the guest got back.
@@ -143,24 +156,16 @@ impl Host {
         self.guest.returned()
     }
 
-    /// Lets guest and device do what they can; false where both wait.
+    /// Lets guest and VSP do what they can; false where both wait.
     fn turn(&mut self) -> Result<bool> {
         let mut is_busy = self.guest.run()?;
-        while let Some(packet) = self.rings.receive()? {
-            self.driven.usage.messages += 1;
-            self.driven.tell(Event::Packet(packet.payload));
-            self.act()?;
-            is_busy = true;
+        // A guest that made room for what waits has something to answer.
+        is_busy |= self.vsp.waits_for_room();
+        if is_busy {
+            self.drive(|vsp, now| vsp.handle(now, ChannelEvent::Signalled))?;
         }
-        // The guest looks by itself.
-        let _ = self.rings.end_receive();
-        if self.is_unsent {
-            // Full for now: the guest has something to read.
-            is_busy = true;
-            self.send()?;
-        }
-        while let Some((id, ok)) = self.work.poll() {
-            self.tell(Event::JobDone { id, ok })?;
+        while let Some((id, ok)) = self.memory.poll() {
+            self.drive(|vsp, now| vsp.job_done(now, id, ok))?;
             is_busy = true;
         }
         Ok(is_busy)
@@ -168,90 +173,52 @@ impl Host {
 
     /// Sleeps until a discard has ended.
     fn wait(&mut self) -> Result<()> {
-        let Work::Real { done, cpu, .. } = &mut self.work else {
-            bail!("guest and device wait for each other");
+        let Memory::Real { done, cpu, .. } = &mut self.memory else {
+            bail!("guest and VSP wait for each other");
         };
         let Ok(Done { id, ok, cpu: now }) = done.recv_timeout(PATIENCE) else {
-            bail!("nothing happens any more: {:?}", self.driven.device.snapshot());
+            bail!("nothing happens any more: {:?}", self.vsp.snapshot());
         };
         *cpu = now;
-        self.tell(Event::JobDone { id, ok })
+        self.drive(|vsp, now| vsp.job_done(now, id, ok))
     }
 
-    fn tell(&mut self, event: Event<'_>) -> Result<()> {
-        self.driven.tell(event);
-        self.act()
-    }
-
-    /// Does what the device asked for.
-    fn act(&mut self) -> Result<()> {
-        while let Some(action) = self.driven.actions.pop_front() {
-            match action {
-                Action::Send => self.send()?,
-                Action::Discard { id, ranges } => {
-                    self.driven.usage.discards += 1;
-                    self.work.submit(id, &self.ram, ranges);
-                }
-                Action::Notify(Notice::Ready { .. }) => self.driven.is_ready = true,
-                Action::Notify(Notice::TargetReached { .. }) => self.driven.is_reached = true,
-                Action::Notify(Notice::SizeChanged { .. }) => {}
-                other => bail!("not expected of the device: {other:?}"),
-            }
-        }
-        Ok(())
-    }
-
-    fn send(&mut self) -> Result<()> {
-        let message = self.driven.device.message().context("no message to send")?;
-        self.is_unsent = matches!(self.rings.send(message, 0)?, Sent::Full);
-        if !self.is_unsent {
-            self.driven.tell(Event::Sent);
-            self.act()?;
-        }
-        Ok(())
-    }
-}
-
-/// The device, under a stopwatch.
-struct Driven {
-    device: Device,
-    start: Instant,
-    /// What it asks for.
-    actions: VecDeque<Action>,
-    usage: Usage,
-    is_ready: bool,
-    is_reached: bool,
-}
-
-impl Driven {
-    fn new(device: Device) -> Self {
-        let (start, usage) = (Instant::now(), Usage::default());
-        Self { device, start, actions: VecDeque::new(), usage, is_ready: false, is_reached: false }
-    }
-
-    fn tell(&mut self, event: Event<'_>) {
-        self.timed(|device, now| device.handle(now, event));
-    }
-
-    fn set_target(&mut self, target: PageCount) -> Result<()> {
-        self.timed(|device, now| device.set_target(now, target))?;
-        Ok(())
-    }
-
-    fn timed<T>(&mut self, call: impl FnOnce(&mut Device, Duration) -> T) -> T {
+    /// Gives the VSP something to do, under a stopwatch, and does what it asks for.
+    fn drive(&mut self, event: impl FnOnce(&mut Vsp, Duration)) -> Result<()> {
         let now = self.start.elapsed();
-        let before = cpu::thread();
-        let result = call(&mut self.device, now);
-        while let Some(action) = self.device.poll_action() {
-            self.actions.push_back(action);
+        let mut before = cpu::thread();
+        event(&mut self.vsp, now);
+        loop {
+            let output = self.vsp.poll_output();
+            let spent = cpu::thread().saturating_sub(before).saturating_sub(cpu::overhead());
+            self.usage.vsp += spent;
+            let Some(output) = output else { return Ok(()) };
+            self.act(output)?;
+            before = cpu::thread();
         }
-        let spent = cpu::thread().saturating_sub(before).saturating_sub(cpu::overhead());
-        self.usage.device += spent;
-        result
+    }
+
+    fn act(&mut self, output: ChannelOutput<Work>) -> Result<()> {
+        match output {
+            ChannelOutput::Work(Work::Discard { id, ranges }) => {
+                self.usage.discards += 1;
+                self.memory.submit(id, &self.ram, ranges);
+            }
+            ChannelOutput::Work(Work::Notify(Notice::Ready { .. })) => self.is_ready = true,
+            ChannelOutput::Work(Work::Notify(Notice::TargetReached { .. })) => {
+                self.is_reached = true;
+            }
+            ChannelOutput::Work(Work::Notify(Notice::SizeChanged { .. }))
+            // The guest looks by itself.
+            | ChannelOutput::SignalGuest(_) => {}
+            ChannelOutput::OpenFinished(result) => result?,
+            other => bail!("not expected of the VSP: {other:?}"),
+        }
+        Ok(())
     }
 }
 
-impl Work {
+impl Memory {
     fn submit(&mut self, id: JobId, ram: &Arc<GuestRam>, ranges: Vec<PageRange>) {
         match self {
             Self::Real { worker, .. } => worker.submit_discard(Some(id), Arc::clone(ram), ranges),

@@ -79,12 +79,12 @@ struct Summary {
     over_best: f64,
     return_ms: f64,
     return_gib_per_s: f64,
-    /// CPU time of the device in a shrink.
-    device_ns_per_range: f64,
+    /// CPU time of the VSP in a shrink.
+    vsp_ns_per_range: f64,
     /// That over the CPU time of our discard.
-    device_over_discard: f64,
+    vsp_over_discard: f64,
     /// That over the CPU time of one call for each range.
-    device_over_bare: f64,
+    vsp_over_bare: f64,
 }
 
 impl Row {
@@ -94,7 +94,7 @@ impl Row {
         let grow = least(&rounds.grow, |usage| usage.wall);
         let bare = least(&rounds.bare, |floor| floor.wall);
         let best = least(&rounds.best, |floor| floor.wall);
-        let device = least(&rounds.shrink, |usage| usage.device);
+        let vsp = least(&rounds.shrink, |usage| usage.vsp);
         let summary = Summary {
             shrink_ms: shrink * 1e3,
             shrink_gib_per_s: gib / shrink,
@@ -104,9 +104,9 @@ impl Row {
             over_best: shrink / best,
             return_ms: grow * 1e3,
             return_gib_per_s: gib / grow,
-            device_ns_per_range: device * 1e9 / ranges as f64,
-            device_over_discard: device / least(&rounds.shrink, |usage| usage.worker),
-            device_over_bare: device / least(&rounds.bare, |floor| floor.cpu),
+            vsp_ns_per_range: vsp * 1e9 / ranges as f64,
+            vsp_over_discard: vsp / least(&rounds.shrink, |usage| usage.worker),
+            vsp_over_bare: vsp / least(&rounds.bare, |floor| floor.cpu),
         };
         let (memory, state) = (scenario.memory(), scenario.state());
         let pieces = scenario.pieces.name();
@@ -131,7 +131,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "| memory | state | pieces | shrink, ms | GiB/s | one call each, ms | ratio | best \
-             calls, ms | ratio | return, ms | GiB/s | device, ns a range | of the discard's CPU | \
+             calls, ms | ratio | return, ms | GiB/s | VSP, ns a range | of the discard's CPU | \
              of one call each |"
         )?;
         writeln!(f, "|---|---|---|{}", "---:|".repeat(11))?;
@@ -142,20 +142,20 @@ impl fmt::Display for Report {
             write!(f, " {:.2} | {:.2} |", s.bare_ms, s.over_bare)?;
             write!(f, " {:.2} | {:.2} |", s.best_ms, s.over_best)?;
             write!(f, " {:.3} | {:.0} |", s.return_ms, s.return_gib_per_s)?;
-            let shares = [s.device_over_discard, s.device_over_bare].map(|share| share * 1e2);
-            write!(f, " {:.1} | {:.2} % |", s.device_ns_per_range, shares[0])?;
+            let shares = [s.vsp_over_discard, s.vsp_over_bare].map(|share| share * 1e2);
+            write!(f, " {:.1} | {:.2} % |", s.vsp_ns_per_range, shares[0])?;
             writeln!(f, " {:.2} % |", shares[1])?;
         }
         if let Some(large) = &self.large_return {
             writeln!(
                 f,
-                "\n{} GiB without memory, CPU time: taken in {:.2} ms (device {:.2} ms), given back \
-                 in {:.3} ms (device {:.3} ms); device, ring and guest together.",
+                "\n{} GiB without memory, CPU time: taken in {:.2} ms (VSP {:.2} ms), given back \
+                 in {:.3} ms (VSP {:.3} ms); VSP and guest together.",
                 BALLOON.bytes() >> 30,
                 least(&large.shrink, |usage| usage.thread) * 1e3,
-                least(&large.shrink, |usage| usage.device) * 1e3,
+                least(&large.shrink, |usage| usage.vsp) * 1e3,
                 least(&large.grow, |usage| usage.thread) * 1e3,
-                least(&large.grow, |usage| usage.device) * 1e3,
+                least(&large.grow, |usage| usage.vsp) * 1e3,
             )?;
         }
         self.goals(f)
@@ -172,13 +172,13 @@ impl Report {
                 Pieces::Medium => continue,
             };
             let name = row.scenario.name();
-            let Summary { over_bare, device_over_discard, device_over_bare, .. } = row.summary;
+            let Summary { over_bare, vsp_over_discard, vsp_over_bare, .. } = row.summary;
             goal(f, &name, "shrink over one call each", over_bare, slower, "")?;
             if row.scenario.pieces != Pieces::Neighbours {
-                let of_ours = device_over_discard * 1e2;
-                goal(f, &name, "device over our discard, CPU", of_ours, share, " %")?;
-                let of_bare = device_over_bare * 1e2;
-                goal(f, &name, "device over one call each, CPU", of_bare, share, " %")?;
+                let of_ours = vsp_over_discard * 1e2;
+                goal(f, &name, "VSP over our discard, CPU", of_ours, share, " %")?;
+                let of_bare = vsp_over_bare * 1e2;
+                goal(f, &name, "VSP over one call each, CPU", of_bare, share, " %")?;
             }
         }
         if let Some(large) = &self.large_return {

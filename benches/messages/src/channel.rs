@@ -15,6 +15,19 @@ pub const LINUX_RING: u64 = 4;
 /// Where the rings start.
 const FIRST_PAGE: u64 = 0x100;
 
+/// The guest's end of a channel with `data_pages` pages of data in each ring, and where they are.
+pub(crate) fn rings<M: GuestMemory + Clone>(
+    mem: &M,
+    data_pages: u64,
+) -> (RingLayout, GuestRings<M>) {
+    let split = usize::try_from(data_pages + 1).expect("short");
+    let pages: Vec<_> = (FIRST_PAGE..FIRST_PAGE + 2 * (data_pages + 1))
+        .map(|page| Gpfn::new(page).expect("low"))
+        .collect();
+    let guest = GuestRings::new(mem.clone(), &pages, split);
+    (RingLayout::new(&pages, split).expect("two rings"), guest)
+}
+
 /// Both ends of an open channel.
 #[derive(Debug)]
 pub struct Ends<M> {
@@ -31,12 +44,7 @@ impl<M: GuestMemory + Clone> Ends<M> {
     /// # Panics
     /// If the memory has no room for them.
     pub fn open(mem: &M, data_pages: u64) -> Self {
-        let split = usize::try_from(data_pages + 1).expect("short");
-        let pages: Vec<_> = (FIRST_PAGE..FIRST_PAGE + 2 * (data_pages + 1))
-            .map(|page| Gpfn::new(page).expect("low"))
-            .collect();
-        let guest = GuestRings::new(mem.clone(), &pages, split);
-        let layout = RingLayout::new(&pages, split).expect("two rings");
+        let (layout, guest) = rings(mem, data_pages);
         let host = ChannelRings::open(mem.clone(), &layout).expect("in memory");
         Self { host, guest, received: Received::new() }
     }

@@ -1,15 +1,15 @@
-//! The device on one end of a channel, a model of a Linux guest on the other.
+//! The VSP on one end of a channel, a model of a Linux guest on the other.
 
 use std::time::Duration;
 
+use dynmem_vsp::{Config, DynamicMemory, Work};
 use guest_model::dynmem::{Client, Memory, Personality};
-use guest_model::vmbus::Received;
-use hv_balloon::{Action, Config, Device, Event};
+use guest_model::vmbus::{GuestRings, Received};
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
-use vmbus::GuestMemory;
-use vmbus::ring::Sent;
+use vmbus::protocol::{ConnectionId, Relid, VpIndex};
+use vmbus::{ChannelEvent, ChannelOutput, GuestMemory, OpenChannel, VmbusDevice};
 
-use crate::channel::{Ends, LINUX_RING};
+use crate::channel::{LINUX_RING, rings};
 
 const PAGES_PER_GIB: u64 = 1 << 18;
 
@@ -42,12 +42,12 @@ impl Workload {
     }
 }
 
-/// A guest and its device, with Linux's rings between them. Discards end at once and do nothing, so
-/// that only messages and books are measured.
+/// A guest and its VSP, with Linux's rings between them. Discards end at once and do nothing, so
+/// that only messages and the page ledger are measured.
 #[derive(Debug)]
 pub struct Machine<M> {
-    ends: Ends<M>,
-    device: Device,
+    vsp: DynamicMemory<M>,
+    rings: GuestRings<M>,
     guest: Client,
     workload: Workload,
     now: Duration,
@@ -82,9 +82,10 @@ impl<M: GuestMemory + Clone> Machine<M> {
         personality.ballooning.ranges_per_message = RANGES;
         let config = Config { boot_ram: ram, status_reports: false, ..Config::default() };
         let guest_os_id = personality.guest_os_id;
+        let (layout, rings) = rings(mem, LINUX_RING);
         let mut machine = Self {
-            ends: Ends::open(mem, LINUX_RING),
-            device: Device::new(config).expect("a machine that can be"),
+            vsp: DynamicMemory::new(config).expect("memory that a guest can have"),
+            rings,
             guest: Client::new(personality, memory),
             workload,
             now: Duration::ZERO,
@@ -97,7 +98,14 @@ impl<M: GuestMemory + Clone> Machine<M> {
             host_count: 0,
         };
         machine.guest.open();
-        machine.device.handle(machine.now, Event::ChannelOpened { guest_os_id });
+        let channel = OpenChannel {
+            rings: layout,
+            target_vp: Some(VpIndex::new(0)),
+            relid: Relid::new(1),
+            connection_id: ConnectionId::new(1),
+        };
+        let open = ChannelEvent::Open { memory: mem.clone(), channel, guest_os_id };
+        machine.vsp.handle(machine.now, open);
         machine.talk();
         assert!(machine.guest.version().is_some(), "the handshake did not end");
         machine
@@ -126,11 +134,11 @@ impl<M: GuestMemory + Clone> Machine<M> {
 
     fn resize(&mut self, target: PageCount) {
         let start = (self.counter)();
-        self.device.set_target(self.now, target).expect("a target that can be met");
+        self.vsp.set_target(self.now, target).expect("within reach");
         self.act();
         self.host_count += (self.counter)() - start;
         self.talk();
-        assert_eq!(self.device.snapshot().actual, target, "the guest did not follow");
+        assert_eq!(self.vsp.snapshot().actual, target, "the guest did not follow");
     }
 
     /// Both sides work until neither has anything to do.
@@ -146,51 +154,50 @@ impl<M: GuestMemory + Clone> Machine<M> {
     /// The guest reads and writes what it can; false where there was nothing.
     fn guest_works(&mut self) -> bool {
         let mut worked = false;
-        while self.ends.guest.receive_into(&mut self.received) {
+        while self.rings.receive_into(&mut self.received) {
             self.guest.receive(&self.received.payload).expect("the device keeps the rules");
+            self.to_guest += 1;
             worked = true;
         }
         while self.unsent || self.guest.poll_send_into(&mut self.message) {
-            self.unsent = self.ends.guest.send(&self.message, 0).is_err();
+            self.unsent = self.rings.send(&self.message, 0).is_err();
             if self.unsent {
                 break;
             }
+            self.to_host += 1;
             worked = true;
         }
         worked
     }
 
-    /// The host reads and writes what it can; false where there was nothing.
+    /// The host reads and writes what it can; false where the VSP had nothing to do for it.
     fn host_works(&mut self) -> bool {
         let start = (self.counter)();
-        let before = self.to_host + self.to_guest;
-        self.act();
-        while let Some(packet) = self.ends.host.receive().expect("the ring is sound") {
-            self.device.handle(self.now, Event::Packet(packet.payload));
-            self.to_host += 1;
-            self.act();
+        self.vsp.handle(self.now, ChannelEvent::Signalled);
+        let mut worked = self.act();
+        // More than a batch.
+        while self.vsp.poll_timeout().is_some_and(|at| at <= self.now) {
+            self.vsp.handle(self.now, ChannelEvent::Timeout);
+            worked |= self.act();
         }
-        let _ = self.ends.host.end_receive();
         self.host_count += (self.counter)() - start;
-        before != self.to_host + self.to_guest
+        worked
     }
 
-    /// Does what the device asks for.
-    fn act(&mut self) {
-        loop {
-            if let Some(message) = self.device.message()
-                && let Sent::Written { .. } = self.ends.host.send(message, 0).expect("sound")
-            {
-                self.to_guest += 1;
-                self.device.handle(self.now, Event::Sent);
-            }
-            match self.device.poll_action() {
-                Some(Action::Discard { id, .. }) => {
-                    self.device.handle(self.now, Event::JobDone { id, ok: true });
-                }
-                Some(_) => {}
-                None => return,
+    /// Does what the VSP asks for; false where that is nothing.
+    fn act(&mut self) -> bool {
+        let mut worked = false;
+        while let Some(output) = self.vsp.poll_output() {
+            worked = true;
+            match output {
+                ChannelOutput::Work(
+                    Work::Discard { id, .. } | Work::Prepare { id, .. } | Work::Remove { id, .. },
+                ) => self.vsp.job_done(self.now, id, true),
+                ChannelOutput::Broken(error) => panic!("the ring is broken: {error}"),
+                ChannelOutput::OpenFinished(result) => result.expect("the rings are sound"),
+                _ => {}
             }
         }
+        worked
     }
 }

@@ -72,6 +72,12 @@ pub struct Snapshot {
 }
 
 impl Device {
+    /// The state alone.
+    #[must_use]
+    pub const fn state(&self) -> StateName {
+        self.state.name()
+    }
+
     /// The device at a glance.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

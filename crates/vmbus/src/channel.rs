@@ -1,9 +1,11 @@
 //! A device's end of its open channel: packets, completions, and when the guest must be signalled.
 
-use alloc::collections::VecDeque;
+use alloc::{collections::VecDeque, vec::Vec};
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    GuestMemory, OpenChannel,
+    GuestMemory, OpenChannel, RestoreError,
     protocol::{Relid, VpIndex, ring::PacketKind},
     ring::{ChannelRings, RingError, Sent},
 };
@@ -31,6 +33,13 @@ pub enum Received<'a> {
     Other,
     /// The ring is empty: the guest signals its next packet.
     Nothing,
+}
+
+/// A channel as [`Channel::save`] makes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedChannel {
+    rings: Vec<u8>,
+    completions: Vec<u64>,
 }
 
 /// An open channel.
@@ -65,6 +74,46 @@ impl<M: GuestMemory> Channel<M> {
             completions: VecDeque::new(),
             wants_signal: false,
         }
+    }
+
+    /// A channel that was stopped before it was saved.
+    #[must_use]
+    pub const fn stopped(open: &OpenChannel) -> Self {
+        Self {
+            rings: None,
+            target_vp: open.target_vp,
+            relid: open.relid,
+            completions: VecDeque::new(),
+            wants_signal: false,
+        }
+    }
+
+    /// What this side knows of the channel and does not have in guest memory; `None` once the channel
+    /// was stopped. A signal that the guest is owed is not part of it: after a restore the guest gets
+    /// one in any case.
+    #[must_use]
+    pub fn save(&self) -> Option<SavedChannel> {
+        let rings = self.rings.as_ref()?.save();
+        Some(SavedChannel { rings, completions: self.completions.iter().copied().collect() })
+    }
+
+    /// The channel that was saved, in memory as it was then. Look for packets afterwards, and signal
+    /// the guest: signals of either side may be lost with the old machine, and one too many does no
+    /// harm.
+    ///
+    /// # Errors
+    /// [`RestoreError`] if there was no such channel, or the rings are not in guest memory.
+    pub fn restore(
+        memory: M,
+        open: &OpenChannel,
+        saved: &SavedChannel,
+    ) -> Result<Self, RestoreError> {
+        if saved.completions.len() > MAX_COMPLETIONS {
+            return Err(RestoreError::Impossible { reason: "too many completions" });
+        }
+        let rings = ChannelRings::restore(memory, &open.rings, &saved.rings)?;
+        let completions = saved.completions.iter().copied().collect();
+        Ok(Self { completions, wants_signal: true, ..Self::with_rings(rings, open) })
     }
 
     /// Signals another VP from now on.

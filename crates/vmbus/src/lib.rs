@@ -32,7 +32,7 @@ pub mod ring;
 mod saved;
 mod server;
 
-pub use channel::{Channel, GuestSignal, MAX_COMPLETIONS, Received};
+pub use channel::{Channel, GuestSignal, MAX_COMPLETIONS, Received, SavedChannel};
 pub use device::{ChannelEvent, ChannelOutput, VmbusDevice};
 pub use memory::{AccessError, GuestMemory};
 pub use saved::RestoreError;

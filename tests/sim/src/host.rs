@@ -1,35 +1,32 @@
-//! The host: bus server and device, and the VMM between them (`vmm/src/device_loop.rs`,
-//! `vmm/src/balloon`), without threads.
+//! The host: the bus and the VSP as every VMM runs them, driven without threads.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use hv_balloon::{Action, Config, Device, Event, HotAdd, JobId, Prepare, Snapshot, StateName};
+use dynmem_vsp::{Config, DynamicMemory, HotAdd, JobId, Prepare, Snapshot, Trace, Work};
+use hv_balloon::StateName;
 use page_range::{PageCount, PageRange, PageRangeSet};
-use vmbus::protocol::{ConnectionId, Guid};
-use vmbus::ring::RingError;
-use vmbus::{Offer, Server, ServerConfig};
+use vmbus::protocol::ConnectionId;
+use vmbus::{
+    ChannelEvent, ChannelId, ChannelOutput, OpenChannel, Server, ServerConfig, VmbusDevice,
+};
 
-use crate::channel::{Channel, Received};
 use crate::memory::Ram;
 use crate::synic::Synic;
 use crate::watch::Watch;
 
-const DYNAMIC_MEMORY: Guid = Guid::from_digits(0x525074dc_8985_46e2_8057_a307dc18a502);
-const INSTANCE: Guid = Guid::from_digits(1);
-
-/// Bus actions in one turn of the loop, as in `vmm`.
+/// Bus actions in one turn of the loop: vCPUs can ask the bus for more all the time.
 const ACTIONS_PER_TURN: u32 = 128;
 
-/// Work on guest memory.
+/// Work on guest memory that has begun.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) id: JobId,
-    pub(crate) what: Work,
+    pub(crate) what: Task,
 }
 
 #[derive(Debug)]
-pub(crate) enum Work {
+pub(crate) enum Task {
     Discard(Vec<PageRange>),
     Prepare(Prepare),
     Remove(PageRange),
@@ -39,15 +36,19 @@ pub(crate) enum Work {
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) now: Duration,
-    pub(crate) device: Device,
+    pub(crate) vsp: DynamicMemory<Ram>,
+    pub(crate) channel: ChannelId,
     pub(crate) server: Server,
     pub(crate) synic: Synic,
     pub(crate) ram: Ram,
-    pub(crate) channel: Option<Channel>,
     /// With the memory of the machine that runs.
     pub(crate) config: Config,
+    /// The most packets for one signal.
+    pub(crate) batch: u32,
     /// What the last VMM had to say and did not get into the ring.
     pub(crate) said: Option<Vec<u8>>,
+    /// Messages and other outputs since a packet was last taken.
+    outputs: [usize; 2],
     pub(crate) jobs: Vec<Job>,
     /// The loop has something to look at.
     pub(crate) wake: bool,
@@ -67,20 +68,22 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn new(config: Config, watch: Watch) -> Self {
+    pub(crate) fn new(config: Config, batch: u32, watch: Watch) -> Self {
         let mut server = Server::new(ServerConfig::default());
-        let offer = Offer { interface: DYNAMIC_MEMORY, instance: INSTANCE };
-        server.offer(offer).expect("the only device");
+        let vsp = Self::new_vsp(&config, batch);
+        let channel = server.offer(vsp.offer()).expect("the only device");
         let ram = Ram::new(config.boot_ram.clone());
         Self {
             now: Duration::ZERO,
-            device: Device::new(config.clone()).expect("a machine that can be"),
+            vsp,
+            channel,
             config,
+            batch,
             said: None,
+            outputs: [0; 2],
             server,
             synic: Synic::default(),
             ram,
-            channel: None,
             jobs: Vec::new(),
             wake: false,
             signalled: false,
@@ -93,8 +96,13 @@ impl Host {
         }
     }
 
+    fn new_vsp(config: &Config, batch: u32) -> DynamicMemory<Ram> {
+        let vsp = DynamicMemory::new(config.clone()).expect("memory that a guest can have");
+        vsp.with_batch(batch).with_trace()
+    }
+
     pub(crate) fn snapshot(&self) -> Snapshot {
-        self.device.snapshot()
+        self.vsp.snapshot()
     }
 
     /// HvPostMessage; its status.
@@ -105,53 +113,60 @@ impl Host {
         result.map_or_else(|error| error.hypercall_status(), |()| 0)
     }
 
-    /// One turn of the loop, which takes at most `batch` packets.
-    pub(crate) fn turn(&mut self, batch: usize) {
+    /// One turn of the loop.
+    pub(crate) fn turn(&mut self) {
         self.wake = false;
-        if std::mem::take(&mut self.signalled)
-            && let Err(error) = self.receive(batch)
-        {
-            self.break_channel(error);
+        if std::mem::take(&mut self.signalled) {
+            self.watch.received = true;
+            self.tell(ChannelEvent::Signalled);
         }
         self.pump();
     }
 
-    /// Whether a message waits for room in the ring.
+    /// What waits for room in the ring is tried again.
+    pub(crate) fn retry(&mut self) {
+        self.signalled = true;
+        self.turn();
+    }
+
+    /// Whether something waits for room in the ring.
     pub(crate) fn is_blocked(&self) -> bool {
-        let has_message = self.device.message().is_some();
-        self.channel.as_ref().is_some_and(|channel| channel.is_blocked(has_message))
+        self.vsp.waits_for_room()
     }
 
     pub(crate) fn is_due(&self) -> bool {
-        self.device.next_deadline().is_some_and(|at| at <= self.now)
+        self.vsp.poll_timeout().is_some_and(|at| at <= self.now)
     }
 
-    /// The device's time has come.
-    pub(crate) fn on_deadline(&mut self) {
-        self.tell(Event::Deadline);
+    /// The time has come that the VSP named.
+    pub(crate) fn on_timeout(&mut self) {
+        // It may go on with packets.
+        self.watch.received = true;
+        self.tell(ChannelEvent::Timeout);
         self.pump();
     }
 
     /// The operator asks for a size.
     pub(crate) fn set_target(&mut self, target: PageCount) {
-        let answer = self.device.can_set_target(target);
+        self.begin();
+        let answer = self.vsp.set_target(self.now, target);
         self.watch.target_set(self.now, target, answer);
-        assert_eq!(self.device.set_target(self.now, target), answer);
-        self.watch.changed(self.now, self.device.snapshot().state);
         self.pump();
     }
 
-    /// Ends one of the jobs, in any order: the device must not depend on it.
+    /// Ends one of the jobs, in any order: the VSP must not depend on it.
     pub(crate) fn end_job(&mut self, at: usize, ok: bool) {
         let Job { id, what } = self.jobs.remove(at);
         self.watch.note(self.now, || format!("host: job {} {what:?} ends, {ok}", id.get()));
         match what {
-            Work::Discard(ranges) if ok => self.discard(ranges),
-            Work::Prepare(Prepare::Add { range, .. }) if ok => self.ram.add(range),
-            Work::Remove(range) if ok => self.ram.remove(range),
-            _ => {}
+            Task::Discard(ranges) if ok => self.discard(ranges),
+            Task::Prepare(Prepare::Add { range, .. }) if ok => self.ram.add(range),
+            Task::Remove(range) if ok => self.ram.remove(range),
+            Task::Discard(_) | Task::Prepare(_) | Task::Remove(_) => {}
         }
-        self.tell(Event::JobDone { id, ok });
+        self.watch.job_done(self.now, id, ok);
+        self.begin();
+        self.vsp.job_done(self.now, id, ok);
         self.pump();
     }
 
@@ -168,17 +183,15 @@ impl Host {
     /// The machine is stopped for a reset.
     pub(crate) fn begin_reset(&mut self) {
         self.server.reset();
-        self.tell(Event::SystemReset);
+        self.watch.system_reset(self.now);
+        self.tell(ChannelEvent::Reset);
         self.has_machine = false;
         self.pump();
     }
 
     /// Whether nothing is under way for the guest that was.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.channel.is_none()
-            && self.snapshot().state == StateName::Closed
-            && self.jobs.is_empty()
-            && !self.wake
+        self.vsp.is_quiet() && self.jobs.is_empty() && !self.wake
     }
 
     /// The next machine starts.
@@ -190,37 +203,25 @@ impl Host {
         self.synic = Synic::default();
         self.config.boot_ram.clone_from(&boot_ram);
         self.config.hot_add = hot_add;
-        self.device.replace_memory(self.now, boot_ram, hot_add).expect("the device is closed");
+        let kept = self.vsp.take_kept();
+        assert!(kept.size.is_some(), "a machine without a size");
+        self.vsp.start_machine(self.now, boot_ram, hot_add, None).expect("the VSP is quiet");
         self.has_machine = true;
         self.event_flag = false;
         self.signalled = false;
-        self.act();
+        self.take_outputs();
     }
 
-    fn receive(&mut self, batch: usize) -> Result<(), RingError> {
-        self.watch.received = true;
-        for _ in 0..batch {
-            let Some(channel) = &mut self.channel else { return Ok(()) };
-            match channel.receive()? {
-                Received::Message(message) => {
-                    self.expect(&message);
-                    self.tell(Event::Packet(&message));
-                }
-                Received::Other => {}
-                Received::Nothing => {
-                    channel.end_receive();
-                    self.signal_guest();
-                    return Ok(());
-                }
-            }
-            self.try_act()?;
-        }
-        if let Some(channel) = &mut self.channel {
-            channel.end_receive();
-            self.signalled = true;
-        }
-        self.signal_guest();
-        Ok(())
+    /// The VSP is about to be told something, and will try what waits for room.
+    fn begin(&mut self) {
+        self.has_new_room = false;
+        self.outputs = [0; 2];
+    }
+
+    fn tell(&mut self, event: ChannelEvent<Ram>) {
+        self.begin();
+        self.vsp.handle(self.now, event);
+        self.take_outputs();
     }
 
     /// Each packet comes once, in order, and as it was when it was published, whatever the guest has
@@ -236,7 +237,7 @@ impl Host {
         }
     }
 
-    /// Does what the device asks for, then what the bus does, and so on.
+    /// Does what the VSP asks for, then what the bus does, and so on.
     pub(crate) fn pump(&mut self) {
         let mut drained = 0;
         for turn in 0.. {
@@ -244,7 +245,7 @@ impl Host {
                 self.wake = true;
                 break;
             }
-            self.act();
+            self.take_outputs();
             let action = if self.synic.has_room() {
                 self.server.poll_action()
             } else {
@@ -255,7 +256,6 @@ impl Host {
             self.watch.bus.drained(drained);
             self.bus_action(action);
         }
-        self.finish_close();
     }
 
     fn bus_action(&mut self, action: vmbus::Action) {
@@ -269,143 +269,104 @@ impl Host {
                 self.synic.post(message);
             }
             vmbus::Action::DropQueuedMessages => self.synic.drop_queued(),
-            vmbus::Action::Open { channel, rings, .. } => {
-                let opened = match self.has_machine {
-                    true => Channel::open(channel, self.ram.of_host(), &rings).ok(),
-                    false => None,
-                };
-                let ok = opened.is_some();
-                self.watch.note(self.now, || format!("host: opens the channel: {ok}"));
-                if let Some(channel) = opened {
-                    assert!(self.channel.is_none(), "a channel opens twice");
-                    self.channel = Some(channel);
-                    self.tell(Event::ChannelOpened { guest_os_id: self.guest_os_id });
+            vmbus::Action::Open { channel, rings, target_vp, relid, connection_id } => {
+                if !self.has_machine {
+                    return self.server.open_finished(channel, false);
                 }
-                self.server.open_finished(channel, ok);
-                // Looks at the ring once.
-                self.signalled = ok;
-                self.wake = true;
+                self.tell(ChannelEvent::Open {
+                    memory: self.ram.of_host(),
+                    channel: OpenChannel { rings, target_vp, relid, connection_id },
+                    guest_os_id: self.guest_os_id,
+                });
             }
-            vmbus::Action::Close { channel: id } => match &mut self.channel {
-                Some(channel) if channel.id == id => {
-                    channel.stop();
-                    channel.closing = true;
-                    channel.quiet = false;
-                    // What was copied out of the ring and not looked at is lost.
-                    self.expected = None;
-                    self.watch.note(self.now, || "host: closes the channel".into());
-                    self.tell(Event::ChannelClosed);
-                }
-                _ => self.server.close_finished(id),
-            },
-            vmbus::Action::SetTargetVp { .. } => {}
-        }
-    }
-
-    /// Lets go of a channel that the bus wants closed once the device is done with it.
-    fn finish_close(&mut self) {
-        if let Some(channel) = self.channel.take_if(|channel| channel.closing && channel.quiet) {
-            self.server.close_finished(channel.id);
-            self.wake = true;
+            vmbus::Action::Close { .. } => {
+                // What was copied out of the ring and not looked at is lost.
+                self.expected = None;
+                self.watch.note(self.now, || "host: closes the channel".into());
+                self.tell(ChannelEvent::Close);
+            }
+            vmbus::Action::SetTargetVp { target_vp, .. } => {
+                self.tell(ChannelEvent::SetTargetVp(target_vp));
+            }
         }
     }
 
     /// Whether the host may touch the rings.
     pub(crate) fn uses_rings(&self) -> bool {
-        self.channel.as_ref().is_some_and(Channel::uses_rings)
+        self.vsp.uses_rings()
     }
 
-    fn act(&mut self) {
-        if let Err(error) = self.try_act() {
-            self.break_channel(error);
-            self.try_act().expect("without a channel nothing can fail");
+    fn take_outputs(&mut self) {
+        while let Some(output) = self.vsp.poll_output() {
+            self.take(output);
         }
+        self.watch.check(self.now, &self.snapshot(), self.vsp.poll_timeout());
     }
 
-    fn try_act(&mut self) -> Result<(), RingError> {
-        let (mut sends, mut others) = (0, 0);
-        loop {
-            if let Some(channel) = &mut self.channel {
-                self.has_new_room = false;
-                if channel.flush(self.device.message())? {
-                    self.tell(Event::Sent);
+    fn take(&mut self, output: ChannelOutput<Work>) {
+        match output {
+            ChannelOutput::SignalGuest(_) => self.event_flag = true,
+            ChannelOutput::OpenFinished(result) => {
+                self.watch.note(self.now, || format!("host: opens the channel: {result:?}"));
+                if let Err(error) = result {
+                    self.watch.ring_error(error);
                 }
-                self.signal_guest();
+                self.server.open_finished(self.channel, result.is_ok());
+                self.wake = true;
             }
-            let Some(action) = self.device.poll_action() else {
-                self.check();
-                return Ok(());
-            };
-            match action {
-                Action::Send => sends += 1,
-                _ => others += 1,
-            }
-            self.watch.polled(sends, others);
-            self.act_on(action);
-        }
-    }
-
-    fn act_on(&mut self, action: Action) {
-        if !matches!(action, Action::Send | Action::Notify(_)) {
-            self.watch.note(self.now, || format!("device: {action:?}"));
-        }
-        match action {
-            Action::Send => {
-                let message = self.device.message().expect("there is a message").to_vec();
-                match self.said.take() {
-                    Some(said) => assert_eq!(message, said, "not the message that waited"),
-                    None => self.watch.message(self.now, &message),
-                }
-            }
-            Action::Discard { id, ranges } => {
-                self.watch.oracle.discard(id, &ranges);
-                self.jobs.push(Job { id, what: Work::Discard(ranges) });
-            }
-            Action::Prepare { id, what } => {
-                self.watch.oracle.prepare(id, &what);
-                self.jobs.push(Job { id, what: Work::Prepare(what) });
-            }
-            Action::RemoveMemory { id, range } => {
-                self.watch.oracle.remove(id, range);
-                self.jobs.push(Job { id, what: Work::Remove(range) });
-            }
-            Action::CloseFinished => {
+            ChannelOutput::CloseFinished => {
                 self.watch.oracle.close_finished();
-                if let Some(channel) = &mut self.channel {
-                    channel.quiet = true;
-                }
+                self.server.close_finished(self.channel);
+                self.wake = true;
             }
-            Action::Notify(notice) => self.watch.notice(self.now, &notice),
+            ChannelOutput::Broken(error) => {
+                self.watch.note(self.now, || format!("host: stops the channel: {error}"));
+                self.watch.ring_error(error);
+            }
+            ChannelOutput::Work(work) => self.work(work),
         }
     }
 
-    /// The guest broke its ring: the channel is of no use until the guest opens it anew.
-    fn break_channel(&mut self, error: RingError) {
-        self.watch.note(self.now, || format!("host: stops the channel: {error}"));
-        self.watch.ring_error(error);
-        if let Some(channel) = &mut self.channel {
-            channel.stop();
-            self.tell(Event::ChannelClosed);
+    fn work(&mut self, work: Work) {
+        let counted = &mut self.outputs;
+        match &work {
+            Work::Trace(Trace::Received(_)) => *counted = [0; 2],
+            Work::Trace(Trace::Emitted(_)) => counted[0] += 1,
+            Work::Trace(_) => {}
+            _ => counted[1] += 1,
+        }
+        self.watch.polled(self.outputs);
+        if !matches!(work, Work::Trace(_) | Work::Notify(_)) {
+            self.watch.note(self.now, || format!("VSP: {work:?}"));
+        }
+        match work {
+            Work::Discard { id, ranges } => {
+                self.watch.oracle.discard(id, &ranges);
+                self.jobs.push(Job { id, what: Task::Discard(ranges) });
+            }
+            Work::Prepare { id, what } => {
+                self.watch.oracle.prepare(id, &what);
+                self.jobs.push(Job { id, what: Task::Prepare(what) });
+            }
+            Work::Remove { id, range } => {
+                self.watch.oracle.remove(id, range);
+                self.jobs.push(Job { id, what: Task::Remove(range) });
+            }
+            Work::Notify(notice) => self.watch.notice(self.now, &notice),
+            Work::Trace(trace) => self.trace(&trace),
         }
     }
 
-    fn signal_guest(&mut self) {
-        if let Some(channel) = &mut self.channel
-            && channel.take_signal()
+    fn trace(&mut self, trace: &Trace) {
+        if let Trace::Received(packet) = trace {
+            self.expect(packet);
+        }
+        if let Trace::Emitted(message) = trace
+            && let Some(said) = self.said.take()
         {
-            self.event_flag = true;
+            assert_eq!(*message, said, "not the message that waited");
+            return;
         }
-    }
-
-    fn tell(&mut self, event: Event<'_>) {
-        self.watch.before(self.now, &event, self.device.message());
-        self.device.handle(self.now, event);
-        self.watch.changed(self.now, self.device.snapshot().state);
-    }
-
-    /// Once the device has said all that it has to say.
-    fn check(&self) {
-        let deadline = self.device.next_deadline();
-        self.watch.check(self.now, &self.device.snapshot(), deadline);
+        self.watch.traced(self.now, trace);
     }
 }

@@ -4,9 +4,10 @@
 //! page. What the device says of itself is then compared with it.
 
 use dynmem_protocol::{GuestBody, GuestMessage, HostBody, HostMessage, MAX_HOST_MESSAGE};
+use dynmem_vsp::{HotAdd, JobId, Prepare, Snapshot};
 use hv_balloon::{
-    Event, HotAdd, JobId, MAX_BALLOON_REQUEST, MAX_DISCARD_RANGES, MAX_DISCARDS_IN_FLIGHT,
-    MAX_HOT_ADD_REQUEST, MAX_UNBALLOON_MESSAGE, Prepare, Snapshot, StateName,
+    MAX_BALLOON_REQUEST, MAX_DISCARD_RANGES, MAX_DISCARDS_IN_FLIGHT, MAX_HOT_ADD_REQUEST,
+    MAX_UNBALLOON_MESSAGE, StateName,
 };
 use page_range::{PageCount, PageRange, PageRangeSet};
 
@@ -47,10 +48,8 @@ pub(crate) struct Oracle {
     discarded: PageRangeSet,
     pub(crate) flights: Vec<Flight>,
     preparation: Option<Preparation>,
-    /// Removals at work.
+    /// Memory that is being taken away.
     removals: Vec<(JobId, PageRange)>,
-    /// Memory that could not be removed.
-    stuck: PageRangeSet,
     /// Discarded huge pages that the next kernel must find provided.
     absent: PageRangeSet,
     /// The hot-add request that is in the ring and not answered.
@@ -62,7 +61,6 @@ pub(crate) struct Oracle {
     awaits_close: bool,
     /// Work of the VMM that was, which the next one must begin again.
     unfinished: Vec<(JobId, PageRangeSet)>,
-    unfinished_removals: Vec<(JobId, PageRange)>,
     /// The state after the last event.
     pub(crate) state: StateName,
 }
@@ -81,14 +79,12 @@ impl Oracle {
             flights: Vec::new(),
             preparation: None,
             removals: Vec::new(),
-            stuck: PageRangeSet::new(),
             absent: PageRangeSet::new(),
             offered: None,
             returning: None,
             alignment: PageCount::new(1),
             awaits_close: false,
             unfinished: Vec::new(),
-            unfinished_removals: Vec::new(),
             state: StateName::Closed,
         }
     }
@@ -114,7 +110,7 @@ impl Oracle {
         let flights = self.flights.drain(..).filter(|flight| !flight.is_stale);
         self.unfinished = flights.map(|Flight { id, pages, .. }| (id, pages)).collect();
         self.preparation = None;
-        self.unfinished_removals = std::mem::take(&mut self.removals);
+        self.removals.clear();
     }
 
     /// The next VMM has done all that it could at once.
@@ -124,9 +120,6 @@ impl Oracle {
             let is_same = again.next().is_some_and(|flight| flight.pages == pages);
             assert!(is_same, "a discard is forgotten: job {}", id.get());
         }
-        for removal in self.unfinished_removals.drain(..) {
-            assert!(self.removals.contains(&removal), "a removal is forgotten: {removal:?}");
-        }
     }
 
     /// Pages the guest gave and did not get back.
@@ -134,19 +127,9 @@ impl Oracle {
         self.given.len()
     }
 
-    /// What is about to happen.
-    pub(crate) fn before(&mut self, event: &Event<'_>, message: Option<&[u8]>) {
-        match event {
-            Event::ChannelOpened { .. } if self.state == StateName::Closed => {
-                assert!(self.is_quiet(), "a session begins while work of the last one goes on");
-            }
-            Event::ChannelClosed => self.channel_closed(),
-            Event::SystemReset => self.system_reset(),
-            Event::Packet(packet) => self.packet(packet),
-            Event::JobDone { id, ok } => self.job_done(*id, *ok),
-            Event::Sent => self.sent(message.expect("a message was sent")),
-            _ => {}
-        }
+    /// The device hears that the channel is open.
+    pub(crate) fn opened(&self) {
+        assert!(self.is_quiet(), "a session begins while work of the last one goes on");
     }
 
     /// Compares the device's books with the truth: present + in flight + ballooned = assigned.
@@ -223,10 +206,9 @@ impl Oracle {
     /// The device wants memory prepared.
     pub(crate) fn prepare(&mut self, id: JobId, what: &Prepare) {
         assert!(self.preparation.is_none(), "two preparations at a time");
-        assert!(self.removals.is_empty(), "memory is prepared while some is removed");
+        assert!(self.removals.is_empty(), "memory is prepared while some is being taken away");
         match what {
             Prepare::Add { range, offset, alignment } => {
-                assert!(self.stuck.is_empty(), "some memory could not be removed");
                 let hot_add = self.hot_add.expect("there is memory to add");
                 self.alignment = *alignment;
                 assert_eq!(range.units_within(*alignment), Some(*range), "{range} not aligned");
@@ -252,14 +234,15 @@ impl Oracle {
 
     /// The device takes memory away.
     pub(crate) fn remove(&mut self, id: JobId, range: PageRange) {
-        assert!(self.preparation.is_none(), "memory is removed while some is prepared");
-        let window = self.hot_add.expect("there is memory to add").window;
-        assert_eq!(window.intersection(range), Some(range), "{range} was never added");
         assert!(self.ram.is_disjoint(range), "{range} is taken away and the guest's");
         assert!(
             self.flights.iter().all(|flight| flight.pages.is_disjoint(range)),
             "{range} is taken away while it is being discarded"
         );
+        if let Some(hot_add) = self.hot_add {
+            assert_eq!(hot_add.window.intersection(range), Some(range), "{range} is not to add");
+        }
+        self.mapped.remove(range);
         self.removals.push((id, range));
     }
 
@@ -275,7 +258,7 @@ impl Oracle {
         self.flights.iter().any(|flight| !flight.is_stale && !flight.pages.is_disjoint(range))
     }
 
-    fn packet(&mut self, packet: &[u8]) {
+    pub(crate) fn packet(&mut self, packet: &[u8]) {
         if !has_session(self.state) {
             return;
         }
@@ -312,7 +295,7 @@ impl Oracle {
         }
     }
 
-    fn sent(&mut self, message: &[u8]) {
+    pub(crate) fn sent(&mut self, message: &[u8]) {
         let message = HostMessage::parse(message).expect("the device speaks the protocol");
         if let HostBody::HotAddRequest(request) = message.body {
             let range = request.range.range().expect("a range of pages");
@@ -333,7 +316,7 @@ impl Oracle {
         self.discarded.remove(range);
     }
 
-    fn channel_closed(&mut self) {
+    pub(crate) fn channel_closed(&mut self) {
         // It may be using what it was told of.
         if let Some(range) = self.offered.take() {
             self.is_added(range);
@@ -347,7 +330,7 @@ impl Oracle {
         self.end_session();
     }
 
-    fn system_reset(&mut self) {
+    pub(crate) fn system_reset(&mut self) {
         self.offered = None;
         self.ram = self.boot.clone();
         self.absent.clear();
@@ -363,7 +346,7 @@ impl Oracle {
         self.awaits_close = true;
     }
 
-    fn job_done(&mut self, id: JobId, ok: bool) {
+    pub(crate) fn job_done(&mut self, id: JobId, ok: bool) {
         if let Some(at) = self.flights.iter().position(|flight| flight.id == id) {
             let Flight { pages, is_stale, .. } = self.flights.remove(at);
             if ok && !is_stale {
@@ -387,14 +370,8 @@ impl Oracle {
                 }
                 Prepare::Add { .. } => {}
             }
-        } else if let Some(at) = self.removals.iter().position(|(of, _)| *of == id) {
-            let (_, range) = self.removals.remove(at);
-            if ok {
-                self.mapped.remove(range);
-                self.stuck.remove(range);
-            } else {
-                self.stuck.insert(range);
-            }
+        } else if let Some(at) = self.removals.iter().position(|(removal, _)| *removal == id) {
+            self.removals.remove(at);
         } else {
             panic!("job {} ended that was never begun", id.get());
         }

@@ -1,10 +1,11 @@
 //! Watches the host in a run: books, limits, waits; and counts what the run came across.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dynmem_protocol::{HostBody, HostMessage};
-use hv_balloon::{Event, MAX_BALLOON_TIME, Notice, Snapshot, StateName, TargetError, Transaction};
+use dynmem_vsp::{JobId, Notice, Snapshot, TargetError, Trace as Step};
+use hv_balloon::{MAX_BALLOON_TIME, StateName, Transaction};
 use page_range::PageCount;
 use vmbus::protocol::{GuestMessage, Version};
 use vmbus::ring::RingError;
@@ -81,25 +82,46 @@ impl Watch {
         self.open_target.is_some()
     }
 
-    pub(crate) fn before(&mut self, now: Duration, event: &Event<'_>, message: Option<&[u8]>) {
-        self.trace.note(now, || match event {
-            Event::Packet(packet) => format!("device is told: packet {}", describe(packet)),
-            other => format!("device is told: {other:?}"),
-        });
-        if matches!(event, Event::ChannelOpened { .. }) {
-            self.timed_out = false;
+    /// What went between device and channel.
+    pub(crate) fn traced(&mut self, now: Duration, step: &Step) {
+        match step {
+            Step::Opened => {
+                self.trace.note(now, || "device is told: opened".into());
+                self.timed_out = false;
+                self.oracle.opened();
+            }
+            Step::Closed => {
+                self.trace.note(now, || "device is told: closed".into());
+                self.oracle.channel_closed();
+            }
+            Step::Received(packet) => {
+                self.trace.note(now, || format!("device is told: packet {}", describe(packet)));
+                self.oracle.packet(packet);
+            }
+            Step::Emitted(message) => self.message(now, message),
+            Step::Sent(bytes) => {
+                let message = HostMessage::parse(bytes);
+                if message.is_ok_and(|sent| matches!(sent.body, HostBody::BalloonRequest(_))) {
+                    self.asked_at = Some(now);
+                }
+                self.oracle.sent(bytes);
+            }
+            Step::State(state) => self.changed(now, *state),
         }
-        if matches!(event, Event::SystemReset) {
-            // The target was for the machine that was.
-            self.unlimited_lines = 0;
-        }
-        if let (Event::Sent, Some(message)) = (event, message)
-            && let Ok(message) = HostMessage::parse(message)
-            && matches!(message.body, HostBody::BalloonRequest(_))
-        {
-            self.asked_at = Some(now);
-        }
-        self.oracle.before(event, message);
+    }
+
+    /// A job has ended; the VSP is about to hear of it.
+    pub(crate) fn job_done(&mut self, now: Duration, id: JobId, ok: bool) {
+        self.trace.note(now, || format!("VSP is told: job {} done, {ok}", id.get()));
+        self.oracle.job_done(id, ok);
+    }
+
+    /// The machine was stopped; the VSP is about to hear of it.
+    pub(crate) fn system_reset(&mut self, now: Duration) {
+        self.trace.note(now, || "VSP is told: reset".into());
+        // The target was for the machine that was.
+        self.unlimited_lines = 0;
+        self.oracle.system_reset();
     }
 
     /// A machine starts, for which the target is a new one.
@@ -114,8 +136,7 @@ impl Watch {
         self.oracle.begin_move();
     }
 
-    /// An event was handled.
-    pub(crate) fn changed(&mut self, now: Duration, state: StateName) {
+    fn changed(&mut self, now: Duration, state: StateName) {
         if state != self.oracle.state {
             self.trace.note(now, || format!("device is {state}"));
             self.tally.see_state(state);
@@ -151,14 +172,14 @@ impl Watch {
         }
     }
 
-    /// So many messages and other actions came out of the device in one go.
-    pub(crate) fn polled(&self, sends: usize, others: usize) {
+    /// So many messages and other outputs came out of the VSP in one go.
+    pub(crate) fn polled(&self, [sends, others]: [usize; 2]) {
         // With pages given back the size changes from message to message.
         assert!(others <= MAX_ACTIONS + sends, "the device's queue of actions grows");
         assert!(sends <= MAX_SENDS, "the device sends without end");
     }
 
-    pub(crate) fn message(&mut self, now: Duration, bytes: &[u8]) {
+    fn message(&mut self, now: Duration, bytes: &[u8]) {
         self.trace.note(now, || {
             let message = HostMessage::parse(bytes);
             format!("device says: {}", short(&format!("{message:?}")))
@@ -232,6 +253,8 @@ pub(crate) struct BusWatch {
     announced: BTreeMap<u32, usize>,
     /// Those of them that the host took.
     live: BTreeMap<u32, usize>,
+    /// GPADLs that the guest has opened a channel with: the host may be using them.
+    rings: BTreeSet<u32>,
 }
 
 impl BusWatch {
@@ -244,6 +267,9 @@ impl BusWatch {
         match GuestMessage::parse(message, Version::V5_3) {
             Ok((GuestMessage::GpadlHeader(header), _)) => {
                 self.header(header.gpadl.get(), header.range_buflen.get());
+            }
+            Ok((GuestMessage::Open(open), _)) => {
+                self.rings.insert(open.ring_gpadl.get());
             }
             Ok((GuestMessage::RelidReleased(_), _)) => self.live.clear(),
             _ => {}
@@ -270,12 +296,15 @@ impl BusWatch {
             }
             Message::GpadlTorndown(torndown) => {
                 // One that there never was is torn down at any time.
-                let was_live = self.live.remove(&torndown.gpadl.get()).is_some();
-                assert!(at_rest || !was_live, "the guest gets its ring back while the host works");
+                let gpadl = torndown.gpadl.get();
+                let was_live = self.live.remove(&gpadl).is_some();
+                let was_ring = self.rings.remove(&gpadl) && was_live;
+                assert!(at_rest || !was_ring, "the guest gets its ring back while the host works");
             }
             Message::UnloadResponse | Message::VersionResponse(_) => {
                 assert!(at_rest, "the next kernel uses memory on which the host still works");
                 self.live.clear();
+                self.rings.clear();
             }
             _ => {}
         }

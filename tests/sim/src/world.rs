@@ -5,6 +5,7 @@ use std::time::Duration;
 use guest_model::dynmem::Personality;
 use hv_balloon::StateName;
 use page_range::PageCount;
+use vmbus::VmbusDevice;
 
 use crate::dice::Dice;
 use crate::guest::{Guest, Stage};
@@ -33,7 +34,7 @@ enum Move {
     Turn,
     /// The host's loop tries again what waits for room.
     Retry,
-    /// The device's deadline comes.
+    /// The time comes that the VSP named.
     Deadline,
     /// Work on guest memory ends.
     Job,
@@ -115,7 +116,8 @@ impl World {
             false => setup::hostile(&vices, &mut dice),
         };
         let oracle = Oracle::new(setup.boot_ram.clone(), setup.hot_add, setup.unit);
-        let mut host = Host::new(setup.config(), Watch::new(oracle, trace));
+        let batch = dice.pick(&[1, 3, dynmem_vsp::BATCH]);
+        let mut host = Host::new(setup.config(), batch, Watch::new(oracle, trace));
         host.watch.note(host.now, || format!("{} with {vices:?}", personality.name));
         host.watch.note(host.now, || format!("{setup:?}"));
         host.watch.is_strict = vices.is_empty();
@@ -317,7 +319,7 @@ impl World {
         let now = self.host.now;
         let sends = self.guest_may(Move::Send) && self.guest.stage == Stage::Running;
         let guest = if sends { self.guest.driver.next_deadline() } else { None };
-        let deadlines = [self.host.device.next_deadline(), guest, self.dribbles_at()];
+        let deadlines = [self.host.vsp.poll_timeout(), guest, self.dribbles_at()];
         let due = deadlines.into_iter().flatten().chain(self.hangs).filter(|at| *at > now).min();
         if let Some(due) = due {
             self.host.now = due;
@@ -328,7 +330,8 @@ impl World {
     /// Shortly before the request's time is up, for a guest that dribbles.
     fn dribbles_at(&self) -> Option<Duration> {
         let dribbles = self.vices.contains(&Vice::Dribbles) && !self.is_resetting;
-        let deadline = self.host.device.next_deadline().filter(|_| dribbles)?;
+        // What is due now may be a look at the ring that goes on.
+        let deadline = self.host.vsp.poll_timeout().filter(|at| dribbles && *at > self.host.now)?;
         let is_asked = self.host.watch.oracle.state == StateName::Ballooning;
         is_asked.then(|| deadline.saturating_sub(Duration::from_secs(1)))
     }
@@ -418,12 +421,15 @@ impl World {
 
     fn make(&mut self, next: Move) {
         match next {
-            Move::Turn | Move::Retry => {
+            Move::Turn => {
                 self.post_blocked = false;
-                let batch = self.dice.pick(&[1, 3, 64]);
-                self.host.turn(batch);
+                self.host.turn();
             }
-            Move::Deadline => self.host.on_deadline(),
+            Move::Retry => {
+                self.post_blocked = false;
+                self.host.retry();
+            }
+            Move::Deadline => self.host.on_timeout(),
             Move::Job => {
                 let at = self.dice.index(self.host.jobs.len());
                 let ok = self.weather != Weather::Storm || !self.dice.one_in(12);

@@ -26,19 +26,21 @@ fn heap() -> usize {
 
 /// Does a thing a few times, and many times more: the last rounds must not take any memory, and all
 /// of them together not more than `most` bytes.
+///
+/// Threads of the test harness allocate now and then, which only ever adds to what is measured. A
+/// host that remembers more takes more in each of the attempts.
 fn has_a_bound(what: &str, most: usize, mut round: impl FnMut(u64)) {
     let before = heap();
     (0..40).for_each(&mut round);
-    let early = heap();
-    (40..400).for_each(&mut round);
-    let late = heap();
-    println!(
-        "{what}: {} bytes, then {} more",
-        early.saturating_sub(before),
-        late.saturating_sub(early)
-    );
-    assert!(late <= early, "{what}: {} bytes more", late - early);
-    let first = early.saturating_sub(before);
+    let first = heap().saturating_sub(before);
+    let more = (0..3).map(|_| {
+        let early = heap();
+        (40..400).for_each(&mut round);
+        heap().saturating_sub(early)
+    });
+    let more = more.min().unwrap_or_default();
+    println!("{what}: {first} bytes, then {more} more");
+    assert_eq!(more, 0, "{what}: bytes more");
     assert!(first <= most, "{what}: {first} bytes");
 }
 
@@ -86,7 +88,8 @@ fn device() -> Device {
 /// A device whose guest has just opened the channel.
 fn deaf_device() -> Device {
     let boot_ram = [range(0, RAM_PAGES)].into_iter().collect();
-    let mut device = Device::new(Config { boot_ram, ..Config::default() }).unwrap();
+    let mut device =
+        Device::new(Config { boot_ram, ..Config::default() }).expect("a device that can be");
     device.handle(Duration::ZERO, Event::ChannelOpened { guest_os_id: 0x81 << 56 });
     device
 }

@@ -77,6 +77,23 @@ impl<M: GuestMemory> GuestRings<M> {
     /// # Errors
     /// [`RingFull`], also if it can never fit.
     pub fn send(&mut self, payload: &[u8], transaction_id: u64) -> Result<bool, RingFull> {
+        self.write_packet(payload, transaction_id, 0)
+    }
+
+    /// Like [`send`](Self::send), and asks the host for a completion.
+    ///
+    /// # Errors
+    /// [`RingFull`], also if it can never fit.
+    pub fn send_for_completion(&mut self, payload: &[u8], id: u64) -> Result<bool, RingFull> {
+        self.write_packet(payload, id, PacketDescriptor::COMPLETION_REQUESTED)
+    }
+
+    fn write_packet(
+        &mut self,
+        payload: &[u8],
+        transaction_id: u64,
+        flags: u16,
+    ) -> Result<bool, RingFull> {
         let (mem, ring) = (&self.mem, &self.to_host);
         let (read, start) = ring.indices(mem);
         let padded = payload.len().next_multiple_of(8);
@@ -89,7 +106,7 @@ impl<M: GuestMemory> GuestRings<M> {
             kind: PacketKind::DATA_IN_BAND.0.into(),
             data_offset8: 2.into(),
             len8: len8.into(),
-            flags: 0.into(),
+            flags: flags.into(),
             transaction_id: transaction_id.into(),
         };
         ring.write(mem, start, descriptor.as_bytes());

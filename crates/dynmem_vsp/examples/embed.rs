@@ -1,29 +1,33 @@
-//! The device, the bus and the rings embedded in a VMM, in two hundred lines.
+//! A complete driver for bus and VSP, and a model of a guest to drive them with.
 //!
-//! `Vmm` is what an embedder writes: it carries messages between the guest, [`vmbus::Server`] and
-//! [`hv_balloon::Device`], and does what they ask. The guest is `guest_model`; with a real one,
-//! posts come from `HvPostMessage` exits and messages go into the SynIC's message page.
+//! `Vmm` is what a VMM does: it carries messages between the guest, [`vmbus::Server`] and
+//! [`dynmem_vsp::DynamicMemory`], and does the work that the VSP asks for. With a real guest,
+//! posts come from `HvPostMessage` exits and messages go into the SynIC's message page; the crate
+//! `vmbus_kvm` does that for VMMs on KVM.
 //!
-//! `cargo run -p guest_model --example embed`
+//! `cargo run -p dynmem_vsp --example embed`
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use dynmem_vsp::{Config, DynamicMemory, HotAdd, Settle, Work};
 use guest_model::dynmem::{self, Memory, Personality};
 use guest_model::vmbus::{Client, Event as BusEvent, GuestRings, SharedMemory};
-use hv_balloon::{Config, Device, Event, HotAdd, Settle};
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
-use vmbus::protocol::{GpadlId, Guid, Relid, Version, VpIndex};
-use vmbus::ring::{ChannelRings, Sent};
-use vmbus::{Offer, Server, ServerConfig};
+use vmbus::protocol::{GpadlId, Relid, Version, VpIndex};
+use vmbus::{
+    ChannelEvent, ChannelId, ChannelOutput, OpenChannel, Server, ServerConfig, VmbusDevice,
+};
 
-const DYNAMIC_MEMORY: Guid = Guid::from_digits(0x525074dc_8985_46e2_8057_a307dc18a502);
-const INSTANCE: Guid = Guid::from_digits(1);
+/// How often a full ring is tried again: Linux does not say that it has made room.
+const RETRY: Duration = Duration::from_millis(10);
+
+pub(crate) type Vsp = DynamicMemory<Arc<SharedMemory>>;
 
 pub(crate) struct Vmm {
     pub(crate) server: Server,
-    pub(crate) device: Device,
-    pub(crate) rings: Option<ChannelRings<Arc<SharedMemory>>>,
+    pub(crate) channel: ChannelId,
+    pub(crate) vsp: Vsp,
     pub(crate) memory: Arc<SharedMemory>,
     pub(crate) bus: Client,
     pub(crate) guest_os_id: u64,
@@ -32,7 +36,7 @@ pub(crate) struct Vmm {
 }
 
 impl Vmm {
-    /// Does what bus and device ask for, until they are content.
+    /// Does what bus and VSP ask for, until they are content.
     pub(crate) fn run(&mut self) {
         loop {
             if let Some(post) = self.bus.poll_post() {
@@ -41,8 +45,8 @@ impl Vmm {
                 self.bus.posted(post, result.map_or_else(|error| error.hypercall_status(), |()| 0));
             } else if let Some(action) = self.server.poll_action() {
                 self.bus_action(action);
-            } else if let Some(action) = self.device.poll_action() {
-                self.device_action(action);
+            } else if let Some(output) = self.vsp.poll_output() {
+                self.output(output);
             } else {
                 return;
             }
@@ -52,64 +56,59 @@ impl Vmm {
     fn bus_action(&mut self, action: vmbus::Action) {
         match action {
             vmbus::Action::Send { message, .. } => self.bus.receive(message.as_bytes()),
-            vmbus::Action::Open { channel, rings, .. } => {
-                let opened = ChannelRings::open(self.memory.clone(), &rings);
-                self.server.open_finished(channel, opened.is_ok());
-                self.rings = opened.ok();
-                self.tell(Event::ChannelOpened { guest_os_id: self.guest_os_id });
+            vmbus::Action::Open { rings, target_vp, relid, connection_id, .. } => {
+                let channel = OpenChannel { rings, target_vp, relid, connection_id };
+                let (memory, guest_os_id) = (self.memory.clone(), self.guest_os_id);
+                self.tell(ChannelEvent::Open { memory, channel, guest_os_id });
             }
-            vmbus::Action::Close { channel } => {
-                self.rings = None;
-                self.tell(Event::ChannelClosed);
-                // Here at once, since `device_action` ends every job at once.
-                self.server.close_finished(channel);
+            vmbus::Action::Close { .. } => self.tell(ChannelEvent::Close),
+            vmbus::Action::SetTargetVp { target_vp, .. } => {
+                self.tell(ChannelEvent::SetTargetVp(target_vp));
             }
-            vmbus::Action::SetTargetVp { .. } | vmbus::Action::DropQueuedMessages => {}
+            vmbus::Action::DropQueuedMessages => {}
         }
     }
 
-    fn device_action(&mut self, action: hv_balloon::Action) {
-        match action {
-            hv_balloon::Action::Send => {
-                let message = self.device.message().unwrap_or_default();
-                let sent = self.rings.as_mut().map(|rings| rings.send(message, 0));
-                // Where it says `Full`, try again when the guest signals, or after a while.
-                assert!(matches!(sent, Some(Ok(Sent::Written { .. }))));
-                self.tell(Event::Sent);
+    fn output(&mut self, output: ChannelOutput<Work>) {
+        match output {
+            // A real guest has an event flag set and an interrupt raised here.
+            ChannelOutput::SignalGuest(_) => {}
+            ChannelOutput::OpenFinished(result) => {
+                self.server.open_finished(self.channel, result.is_ok());
             }
-            // Here a VMM gives the memory back to its host,
-            hv_balloon::Action::Discard { id, .. } => self.tell(Event::JobDone { id, ok: true }),
-            // and here it maps new memory into the guest,
-            hv_balloon::Action::Prepare { id, .. } => self.tell(Event::JobDone { id, ok: true }),
-            // which did not take it: out again.
-            hv_balloon::Action::RemoveMemory { id, .. } => {
-                self.tell(Event::JobDone { id, ok: true });
-            }
-            hv_balloon::Action::Notify(notice) => println!("{notice:?}"),
-            hv_balloon::Action::CloseFinished => {}
+            ChannelOutput::CloseFinished => self.server.close_finished(self.channel),
+            ChannelOutput::Broken(error) => println!("the guest broke its channel: {error}"),
+            ChannelOutput::Work(Work::Notify(notice)) => println!("{notice:?}"),
+            // Only with a trace.
+            ChannelOutput::Work(Work::Trace(_)) => {}
+            // Here a VMM gives memory back to its host, maps new memory into the guest, or takes it
+            // out again: on a thread of its own, since it takes time, but in this order.
+            ChannelOutput::Work(
+                Work::Discard { id, .. } | Work::Prepare { id, .. } | Work::Remove { id, .. },
+            ) => self.vsp.job_done(self.now, id, true),
         }
     }
 
-    /// The guest signalled: takes its packets.
+    pub(crate) fn tell(&mut self, event: ChannelEvent<Arc<SharedMemory>>) {
+        self.vsp.handle(self.now, event);
+    }
+
+    /// The guest signalled.
     pub(crate) fn signalled(&mut self) {
-        while let Some(rings) = &mut self.rings
-            && let Some(packet) = rings.receive().expect("the ring is sound")
-        {
-            self.device.handle(self.now, Event::Packet(packet.payload));
-            self.run();
-        }
+        self.tell(ChannelEvent::Signalled);
+        self.run();
     }
 
-    pub(crate) fn tell(&mut self, event: Event<'_>) {
-        self.device.handle(self.now, event);
-    }
-
-    /// Lets time pass to what the device or the guest waits for; false where that is nothing.
+    /// Lets time pass to what the VSP or the guest waits for; false where that is nothing.
     fn wait(&mut self, guest: Option<Duration>) -> bool {
-        let deadlines = [self.device.next_deadline(), guest];
+        let retry = self.vsp.waits_for_room().then(|| self.now.saturating_add(RETRY));
+        let deadlines = [self.vsp.poll_timeout(), guest, retry];
         let Some(deadline) = deadlines.into_iter().flatten().min() else { return false };
         self.now = self.now.max(deadline);
-        self.tell(Event::Deadline);
+        self.tell(ChannelEvent::Timeout);
+        if retry.is_some() {
+            self.tell(ChannelEvent::Signalled);
+        }
         true
     }
 }
@@ -180,9 +179,6 @@ fn pages(start: u64, count: u64) -> PageRange {
     PageRange::new(Gpfn::new(start).expect("small"), PageCount::new(count)).expect("not empty")
 }
 
-/// The device on the bus.
-pub(crate) const OFFER: Offer = Offer { interface: DYNAMIC_MEMORY, instance: INSTANCE };
-
 /// A guest with 1 GiB that can get 3 GiB more, above 4 GiB.
 pub(crate) fn config() -> Config {
     Config {
@@ -202,11 +198,12 @@ pub(crate) fn config() -> Config {
 /// A VMM with its guest.
 pub(crate) fn vmm(personality: &Personality) -> Vmm {
     let mut server = Server::new(ServerConfig::default());
-    server.offer(OFFER).expect("the only one");
+    let vsp = Vsp::new(config()).expect("memory that a guest can have");
+    let channel = server.offer(vsp.offer()).expect("the only device");
     Vmm {
         server,
-        device: Device::new(config()).expect("a machine that can be"),
-        rings: None,
+        channel,
+        vsp,
         memory: Arc::new(SharedMemory::new(16)),
         bus: Client::with_versions(personality.vmbus_versions.clone(), VpIndex::new(0)),
         guest_os_id: personality.guest_os_id,
@@ -226,15 +223,15 @@ pub(crate) fn resize(personality: Personality) -> Option<(Version, PageCount)> {
     let mut guest = Guest::boot(&mut vmm, dynmem::Client::new(personality, memory))?;
     let version = vmm.bus.version()?;
     for target in [1 << 17, 1 << 18, 3 << 17].map(PageCount::new) {
-        vmm.device.set_target(vmm.now, target).expect("a target that can be met");
+        vmm.vsp.set_target(vmm.now, target).expect("within reach");
         guest.talk(&mut vmm);
         let memory = guest.driver.memory();
         let has = memory.managed().saturating_add(memory.offline().len());
-        assert_eq!(vmm.device.snapshot().actual, has);
+        assert_eq!(vmm.vsp.snapshot().actual, has);
     }
-    let size = vmm.device.snapshot().actual;
+    let size = vmm.vsp.snapshot().actual;
     guest.close(&mut vmm);
-    assert!(vmm.rings.is_none());
+    assert!(vmm.vsp.is_quiet());
     // The guest leaves the bus; its kernel may be another one next time.
     vmm.bus.unload();
     vmm.run();

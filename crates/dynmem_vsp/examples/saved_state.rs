@@ -1,0 +1,101 @@
+//! A VM that is saved and restored after every message, in the middle of whatever its guest does.
+//!
+//! [`SavedVm`] is what a VMM saves for bus and VSP. The VMM is that of the example `embed`.
+//! `docs/saved-state.md` says what else belongs to a saved VM.
+//!
+//! `cargo run -p dynmem_vsp --example saved_state`
+
+#[path = "embed.rs"]
+#[expect(dead_code, reason = "the embedder's own example needs more")]
+pub(crate) mod embed;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dynmem_vsp::{RestoreError, SavedVsp};
+use embed::{Guest, Vmm, Vsp};
+use guest_model::dynmem::{self, Memory, Personality};
+use guest_model::vmbus::SharedMemory;
+use page_range::PageCount;
+use vmbus::{Server, ServerConfig, VmbusDevice};
+
+/// What the VMM saves for bus and VSP, beside what it saves in any case: vCPUs, memory slots, guest
+/// memory, the SynIC's registers, and messages that it polled and has not put into a slot.
+#[derive(Clone, Debug)]
+pub(crate) struct SavedVm {
+    server: Vec<u8>,
+    vsp: SavedVsp,
+}
+
+impl SavedVm {
+    /// Saves. The vCPUs stand still, the loop that runs bus and VSP does nothing else, and all
+    /// outputs were taken. Work on memory may run on: what the VSP was not told the end of is asked
+    /// for again.
+    pub(crate) fn new(vmm: &Vmm) -> Self {
+        Self { server: vmm.server.save(), vsp: vmm.vsp.save(vmm.now) }
+    }
+
+    /// Restores bus and VSP, in a VMM whose clock says `now`. Guest memory and its slots are there;
+    /// the vCPUs do not run yet.
+    pub(crate) fn restore(
+        &self,
+        memory: &Arc<SharedMemory>,
+        now: Duration,
+    ) -> Result<(Server, Vsp), Box<dyn std::error::Error>> {
+        let server = Server::restore(ServerConfig::default(), &self.server)?;
+        // A channel that was opening or closing is not open: the server says what to do with it.
+        let channel = server.channel_of(&Vsp::new(embed::config())?.offer());
+        let open = channel.and_then(|channel| server.opened(channel));
+        // Here a VMM binds the signal of `open.connection_id`.
+        let open = open.map(|channel| (memory.clone(), channel));
+        Ok((server, Vsp::restore(embed::config(), &self.vsp, open, now)?))
+    }
+}
+
+/// Ends a VMM and has another one go on with its guest and its clock.
+fn move_on(old: Vmm) -> Vmm {
+    let saved = SavedVm::new(&old);
+    let Vmm { memory, channel, bus, guest_os_id, now, .. } = old;
+    let (server, vsp) = saved.restore(&memory, now).expect("it was just saved");
+    let mut vmm = Vmm { server, channel, vsp, memory, bus, guest_os_id, now };
+    // The guest may have written a packet whose signal went to the old VMM. Here one would signal
+    // the guest, too, in case a signal to it got lost.
+    vmm.signalled();
+    vmm
+}
+
+/// Shrinks a guest of 1 GiB, gives it all back and 512 MiB more, with another VMM after every
+/// message; its size in the end, and how many VMMs it took.
+pub(crate) fn resize(personality: Personality) -> (PageCount, usize) {
+    let mut vmm = embed::vmm(&personality);
+    let memory = Memory::new(embed::boot_ram(), PageCount::new(1 << 14));
+    let driver = dynmem::Client::new(personality, memory);
+    let mut guest = Guest::boot(&mut vmm, driver).expect("it speaks a version that the host has");
+    let mut vmms = 1;
+    for target in [1 << 17, 1 << 18, 3 << 17].map(PageCount::new) {
+        vmm.vsp.set_target(vmm.now, target).expect("within reach");
+        while guest.say(&mut vmm) {
+            vmm = move_on(vmm);
+            vmms += 1;
+        }
+        let memory = guest.driver.memory();
+        let has = memory.managed().saturating_add(memory.offline().len());
+        assert_eq!(vmm.vsp.snapshot().actual, has);
+    }
+    (vmm.vsp.snapshot().actual, vmms)
+}
+
+/// State of another guest is refused with the reason, and nothing comes of it.
+fn refuse() -> RestoreError {
+    let saved = Vsp::new(embed::config()).expect("memory that a guest can have");
+    let saved = saved.save(Duration::ZERO);
+    let other = dynmem_vsp::Config { hot_add: None, ..embed::config() };
+    Vsp::restore(other, &saved, None, Duration::ZERO).expect_err("the guest had memory to add")
+}
+
+pub(crate) fn main() {
+    let (size, vmms) = resize(Personality::linux_6_1());
+    println!("{size} pages, after {vmms} VMMs");
+    println!("{}", refuse());
+    assert_eq!(size, PageCount::new(3 << 17));
+}

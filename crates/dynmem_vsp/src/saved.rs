@@ -1,0 +1,92 @@
+//! The VSP to a saved state and back.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use hv_balloon::{Config, Device};
+use serde::{Deserialize, Serialize};
+use vmbus::{Channel, GuestMemory, OpenChannel, SavedChannel};
+
+use crate::DynamicMemory;
+use crate::machine::Leaving;
+use crate::vsp::Link;
+
+/// A VSP as [`DynamicMemory::save`] makes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedVsp {
+    device: Vec<u8>,
+    /// `None` where the rings were not in use.
+    channel: Option<SavedChannel>,
+    leaving: SavedLeaving,
+}
+
+/// What is kept for the machine after a reset, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedLeaving {
+    /// The size of the guest that closed its channel.
+    pub(crate) size_at_close: Option<u64>,
+    /// While a reset is coming: the target that was set since.
+    pub(crate) after_reset: Option<Option<u64>>,
+    /// What the machine that was reset leaves: its size and its target.
+    pub(crate) kept: (Option<u64>, Option<u64>),
+}
+
+/// Why a VSP is not restored. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] hv_balloon::RestoreError),
+    /// The channel.
+    #[error(transparent)]
+    Channel(#[from] vmbus::RestoreError),
+}
+
+impl<M: GuestMemory> DynamicMemory<M> {
+    /// What the VSP knows of guest, operator and channel, and all that it has begun.
+    ///
+    /// May be called at any time once all outputs were taken. The vCPUs stand still, and guest memory
+    /// is saved as it is now. Work whose end the VSP was not told of is asked for again after
+    /// [`DynamicMemory::restore`]: it may run on, and may be done again. Times are saved as what is
+    /// left of them at `now`, the time since the VM started.
+    #[must_use]
+    pub fn save(&self, now: Duration) -> SavedVsp {
+        let channel = match &self.link {
+            Link::Open(channel) => channel.save(),
+            Link::Closed | Link::Closing => None,
+        };
+        SavedVsp { device: self.device.save(now), channel, leaving: self.leaving.save() }
+    }
+
+    /// The VSP that was saved. `config` names the memory that the saved guest has; `now` is the time
+    /// by which events will be told from now on. `open` is the guest's memory, restored, and what
+    /// [`Server::opened`](vmbus::Server::opened) says of the VSP's channel, if it is open; a channel
+    /// that was opening or closing is opened or closed again by the server's actions.
+    ///
+    /// Take outputs afterwards, then give the VSP a
+    /// [`ChannelEvent::Signalled`](vmbus::ChannelEvent::Signalled): the guest's signal may be lost
+    /// with the old machine. The guest is signalled for the same reason.
+    ///
+    /// # Errors
+    /// [`RestoreError`] if there was no such VSP, or if it had another configuration.
+    pub fn restore(
+        config: Config,
+        saved: &SavedVsp,
+        open: Option<(M, OpenChannel)>,
+        now: Duration,
+    ) -> Result<Self, RestoreError> {
+        let device = Device::restore(config, &saved.device, now)?;
+        let mut vsp = Self::with_device(device);
+        vsp.link = match (open, &saved.channel) {
+            (None, _) => Link::Closed,
+            (Some((_, open)), None) => Link::Open(Channel::stopped(&open)),
+            (Some((memory, open)), Some(channel)) => {
+                Link::Open(Channel::restore(memory, &open, channel)?)
+            }
+        };
+        vsp.now = now;
+        vsp.is_restored = true;
+        vsp.leaving = Leaving::restore(saved.leaving);
+        Ok(vsp)
+    }
+}

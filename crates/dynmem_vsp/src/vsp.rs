@@ -1,0 +1,459 @@
+//! The VSP: the device, its channel, and what goes between them.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use hv_balloon::{Action, ConfigError, Device, Event, JobId, Notice, Prepare, Snapshot, StateName};
+use page_range::{PageCount, PageRange};
+use vmbus::ring::RingError;
+use vmbus::{Channel, ChannelEvent, ChannelOutput, GuestMemory, Offer, OpenChannel, Received};
+use vmbus::{VmbusDevice, protocol::Guid};
+
+use crate::machine::Leaving;
+use crate::trace::Trace;
+use crate::{Config, DEFAULT_INSTANCE, INTERFACE, TargetError};
+
+/// The most packets taken for one signal. More are taken at once, but the driver has a chance to do
+/// its other work between: [`poll_timeout`](VmbusDevice::poll_timeout) is due immediately.
+pub const BATCH: u32 = 64;
+
+/// Work on the guest's memory, and news.
+///
+/// Report the end of each piece of work by [`DynamicMemory::job_done`], also after the channel has
+/// closed or the machine was reset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Give the memory behind these pages back to the host.
+    Discard {
+        /// Names the job.
+        id: JobId,
+        /// The pages: ascending ranges that neither overlap nor touch.
+        ranges: Vec<PageRange>,
+    },
+    /// Get memory ready for the guest.
+    Prepare {
+        /// Names the job.
+        id: JobId,
+        /// New memory to map, or discarded memory to provide again.
+        what: Prepare,
+    },
+    /// Take memory that was added out of the guest's reach, and discard it. Parts that were never
+    /// added are to be skipped.
+    Remove {
+        /// Names the job.
+        id: JobId,
+        /// The pages.
+        range: PageRange,
+    },
+    /// Tell the operator, the monitor or the log. This one has no end to report.
+    Notify(Notice),
+    /// What went between device and channel; only [with a trace](DynamicMemory::with_trace). This
+    /// one has no end to report.
+    Trace(Trace),
+}
+
+type Output = ChannelOutput<Work>;
+
+/// The channel's life, as the bus sees it.
+#[derive(Debug)]
+pub(crate) enum Link<M> {
+    /// The guest has not opened the channel.
+    Closed,
+    /// The guest has opened it. The channel may have been stopped since.
+    Open(Channel<M>),
+    /// The bus waits for the device to be quiet.
+    Closing,
+}
+
+impl<M: GuestMemory> Link<M> {
+    const fn channel(&mut self) -> Option<&mut Channel<M>> {
+        match self {
+            Self::Open(channel) => Some(channel),
+            Self::Closed | Self::Closing => None,
+        }
+    }
+}
+
+/// The Dynamic Memory VSP of one VM. The crate's documentation says how to drive it.
+#[derive(Debug)]
+pub struct DynamicMemory<M> {
+    pub(crate) device: Device,
+    instance: Guid,
+    pub(crate) link: Link<M>,
+    /// The time of the last event.
+    pub(crate) now: Duration,
+    batch: u32,
+    is_traced: bool,
+    /// Packets that may still be taken before the driver has its turn.
+    pub(crate) batch_left: u32,
+    /// The last batch ended before the ring was found empty.
+    pub(crate) looks_again: bool,
+    /// Restored, and nothing done yet: what the device wants again waits to be asked for.
+    pub(crate) is_restored: bool,
+    pub(crate) leaving: Leaving,
+    outputs: VecDeque<Output>,
+}
+
+impl<M: GuestMemory> DynamicMemory<M> {
+    /// A VSP for a guest that has not started.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for memory that no guest can have.
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        Ok(Self::with_device(Device::new(config)?))
+    }
+
+    pub(crate) fn with_device(device: Device) -> Self {
+        Self {
+            device,
+            instance: DEFAULT_INSTANCE,
+            link: Link::Closed,
+            now: Duration::ZERO,
+            batch: BATCH,
+            is_traced: false,
+            batch_left: 0,
+            looks_again: false,
+            is_restored: false,
+            leaving: Leaving::default(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Offers the device under another instance ID than [`DEFAULT_INSTANCE`].
+    #[must_use]
+    pub const fn with_instance(mut self, instance: Guid) -> Self {
+        self.instance = instance;
+        self
+    }
+
+    /// Takes at most `packets` for one signal, and at least one; [`BATCH`] by default.
+    #[must_use]
+    pub const fn with_batch(mut self, packets: u32) -> Self {
+        self.batch = if packets == 0 { 1 } else { packets };
+        self
+    }
+
+    /// Reports all that goes between device and channel as [`Work::Trace`], in order: for recorders
+    /// and for tests. Each packet is copied once more.
+    #[must_use]
+    pub const fn with_trace(mut self) -> Self {
+        self.is_traced = true;
+        self
+    }
+
+    /// Asks for a size. The same target again is a new try. A guest that is not ready yet gets the
+    /// target when it is.
+    ///
+    /// Returns the target as it was taken, in pages: a multiple of
+    /// [`Config::discard_unit`](hv_balloon::Config::discard_unit).
+    ///
+    /// # Errors
+    /// [`TargetError`] with the limit; the target before stays.
+    pub fn set_target(
+        &mut self,
+        now: Duration,
+        target: PageCount,
+    ) -> Result<PageCount, TargetError> {
+        self.advance(now);
+        let taken = self.device.set_target(self.now, target);
+        if taken.is_ok() {
+            self.leaving.target_set(target);
+        }
+        self.work();
+        taken
+    }
+
+    /// A piece of [`Work`] has ended. `ok` says whether it succeeded, for all its pages.
+    pub fn job_done(&mut self, now: Duration, id: JobId, ok: bool) {
+        self.advance(now);
+        self.tell(Event::JobDone { id, ok });
+        self.work();
+    }
+
+    /// While `inhibited`, no memory is discarded and the guest is asked for none: for a host that
+    /// has pinned guest memory or is copying it. Discards that run when this is called run on:
+    /// [`Snapshot::in_flight`] says when they have ended. On release the VSP goes on by itself.
+    pub fn set_inhibited(&mut self, now: Duration, inhibited: bool) {
+        self.advance(now);
+        self.device.set_inhibited(self.now, inhibited);
+        self.work();
+    }
+
+    /// The device at a glance.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.device.snapshot()
+    }
+
+    /// The pages that the host has back, in ascending order. Their content is of no use: whoever
+    /// saves the guest's memory can leave them out.
+    pub fn ballooned(&self) -> impl Iterator<Item = PageRange> + '_ {
+        self.device.ballooned()
+    }
+
+    /// The message that waits for room in the ring, if one does.
+    #[must_use]
+    pub fn unsent(&self) -> Option<&[u8]> {
+        self.device.message()
+    }
+
+    /// Whether the rings are in use: from open until close, reset or a broken ring.
+    #[must_use]
+    pub const fn uses_rings(&self) -> bool {
+        match &self.link {
+            Link::Open(channel) => channel.is_running(),
+            Link::Closed | Link::Closing => false,
+        }
+    }
+
+    pub(crate) fn advance(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+    }
+
+    fn open(&mut self, memory: M, open: &OpenChannel, guest_os_id: u64) {
+        match Channel::open(memory, open) {
+            Ok(channel) => {
+                self.link = Link::Open(channel);
+                self.leaving.forget_size();
+                self.outputs.push_back(Output::OpenFinished(Ok(())));
+                self.tell(Event::ChannelOpened { guest_os_id });
+                // The guest may have written before it heard that the channel is open.
+                self.batch_left = self.batch;
+            }
+            Err(error) => self.outputs.push_back(Output::OpenFinished(Err(error))),
+        }
+    }
+
+    fn close(&mut self) {
+        self.link = Link::Closing;
+        self.channel_closed();
+    }
+
+    fn reset(&mut self) {
+        if let Some(channel) = self.link.channel() {
+            channel.stop();
+        }
+        let device = self.device.snapshot();
+        self.leaving.reset(device.actual, device.target.filter(|_| device.is_pursued));
+        self.tell(Event::SystemReset);
+    }
+
+    /// The guest broke its ring: the channel is of no use until the guest opens it anew.
+    fn break_channel(&mut self, error: RingError) {
+        self.outputs.push_back(Output::Broken(error));
+        if let Some(channel) = self.link.channel() {
+            channel.stop();
+        }
+        self.channel_closed();
+    }
+
+    fn channel_closed(&mut self) {
+        self.batch_left = 0;
+        self.looks_again = false;
+        self.leaving.closed(self.device.snapshot().actual);
+        self.tell(Event::ChannelClosed);
+    }
+
+    /// Does what the device asks for now, and writes what waits for the ring.
+    pub(crate) fn work(&mut self) {
+        if let Err(error) = self.try_work() {
+            self.break_channel(error);
+            // Without a channel there is no ring to fail.
+            let _ = self.try_work();
+        }
+    }
+
+    fn try_work(&mut self) -> Result<(), RingError> {
+        loop {
+            self.write_ring()?;
+            let Some(action) = self.device.poll_action() else { break };
+            match action {
+                // The next turn writes the message.
+                Action::Send => self.trace_message(Trace::Emitted),
+                Action::CloseFinished => self.device_is_quiet(),
+                Action::Discard { id, ranges } => self.push(Work::Discard { id, ranges }),
+                Action::Prepare { id, what } => self.push(Work::Prepare { id, what }),
+                Action::RemoveMemory { id, range } => self.push(Work::Remove { id, range }),
+                Action::Notify(notice) => self.push(Work::Notify(notice)),
+            }
+        }
+        if let Some(signal) = self.link.channel().and_then(Channel::take_signal) {
+            self.outputs.push_back(Output::SignalGuest(signal));
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, event: Event<'_>) {
+        let before = self.device.state();
+        if self.is_traced {
+            match event {
+                Event::ChannelOpened { .. } => self.push(Work::Trace(Trace::Opened)),
+                Event::ChannelClosed => self.push(Work::Trace(Trace::Closed)),
+                Event::Sent => self.trace_message(Trace::Sent),
+                // Packets are traced where they are received.
+                Event::Packet(_) | Event::JobDone { .. } | Event::SystemReset | Event::Deadline => {
+                }
+            }
+        }
+        self.device.handle(self.now, event);
+        self.trace_state(before);
+    }
+
+    fn trace_state(&mut self, before: StateName) {
+        let state = self.device.state();
+        if self.is_traced && state != before {
+            self.push(Work::Trace(Trace::State(state)));
+        }
+    }
+
+    fn trace_message(&mut self, trace: impl FnOnce(Vec<u8>) -> Trace) {
+        if self.is_traced
+            && let Some(message) = self.device.message()
+        {
+            let message = message.to_vec();
+            self.push(Work::Trace(trace(message)));
+        }
+    }
+
+    fn push(&mut self, work: Work) {
+        self.outputs.push_back(Output::Work(work));
+    }
+
+    /// Writes completions, then the device's message, as far as there is room.
+    fn write_ring(&mut self) -> Result<(), RingError> {
+        let Link::Open(channel) = &mut self.link else { return Ok(()) };
+        channel.complete()?;
+        if let Some(message) = self.device.message()
+            && channel.send(message)?
+        {
+            self.tell(Event::Sent);
+        }
+        Ok(())
+    }
+
+    /// The device also says so after a reset, and after a ring was broken, when the bus did not ask.
+    fn device_is_quiet(&mut self) {
+        if matches!(self.link, Link::Closing) {
+            self.link = Link::Closed;
+            self.outputs.push_back(Output::CloseFinished);
+        }
+    }
+
+    /// Takes one packet of the batch; false where there is none to take.
+    fn receive(&mut self) -> bool {
+        if self.batch_left == 0 {
+            return false;
+        }
+        if let Err(error) = self.try_receive() {
+            self.break_channel(error);
+        }
+        self.work();
+        true
+    }
+
+    fn try_receive(&mut self) -> Result<(), RingError> {
+        let Link::Open(channel) = &mut self.link else {
+            self.batch_left = 0;
+            return Ok(());
+        };
+        match channel.receive()? {
+            Received::Data(message) => {
+                let before = self.device.state();
+                if self.is_traced {
+                    let copy = message.to_vec();
+                    self.outputs.push_back(Output::Work(Work::Trace(Trace::Received(copy))));
+                }
+                self.device.handle(self.now, Event::Packet(message));
+                self.trace_state(before);
+            }
+            Received::Other => {}
+            Received::Nothing => {
+                self.batch_left = 0;
+                channel.end_receive();
+                return Ok(());
+            }
+        }
+        self.batch_left = self.batch_left.saturating_sub(1);
+        if self.batch_left == 0 {
+            if let Link::Open(channel) = &mut self.link {
+                channel.end_receive();
+            }
+            self.looks_again = true;
+        }
+        Ok(())
+    }
+}
+
+impl<M: GuestMemory> VmbusDevice<M> for DynamicMemory<M> {
+    type Work = Work;
+
+    fn offer(&self) -> Offer {
+        Offer { interface: INTERFACE, instance: self.instance }
+    }
+
+    fn handle(&mut self, now: Duration, event: ChannelEvent<M>) {
+        self.advance(now);
+        match event {
+            ChannelEvent::Open { memory, channel, guest_os_id } => {
+                self.open(memory, &channel, guest_os_id);
+            }
+            ChannelEvent::SetTargetVp(vp) => {
+                if let Some(channel) = self.link.channel() {
+                    channel.set_target_vp(vp);
+                }
+            }
+            ChannelEvent::Signalled => {
+                self.looks_again = false;
+                self.batch_left = self.batch;
+            }
+            ChannelEvent::Close => self.close(),
+            ChannelEvent::Timeout => {
+                if core::mem::take(&mut self.looks_again) {
+                    self.batch_left = self.batch;
+                }
+                if self.device.next_deadline().is_some_and(|at| at <= self.now) {
+                    self.tell(Event::Deadline);
+                }
+            }
+            ChannelEvent::Reset => self.reset(),
+        }
+        self.work();
+    }
+
+    /// Packets are taken one by one in here, so that what each leads to is given out before the next
+    /// packet is looked at.
+    fn poll_output(&mut self) -> Option<Output> {
+        loop {
+            if let Some(output) = self.outputs.pop_front() {
+                return Some(output);
+            }
+            if core::mem::take(&mut self.is_restored) {
+                self.work();
+            } else if !self.receive() {
+                return None;
+            }
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Duration> {
+        let again = self.looks_again.then_some(self.now);
+        [again, self.device.next_deadline()].into_iter().flatten().min()
+    }
+
+    fn waits_for_room(&self) -> bool {
+        match &self.link {
+            Link::Open(channel) => {
+                channel.is_running()
+                    && (channel.has_completions() || self.device.message().is_some())
+            }
+            Link::Closed | Link::Closing => false,
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        matches!(self.link, Link::Closed)
+            && self.outputs.is_empty()
+            && self.device.state() == StateName::Closed
+    }
+}

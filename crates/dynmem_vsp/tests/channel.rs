@@ -1,0 +1,247 @@
+//! The VSP and its rings where the guest makes it hard: broken, full or missing rings, packets that
+//! ask for completions, guests that wait for room.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use dynmem_vsp::{BATCH, Config, DynamicMemory, Notice, Work};
+use guest_model::vmbus::{GuestRings, SharedMemory};
+use hv_balloon::StateName;
+use page_range::{Gpfn, PageCount, PageRange};
+use vmbus::protocol::ring::{PacketKind, WRITE_INDEX};
+use vmbus::protocol::{ConnectionId, Relid, VpIndex};
+use vmbus::ring::{RingError, RingLayout};
+use vmbus::{
+    ChannelEvent, ChannelOutput, GuestMemory, GuestSignal, MAX_COMPLETIONS, OpenChannel,
+    VmbusDevice,
+};
+
+type Memory = Arc<SharedMemory>;
+type Output = ChannelOutput<Work>;
+
+/// Pages of memory that there are.
+const PAGES: usize = 16;
+const FIRST_RING_PAGE: u64 = 2;
+/// A control page and a data page to the host, the same to the guest.
+const SPLIT: usize = 2;
+const NOW: Duration = Duration::ZERO;
+
+struct Channel {
+    vsp: DynamicMemory<Memory>,
+    memory: Memory,
+    guest: GuestRings<Memory>,
+}
+
+fn ring_pages(first: u64) -> Vec<Gpfn> {
+    (first..first + 4).filter_map(Gpfn::new).collect()
+}
+
+fn open_channel(first: u64) -> OpenChannel {
+    OpenChannel {
+        rings: RingLayout::new(&ring_pages(first), SPLIT).unwrap(),
+        target_vp: Some(VpIndex::new(3)),
+        relid: Relid::new(7),
+        connection_id: ConnectionId::new(0x1007),
+    }
+}
+
+fn new_vsp() -> DynamicMemory<Memory> {
+    let boot = PageRange::new(Gpfn::new(0).unwrap(), PageCount::new(1 << 18)).unwrap();
+    let boot_ram = [boot].into_iter().collect();
+    DynamicMemory::new(Config { boot_ram, ..Config::default() }).unwrap()
+}
+
+fn outputs(vsp: &mut DynamicMemory<Memory>) -> Vec<Output> {
+    std::iter::from_fn(|| vsp.poll_output()).collect()
+}
+
+fn open(vsp: &mut DynamicMemory<Memory>, memory: &Memory, first: u64) -> Vec<Output> {
+    let (memory, channel) = (Arc::clone(memory), open_channel(first));
+    vsp.handle(NOW, ChannelEvent::Open { memory, channel, guest_os_id: 0 });
+    outputs(vsp)
+}
+
+impl Channel {
+    fn new() -> Self {
+        let memory = Arc::new(SharedMemory::new(PAGES));
+        let guest = GuestRings::new(memory.clone(), &ring_pages(FIRST_RING_PAGE), SPLIT);
+        let mut vsp = new_vsp();
+        assert_eq!(open(&mut vsp, &memory, FIRST_RING_PAGE), [Output::OpenFinished(Ok(()))]);
+        Self { vsp, memory, guest }
+    }
+
+    fn tell(&mut self, event: ChannelEvent<Memory>) -> Vec<Output> {
+        self.vsp.handle(NOW, event);
+        outputs(&mut self.vsp)
+    }
+
+    fn state(&self) -> StateName {
+        self.vsp.snapshot().state
+    }
+}
+
+/// A version that nobody speaks, as the wire has it: the device refuses it each time.
+fn unknown_version() -> Vec<u8> {
+    use dynmem_protocol::{Version, VersionRequest};
+    VersionRequest { version: Version::from_wire(7), is_last_attempt: false }.emit(1)
+}
+
+const SIGNAL: Output = ChannelOutput::SignalGuest(GuestSignal { vp: VpIndex::new(3), flag: 7 });
+
+#[test]
+fn a_channel_without_rings_is_refused_and_the_device_never_hears_of_it() {
+    let memory = Arc::new(SharedMemory::new(PAGES));
+    let mut vsp = new_vsp();
+    let refused = open(&mut vsp, &memory, 1 << 20);
+    assert!(
+        matches!(refused[..], [Output::OpenFinished(Err(RingError::Access(_)))]),
+        "{refused:?}"
+    );
+    assert_eq!(vsp.snapshot().state, StateName::Closed);
+    assert!(vsp.is_quiet());
+    assert_eq!(open(&mut vsp, &memory, FIRST_RING_PAGE), [Output::OpenFinished(Ok(()))]);
+    assert_eq!(vsp.snapshot().state, StateName::AwaitVersion);
+}
+
+#[test]
+fn a_broken_ring_stops_the_channel_until_it_is_opened_anew() {
+    let mut channel = Channel::new();
+    let control = Gpfn::new(FIRST_RING_PAGE).unwrap().gpa().checked_add(WRITE_INDEX).unwrap();
+    channel.memory.store_u32(control, 4, Ordering::SeqCst).unwrap();
+    let outputs = channel.tell(ChannelEvent::Signalled);
+    assert_eq!(outputs, [Output::Broken(RingError::WriteIndex(4))]);
+    assert_eq!(channel.state(), StateName::Closed);
+    assert!(!channel.vsp.uses_rings());
+    assert_eq!(channel.tell(ChannelEvent::Signalled), [], "the rings are not touched again");
+    assert!(!channel.vsp.is_quiet(), "the bus still has the channel open");
+    assert_eq!(channel.tell(ChannelEvent::Close), [Output::CloseFinished]);
+    assert!(channel.vsp.is_quiet());
+    channel.memory.store_u32(control, 0, Ordering::SeqCst).unwrap();
+    let memory = channel.memory.clone();
+    let opened = open(&mut channel.vsp, &memory, FIRST_RING_PAGE);
+    assert_eq!(opened, [Output::OpenFinished(Ok(()))]);
+}
+
+#[test]
+fn completions_come_in_order_and_wait_for_room() {
+    let mut channel = Channel::new();
+    // A completion takes 24 bytes of the 4096 in the ring to the guest, one byte of which stays free.
+    let fits = (4096 - 1) / 24;
+    let (mut asked, mut heard) = (0, 0);
+    while !channel.vsp.waits_for_room() {
+        asked += 1;
+        channel.guest.send_for_completion(&[0; 8], asked).unwrap();
+        channel.tell(ChannelEvent::Signalled);
+        assert!(asked < 1000, "the ring never fills");
+    }
+    assert_eq!(asked, fits + 1);
+    // What a guest asks for beyond that is bounded.
+    for _ in 0..3 * MAX_COMPLETIONS as u64 {
+        asked += 1;
+        channel.guest.send_for_completion(&[0; 8], asked).unwrap();
+        channel.tell(ChannelEvent::Signalled);
+    }
+    loop {
+        while let Some(packet) = channel.guest.receive() {
+            heard += 1;
+            assert_eq!((packet.kind, packet.transaction_id), (PacketKind::COMPLETION, heard));
+        }
+        if !channel.vsp.waits_for_room() {
+            break;
+        }
+        channel.tell(ChannelEvent::Signalled);
+    }
+    assert_eq!(heard, fits + MAX_COMPLETIONS as u64);
+}
+
+#[test]
+fn a_message_waits_for_room_and_then_goes_out_with_a_signal() {
+    let mut channel = Channel::new();
+    while !channel.vsp.waits_for_room() {
+        channel.guest.send_for_completion(&[0; 8], 1).unwrap();
+        channel.tell(ChannelEvent::Signalled);
+    }
+    channel.guest.send(&unknown_version(), 0).unwrap();
+    channel.tell(ChannelEvent::Signalled);
+    assert!(channel.vsp.unsent().is_some());
+    while channel.guest.receive().is_some() {}
+    let outputs = channel.tell(ChannelEvent::Signalled);
+    assert_eq!(outputs, [SIGNAL], "the guest found its ring empty and sleeps");
+    assert!(channel.vsp.unsent().is_none() && !channel.vsp.waits_for_room());
+}
+
+#[test]
+fn a_guest_that_waits_for_room_is_signalled() {
+    let mut channel = Channel::new();
+    while channel.guest.send_or_wait(&[0; 1000], 0).is_ok() {}
+    let outputs = channel.tell(ChannelEvent::Signalled);
+    assert!(outputs.contains(&SIGNAL), "{outputs:?}");
+    assert!(channel.guest.send_or_wait(&[0; 1000], 0).is_ok());
+}
+
+#[test]
+fn a_batch_ends_and_the_rest_is_due_at_once() {
+    let mut channel = Channel::new();
+    let packets = 2 * BATCH + 1;
+    for _ in 0..packets {
+        channel.guest.send(&[], 0).unwrap();
+    }
+    let faults = |outputs: &[Output]| {
+        outputs
+            .iter()
+            .filter(|output| matches!(output, ChannelOutput::Work(Work::Notify(Notice::Fault(_)))))
+            .count()
+    };
+    assert_eq!(faults(&channel.tell(ChannelEvent::Signalled)), BATCH as usize);
+    assert_eq!(channel.vsp.poll_timeout(), Some(NOW));
+    assert_eq!(faults(&channel.tell(ChannelEvent::Timeout)), BATCH as usize);
+    assert_eq!(faults(&channel.tell(ChannelEvent::Timeout)), 1);
+    assert_eq!(channel.vsp.poll_timeout(), None);
+}
+
+#[test]
+fn a_reset_leaves_the_rings_alone_and_keeps_size_and_target() {
+    let mut channel = Channel::new();
+    let target = PageCount::new(1 << 17);
+    channel.vsp.set_target(NOW, target).unwrap();
+    channel.vsp.announce_reset();
+    let since = PageCount::new(1 << 16);
+    channel.guest.send(&unknown_version(), 0).unwrap();
+    channel.tell(ChannelEvent::Reset);
+    assert!(!channel.vsp.uses_rings());
+    assert_eq!(channel.vsp.set_target(NOW, since), Ok(since));
+    assert!(channel.tell(ChannelEvent::Close).contains(&Output::CloseFinished));
+    assert!(channel.vsp.is_quiet());
+    let kept = channel.vsp.take_kept();
+    assert_eq!((kept.size, kept.target), (Some(PageCount::new(1 << 18)), Some(target)));
+    assert_eq!(kept.set_since, Some(since));
+    assert!(channel.guest.receive().is_none(), "nothing was written for a guest that is gone");
+}
+
+#[test]
+fn a_trace_has_each_packet_and_message_once() {
+    use dynmem_vsp::Trace;
+    let memory = Arc::new(SharedMemory::new(PAGES));
+    let mut guest = GuestRings::new(memory.clone(), &ring_pages(FIRST_RING_PAGE), SPLIT);
+    let mut vsp = new_vsp().with_trace();
+    guest.send(&unknown_version(), 0).unwrap();
+    let steps: Vec<_> = open(&mut vsp, &memory, FIRST_RING_PAGE)
+        .into_iter()
+        .filter_map(|output| match output {
+            ChannelOutput::Work(Work::Trace(step)) => Some(step),
+            _ => None,
+        })
+        .collect();
+    let answer = guest.receive().unwrap().payload;
+    assert_eq!(
+        steps,
+        [
+            Trace::Opened,
+            Trace::State(StateName::AwaitVersion),
+            Trace::Received(unknown_version()),
+            Trace::Emitted(answer.clone()),
+            Trace::Sent(answer),
+        ]
+    );
+}
