@@ -180,7 +180,7 @@ fn restore_rings(mem: &Arc<SharedMemory>, bytes: &[u8]) -> Result<Rings, Restore
 
 fn golden(name: &str) -> PathBuf {
     let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    manifest.join(format!("../vmbus/tests/golden/v1/{name}.bin"))
+    manifest.join(format!("../../crates/vmbus/tests/golden/v1/{name}.bin"))
 }
 
 #[test]
