@@ -35,7 +35,7 @@ impl GuestMemory {
         let pool = PageCount::from_bytes(mib << 20);
         let ram = GuestRam::new(&RamConfig {
             size: KERNEL.saturating_add(pool),
-            backend: scenario.backend,
+            kind: scenario.kind,
             huge_pages: scenario.huge_pages(),
             ..Default::default()
         })?;

@@ -1,6 +1,6 @@
 //! What the guest gives.
 
-use guest_ram::{Backend, HugePages};
+use guest_ram::{HugePages, MemoryKind};
 use page_range::{PageCount, PageRange};
 
 /// The ranges that the guest names.
@@ -55,7 +55,7 @@ impl Pieces {
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scenario {
-    pub(crate) backend: Backend,
+    pub(crate) kind: MemoryKind,
     pub(crate) pieces: Pieces,
     /// The guest has written to all pages.
     pub(crate) is_dirty: bool,
@@ -63,17 +63,17 @@ pub(crate) struct Scenario {
 
 impl Scenario {
     pub(crate) fn all() -> impl Iterator<Item = Self> {
-        [Backend::Anonymous, Backend::Memfd].into_iter().flat_map(|backend| {
+        [MemoryKind::Anonymous, MemoryKind::Memfd].into_iter().flat_map(|kind| {
             [true, false].into_iter().flat_map(move |is_dirty| {
-                Pieces::ALL.into_iter().map(move |pieces| Self { backend, pieces, is_dirty })
+                Pieces::ALL.into_iter().map(move |pieces| Self { kind, pieces, is_dirty })
             })
         })
     }
 
     pub(crate) const fn memory(self) -> &'static str {
-        match self.backend {
-            Backend::Anonymous => "anonymous, huge pages",
-            Backend::Memfd => "memfd",
+        match self.kind {
+            MemoryKind::Anonymous => "anonymous, huge pages",
+            MemoryKind::Memfd => "memfd",
         }
     }
 
@@ -86,9 +86,9 @@ impl Scenario {
     }
 
     pub(crate) const fn huge_pages(self) -> HugePages {
-        match self.backend {
-            Backend::Anonymous => HugePages::Transparent,
-            Backend::Memfd => HugePages::Off,
+        match self.kind {
+            MemoryKind::Anonymous => HugePages::Transparent,
+            MemoryKind::Memfd => HugePages::Off,
         }
     }
 }

@@ -131,18 +131,16 @@ impl<S: MemorySlots> RamBackend<S> {
         Ok(())
     }
 
-    /// Takes added memory out of the running VM and gives it back to the host. Does nothing where
-    /// nothing was ever added.
+    /// Takes added memory out of the running VM and gives it back to the host. Skips pages that
+    /// cannot have been added.
     ///
     /// # Errors
-    /// [`BackendError`], the first one: all that can be done is done.
+    /// [`BackendError`], the first one: all that can be done is done. Pages that the host could not
+    /// get back keep their content if they are added again.
     pub fn remove(&self, range: PageRange) -> Result<(), BackendError> {
-        let regions = match self.ram.remove(range) {
-            Err(_) if self.ram.is_unknown(range) => return Ok(()),
-            other => other?,
-        };
+        let Some(range) = self.ram.addable(range) else { return Ok(()) };
         let mut result = Ok(());
-        for region in regions {
+        for region in self.ram.remove(range)? {
             match self.slots.remove(region.start_addr()) {
                 Ok(()) => {}
                 // It never came in: adding it failed.

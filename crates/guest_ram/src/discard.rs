@@ -1,4 +1,4 @@
-//! What can go wrong in giving pages back to the host and taking them again.
+//! Errors of giving pages back to the host and taking them again.
 
 use std::io;
 
@@ -35,7 +35,7 @@ pub enum DiscardError {
     },
 }
 
-/// Pages could not be taken from the host's pool again. None was.
+/// Discarded pages could not be allocated again. None was.
 #[derive(Debug, Error)]
 pub enum ProvideError {
     /// The range holds a page that is not guest RAM.
@@ -49,7 +49,7 @@ pub enum ProvideError {
         /// Pages of 4 KiB in a huge page.
         unit: PageCount,
     },
-    /// The pool has too few.
+    /// The host's pool has too few.
     #[error("cannot get memory for pages {range}")]
     Pool {
         /// The pages.
@@ -75,12 +75,12 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
-    use crate::{Backend, GuestRam, HugePages, RamConfig};
+    use crate::{GuestRam, HugePages, MemoryKind, RamConfig};
 
-    fn ram(backend: Backend) -> GuestRam {
+    fn ram(kind: MemoryKind) -> GuestRam {
         let size = PageCount::from_bytes(16 << 20);
         let huge_pages = HugePages::Off;
-        GuestRam::new(&RamConfig { size, backend, huge_pages, ..Default::default() }).unwrap()
+        GuestRam::new(&RamConfig { size, kind, huge_pages, ..Default::default() }).unwrap()
     }
 
     fn pages(start: u64, count: u64) -> PageRange {
@@ -97,8 +97,8 @@ mod tests {
 
     #[test]
     fn discarded_pages_read_as_zeros_and_their_neighbours_stay() {
-        for backend in [Backend::Anonymous, Backend::Memfd] {
-            let ram = ram(backend);
+        for kind in [MemoryKind::Anonymous, MemoryKind::Memfd] {
+            let ram = ram(kind);
             fill(&ram);
             ram.discard(&[pages(20, 5), pages(10, 10), pages(100, 1)]).unwrap();
             let zeros: Vec<u64> = (0..4096).filter(|page| byte(&ram, *page) == 0).collect();
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn pages_outside_ram_are_refused_and_the_others_still_go() {
-        let ram = ram(Backend::Anonymous);
+        let ram = ram(MemoryKind::Anonymous);
         fill(&ram);
         let result = ram.discard(&[pages(4095, 2), pages(7, 1)]);
         assert!(matches!(result, Err(DiscardError::NotRam(_))));

@@ -1,4 +1,4 @@
-//! One mapping at its place in the guest: what is given back to the host and taken again.
+//! One mapping at its place in the guest: giving its pages back to the host and taking them again.
 
 use std::io;
 use std::slice;
@@ -18,23 +18,23 @@ pub(crate) struct Extent {
     mapping: Arc<Mapping>,
     huge_pages: HugePages,
     is_read_only: bool,
-    /// Pages that are with the host's pool. Empty for other backings: their pages come back by
-    /// themselves when they are touched.
+    /// Pages that the host's pool has. Empty for other memory, which the kernel allocates when it is
+    /// touched.
     absent: Mutex<PageRangeSet>,
 }
 
 impl Extent {
-    /// `mapping` begins with the first page of `range` and is as long.
+    /// `mapping` backs exactly `range`.
     pub(crate) fn new(range: PageRange, mapping: Arc<Mapping>, huge_pages: HugePages) -> Self {
         Self { range, mapping, huge_pages, is_read_only: false, absent: Mutex::default() }
     }
 
-    /// The same for a mapping whose content must not change.
+    /// The extent, with content that must not change.
     pub(crate) fn read_only(self) -> Self {
         Self { is_read_only: true, ..self }
     }
 
-    /// The same for a mapping for which the pool has reserved nothing.
+    /// As [`Extent::new`], for a mapping for which the pool has reserved nothing.
     pub(crate) fn new_absent(range: PageRange, mapping: Arc<Mapping>, huge: HugePages) -> Self {
         let absent = Mutex::new([range].into_iter().collect());
         Self { absent, ..Self::new(range, mapping, huge) }
@@ -59,8 +59,8 @@ impl Extent {
         usize::try_from(self.unit().bytes()).unwrap_or(usize::MAX)
     }
 
-    /// Whether its pages come from the host's pool: then they must be provided before they are
-    /// touched again.
+    /// Whether its pages come from the host's pool. If so, discarded pages must be provided before
+    /// they are touched again.
     pub(crate) fn has_pool_pages(&self) -> bool {
         self.huge_pages.from_pool()
     }
@@ -75,7 +75,7 @@ impl Extent {
         self.mapping.slice(offset, count)
     }
 
-    /// What [`Extent::discard`] takes for a part of the extent.
+    /// The span that [`Extent::discard`] takes for a part of the extent.
     pub(crate) fn discardable(&self, part: PageRange) -> Result<Span, DiscardError> {
         let unit = self.unit();
         if self.is_read_only {
@@ -92,7 +92,7 @@ impl Extent {
         if !self.has_pool_pages() {
             return self.discard_now(spans);
         }
-        // Held until it is done, so that the set says what the memfd has.
+        // Held throughout, so that the set agrees with what the pool has.
         let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
         let mut result = Ok(());
         for span in spans {
@@ -122,7 +122,7 @@ impl Extent {
         }
     }
 
-    /// Takes what is absent of a range from the pool: all of it or nothing. Returns what it took.
+    /// Takes the absent pages of a range from the pool: all of them, or none. Returns them.
     pub(crate) fn provide(&self, part: PageRange) -> Result<Vec<PageRange>, ProvideError> {
         if !self.has_pool_pages() {
             return Ok(Vec::new());
@@ -132,7 +132,7 @@ impl Extent {
         let missing: Vec<PageRange> = absent.intersection(part).collect();
         for (index, range) in missing.iter().enumerate() {
             if let Err(error) = self.allocate(*range) {
-                // Also the one that failed: it may have got a part.
+                // The range that failed as well: the pool may have given a part of it.
                 for taken in missing.iter().take(index + 1) {
                     self.put_back(*taken);
                 }
@@ -149,7 +149,7 @@ impl Extent {
     /// Undoes [`Extent::provide`] for a range that it returned.
     pub(crate) fn take_back(&self, part: PageRange) {
         if let Some(span) = self.span(part) {
-            // It was absent a moment ago; nothing is lost where it stays.
+            // It was absent a moment ago: if this fails, only pool pages are lost, no content.
             let _ = self.discard(slice::from_ref(&span));
         }
     }
@@ -160,7 +160,7 @@ impl Extent {
 
     fn put_back(&self, part: PageRange) {
         if let Some(span) = self.span(part) {
-            // What cannot be put back now goes with the extent at the latest.
+            // What cannot be put back now goes when the extent is unmapped.
             let _ = self.mapping.discard(slice::from_ref(&span));
         }
     }
@@ -172,7 +172,7 @@ impl Extent {
         }
     }
 
-    /// Where a part is in the mapping; `None` where it is not all inside.
+    /// Where a part lies in the mapping; `None` if it is not all inside.
     fn span(&self, part: PageRange) -> Option<Span> {
         if !self.holds(part) {
             return None;

@@ -1,8 +1,8 @@
 //! Memory that is added while the guest runs.
 //!
-//! All of it comes from one mapping, the backend, made with the machine; what nobody touched costs
-//! nothing. The guest gets it in pieces, each a region of its own and so a memory slot of the VM.
-//! Pieces are cut from the backend on a grid, so that their number is bounded.
+//! All of it comes from one mapping, the *reserve*, made with the machine; memory that nobody has
+//! touched costs nothing. The guest gets it in pieces, each of which is a region of its own and so a
+//! memory slot of the VM. Pieces are cut from the reserve on a grid, which bounds their number.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -22,17 +22,17 @@ pub enum AddError {
     Capacity {
         /// What was to be added.
         range: PageRange,
-        /// Its place in the backend.
+        /// Its place in the memory that can be added.
         offset: PageCount,
-        /// Size of the backend.
+        /// How much can be added.
         capacity: PageCount,
     },
-    /// The backend would leave the guest's address space, below or above.
+    /// Memory that can be added would begin below address 0 or end above the highest address.
     #[error("no address space for added memory with pages {range} at offset {offset}")]
     AddressSpace {
         /// What was to be added.
         range: PageRange,
-        /// Its place in the backend.
+        /// Its place in the memory that can be added.
         offset: PageCount,
     },
     /// Boot RAM is in the way.
@@ -43,9 +43,9 @@ pub enum AddError {
     Elsewhere {
         /// What was to be added.
         range: PageRange,
-        /// Its place in the backend.
+        /// Its place in the memory that can be added.
         offset: PageCount,
-        /// Where the backend begins in the guest.
+        /// Where that memory begins in the guest.
         base: Gpfn,
     },
     /// The alignment changed so often that the pieces are too many.
@@ -56,19 +56,19 @@ pub enum AddError {
         /// The most pieces there may be.
         limit: u32,
     },
-    /// The pool has no huge pages for it, or it is no multiple of them.
+    /// The pool has too few huge pages, or the range is not whole ones.
     #[error(transparent)]
     Provide(#[from] ProvideError),
 }
 
-/// The backend and what the guest has of it.
+/// The reserve, and what the guest has of it.
 #[derive(Debug)]
 pub(crate) struct HotAdd {
     pub(crate) mapping: Arc<Mapping>,
     pub(crate) huge_pages: HugePages,
     pub(crate) capacity: PageCount,
     pub(crate) max_pieces: u32,
-    /// The backend at its place, which the first addition decides.
+    /// The reserve at its place in the guest, which the first addition decides.
     extent: OnceLock<Extent>,
     added: Mutex<Added>,
 }
@@ -78,7 +78,7 @@ pub(crate) struct HotAdd {
 pub(crate) struct Added {
     /// What was asked for.
     wanted: PageRangeSet,
-    /// What is mapped for it: at least as much.
+    /// The pieces that hold it: at least as much.
     pieces: Vec<Arc<RamRegion>>,
 }
 
@@ -94,7 +94,7 @@ impl HotAdd {
         Self { mapping, huge_pages, capacity, max_pieces, extent, added }
     }
 
-    /// The backend where it is in the guest; `None` before anything was added.
+    /// The reserve at its place in the guest; `None` before anything was added.
     pub(crate) fn extent(&self) -> Option<&Extent> {
         self.extent.get()
     }
@@ -104,8 +104,8 @@ impl HotAdd {
         self.added.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The backend placed so that `range` begins `offset` pages behind its start. `None` where it
-    /// is there already.
+    /// The reserve, placed so that `range` begins `offset` pages above its start. `None` if it is
+    /// there already.
     pub(crate) fn place(
         &self,
         range: PageRange,
@@ -136,14 +136,14 @@ impl HotAdd {
         Ok(Some(Extent::new_absent(window, Arc::clone(&self.mapping), self.huge_pages)))
     }
 
-    /// Keeps the place that [`HotAdd::place`] proposed; the caller holds the lock since.
+    /// Keeps the place that [`HotAdd::place`] proposed. The caller has held the lock since.
     pub(crate) fn settle(&self, extent: Option<Extent>) {
         if let Some(extent) = extent {
             let _ = self.extent.set(extent);
         }
     }
 
-    /// The pieces that `range` needs and that are not mapped yet.
+    /// The pieces that `range` needs and the guest does not have.
     pub(crate) fn missing_pieces(
         &self,
         extent: &Extent,
@@ -176,7 +176,7 @@ impl Added {
         self.pieces.extend_from_slice(pieces);
     }
 
-    /// Takes `range` away and returns the pieces of it that nobody needs any more.
+    /// Takes `range` away and returns its pieces that nobody needs any more.
     pub(crate) fn remove(&mut self, range: PageRange) -> Vec<Arc<RamRegion>> {
         self.wanted.remove(range);
         let wanted = &self.wanted;
@@ -188,15 +188,15 @@ impl Added {
     }
 }
 
-/// Cuts the backend into pieces.
+/// How the reserve is cut into pieces.
 #[derive(Clone, Copy, Debug)]
 struct Grid {
     /// Pages in a piece, at least one.
     piece: PageCount,
 }
 
-/// Pieces of one alignment block each, and of as many as it takes where `max_pieces` blocks are
-/// not enough for the backend.
+/// Pieces of one alignment block each, or of as many blocks as it takes to cover the reserve with
+/// `max_pieces` pieces.
 fn grid(capacity: PageCount, max_pieces: u32, alignment: PageCount) -> Grid {
     let alignment = alignment.max(PageCount::new(1));
     let least = PageCount::new(capacity.get().div_ceil(u64::from(max_pieces).max(1)));
@@ -204,8 +204,8 @@ fn grid(capacity: PageCount, max_pieces: u32, alignment: PageCount) -> Grid {
 }
 
 impl Grid {
-    /// The pieces of `window`, which begins with one, that hold pages of `range`. The last one of
-    /// the window may be shorter than the others.
+    /// The pieces that hold pages of `range`. The first piece begins where `window` does; the last
+    /// one of the window may be shorter than the others.
     fn around(self, window: PageRange, range: PageRange) -> impl Iterator<Item = PageRange> {
         let offset = |gpfn: Gpfn| gpfn.distance_from(window.start()).get();
         let piece = self.piece.get().max(1);

@@ -14,7 +14,7 @@ use thiserror::Error;
 pub enum HugePages {
     /// Pages of 4 KiB only.
     Off,
-    /// Transparent huge pages are asked for; the kernel gives them where it can.
+    /// Transparent huge pages, where the kernel has them.
     #[default]
     Transparent,
     /// Huge pages of 2 MiB, from the host's pool.
@@ -24,8 +24,8 @@ pub enum HugePages {
 }
 
 impl HugePages {
-    /// The unit in which memory is given back to the host, in pages of 4 KiB: one but for pages of
-    /// the pool, which go as a whole.
+    /// The unit in which memory is given back to the host, in pages of 4 KiB: one, or a whole huge
+    /// page of the pool.
     #[must_use]
     pub const fn page_size(self) -> PageCount {
         match self {
@@ -53,7 +53,7 @@ impl fmt::Display for HugePages {
     }
 }
 
-/// The host's pool of huge pages does not give what was asked of it.
+/// The host's pool of huge pages does not have what was asked of it.
 #[derive(Debug, Error)]
 pub enum PoolError {
     /// The pool is too small.
@@ -66,9 +66,9 @@ pub enum PoolError {
         size: HugePages,
         /// Huge pages asked for.
         needed: u64,
-        /// Huge pages that nobody has or has reserved.
+        /// Huge pages that are free and not reserved.
         available: u64,
-        /// The pool's size that would do.
+        /// The size of the pool that would be enough.
         enough: u64,
     },
     /// The host has no pool of this page size.
@@ -85,8 +85,8 @@ pub enum PoolError {
 }
 
 impl PoolError {
-    /// What `error` of a system call that asked for `bytes` of the pool means, where it is about
-    /// the pool at all.
+    /// What the `error` of a system call that asked the pool for `bytes` means. Gives the error back
+    /// if it has nothing to do with the pool.
     pub(crate) fn explain(
         size: HugePages,
         bytes: u64,
@@ -112,8 +112,8 @@ impl PoolError {
     }
 }
 
-/// What the host tells of a pool. The files are opened once: a process that was confined since may
-/// still read them.
+/// The host's figures for a pool. The files are opened once, so that a process can read them after
+/// it was confined.
 #[derive(Debug)]
 pub(crate) struct PoolFiles {
     all: NumberFile,
@@ -122,7 +122,7 @@ pub(crate) struct PoolFiles {
 }
 
 impl PoolFiles {
-    /// Those of a page size, opened by now.
+    /// The files for a page size; the first call opens them.
     pub(crate) fn of(size: HugePages) -> &'static Self {
         static MIB_2: OnceLock<PoolFiles> = OnceLock::new();
         static GIB_1: OnceLock<PoolFiles> = OnceLock::new();
@@ -141,7 +141,7 @@ impl PoolFiles {
 struct NumberFile(Option<File>);
 
 impl NumberFile {
-    /// The number for an error text, zero where the host does not tell.
+    /// The number, for an error text; zero if it cannot be read.
     fn number(&self) -> u64 {
         let mut text = [0; 24];
         let length = self.0.as_ref().and_then(|file| file.read_at(&mut text, 0).ok());

@@ -1,15 +1,15 @@
-//! Where boot RAM lies in the guest's physical address space.
+//! The place of boot RAM in the guest's physical address space.
 
 use page_range::{Gpa, PageCount, PageRange};
 
 /// First address of the hole below 4 GiB that holds the local APICs and the I/O APIC.
 pub const LOW_RAM_LIMIT: Gpa = Gpa::new(3 << 30);
 
-/// Where RAM goes on above the hole.
+/// Where RAM continues above the hole.
 pub const HIGH_RAM_START: Gpa = Gpa::new(4 << 30);
 
-/// The ranges of `size` pages of boot RAM: from address 0 up to the hole, the rest from 4 GiB up.
-/// Empty for no pages, and where `size` leaves the address space.
+/// The ranges of `size` pages of boot RAM: from address 0 up to the hole, and the rest from 4 GiB up.
+/// Without the upper range if that would leave the address space.
 #[must_use]
 pub fn boot_ram_ranges(size: PageCount) -> Vec<PageRange> {
     let low = size.get().min(LOW_RAM_LIMIT.get() / page_range::PAGE_SIZE);

@@ -1,14 +1,37 @@
-//! Guest memory: backends, mapping, adding and discarding.
+//! The memory of a guest: mapping it, adding to it, and giving pages back to the host.
 //!
-//! [`GuestRam`] maps the RAM a guest boots with, adds to it while the guest runs, and is the one
-//! place that gives pages of it back to the host. Its [`GuestRam::memory`] has the `vm-memory`
-//! traits, so that loaders and devices of the rust-vmm family work on it, and it implements
-//! [`vmbus::GuestMemory`] for the bus.
+//! - [`GuestRam`] maps the RAM that a guest boots with and adds to it while the guest runs. Its
+//!   [`memory`](GuestRam::memory) has the `vm-memory` traits, so loaders and devices of the rust-vmm
+//!   family work on it.
+//! - [`RamBackend`] changes a [`GuestRam`] and the memory slots of its VM together.
+//! - [`BorrowedRam`] gives back pages of memory that another VMM has mapped with `vm-memory`.
 //!
-//! Discarding is slow beside everything else a resize needs, and so is taking huge pages from the
-//! host's pool; [`MemoryWorker`] does both on its own thread and reports back. Which system calls
-//! do it and how large they are is decided in `plan` and `mapping`; what that rests on was measured
-//! and stands there.
+//! Discarding is slow compared with everything else a resize needs, and so is taking huge pages
+//! from the host's pool: do both on a thread of their own. The modules `plan` and `mapping` decide
+//! which system calls discard memory and how large they are; the measurements behind that stand
+//! there.
+//!
+//! # What keeps memory mapped
+//!
+//! Every safe function of this crate is sound however it is called. Memory is only ever reached
+//! through `VolatileSlice`, so the guest, other threads, other processes and a discard may change
+//! it at any time. It is unmapped when the last of these is dropped:
+//!
+//! | who | keeps mapped |
+//! |---|---|
+//! | [`GuestRam`] | boot RAM, and all memory that can be added |
+//! | [`RamRegion`] | the mapping it is a part of: its boot RAM, or all memory that can be added |
+//! | a snapshot from [`GuestRam::memory`] | the regions there were when it was taken |
+//! | [`BorrowedRam`] | the mapping of each region, from `insert` to `remove` |
+//!
+//! So [`GuestRam::remove`] unmaps nothing. A region that it returned stays valid, and shows the same
+//! memory as the region that a later [`GuestRam::add`] makes at its place.
+//!
+//! Host addresses (`get_host_address`) are plain pointers. Whoever hands one to a hypervisor must
+//! hold the region until the hypervisor has let go of the address.
+//!
+//! A touch can still end the process with SIGBUS: where the host's pool of huge pages is empty, and
+//! where somebody shortens the file behind shared memory. That is no undefined behaviour.
 //!
 //! Unsafe code stands in `mapping` only.
 
@@ -34,7 +57,7 @@ pub use discard::{DiscardError, ProvideError};
 pub use hot_add::AddError;
 pub use huge_pages::{HugePages, PoolError};
 pub use layout::{HIGH_RAM_START, LOW_RAM_LIMIT, boot_ram_ranges};
-pub use mapping::{Backend, BorrowError};
+pub use mapping::{BorrowError, MemoryKind};
 pub use ram::{GuestRam, RamConfig, RamError, RamPart};
 pub use region::RamRegion;
 pub use worker::{MemoryWorker, WorkError};

@@ -1,31 +1,32 @@
 //! One mapping of host memory, our own or borrowed, and the system calls on it.
 //!
-//! # How memory is given back
+//! # Giving memory back
 //!
 //! | memory | call | instead of |
 //! |---|---|---|
 //! | anonymous | MADV_DONTNEED, many ranges with one `process_madvise` where the kernel has it | MADV_FREE |
 //! | memfd | `fallocate` PUNCH_HOLE, one range each | MADV_DONTNEED, MADV_REMOVE |
 //! | pages of the host's pool (a hugetlb memfd) | the same, whole huge pages only | |
+//! | shared, without a file (borrowed memory only) | MADV_REMOVE, one range each | |
 //!
-//! - MADV_FREE leaves the pages with the process until the host runs short, so that what the
-//!   operator reads off the host does not follow the guest's size, and the guest may find old
-//!   content. It is not even cheaper: 2 MiB of small pages take 65 us (MADV_DONTNEED: 44 us), a
-//!   single page inside a huge one 1.8 us (1.2 us), since the huge page is split at once. Only whole
-//!   huge pages go faster, 1.6 us (5.1 us), because they are not freed.
-//! - On a shared mapping MADV_DONTNEED only drops our view of the pages. They stay in the memfd
-//!   until a hole is punched. A private mapping of a memfd would need both: it may have copies of
-//!   its own; we make none.
+//! - MADV_FREE leaves the pages with the process until the host runs short. The figures an operator
+//!   sees on the host then do not follow the guest's size, and the guest may find old content. It is
+//!   not even cheaper: 2 MiB of small pages take 65 us (MADV_DONTNEED: 44 us), and a single page
+//!   inside a huge one 1.8 us (1.2 us), since the huge page is split at once. Only whole huge pages
+//!   are faster, 1.6 us (5.1 us), because they are not freed.
+//! - On a shared mapping, MADV_DONTNEED only drops this process's view of the pages. They stay in
+//!   the memfd until a hole is punched. A private mapping of a file (borrowed memory only) has
+//!   copies of its own, which MADV_DONTNEED frees; the file is left alone, since others may use it.
 //! - MADV_REMOVE punches the same hole, but looks up the mapping first: 2.5 us for a single page,
-//!   2.2 us by `fallocate`. Dropping our view of many pages with one call before the holes are
-//!   punched saves a fifth, but with a VM attached each page then costs two notifications of KVM
-//!   instead of one, and that twice as much.
+//!   against 2.2 us for `fallocate`. Dropping the view of many pages with one call before the holes
+//!   are punched saves a fifth; but with a VM attached, KVM is then notified twice for each page
+//!   instead of once, and that takes twice as long.
 //! - A vector of single pages costs 0.25 to 0.3 us a page, one call each 1.45 us (0.2 and 1.2 us
-//!   inside huge pages); with a running vCPU, whose TLB is flushed each time, 1 us and 8 us. Whole
-//!   huge pages: 3.5 us and 5.1 us. There is nothing to gain for a memfd.
+//!   inside huge pages). With a running vCPU, whose TLB is flushed each time, it is 1 us and 8 us,
+//!   and for whole huge pages 3.5 us and 5.1 us. A memfd has nothing to gain from a vector.
 //!
-//! Measured on Linux 6.18 on a virtual machine of two CPUs (Intel Xeon), 256 MiB at a time, best of
-//! four; with a vCPU: a nested one.
+//! Measured on Linux 6.18 in a virtual machine with two CPUs (Intel Xeon), 256 MiB at a time, best of
+//! four; with a vCPU means a nested one.
 
 // UNSAFETY: mapping, unmapping and discarding memory are system calls on raw addresses.
 #![expect(unsafe_code, reason = "mmap, madvise and fallocate work on raw addresses")]
@@ -45,7 +46,7 @@ use vm_memory::VolatileSlice;
 
 pub use borrow::BorrowError;
 pub(crate) use borrow::borrow;
-pub use create::Backend;
+pub use create::MemoryKind;
 pub(crate) use create::Request;
 pub(crate) use vector::MAX as MAX_SPANS;
 
@@ -101,7 +102,7 @@ impl Mapping {
         }
     }
 
-    /// Host address of the byte at `offset`, which must be inside.
+    /// Host address of the byte at `offset`; `None` outside.
     pub(crate) fn host_address(&self, offset: usize) -> Option<*mut u8> {
         (offset < self.len).then(|| self.start.as_ptr().wrapping_add(offset))
     }
@@ -111,21 +112,22 @@ impl Mapping {
         if offset.checked_add(count)? > self.len {
             return None;
         }
-        // SAFETY: the range is inside the mapping, which lives as long as `self` is borrowed and
-        // is only ever accessed through volatile slices.
+        // SAFETY: the range is inside the mapping, which stays mapped for as long as `self` is
+        // borrowed and is only ever accessed through volatile slices.
         Some(unsafe { VolatileSlice::new(self.start.as_ptr().wrapping_add(offset), count) })
     }
 
-    /// Gives spans back to the host; they read as zeros afterwards. Every span is tried.
+    /// Gives spans back to the host. They read as zeros afterwards, or as the file behind a private
+    /// mapping. Every span is tried.
     ///
     /// # Errors
-    /// The first one that failed, by its place in `spans`, and why.
+    /// The index in `spans` of the first one that failed, and why.
     pub(crate) fn discard(&self, spans: &[Span]) -> Result<(), (usize, io::Error)> {
         let mut result = Ok(());
         let mut done = 0;
         while let Some(left) = spans.get(done..).filter(|left| !left.is_empty()) {
             done += self.discard_leading(left);
-            // Where one call for many stopped, the call for one goes on, and says what is wrong.
+            // Where the vectored call stopped, a call for one span says why, or gets past it.
             if let Some(span) = spans.get(done) {
                 result = result.and(self.discard_one(*span).map_err(|error| (done, error)));
                 done += 1;
@@ -145,7 +147,7 @@ impl Mapping {
         }
     }
 
-    /// Discards as many spans as one system call does, and says how many those are.
+    /// Discards as many leading spans as one system call can, and returns their number.
     fn discard_leading(&self, spans: &[Span]) -> usize {
         let is_private = matches!(self.backing, Backing::Private);
         if !is_private || spans.len() == 1 || !vector::is_available() {
@@ -156,10 +158,10 @@ impl Mapping {
             iov_base: self.start.as_ptr().wrapping_add(span.offset).cast(),
             iov_len: span.len,
         });
-        // SAFETY: all ranges are inside this mapping, and nothing relies on their content staying:
-        // it is guest memory, reached through volatile accesses only.
+        // SAFETY: all ranges are inside this mapping, and nobody relies on their content staying the
+        // same: it is guest memory, which is reached through volatile accesses only.
         let mut bytes = unsafe { vector::discard(vector) };
-        // The kernel goes through them in order and counts bytes.
+        // The kernel takes them in order and returns the bytes it got through.
         let whole = spans.iter().take_while(|span| {
             let left = bytes.checked_sub(span.len);
             bytes = left.unwrap_or_default();
@@ -193,8 +195,8 @@ impl Mapping {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let start = self.start.as_ptr().wrapping_add(span.offset);
-        // SAFETY: the range is inside this mapping, and nothing relies on its content staying:
-        // it is guest memory, reached through volatile accesses only.
+        // SAFETY: the range is inside this mapping, and nobody relies on its content staying the
+        // same: it is guest memory, which is reached through volatile accesses only.
         let result = unsafe { libc::madvise(start.cast(), span.len, advice) };
         check(result)
     }
@@ -203,7 +205,8 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         if let Owner::Mapping = self.owner {
-            // SAFETY: we made the mapping, and whoever borrowed from it is gone.
+            // SAFETY: this mapping was made by `Mapping::new` and nobody else unmaps it. Slices of
+            // it borrow from `self`, so none are left.
             unsafe { unmap(self.start, self.len) };
         }
     }
@@ -227,7 +230,7 @@ fn fallocate(file: &File, mode: libc::c_int, start: u64, span: Span) -> io::Resu
     loop {
         // SAFETY: works on a descriptor that `file` keeps open, and on no memory of ours directly.
         let result = check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, count) });
-        // Allocating takes long enough for a signal to come in between.
+        // Allocating takes long enough to be interrupted by a signal.
         match result {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => return other,
@@ -246,9 +249,8 @@ mod tests {
 
     const PAGE: usize = 4096;
 
-    fn mapping(backend: Backend, huge_pages: HugePages) -> Mapping {
-        let request =
-            Request { backend, huge_pages, guest_address: 0, len: 8 << 20, reserve: false };
+    fn mapping(kind: MemoryKind, huge_pages: HugePages) -> Mapping {
+        let request = Request { kind, huge_pages, guest_address: 0, len: 8 << 20, reserve: false };
         let mapping = Mapping::new(&request).unwrap();
         mapping.slice(0, mapping.len).unwrap().copy_from(&vec![0xa5_u8; mapping.len]);
         mapping
@@ -269,26 +271,26 @@ mod tests {
 
     #[test]
     fn every_kind_of_memory_loses_just_the_spans_given() {
-        for (backend, huge_pages) in [
-            (Backend::Anonymous, HugePages::Off),
-            (Backend::Anonymous, HugePages::Transparent),
-            (Backend::Memfd, HugePages::Off),
-            (Backend::Memfd, HugePages::Transparent),
+        for (kind, huge_pages) in [
+            (MemoryKind::Anonymous, HugePages::Off),
+            (MemoryKind::Anonymous, HugePages::Transparent),
+            (MemoryKind::Memfd, HugePages::Off),
+            (MemoryKind::Memfd, HugePages::Transparent),
         ] {
-            let mapping = mapping(backend, huge_pages);
+            let mapping = mapping(kind, huge_pages);
             // More than one call takes, and a whole huge page.
             let singles = (0..700).map(|number| 2 * number);
             let spans: Vec<_> = singles.clone().map(page).collect();
             mapping.discard(&spans).unwrap();
             mapping.discard(&[Span { offset: 6 << 20, len: 2 << 20 }]).unwrap();
             let expected: Vec<_> = singles.chain(1536..2048).collect();
-            assert_eq!(zeros(&mapping), expected, "{backend:?}, {huge_pages:?}");
+            assert_eq!(zeros(&mapping), expected, "{kind:?}, {huge_pages:?}");
         }
     }
 
     #[test]
     fn after_a_failure_the_rest_goes_all_the_same() {
-        let mapping = mapping(Backend::Anonymous, HugePages::Off);
+        let mapping = mapping(MemoryKind::Anonymous, HugePages::Off);
         // Locked memory cannot be discarded (madvise(2)).
         for locked in [3, 5] {
             let address = mapping.host_address(locked * PAGE).unwrap();
@@ -303,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_span_outside_is_refused_and_the_rest_goes() {
-        let mapping = mapping(Backend::Anonymous, HugePages::Off);
+        let mapping = mapping(MemoryKind::Anonymous, HugePages::Off);
         let end = mapping.len / PAGE;
         let outside = Span { offset: (end - 1) * PAGE, len: 2 * PAGE };
         let (index, _) = mapping.discard(&[page(1), outside, page(2)]).unwrap_err();

@@ -1,13 +1,14 @@
-//! Which system calls a list of pages takes.
+//! Turning a list of pages into system calls.
 //!
-//! A call's fixed cost is that of many pages, so neighbours are merged, and the rest goes together.
+//! A call costs as much as many pages do, so neighbours are merged, and what remains goes into one
+//! vector.
 //!
-//! Yet a call has a bound. With Linux 6.18 it needs none: while 1 GiB goes in one call of 28 ms, a
-//! vCPU that touches new pages of the same memory waits no longer than beside calls of 2 MiB (99 %
-//! within 17 us and 14 us, and without any discard 15 us), and so does a thread of the host that
-//! touches or maps memory. But before 6.17 a call holds the lock of the address space for reading
-//! until it ends, and whoever wants to map memory waits for it, with all page faults that need the
-//! lock behind it.
+//! A call must not become too large either. Linux 6.18 would need no bound: while one call discards
+//! 1 GiB in 28 ms, a vCPU that touches new pages of the same memory waits no longer than beside calls
+//! of 2 MiB (99 % within 17 us and 14 us; 15 us without any discard), and neither does a thread of
+//! the host that touches or maps memory. Before 6.17, however, a call holds the address space's lock
+//! for reading until it ends. Whoever wants to map memory waits for it, and all page faults that
+//! need the lock queue up behind.
 
 use std::borrow::Cow;
 
@@ -15,13 +16,13 @@ use page_range::PageRange;
 
 use crate::mapping::{MAX_SPANS, Span};
 
-/// The most bytes that one call gives back, but for a single page that is larger. The kernel needs
-/// 2.2 ms for as much anonymous memory of 4 KiB pages, 0.2 ms for huge pages and 6.5 ms for a
-/// memfd; 1 GiB in one call goes 2 % faster.
+/// The most bytes that one call gives back, unless a single page is larger. The kernel takes 2.2 ms
+/// for that much anonymous memory in 4 KiB pages, 0.2 ms in huge pages, and 6.5 ms for a memfd. Calls
+/// of 1 GiB would be 2 % faster.
 pub(crate) const MAX_BYTES: usize = 64 << 20;
 
-/// The ranges in ascending order, those that overlap or touch merged. Ranges that come in order,
-/// as a guest names them, are not copied.
+/// The ranges in ascending order, with those that overlap or touch merged. Ranges that arrive in
+/// order, as guests send them, are not copied.
 pub(crate) fn merged(ranges: &[PageRange]) -> impl Iterator<Item = PageRange> + '_ {
     let mut sorted = Cow::Borrowed(ranges);
     if !ranges.is_sorted() {
@@ -52,18 +53,18 @@ where
     T: Copy + PartialEq,
     F: FnMut(T, &[Span]) -> Result<(), E>,
 {
-    /// `issue` makes a call: at most [`MAX_SPANS`] spans of one target. `ranges` is about the
-    /// number of spans that will come.
+    /// `issue` makes a call for at most [`MAX_SPANS`] spans of one target. `ranges` is roughly the
+    /// number of spans to expect.
     pub(crate) fn new(ranges: usize, issue: F) -> Self {
         let spans = Vec::with_capacity(ranges.min(MAX_SPANS));
         Self { target: None, spans, bytes: 0, issue }
     }
 
-    /// Adds a span of whole pages of `unit` bytes, in pieces where it is large. Pieces end at
-    /// multiples of [`MAX_BYTES`], so that no huge page is cut.
+    /// Adds a span of whole pages of `unit` bytes, in pieces if it is large. Pieces end at multiples
+    /// of [`MAX_BYTES`], so that no huge page is cut.
     ///
     /// # Errors
-    /// The first call that failed; the others are made all the same.
+    /// The first call that failed; the others are made nevertheless.
     pub(crate) fn add(&mut self, target: T, span: Span, unit: usize) -> Result<(), E> {
         let mut result = Ok(());
         if self.target != Some(target) {
@@ -86,7 +87,7 @@ where
         result
     }
 
-    /// Makes the call for what is left.
+    /// Makes the call for the spans that are left.
     ///
     /// # Errors
     /// Those of the call.

@@ -17,7 +17,7 @@ use crate::extents::Extents;
 use crate::hot_add::{AddError, HotAdd};
 use crate::huge_pages::PoolFiles;
 use crate::layout::boot_ram_ranges;
-use crate::mapping::{Backend, Mapping, Request};
+use crate::mapping::{Mapping, MemoryKind, Request};
 use crate::{HugePages, PoolError, RamRegion};
 
 /// What to map.
@@ -25,12 +25,12 @@ use crate::{HugePages, PoolError, RamRegion};
 pub struct RamConfig {
     /// Size of boot RAM.
     pub size: PageCount,
-    /// What it is made of. Huge pages of the host's pool are a memfd in any case.
-    pub backend: Backend,
-    /// The pages that back it.
+    /// What the memory is made of. Huge pages of the host's pool are always a memfd.
+    pub kind: MemoryKind,
+    /// Size of the pages that back it.
     pub huge_pages: HugePages,
-    /// How much can be added later, zero for none. Address space of this process only: it costs
-    /// nothing until it is used.
+    /// How much can be added later; zero for none. Until then it only takes address space of this
+    /// process.
     pub hot_add: PageCount,
     /// The most regions that added memory may have: free memory slots of the VM.
     pub max_pieces: u32,
@@ -57,13 +57,13 @@ impl fmt::Display for RamPart {
 /// Guest memory could not be set up.
 #[derive(Debug, Error)]
 pub enum RamError {
-    /// The size is zero or leaves the address space.
-    #[error("guest memory of {0} pages is not possible")]
+    /// The size is zero, or more than the guest's address space holds.
+    #[error("a guest cannot have {0} pages of memory")]
     Size(PageCount),
-    /// The host did not give the memory.
+    /// The host has no room for the memory.
     #[error("cannot map {bytes} bytes for {part}: ask for less, or free memory on the host")]
     Map {
-        /// What it was for.
+        /// What the memory is for.
         part: RamPart,
         /// Bytes asked for.
         bytes: u64,
@@ -71,8 +71,8 @@ pub enum RamError {
         #[source]
         source: io::Error,
     },
-    /// Memory comes in whole huge pages.
-    #[error("guest memory of {bytes} bytes is not a multiple of the huge pages' {size}")]
+    /// The size is not whole huge pages.
+    #[error("guest memory of {bytes} bytes is not a multiple of its huge pages of {size}")]
     NotWhole {
         /// Bytes asked for.
         bytes: u64,
@@ -85,6 +85,9 @@ pub enum RamError {
 }
 
 /// The RAM of one guest: what it boots with, and what is added later.
+///
+/// All methods can be called from several threads. What keeps the memory mapped is described
+/// [here](crate#what-keeps-memory-mapped).
 #[derive(Debug)]
 pub struct GuestRam {
     memory: GuestMemoryAtomic<GuestRegionCollection<RamRegion>>,
@@ -95,11 +98,11 @@ pub struct GuestRam {
 }
 
 impl GuestRam {
-    /// Maps boot RAM, and address space for what may be added. Nothing is allocated until the guest
-    /// touches it; of the host's pool all of boot RAM is reserved now.
+    /// Maps boot RAM, and reserves address space for what may be added. The host allocates nothing
+    /// until the guest touches it; boot RAM from the pool of huge pages is reserved there now.
     ///
     /// # Errors
-    /// [`RamError`] where the sizes make no sense or the host has no room for them.
+    /// [`RamError`] if the sizes make no sense or the host has no room for them.
     pub fn new(config: &RamConfig) -> Result<Self, RamError> {
         let ranges = boot_ram_ranges(config.size);
         let pages: PageRangeSet = ranges.iter().copied().collect();
@@ -109,7 +112,7 @@ impl GuestRam {
         check_whole(config.size, config.huge_pages)?;
         check_whole(config.hot_add, config.huge_pages)?;
         if config.huge_pages.from_pool() {
-            // Now, for whoever confines this process before an error has to be explained.
+            // Open the files now: an error may have to be explained after the process is confined.
             PoolFiles::of(config.huge_pages);
         }
         let boot = map_boot(config, &ranges)?;
@@ -121,8 +124,8 @@ impl GuestRam {
         Ok(Self { memory, boot, boot_regions, pages, hot_add: map_hot_add(config)? })
     }
 
-    /// The memory as it is now, for everything that works on `vm-memory` traits. Memory added later
-    /// is not in it: take it anew for each use.
+    /// A snapshot of the memory, for everything that works on `vm-memory` traits. It does not show
+    /// memory added later, and keeps memory removed later mapped: take a new one for each use.
     #[must_use]
     pub fn memory(&self) -> GuestMemoryLoadGuard<GuestRegionCollection<RamRegion>> {
         self.memory.memory()
@@ -134,7 +137,7 @@ impl GuestRam {
         self.boot_regions.clone()
     }
 
-    /// All regions there are now: those of boot RAM, then those added, in no order.
+    /// All regions there are now: those of boot RAM, then those added, in no particular order.
     #[must_use]
     pub fn regions(&self) -> Vec<Arc<RamRegion>> {
         let mut regions = self.boot_regions();
@@ -156,15 +159,14 @@ impl GuestRam {
         self.pages.iter().map(|range| range.end().gpa()).max().unwrap_or_default()
     }
 
-    /// Adds memory: `range`, which lies `offset` pages behind the start of what can be added. All
-    /// additions fit the same place of that start, whatever is removed in between.
+    /// Adds memory at `range`, which lies `offset` pages above the start of what can be added. The
+    /// first addition decides where that start is in the guest; all later ones must agree.
     ///
-    /// Returns the regions that were not mapped before; the caller gives them to the VM, and calls
-    /// [`GuestRam::remove`] where that fails. A region is one block of `alignment` pages, or of as
-    /// many blocks as it takes to keep the number of regions below [`RamConfig::max_pieces`]: then
-    /// it may hold more than `range`. Pool pages are allocated for `range` only.
-    ///
-    /// This takes long for pool pages: the kernel clears them now.
+    /// Returns the regions that are new. The caller gives them to the VM, and calls
+    /// [`GuestRam::remove`] if that fails; [`RamBackend`](crate::RamBackend) does both. A region is
+    /// one block of `alignment` pages, or as many blocks as it takes to keep the number of regions
+    /// within [`RamConfig::max_pieces`]: it may hold more than `range` then. Pool pages are
+    /// allocated for `range` only, which takes long: the kernel clears them now.
     ///
     /// # Errors
     /// [`AddError`]; nothing was added then.
@@ -193,21 +195,18 @@ impl GuestRam {
         Ok(pieces)
     }
 
-    /// Takes added memory away and returns the regions in which nothing is left; a region that
+    /// Takes added memory away and returns the regions in which nothing is left. A region that
     /// also holds other added memory stays.
     ///
-    /// The pages keep their content and the host's memory: the caller takes the regions out of the
-    /// VM first, so that the guest cannot fill them again, and then calls [`GuestRam::discard`] for
-    /// `range`. Before that is done the range must not be added again.
+    /// The pages keep their content, and the host's memory. The caller takes the regions out of the
+    /// VM, so that the guest cannot fill them again, and then calls [`GuestRam::discard`] for
+    /// `range`. If the range is added again before, the guest finds the old content there.
     ///
     /// # Errors
     /// [`DiscardError::NotRam`] for pages that cannot have been added.
     pub fn remove(&self, range: PageRange) -> Result<Vec<Arc<RamRegion>>, DiscardError> {
-        let window = |hot_add: &HotAdd| hot_add.extent().map(Extent::range);
-        let hot_add = self.hot_add.as_ref().ok_or(DiscardError::NotRam(range))?;
-        if window(hot_add).and_then(|window| window.intersection(range)) != Some(range) {
-            return Err(DiscardError::NotRam(range));
-        }
+        let hot_add = self.hot_add.as_ref().filter(|_| self.addable(range) == Some(range));
+        let hot_add = hot_add.ok_or(DiscardError::NotRam(range))?;
         let mut added = hot_add.lock();
         let gone = added.remove(range);
         if !gone.is_empty() {
@@ -216,25 +215,26 @@ impl GuestRam {
         Ok(gone)
     }
 
-    /// Gives pages back to the host; the guest reads zeros there afterwards. Neighbouring ranges
-    /// are merged and many go with one system call, since the call costs far more than the page;
-    /// ranges in ascending order are dealt with fastest. Pool pages go as whole huge pages only,
-    /// and the guest must not touch them until they are [provided](GuestRam::provide) again.
+    /// Gives pages back to the host; the guest reads zeros there afterwards. Pool pages go as whole
+    /// huge pages only, and the guest must not touch them until they are
+    /// [provided](GuestRam::provide) again: where the pool is empty by then, that ends the process.
     ///
-    /// Memory that was removed, or not added yet, counts as RAM here.
+    /// Neighbouring ranges are merged, and many go with one system call, since a call costs far more
+    /// than a page. Ranges in ascending order are fastest. Memory that was removed, or not added
+    /// yet, counts as RAM here.
     ///
     /// Every range is tried; the first failure is reported.
     ///
     /// # Errors
-    /// [`DiscardError`] for pages that are not RAM or not whole huge pages, and where the kernel
+    /// [`DiscardError`] for pages that are not RAM or not whole huge pages, and if the kernel
     /// refuses.
     pub fn discard(&self, ranges: &[PageRange]) -> Result<(), DiscardError> {
         self.extents().discard(ranges)
     }
 
     /// As [`GuestRam::discard`], for a caller that leaves all pages with the guest after a failure:
-    /// pool pages that are gone by then are provided again. Only where the pool has given them to
-    /// others meanwhile are they allocated on the guest's next touch, if the pool can.
+    /// pool pages that are gone by then are provided again. If the pool has given them to others
+    /// meanwhile, the guest's next touch needs a free huge page.
     ///
     /// # Errors
     /// As [`GuestRam::discard`].
@@ -242,12 +242,12 @@ impl GuestRam {
         self.extents().discard_or_undo(ranges)
     }
 
-    /// Allocates discarded pages of the pool again; their content is zero. All of them or none.
-    /// Other pages come by themselves when they are touched: nothing is done for them.
+    /// Allocates discarded pages of the pool again, all of them or none; their content is zero. Does
+    /// nothing for other pages: the kernel allocates them when they are touched.
     ///
     /// # Errors
-    /// [`ProvideError`] for pages that are not RAM or not whole huge pages, and where the pool has
-    /// no more.
+    /// [`ProvideError`] for pages that are not RAM or not whole huge pages, and if the pool has too
+    /// few.
     pub fn provide(&self, ranges: &[PageRange]) -> Result<(), ProvideError> {
         self.extents().provide(ranges)
     }
@@ -260,9 +260,9 @@ impl GuestRam {
         })
     }
 
-    /// Whether no page of a range is RAM, or was ever added.
-    pub(crate) fn is_unknown(&self, range: PageRange) -> bool {
-        self.extents().parts(range).next().is_none()
+    /// The pages of a range that may have been added.
+    pub(crate) fn addable(&self, range: PageRange) -> Option<PageRange> {
+        self.hot_add.as_ref().and_then(HotAdd::extent)?.range().intersection(range)
     }
 
     /// All memory there is, added or not.
@@ -304,7 +304,7 @@ fn map_boot(config: &RamConfig, ranges: &[PageRange]) -> Result<Vec<Extent>, Ram
         .map_err(|error| failed(config, RamPart::Boot, config.size, error))
 }
 
-/// The guest address of what is added has the alignment of a huge page, whatever it will be.
+/// Where added memory will lie in the guest is not known yet, only that a huge page begins there.
 fn map_hot_add(config: &RamConfig) -> Result<Option<HotAdd>, RamError> {
     let RamConfig { hot_add: size, huge_pages, max_pieces, .. } = *config;
     if size.is_zero() {
@@ -323,12 +323,12 @@ fn request(
     reserve: bool,
 ) -> io::Result<Request> {
     let len = usize::try_from(size.bytes()).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    let RamConfig { backend, huge_pages, .. } = *config;
-    Ok(Request { backend, huge_pages, guest_address, len, reserve })
+    let RamConfig { kind, huge_pages, .. } = *config;
+    Ok(Request { kind, huge_pages, guest_address, len, reserve })
 }
 
-/// By now nothing that was mapped before is there any more, so that what the pool has free counts
-/// for all of `size`.
+/// Whatever was mapped before the failure is unmapped by now, so the pool's free pages count towards
+/// all of `size`.
 fn failed(config: &RamConfig, part: RamPart, size: PageCount, error: io::Error) -> RamError {
     let bytes = size.bytes();
     if !config.huge_pages.from_pool() {

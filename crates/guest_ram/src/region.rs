@@ -1,4 +1,4 @@
-//! A run of guest RAM as `vm-memory` sees it.
+//! A piece of guest RAM as a region of `vm-memory`.
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use vm_memory::{
 
 use crate::mapping::Mapping;
 
-/// A run of guest RAM with one run of host memory behind it, which stays mapped for as long as the
-/// region lives.
+/// A contiguous piece of guest RAM. The host memory behind it is contiguous too, and stays mapped for
+/// as long as the region lives.
 #[derive(Debug)]
 pub struct RamRegion {
     range: PageRange,
     mapping: Arc<Mapping>,
-    /// Bytes of the mapping in front of the region.
+    /// Where the region begins in the mapping, in bytes.
     offset: usize,
     len: usize,
-    /// Where the region is in the memfd.
+    /// Where the region lies in the memfd.
     file: Option<FileOffset>,
 }
 
 impl RamRegion {
-    /// `None` where the mapping is too short.
+    /// `None` if the mapping is too short.
     pub(crate) fn new(range: PageRange, mapping: Arc<Mapping>, offset: usize) -> Option<Self> {
         let len = usize::try_from(range.count().bytes()).ok()?;
         mapping.slice(offset, len)?;
@@ -40,7 +40,7 @@ impl RamRegion {
         self.range
     }
 
-    /// Where `count` bytes at `address` are in the mapping; `None` outside the region.
+    /// Where `count` bytes at `address` lie in the mapping; `None` if they are not all in the region.
     fn offset_of(&self, address: MemoryRegionAddress, count: usize) -> Option<usize> {
         let start = usize::try_from(address.0).ok()?;
         (start.checked_add(count)? <= self.len).then(|| self.offset + start)
@@ -60,7 +60,7 @@ impl GuestMemoryRegion for RamRegion {
 
     fn bitmap(&self) {}
 
-    /// The memfd that other processes map to share the memory.
+    /// The memfd, for other processes to map.
     fn file_offset(&self) -> Option<&FileOffset> {
         self.file.as_ref()
     }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use guest_ram::{Backend, GuestRam, HugePages, RamConfig};
+use guest_ram::{GuestRam, HugePages, MemoryKind, RamConfig};
 use page_range::{Gpfn, PageCount, PageRange};
 use vm_memory::{GuestMemoryRegion, MemoryRegionAddress};
 
@@ -40,12 +40,11 @@ fn all_is_left_out(ram: &GuestRam) -> bool {
 
 #[test]
 fn no_core_dump_holds_guest_memory() {
-    for backend in [Backend::Anonymous, Backend::Memfd] {
+    for kind in [MemoryKind::Anonymous, MemoryKind::Memfd] {
         for huge_pages in [HugePages::Off, HugePages::Transparent] {
-            let config =
-                RamConfig { size: BOOT, backend, huge_pages, hot_add: BLOCK, max_pieces: 4 };
+            let config = RamConfig { size: BOOT, kind, huge_pages, hot_add: BLOCK, max_pieces: 4 };
             let ram = GuestRam::new(&config).unwrap();
-            assert!(all_is_left_out(&ram), "{backend:?}, {huge_pages:?}");
+            assert!(all_is_left_out(&ram), "{kind:?}, {huge_pages:?}");
         }
     }
     // What the test looks for is not there by itself.

@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_ram::{
-    Backend, DiscardError, GuestRam, MemoryWorker, RamConfig, RamError, RamPart, WorkError,
+    DiscardError, GuestRam, MemoryKind, MemoryWorker, RamConfig, RamError, RamPart, WorkError,
 };
 use host_faults::Refusal;
 use page_range::{Gpfn, PageCount, PageRange};
@@ -23,10 +23,10 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn config(backend: Backend) -> RamConfig {
+fn config(kind: MemoryKind) -> RamConfig {
     RamConfig {
         size: PageCount::from_bytes(BOOT),
-        backend,
+        kind,
         hot_add: PageCount::from_bytes(1 << 40),
         max_pieces: 8,
         ..Default::default()
@@ -54,8 +54,8 @@ fn discards(errno: libc::c_int) -> [Refusal; 3] {
     ]
 }
 
-fn refused(refusals: &[Refusal], backend: Backend) -> RamError {
-    host_faults::with(refusals, || GuestRam::new(&config(backend)).unwrap_err())
+fn refused(refusals: &[Refusal], kind: MemoryKind) -> RamError {
+    host_faults::with(refusals, || GuestRam::new(&config(kind)).unwrap_err())
 }
 
 fn cause(error: &dyn Error) -> Option<i32> {
@@ -86,24 +86,24 @@ fn memory_that_cannot_be_mapped_is_told_with_its_size_and_leaves_nothing() {
     let _turn = turn();
     let fixed = of_guest_memory(libc::ENOMEM).with_flag(3, flag(libc::MAP_FIXED));
     let cases = [
-        (of_guest_memory(libc::ENOMEM), Backend::Anonymous, libc::ENOMEM),
-        (fixed.clone(), Backend::Anonymous, libc::ENOMEM),
-        (fixed, Backend::Memfd, libc::ENOMEM),
-        (Refusal::of(libc::SYS_memfd_create, libc::EMFILE), Backend::Memfd, libc::EMFILE),
-        (Refusal::of(libc::SYS_ftruncate, libc::EFBIG), Backend::Memfd, libc::EFBIG),
+        (of_guest_memory(libc::ENOMEM), MemoryKind::Anonymous, libc::ENOMEM),
+        (fixed.clone(), MemoryKind::Anonymous, libc::ENOMEM),
+        (fixed, MemoryKind::Memfd, libc::ENOMEM),
+        (Refusal::of(libc::SYS_memfd_create, libc::EMFILE), MemoryKind::Memfd, libc::EMFILE),
+        (Refusal::of(libc::SYS_ftruncate, libc::EFBIG), MemoryKind::Memfd, libc::EFBIG),
     ];
     // Whatever the first threads of a process leave behind is there by now.
     host_faults::with(&[], || ());
     let (mapped, descriptors) = holdings();
-    for (refusal, backend, errno) in cases {
-        let error = refused(std::slice::from_ref(&refusal), backend);
+    for (refusal, kind, errno) in cases {
+        let error = refused(std::slice::from_ref(&refusal), kind);
         assert_eq!(cause(&error), Some(errno), "{refusal:?}");
         let text = error.to_string();
         assert!(text.contains("67108864 bytes for the guest's boot memory"), "{text}");
     }
     // Only what can be added has this size: what boots was mapped by then, and is let go of.
     let added = of_guest_memory(libc::ENOMEM).with_argument(1, (1 << 40) + (2 << 20));
-    let error = refused(&[added], Backend::Anonymous);
+    let error = refused(&[added], MemoryKind::Anonymous);
     assert!(matches!(error, RamError::Map { part: RamPart::HotAdd, .. }), "{error}");
 
     let (still_mapped, still_open) = holdings();
@@ -119,7 +119,8 @@ fn a_kernel_without_huge_pages_still_gives_memory() {
         let advice = u64::try_from(advice).unwrap();
         Refusal::of(libc::SYS_madvise, libc::EINVAL).with_argument(2, advice)
     });
-    let ram = host_faults::with(&refusals, || GuestRam::new(&config(Backend::Anonymous)).unwrap());
+    let ram =
+        host_faults::with(&refusals, || GuestRam::new(&config(MemoryKind::Anonymous)).unwrap());
     mark(&ram);
     assert_eq!(marked(&ram).len(), 16_384);
 }
@@ -127,8 +128,8 @@ fn a_kernel_without_huge_pages_still_gives_memory() {
 #[test]
 fn pages_that_the_kernel_does_not_take_keep_their_content_and_go_later() {
     let _turn = turn();
-    for backend in [Backend::Anonymous, Backend::Memfd] {
-        let ram = GuestRam::new(&config(backend)).unwrap();
+    for kind in [MemoryKind::Anonymous, MemoryKind::Memfd] {
+        let ram = GuestRam::new(&config(kind)).unwrap();
         mark(&ram);
         let ranges = [pages(10, 5), pages(100, 1), pages(300, 512)];
         for errno in [libc::ENOMEM, libc::EIO] {
@@ -145,7 +146,7 @@ fn pages_that_the_kernel_does_not_take_keep_their_content_and_go_later() {
 #[test]
 fn of_many_pages_only_those_refused_stay() {
     let _turn = turn();
-    let ram = GuestRam::new(&config(Backend::Memfd)).unwrap();
+    let ram = GuestRam::new(&config(MemoryKind::Memfd)).unwrap();
     mark(&ram);
     let hole = Refusal::of(libc::SYS_fallocate, libc::EIO).with_argument(2, 20 << 12);
     let ranges = [pages(10, 1), pages(20, 1), pages(30, 1)];
@@ -159,7 +160,7 @@ fn of_many_pages_only_those_refused_stay() {
 #[test]
 fn memory_is_added_without_a_system_call_that_could_fail() {
     let _turn = turn();
-    let ram = GuestRam::new(&config(Backend::Anonymous)).unwrap();
+    let ram = GuestRam::new(&config(MemoryKind::Anonymous)).unwrap();
     let mut refusals = discards(libc::ENOMEM).to_vec();
     refusals.push(of_guest_memory(libc::ENOMEM));
     let added = pages(1 << 20, 1 << 15);
@@ -179,7 +180,7 @@ fn memory_is_added_without_a_system_call_that_could_fail() {
 #[test]
 fn a_worker_reports_what_failed_and_goes_on() {
     let _turn = turn();
-    let ram = Arc::new(GuestRam::new(&config(Backend::Anonymous)).unwrap());
+    let ram = Arc::new(GuestRam::new(&config(MemoryKind::Anonymous)).unwrap());
     let (done, results) = channel();
     let worker = host_faults::with(&discards(libc::ENOMEM), || {
         MemoryWorker::spawn(move |tag, result| done.send((tag, result)).unwrap()).unwrap()

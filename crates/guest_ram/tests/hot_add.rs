@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
-use guest_ram::{AddError, Backend, DiscardError, GuestRam, RamConfig};
+use guest_ram::{AddError, DiscardError, GuestRam, MemoryKind, RamConfig};
 use page_range::{Gpa, Gpfn, PageCount, PageRange, PageRangeSet};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
@@ -15,12 +15,12 @@ const BASE: u64 = 1 << 20;
 const BLOCK: u64 = 512;
 
 fn ram(capacity: u64, max_pieces: u32) -> GuestRam {
-    ram_of(Backend::Anonymous, capacity, max_pieces)
+    ram_of(MemoryKind::Anonymous, capacity, max_pieces)
 }
 
-fn ram_of(backend: Backend, capacity: u64, max_pieces: u32) -> GuestRam {
+fn ram_of(kind: MemoryKind, capacity: u64, max_pieces: u32) -> GuestRam {
     let (size, hot_add) = (PageCount::new(BOOT), PageCount::new(capacity));
-    GuestRam::new(&RamConfig { size, backend, hot_add, max_pieces, ..Default::default() }).unwrap()
+    GuestRam::new(&RamConfig { size, kind, hot_add, max_pieces, ..Default::default() }).unwrap()
 }
 
 fn pages(start: u64, count: u64) -> PageRange {
@@ -92,8 +92,8 @@ fn the_bus_and_old_readers_see_what_they_should() {
 
 #[test]
 fn each_region_has_its_own_memory_at_a_fitting_host_address() {
-    for backend in [Backend::Anonymous, Backend::Memfd] {
-        let ram = ram_of(backend, 4 * BLOCK, 4);
+    for kind in [MemoryKind::Anonymous, MemoryKind::Memfd] {
+        let ram = ram_of(kind, 4 * BLOCK, 4);
         add(&ram, 0, 4 * BLOCK, BLOCK).unwrap();
         for block in 0..4 {
             ram.memory().write_obj(block + 1, address(BASE + block * BLOCK)).unwrap();
@@ -112,7 +112,7 @@ fn each_region_has_its_own_memory_at_a_fitting_host_address() {
 /// What another process that is handed the memfd finds.
 #[test]
 fn a_memfd_says_where_each_region_is_in_it() {
-    let ram = ram_of(Backend::Memfd, 4 * BLOCK, 8);
+    let ram = ram_of(MemoryKind::Memfd, 4 * BLOCK, 8);
     add(&ram, BLOCK, 2 * BLOCK, BLOCK).unwrap();
     for region in ram.regions() {
         region.write_slice(b"here", MemoryRegionAddress(4096)).unwrap();
@@ -121,7 +121,7 @@ fn a_memfd_says_where_each_region_is_in_it() {
         file.file().read_exact_at(&mut found, file.start() + 4096).unwrap();
         assert_eq!(&found, b"here", "{}", region.range());
     }
-    let anonymous = ram_of(Backend::Anonymous, 0, 0);
+    let anonymous = ram_of(MemoryKind::Anonymous, 0, 0);
     assert!(anonymous.regions().iter().all(|region| region.file_offset().is_none()));
 }
 
@@ -138,8 +138,8 @@ fn capacity_beyond_all_memory_costs_nothing() {
 
 #[test]
 fn a_removed_region_leaves_and_comes_back_empty_after_its_discard() {
-    for backend in [Backend::Anonymous, Backend::Memfd] {
-        let ram = ram_of(backend, 4 * BLOCK, 4);
+    for kind in [MemoryKind::Anonymous, MemoryKind::Memfd] {
+        let ram = ram_of(kind, 4 * BLOCK, 4);
         add(&ram, 0, 2 * BLOCK, BLOCK).unwrap();
         ram.memory().write_obj(0xa5_u8, address(BASE + BLOCK)).unwrap();
         assert_eq!(remove(&ram, BLOCK, BLOCK), [pages(BASE + BLOCK, BLOCK)]);
@@ -171,6 +171,24 @@ fn what_was_removed_lives_while_somebody_holds_it() {
 }
 
 #[test]
+fn a_region_and_its_successor_at_the_same_place_are_the_same_memory() {
+    let ram = ram(BLOCK, 1);
+    let add = || ram.add(pages(BASE, BLOCK), PageCount::ZERO, PageCount::new(BLOCK)).unwrap();
+    let old = add().remove(0);
+    let snapshot = ram.memory();
+    remove(&ram, 0, BLOCK);
+    let new = add().remove(0);
+    old.write_obj(3_u8, MemoryRegionAddress(5)).unwrap();
+    assert_eq!(new.read_obj::<u8>(MemoryRegionAddress(5)).unwrap(), 3);
+    ram.discard(&[pages(BASE, BLOCK)]).unwrap();
+    assert_eq!(old.read_obj::<u8>(MemoryRegionAddress(5)).unwrap(), 0);
+    // A snapshot alone keeps all of it mapped.
+    drop((ram, old, new));
+    snapshot.write_obj(4_u8, address(BASE)).unwrap();
+    assert_eq!(snapshot.read_obj::<u8>(address(BASE)).unwrap(), 4);
+}
+
+#[test]
 fn what_does_not_fit_is_refused_and_changes_nothing() {
     let none = ram(0, 8);
     assert!(matches!(add(&none, 0, BLOCK, BLOCK), Err(AddError::Capacity { .. })));
@@ -189,7 +207,7 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     assert!(visible(&ram).is_empty());
     assert!(ram.remove(pages(BASE, 1)).is_err());
 
-    // None of these decided where the backend lies.
+    // None of these decided where added memory lies.
     try_add(BASE, 0, BLOCK).unwrap();
     assert!(matches!(try_add(BASE, BLOCK, BLOCK), Err(AddError::Elsewhere { .. })));
     assert_eq!(visible(&ram), set(&[pages(BASE, BLOCK)]));
@@ -211,7 +229,7 @@ fn pieces_of_changed_alignments_have_their_bound() {
     assert!(visible(&none).is_empty());
 }
 
-/// An addition, or a removal, of some pages of the backend.
+/// An addition, or a removal, of some of the pages that can be added.
 fn operations() -> impl Strategy<Value = Vec<(bool, u64, u64)>> {
     let operation = (any::<bool>(), 0..CAPACITY, 1..200_u64)
         .prop_map(|(adds, start, count)| (adds, start, count.min(CAPACITY - start)));

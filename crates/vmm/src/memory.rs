@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use guest_ram::{Backend, GuestRam, HIGH_RAM_START, HugePages, RamConfig, RamError};
+use guest_ram::{GuestRam, HIGH_RAM_START, HugePages, MemoryKind, RamConfig, RamError};
 use kvm_ioctls::Kvm;
 use page_range::{Gpa, Gpfn, PageCount, PageRange, PageRangeSet};
 
@@ -136,7 +136,7 @@ impl MemoryPlan {
         let capacity = self.maximum.saturating_sub(boot);
         let ram = GuestRam::new(&RamConfig {
             size: boot,
-            backend: Backend::Anonymous,
+            kind: MemoryKind::Anonymous,
             huge_pages: self.huge_pages,
             hot_add: capacity,
             max_pieces: self.max_pieces,

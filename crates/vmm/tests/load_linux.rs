@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use guest_ram::{Backend, GuestRam, HugePages, RamConfig};
+use guest_ram::{GuestRam, HugePages, MemoryKind, RamConfig};
 use page_range::PageCount;
 use vmm::{BootError, load_linux};
 
@@ -51,7 +51,7 @@ fn load(kernel: &Kernel, initrd_len: usize) -> Result<u64, BootError> {
     };
     let ram = GuestRam::new(&RamConfig {
         size: PageCount::from_bytes(8 * MIB),
-        backend: Backend::Anonymous,
+        kind: MemoryKind::Anonymous,
         huge_pages: HugePages::Off,
         ..RamConfig::default()
     });

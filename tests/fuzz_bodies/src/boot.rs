@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use arbitrary::{Arbitrary, Unstructured};
-use guest_ram::{Backend, GuestRam, HugePages, RamConfig};
+use guest_ram::{GuestRam, HugePages, MemoryKind, RamConfig};
 use page_range::PageCount;
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::os::unix::fs::FileExt;
@@ -44,7 +44,7 @@ pub(crate) fn run(data: &[u8]) {
 
     let ram = GuestRam::new(&RamConfig {
         size: PageCount::from_bytes((1 + u64::from(sizes.memory % 24)) << 20),
-        backend: Backend::Anonymous,
+        kind: MemoryKind::Anonymous,
         huge_pages: HugePages::Off,
         ..RamConfig::default()
     });

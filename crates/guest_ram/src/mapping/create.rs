@@ -9,27 +9,27 @@ use std::sync::Arc;
 use super::{Backing, Mapping, Owner, Span, check, unmap};
 use crate::HugePages;
 
-/// What guest memory is made of.
+/// The kind of memory that guest RAM is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Backend {
+pub enum MemoryKind {
     /// Private anonymous memory: the cheapest to discard. The default.
     #[default]
     Anonymous,
-    /// A memfd, mapped shared: for memory that other processes must see. Discarding costs more
-    /// than twice as much, and some forty times where anonymous memory has huge pages.
+    /// A memfd, mapped shared, for memory that other processes must see. Discarding costs more than
+    /// twice as much, and some forty times as much where anonymous memory has huge pages.
     Memfd,
 }
 
-/// Host addresses are congruent to guest addresses modulo at least this, so that a huge page of the
-/// host backs exactly one huge page of the guest.
+/// Host and guest addresses are congruent modulo at least this, so that a huge page of the host backs
+/// exactly one huge page of the guest.
 const HUGE_PAGE: usize = 2 << 20;
 
 /// What to map.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
-    pub(crate) backend: Backend,
+    pub(crate) kind: MemoryKind,
     pub(crate) huge_pages: HugePages,
-    /// Where the memory lies in the guest; of this only the place in a huge page matters.
+    /// Where the memory lies in the guest. Only the offset in a huge page matters.
     pub(crate) guest_address: u64,
     pub(crate) len: usize,
     /// Reserve pool pages for all of it now, or fail. Means nothing for other pages.
@@ -46,7 +46,7 @@ impl Request {
         let pool = match self.huge_pages {
             HugePages::Pool2M => libc::MFD_HUGETLB | libc::MFD_HUGE_2MB,
             HugePages::Pool1G => libc::MFD_HUGETLB | libc::MFD_HUGE_1GB,
-            HugePages::Off | HugePages::Transparent if self.backend == Backend::Anonymous => {
+            HugePages::Off | HugePages::Transparent if self.kind == MemoryKind::Anonymous => {
                 return Ok(None);
             }
             HugePages::Off | HugePages::Transparent => 0,
@@ -92,7 +92,7 @@ impl Mapping {
         // A core dump of this process must not contain what the guest keeps in its memory.
         mapping.advise(Span { offset: 0, len }, libc::MADV_DONTDUMP)?;
         if !request.huge_pages.from_pool() {
-            // A kernel built without transparent huge pages refuses; small pages work as well.
+            // A kernel without transparent huge pages refuses; small pages do as well.
             let _ = mapping.advise_huge_pages(request.huge_pages == HugePages::Transparent);
         }
         Ok(mapping)

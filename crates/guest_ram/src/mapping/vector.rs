@@ -1,4 +1,4 @@
-//! MADV_DONTNEED for many ranges of this process in one system call.
+//! MADV_DONTNEED for many ranges of this process with one system call.
 //!
 //! `process_madvise(2)` takes a vector of ranges. For the caller's own memory it takes any advice
 //! since Linux 6.13, names the caller without a descriptor (`PIDFD_SELF_THREAD`) since 6.14, and
@@ -7,30 +7,30 @@
 use std::ptr;
 use std::sync::OnceLock;
 
-/// The most ranges in one call. The kernel takes 1024, but from a few hundred on nothing is left
-/// to gain, and a Dynamic Memory message names no more than this.
+/// The most ranges in one call. The kernel takes 1024, but more than a few hundred gain nothing, and
+/// a Dynamic Memory message names no more than this.
 pub(crate) const MAX: usize = 512;
 
 /// The calling thread, where a descriptor of a process is asked for (Linux
 /// `include/uapi/linux/pidfd.h`). Unlike a descriptor it cannot name a parent after a fork.
 const PIDFD_SELF_THREAD: libc::c_int = -10_000;
 
-/// Whether [`discard`] does anything here. Tried out once, on memory made for that: older kernels
-/// refuse, and so may a seccomp filter.
+/// Whether [`discard`] works here. Tried once, on memory made for that: older kernels refuse the
+/// call, and so may a seccomp filter.
 pub(super) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(probe)
 }
 
-/// Discards the first [`MAX`] ranges, in order up to the first that cannot be, and returns the
-/// bytes that are gone; they may end inside a range.
+/// Discards at most [`MAX`] ranges, in order, up to the first that cannot be discarded. Returns the
+/// number of bytes that are gone, which may end inside a range.
 ///
 /// # Safety
 /// The ranges must be mapped memory whose content nobody relies on.
 pub(super) unsafe fn discard(ranges: impl Iterator<Item = libc::iovec>) -> usize {
     let mut vector = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; MAX];
     let filled = vector.iter_mut().zip(ranges).map(|(slot, range)| *slot = range).count();
-    // SAFETY: the vector has `filled` entries; what they name, the caller answers for.
+    // SAFETY: the vector has `filled` entries, and the caller vouches for the ranges in them.
     let bytes = unsafe {
         libc::syscall(
             libc::SYS_process_madvise,
