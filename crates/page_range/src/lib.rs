@@ -7,7 +7,8 @@
     clippy::todo,
     clippy::unreachable,
     clippy::indexing_slicing,
-    clippy::arithmetic_side_effects
+    clippy::arithmetic_side_effects,
+    clippy::wildcard_enum_match_arm
 )]
 //! Guest page numbers, page ranges and exact sets of them.
 //!

@@ -1,58 +1,140 @@
-//! Words of 64 bits: one for each child of a node, or for each page.
+//! Masks over a word of 64 bits: one bit for each child of a node, or for each page.
+//!
+//! A [`Bit`] is a position from 0 to 63 by construction, so no shift can exceed the word.
+#![expect(clippy::arithmetic_side_effects, reason = "a Bit is below 64; see the set's module head")]
 
-/// The bits of a page's number that say where it is in its word.
-pub(super) const WORD_MASK: u64 = 63;
+/// The bits of a page's number that give its position in its word.
+pub(super) const WORD_MASK: u64 = MASK as u64;
 
-/// The number of a page among the 64 aligned ones of its word.
-#[inline]
-pub(super) const fn low(page: u64) -> u32 {
-    (page & WORD_MASK) as u32
+const MASK: u32 = u64::BITS - 1;
+
+/// A position in a word, from 0 to 63.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bit(u32);
+
+impl Bit {
+    /// The position of number `i` in its aligned word of 64.
+    #[inline]
+    pub(super) const fn of(i: u32) -> Self {
+        Self(i & MASK)
+    }
+
+    /// The position of `page` in its aligned word of 64.
+    #[inline]
+    pub(super) const fn of_page(page: u64) -> Self {
+        Self((page & WORD_MASK) as u32)
+    }
+
+    /// The position as a number, from 0 to 63.
+    #[inline]
+    pub(super) const fn get(self) -> u32 {
+        // Masked again: the compiler then knows the bound wherever the position comes from.
+        self.0 & MASK
+    }
+
+    /// This bit alone.
+    #[inline]
+    pub(super) const fn alone(self) -> u64 {
+        1 << self.get()
+    }
+
+    /// This bit and all above it.
+    #[inline]
+    pub(super) const fn and_above(self) -> u64 {
+        u64::MAX << self.get()
+    }
+
+    /// This bit and all below it.
+    #[inline]
+    pub(super) const fn and_below(self) -> u64 {
+        u64::MAX >> (MASK - self.get())
+    }
+
+    /// The next bit up; of the highest, the lowest again.
+    #[inline]
+    pub(super) const fn next(self) -> Self {
+        Self::of(self.get() + 1)
+    }
+
+    /// The bits above this one.
+    #[inline]
+    pub(super) const fn above(self) -> u64 {
+        (u64::MAX ^ 1) << self.get()
+    }
+
+    /// The bits below this one.
+    #[inline]
+    pub(super) const fn below(self) -> u64 {
+        !self.and_above()
+    }
+
+    /// Whether `word` has this bit.
+    #[inline]
+    pub(super) const fn is_in(self, word: u64) -> bool {
+        word & self.alone() != 0
+    }
 }
 
-/// Bit `i` alone; `i` is below 64.
+/// The lowest bit of `word`; `None` where it is zero.
 #[inline]
-pub(super) const fn bit(i: u32) -> u64 {
-    1u64.wrapping_shl(i)
+pub(super) fn lowest(word: u64) -> Option<Bit> {
+    (word != 0).then(|| Bit(word.trailing_zeros()))
 }
 
-/// The bits from `from` up to, not including, `to`: `from < to <= 64`.
+/// The highest bit of `word`; `None` where it is zero.
 #[inline]
-pub(super) const fn between(from: u32, to: u32) -> u64 {
-    from_on(from) & up_to(to.wrapping_sub(1))
+pub(super) fn highest(word: u64) -> Option<Bit> {
+    word.checked_ilog2().map(Bit)
 }
 
-/// The bits up to `i`, which is below 64.
+/// The bits of `word`, lowest first.
 #[inline]
-pub(super) const fn up_to(i: u32) -> u64 {
-    u64::MAX.wrapping_shr(63u32.wrapping_sub(i))
-}
-
-/// The bits from `from` on; `from` is below 64.
-#[inline]
-pub(super) const fn from_on(from: u32) -> u64 {
-    u64::MAX.wrapping_shl(from)
-}
-
-/// The bits above `i`, which is below 64.
-#[inline]
-pub(super) const fn above(i: u32) -> u64 {
-    (u64::MAX ^ 1).wrapping_shl(i)
-}
-
-/// The number of the highest bit; `None` for an empty word.
-#[inline]
-pub(super) const fn highest(word: u64) -> Option<u32> {
-    word.checked_ilog2()
-}
-
-/// The numbers of the bits, lowest first.
-#[inline]
-pub(super) fn ones(mut word: u64) -> impl Iterator<Item = u32> {
+pub(super) fn ones(mut word: u64) -> impl Iterator<Item = Bit> {
     core::iter::from_fn(move || {
-        let lowest = (word != 0).then_some(word.trailing_zeros())?;
-        word &= word.wrapping_sub(1);
-        Some(lowest)
+        let bit = lowest(word)?;
+        word &= word - 1;
+        Some(bit)
     })
+}
+
+/// The lowest run of ones in a word, with a zero above it.
+pub(super) struct LowestRun {
+    /// The lowest bit of the run.
+    pub(super) first: Bit,
+    /// The zero above the run.
+    pub(super) after: Bit,
+    /// The word without the run.
+    pub(super) rest: u64,
+}
+
+/// The lowest run of ones; `None` where there is none or it reaches the top of the word, so that
+/// it may continue in the next one.
+#[inline]
+pub(super) fn lowest_run(word: u64) -> Option<LowestRun> {
+    // Arithmetic modulo 2^64 is meant here: adding its lowest bit to the word carries through the
+    // run to the zero above it, or out of the word.
+    let first = word & word.wrapping_neg();
+    let carried = word.wrapping_add(first);
+    let after = lowest(carried)?;
+    Some(LowestRun { first: Bit(first.trailing_zeros()), after, rest: word & carried })
+}
+
+/// The highest run of ones in a word.
+pub(super) struct HighestRun {
+    /// The number of bits, from 1 to 64.
+    pub(super) count: u32,
+    /// The zero below the run; `None` where the run reaches the bottom of the word, so that it may
+    /// continue in the word before.
+    pub(super) before: Option<Bit>,
+}
+
+/// The highest run of ones; `None` where there is none.
+#[inline]
+pub(super) fn highest_run(word: u64) -> Option<HighestRun> {
+    let last = highest(word)?;
+    let count = (word << (MASK - last.get())).leading_ones();
+    let before = last.get().checked_sub(count).map(Bit);
+    Some(HighestRun { count, before })
 }
 
 #[cfg(test)]
@@ -63,17 +145,34 @@ mod tests {
 
     #[test]
     fn masks_reach_both_ends_of_a_word() {
-        assert_eq!(between(0, 64), u64::MAX);
-        assert_eq!(between(63, 64), 1 << 63);
-        assert_eq!(between(4, 8), 0xf0);
-        assert_eq!(above(63), 0);
-        assert_eq!(above(0), u64::MAX - 1);
+        let (first, last) = (Bit::of(0), Bit::of(63));
+        assert_eq!(first.and_above() & last.and_below(), u64::MAX);
+        assert_eq!(last.alone(), 1 << 63);
+        assert_eq!(Bit::of(4).and_above() & Bit::of(7).and_below(), 0xf0);
+        assert_eq!((last.above(), last.below()), (0, u64::MAX >> 1));
+        assert_eq!((first.above(), first.below()), (u64::MAX - 1, 0));
     }
 
     #[test]
     fn bits_are_listed_upwards() {
-        assert_eq!(ones(bit(63) | 0b101).collect::<Vec<_>>(), [0, 2, 63]);
-        assert_eq!(highest(bit(63) | 1), Some(63));
-        assert_eq!(highest(0), None);
+        assert_eq!(ones(1 << 63 | 0b101).map(Bit::get).collect::<Vec<_>>(), [0, 2, 63]);
+        assert_eq!(highest(1 << 63 | 1), Some(Bit(63)));
+        assert_eq!((lowest(0), highest(0)), (None, None));
+    }
+
+    #[test]
+    fn runs_within_a_word_are_told_from_those_that_may_continue() {
+        let run = lowest_run(0b1011_1000).unwrap();
+        assert_eq!((run.first, run.after, run.rest), (Bit(3), Bit(6), 0b1000_0000));
+        let run = highest_run(0b1011_1000).unwrap();
+        assert_eq!((run.before, run.count), (Some(Bit(6)), 1));
+        for word in [0, u64::MAX, Bit::of(63).alone(), Bit::of(5).and_above()] {
+            assert!(lowest_run(word).is_none());
+        }
+        for (word, count) in [(u64::MAX, 64), (1, 1), (Bit::of(5).and_below(), 6)] {
+            let run = highest_run(word).unwrap();
+            assert_eq!((run.before, run.count), (None, count));
+        }
+        assert!(highest_run(0).is_none());
     }
 }

@@ -1,14 +1,16 @@
 //! The lowest level of the tree: a bit for each page of 2 MiB.
+#![expect(clippy::arithmetic_side_effects, reason = "pages of a leaf; see the set's module head")]
 
-use super::bits::{from_on, highest, up_to};
-use super::part::Part;
+use super::bits::{Bit, highest, highest_run, lowest};
+use super::part::{Part, Run, Span};
+use super::state::State;
 
 const WORDS: usize = 8;
 const WORD_SHIFT: u32 = 6;
 const WORD_PAGES: u32 = u64::BITS;
-const WORD_MASK: u32 = 63;
+const WORD_MASK: u32 = WORD_PAGES - 1;
 
-/// 512 pages, as many as a huge page has: where a guest gives whole huge pages there are no leaves.
+/// 512 pages, the size of a huge page: a guest that gives whole huge pages needs no leaves.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Leaf {
     words: [u64; WORDS],
@@ -20,105 +22,110 @@ impl Part for Leaf {
     const FULL: Self = Self { words: [u64::MAX; WORDS] };
 
     fn len(&self) -> u32 {
-        self.words.iter().fold(0, |sum, word| sum.wrapping_add(word.count_ones()))
+        self.words.iter().map(|word| word.count_ones()).sum()
     }
 
     #[inline]
-    fn is_all<const IN: bool>(&self, around: u32) -> bool {
-        members::<IN>(self.word(around)) == u64::MAX
-            && self.words.iter().all(|&word| members::<IN>(word) == u64::MAX)
+    fn is_all<S: State>(&self, around: u32) -> bool {
+        S::of_word(self.word(around)) == u64::MAX
+            && self.words.iter().all(|&word| S::of_word(word) == u64::MAX)
     }
 
     #[inline]
-    fn any<const IN: bool>(&self, start: u32, end: u32) -> bool {
-        pieces(start, end).any(|(page, mask)| members::<IN>(self.word(page)) & mask != 0)
+    fn any<S: State>(&self, span: Span) -> bool {
+        pieces(span).any(|(page, mask)| S::of_word(self.word(page)) & mask != 0)
     }
 
-    fn put<const IN: bool>(&mut self, start: u32, end: u32) -> u32 {
-        pieces(start, end).fold(0, |sum, (page, mask)| {
-            self.put_quickly::<IN, false>(page, mask).unwrap_or_default().wrapping_add(sum)
-        })
+    fn mark<S: State>(&mut self, span: Span) -> u32 {
+        pieces(span)
+            .map(|(page, mask)| self.mark_in_word::<S>(page, mask).unwrap_or_default())
+            .sum()
     }
 
     #[inline]
-    fn put_quickly<const IN: bool, const LEAF: bool>(
-        &mut self,
-        page: u32,
-        mask: u64,
-    ) -> Option<u32> {
-        let word = self.words.get_mut(word_of(page)).filter(|_| !LEAF)?;
-        let changed = mask & !members::<IN>(*word);
+    fn mark_in_word<S: State>(&mut self, page: u32, mask: u64) -> Option<u32> {
+        let word = self.words.get_mut(word_of(page))?;
+        let changed = mask & S::Opposite::of_word(*word);
         *word ^= changed;
-        // Counting bits takes long without an instruction for it, and one page is what comes most.
+        // Counting bits is slow without an instruction for it, and most changes are of one page.
         Some(if mask.is_power_of_two() { u32::from(changed != 0) } else { changed.count_ones() })
     }
 
     #[inline]
-    fn next<const IN: bool>(&self, from: u32) -> Option<(u32, u64)> {
+    fn mark_leaf<S: State>(&mut self, _page: u32) -> Option<u32> {
+        None
+    }
+
+    #[inline]
+    fn next<S: State>(&self, from: u32) -> Option<(u32, u64)> {
         let mut from = from;
         while from < Self::PAGES {
-            let word = members::<IN>(self.word(from));
-            let rest = word & from_on(from & WORD_MASK);
-            if rest != 0 {
-                return Some((page(from, rest.trailing_zeros()), word));
+            let word = S::of_word(self.word(from));
+            if let Some(found) = lowest(word & Bit::of(from).and_above()) {
+                return Some((page(from, found), word));
             }
-            from = (from | WORD_MASK).wrapping_add(1);
+            from = (from | WORD_MASK) + 1;
         }
         None
     }
 
     #[inline]
-    fn prev<const IN: bool>(&self, below: u32) -> Option<(u32, u64)> {
-        let mut last = below.wrapping_sub(1);
+    fn prev<S: State>(&self, from: u32) -> Option<(u32, u64)> {
+        let mut from = from;
         loop {
-            let word = members::<IN>(self.word(last));
-            if let Some(highest) = highest(word & up_to(last & WORD_MASK)) {
-                return Some((page(last, highest), word));
+            let word = S::of_word(self.word(from));
+            if let Some(found) = highest(word & Bit::of(from).and_below()) {
+                return Some((page(from, found), word));
             }
-            last = (last & !WORD_MASK).checked_sub(1)?;
+            from = (from & !WORD_MASK).checked_sub(1)?;
         }
     }
 
     #[inline]
-    fn take_in_word(&mut self, max: u32) -> Option<(u32, u32)> {
+    fn take_in_word(&mut self, max: u32) -> Option<Run> {
         let mut words = self.words.iter_mut().rev();
         let mut base = Self::PAGES;
-        let (word, last) = words.find_map(|word| {
-            base = base.wrapping_sub(WORD_PAGES);
-            highest(*word).map(|last| (word, last))
+        let (word, run) = words.find_map(|word| {
+            base -= WORD_PAGES;
+            highest_run(*word).map(|run| (word, run))
         })?;
-        let start = match highest(!*word & up_to(last)) {
-            Some(before) => before.wrapping_add(1),
-            // It may go on in the word below.
+        let first = match run.before {
+            Some(before) => before.next(),
+            // The run may continue in the word below.
             None if words.next().is_none_or(|word| *word >> WORD_MASK != 0) => return None,
-            None => 0,
+            None => Bit::of(0),
         };
-        let run = last.wrapping_sub(start);
-        if run >= max {
+        if run.count > max {
             return None;
         }
-        *word &= !from_on(start);
-        Some((base | start, run.wrapping_add(1)))
+        *word &= first.below();
+        Some(Run { first: base | first.get(), count: run.count })
     }
 
     fn absorb(&mut self, other: Self) -> u32 {
-        self.words.iter_mut().zip(other.words).fold(0, |added, (word, other)| {
-            let new = other & !*word;
-            *word |= other;
-            added.wrapping_add(new.count_ones())
-        })
+        let words = self.words.iter_mut().zip(other.words);
+        words
+            .map(|(word, other)| {
+                let new = other & !*word;
+                *word |= other;
+                new.count_ones()
+            })
+            .sum()
     }
 
     fn subtract(&mut self, other: &Self) -> u32 {
-        self.words.iter_mut().zip(other.words).fold(0, |removed, (word, other)| {
-            let old = other & *word;
-            *word &= !other;
-            removed.wrapping_add(old.count_ones())
-        })
+        let words = self.words.iter_mut().zip(other.words);
+        words
+            .map(|(word, other)| {
+                let old = other & *word;
+                *word &= !other;
+                old.count_ones()
+            })
+            .sum()
     }
 
     fn whole_leaves(&self) -> Self {
-        // A leaf that is stored is not whole.
+        // A leaf with all pages in the set is not stored.
         Self::EMPTY
     }
 }
@@ -130,22 +137,16 @@ impl Leaf {
     }
 }
 
-/// The pages of a word that are in the set, or those that are not.
+/// The words that `span` touches: a page of each, and a mask of its pages in the span.
 #[inline]
-const fn members<const IN: bool>(word: u64) -> u64 {
-    if IN { word } else { !word }
-}
-
-/// The words with a page from `start` up to `end`: a page of each, and a bit for each of those.
-#[inline]
-fn pieces(start: u32, end: u32) -> impl Iterator<Item = (u32, u64)> {
-    let mut next = start;
+fn pieces(span: Span) -> impl Iterator<Item = (u32, u64)> {
+    let mut next = span.first;
     core::iter::from_fn(move || {
-        (next < end).then(|| {
+        (next <= span.last).then(|| {
             let first = next;
-            next = (first | WORD_MASK).wrapping_add(1).min(end);
-            let last = next.wrapping_sub(1) & WORD_MASK;
-            (first, from_on(first & WORD_MASK) & up_to(last))
+            let last = (first | WORD_MASK).min(span.last);
+            next = last + 1;
+            (first, Bit::of(first).and_above() & Bit::of(last).and_below())
         })
     })
 }
@@ -156,41 +157,46 @@ const fn word_of(page: u32) -> usize {
     (page >> WORD_SHIFT) as usize
 }
 
-/// The page that bit `i` stands for in the word that has page `around`.
+/// The page at `bit` of the word that has page `around`.
 #[inline]
-const fn page(around: u32, i: u32) -> u32 {
-    (around & !WORD_MASK) | i
+const fn page(around: u32, bit: Bit) -> u32 {
+    (around & !WORD_MASK) | bit.get()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::state::{Held, Missing};
     use super::*;
 
-    fn next<const IN: bool>(leaf: &Leaf, from: u32) -> Option<u32> {
-        leaf.next::<IN>(from).map(|(page, _)| page)
+    const fn span(first: u32, last: u32) -> Span {
+        Span { first, last }
     }
 
-    fn prev<const IN: bool>(leaf: &Leaf, below: u32) -> Option<u32> {
-        leaf.prev::<IN>(below).map(|(page, _)| page)
+    fn next<S: State>(leaf: &Leaf, from: u32) -> Option<u32> {
+        leaf.next::<S>(from).map(|(page, _)| page)
+    }
+
+    fn prev<S: State>(leaf: &Leaf, from: u32) -> Option<u32> {
+        leaf.prev::<S>(from).map(|(page, _)| page)
     }
 
     #[test]
-    fn a_put_over_several_words_counts_each_page_once() {
+    fn a_span_over_several_words_counts_each_page_once() {
         let mut leaf = Leaf::EMPTY;
-        assert_eq!(leaf.put::<true>(60, 200), 140);
-        assert_eq!(leaf.put::<true>(63, 65), 0);
-        assert_eq!(leaf.put::<false>(0, 64), 4);
-        assert_eq!((next::<true>(&leaf, 0), next::<false>(&leaf, 64)), (Some(64), Some(200)));
-        assert_eq!((prev::<true>(&leaf, 512), prev::<false>(&leaf, 200)), (Some(199), Some(63)));
+        assert_eq!(leaf.mark::<Held>(span(60, 199)), 140);
+        assert_eq!(leaf.mark::<Held>(span(63, 64)), 0);
+        assert_eq!(leaf.mark::<Missing>(span(0, 63)), 4);
+        assert_eq!((next::<Held>(&leaf, 0), next::<Missing>(&leaf, 64)), (Some(64), Some(200)));
+        assert_eq!((prev::<Held>(&leaf, 511), prev::<Missing>(&leaf, 199)), (Some(199), Some(63)));
         assert_eq!(leaf.len(), 136);
     }
 
     #[test]
-    fn the_whole_leaf_can_be_put() {
+    fn the_whole_leaf_can_be_marked() {
         let mut leaf = Leaf::EMPTY;
-        assert_eq!(leaf.put::<true>(0, 512), 512);
-        assert!(leaf.is_all::<true>(0) && !leaf.any::<false>(0, 512));
-        assert_eq!(leaf.put::<false>(511, 512), 1);
-        assert_eq!(leaf.prev::<false>(512), Some((511, 1 << 63)));
+        assert_eq!(leaf.mark::<Held>(Leaf::WHOLE), 512);
+        assert!(leaf.is_all::<Held>(0) && !leaf.any::<Missing>(Leaf::WHOLE));
+        assert_eq!(leaf.mark::<Missing>(span(511, 511)), 1);
+        assert_eq!(leaf.prev::<Missing>(511), Some((511, 1 << 63)));
     }
 }

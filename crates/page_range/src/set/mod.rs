@@ -1,11 +1,29 @@
 //! An exact set of pages.
+//!
+//! The tree has four levels, a file each: `chunks` of 8 GiB, `node` for the chunk and for its
+//! blocks of 128 MiB, and `leaf` for 2 MiB. `part` has the operations that nodes and leaves share,
+//! `children` the storage of a node, `counted` the number of pages of a block, `bits` the masks, `state` the types an operation is compiled
+//! for, and `runs` the iterator.
+//!
+//! # Arithmetic
+//!
+//! The numbers in here are pages below [`Gpfn::MAX`], 2<sup>40</sup>, or its offsets, counts and
+//! bit positions in a part of at most 2<sup>21</sup> pages; [`PageRange`] has checked whatever a
+//! guest supplied. No sum or product of them comes near the end of its type, and a difference is
+//! taken only where the order of the two is known. So these modules use the plain operators and
+//! expect the lint against them. None of them wraps: if a count were wrong through a defect, a
+//! build with overflow checks, such as any test and our release profile, would stop there instead
+//! of continuing with a huge number.
 
 mod bits;
+mod children;
 mod chunks;
+mod counted;
 mod leaf;
 mod node;
 mod part;
 mod runs;
+mod state;
 #[cfg(test)]
 #[expect(clippy::arithmetic_side_effects, reason = "a sum that overflows fails its test")]
 mod tests;
@@ -15,22 +33,36 @@ use core::fmt;
 use crate::{Gpfn, PageCount, PageRange};
 use chunks::Chunks;
 use runs::Runs;
+use state::{Held, Missing};
 
 /// An exact set of pages, small and fast whatever a guest puts into it.
 ///
-/// It is a tree of 64-ary nodes over the address space: chunks of 8 GiB, blocks of 128 MiB, leaves
-/// of 2 MiB with a bit for each page. What is wholly in the set is one bit in the node above, what
-/// is wholly out is not stored: a merged 1 TiB takes some KiB, and the worst that can be, a page
-/// that is in and one that is out in each leaf, little more than a bit for each page. An operation
-/// looks at a few words, however many ranges there are; one that covers many ranges costs no more
-/// than to free them.
+/// It is a tree over the address space whose nodes have 64 children: chunks of 8 GiB, blocks of
+/// 128 MiB, and leaves of 2 MiB with a bit for each page. A part with all pages in the set is one
+/// bit in the node above, and a part with none is not stored: 1 TiB as one range takes a few KiB.
+/// The worst case, in which each leaf has pages in the set and pages that are not, takes little
+/// more than a bit for each page. An operation looks at a few words however many ranges there are;
+/// one that covers many ranges takes no longer than freeing them.
+///
+/// ```
+/// use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let first = Gpfn::new(0x100).ok_or("too high")?;
+/// let mut set = PageRangeSet::new();
+/// set.insert(PageRange::new(first, PageCount::new(16))?);
+/// assert_eq!(set.remove(PageRange::new(first, PageCount::new(4))?), PageCount::new(4));
+/// assert_eq!(set.len(), PageCount::new(12));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq)]
 pub struct PageRangeSet {
     chunks: Chunks,
     len: PageCount,
 }
 
-/// Why ranges are not those of a set: see [`PageRangeSet::try_from_ranges`].
+/// Ranges that are not in the form of a set: see [`PageRangeSet::try_from_ranges`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsorted {
     /// The first range that does not lie above all those before it, with a gap.
@@ -52,11 +84,12 @@ impl PageRangeSet {
         Self { chunks: Chunks::new(), len: PageCount::ZERO }
     }
 
-    /// The set of `ranges`, as [`PageRangeSet::iter`] lists them: upwards, none empty, and a gap
-    /// between any two. Meant for saved sets: what it accepts is listed the same again.
+    /// The set of `ranges` in the form in which [`PageRangeSet::iter`] lists them: in ascending
+    /// order with a gap between any two. This is meant for saved sets: `iter` on the result gives
+    /// the same list.
     ///
     /// # Errors
-    /// [`Unsorted`] where a range overlaps, touches or lies below one before it.
+    /// [`Unsorted`] if a range overlaps, touches or lies below one before it.
     pub fn try_from_ranges(ranges: impl IntoIterator<Item = PageRange>) -> Result<Self, Unsorted> {
         let mut set = Self::new();
         let mut end = None;
@@ -70,17 +103,17 @@ impl PageRangeSet {
         Ok(set)
     }
 
-    /// Adds the pages of `range` and says how many of them were new.
+    /// Adds the pages of `range` and returns how many of them were new.
     #[inline]
     pub fn insert(&mut self, range: PageRange) -> PageCount {
-        let added = self.chunks.put::<true>(range.start().get(), range.end().get());
+        let added = self.chunks.insert(range);
         self.added(added)
     }
 
-    /// Takes the pages of `range` out and says how many of them were in the set.
+    /// Removes the pages of `range` and returns how many of them were in the set.
     #[inline]
     pub fn remove(&mut self, range: PageRange) -> PageCount {
-        let removed = self.chunks.put::<false>(range.start().get(), range.end().get());
+        let removed = self.chunks.remove(range);
         self.removed(removed)
     }
 
@@ -88,30 +121,30 @@ impl PageRangeSet {
     #[must_use]
     #[inline]
     pub fn contains(&self, gpfn: Gpfn) -> bool {
-        self.chunks.any::<true>(gpfn.get(), gpfn.get().saturating_add(1))
+        self.chunks.contains(gpfn)
     }
 
     /// Whether every page of `range` is in the set.
     #[must_use]
     #[inline]
     pub fn contains_range(&self, range: PageRange) -> bool {
-        !self.chunks.any::<false>(range.start().get(), range.end().get())
+        !self.chunks.any::<Missing>(range)
     }
 
     /// Whether no page of `range` is in the set.
     #[must_use]
     #[inline]
     pub fn is_disjoint(&self, range: PageRange) -> bool {
-        !self.chunks.any::<true>(range.start().get(), range.end().get())
+        !self.chunks.any::<Held>(range)
     }
 
-    /// The number of pages; O(1).
+    /// The number of pages, in constant time.
     #[must_use]
     pub const fn len(&self) -> PageCount {
         self.len
     }
 
-    /// Whether there are no pages.
+    /// Whether the set has no pages.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len.is_zero()
@@ -119,11 +152,11 @@ impl PageRangeSet {
 
     /// The maximal ranges, lowest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = PageRange> + '_ {
-        Runs::<true>::new(&self.chunks, Gpfn::default(), Gpfn::MAX)
+        Runs::<Held>::new(&self.chunks, Gpfn::default(), Gpfn::MAX)
     }
 
-    /// The number of maximal ranges. They are counted: where only a bound is asked for,
-    /// [`PageRangeSet::has_more_ranges_than`] looks no further than that.
+    /// The number of maximal ranges, in time proportional to it. To compare it with a bound, use
+    /// [`PageRangeSet::has_more_ranges_than`], which stops there.
     #[must_use]
     pub fn range_count(&self) -> usize {
         self.iter().count()
@@ -135,21 +168,20 @@ impl PageRangeSet {
         self.iter().nth(bound).is_some()
     }
 
-    /// Takes pages from the end of the set: the highest `max` pages of the highest range, or the
-    /// whole range where it is smaller. `None` where the set is empty or `max` is zero.
+    /// Removes and returns pages from the end of the set: the highest `max` pages of the highest
+    /// range, or the whole range if it is smaller. `None` if the set is empty or `max` is zero.
     pub fn take_last(&mut self, max: PageCount) -> Option<PageRange> {
         if max.is_zero() {
             return None;
         }
-        let (start, end) = self.chunks.take_last(max.get())?;
-        let taken = PageRange::between(Gpfn::new(start)?, Gpfn::new(end)?)?;
+        let taken = self.chunks.take_last(max.get())?;
         self.removed(taken.count().get());
         Some(taken)
     }
 
-    /// Takes what [`PageRangeSet::take_last`] would, called again and again until there are `most`
-    /// ranges or `max` pages altogether; faster than that where ranges are small. Says how many
-    /// pages they are.
+    /// Removes what repeated calls of [`PageRangeSet::take_last`] would, until that is `most`
+    /// ranges or `max` pages in total, and calls `take` with each range. This is faster than the
+    /// single calls where ranges are small. Returns the number of pages.
     pub fn take_last_ranges(
         &mut self,
         max: PageCount,
@@ -157,17 +189,27 @@ impl PageRangeSet {
         mut take: impl FnMut(PageRange),
     ) -> PageCount {
         let mut left = max;
-        let mut taken: Option<PageRange> = None;
+        let mut lowest = Gpfn::MAX;
+        let mut end = None;
         for range in self.iter().rev().take(most) {
-            let start = range.end().get().saturating_sub(left.get());
-            let start = Gpfn::new(start).map_or(range.start(), |start| start.max(range.start()));
+            let above = Gpfn::new(range.end().get().saturating_sub(left.get()));
+            let start = above.map_or(range.start(), |above| above.max(range.start()));
             let Some(range) = PageRange::between(start, range.end()) else { break };
             left = left.saturating_sub(range.count());
+            lowest = range.start();
+            end.get_or_insert(range.end());
             take(range);
-            let end = taken.map_or(range.end(), PageRange::end);
-            taken = PageRange::between(start, end);
         }
-        taken.map_or(PageCount::ZERO, |taken| self.remove(taken))
+        match end {
+            Some(end) => self.remove_between(lowest, end),
+            None => PageCount::ZERO,
+        }
+    }
+
+    /// Not compiled into each caller of [`PageRangeSet::take_last_ranges`].
+    #[inline(never)]
+    fn remove_between(&mut self, start: Gpfn, end: Gpfn) -> PageCount {
+        PageRange::between(start, end).map_or(PageCount::ZERO, |range| self.remove(range))
     }
 
     /// The parts of `range` that are in the set, lowest first.
@@ -175,20 +217,21 @@ impl PageRangeSet {
         &self,
         range: PageRange,
     ) -> impl DoubleEndedIterator<Item = PageRange> + '_ {
-        Runs::<true>::new(&self.chunks, range.start(), range.end())
+        Runs::<Held>::new(&self.chunks, range.start(), range.end())
     }
 
     /// The parts of `range` that are not in the set, lowest first.
     pub fn difference(&self, range: PageRange) -> impl DoubleEndedIterator<Item = PageRange> + '_ {
-        Runs::<false>::new(&self.chunks, range.start(), range.end())
+        Runs::<Missing>::new(&self.chunks, range.start(), range.end())
     }
 
-    /// Adds all pages of `other` and says how many were new.
+    /// Adds all pages of `other` and returns how many were new.
     pub fn insert_set(&mut self, other: &Self) -> PageCount {
         self.append(other.clone())
     }
 
-    /// Adds all pages of `other` and says how many were new. What only `other` has is moved.
+    /// Adds all pages of `other` and returns how many were new. Parts that only `other` has are
+    /// moved, not copied.
     pub fn append(&mut self, other: Self) -> PageCount {
         if self.is_empty() {
             *self = other;
@@ -198,14 +241,15 @@ impl PageRangeSet {
         self.added(added)
     }
 
-    /// Takes all pages of `other` out and says how many were in the set.
+    /// Removes all pages of `other` and returns how many were in the set.
     pub fn remove_set(&mut self, other: &Self) -> PageCount {
         let removed = self.chunks.subtract(&other.chunks);
         self.removed(removed)
     }
 
-    /// The whole, aligned `unit`s of the set, such as its huge pages. A `unit` of no pages counts as
-    /// one page. Fast where `unit` is a multiple of 512 pages, the size of a huge page.
+    /// The aligned `unit`s all of whose pages are in the set, such as its huge pages. A `unit` of
+    /// zero pages counts as one page. This is fast where `unit` is a multiple of 512 pages, the
+    /// size of a huge page.
     #[must_use]
     pub fn units_within(&self, unit: PageCount) -> Self {
         let leaf = PageCount::new(chunks::LEAF);
@@ -224,7 +268,8 @@ impl PageRangeSet {
         whole.iter().filter_map(|range| range.units_within(unit)).collect()
     }
 
-    /// Takes the whole, aligned `unit`s out of the set: [`PageRangeSet::units_within`].
+    /// Removes the aligned `unit`s all of whose pages are in the set and returns them: see
+    /// [`PageRangeSet::units_within`].
     #[must_use]
     pub fn take_units(&mut self, unit: PageCount) -> Self {
         if unit <= PageCount::new(1) {
@@ -235,20 +280,22 @@ impl PageRangeSet {
         units
     }
 
-    /// Empties the set.
+    /// Removes all pages.
     pub fn clear(&mut self) {
         *self = Self::new();
     }
 
     #[inline]
+    #[expect(clippy::arithmetic_side_effects, reason = "pages up to 2^40; see the module head")]
     fn added(&mut self, pages: u64) -> PageCount {
-        self.len = self.len.saturating_add(PageCount::new(pages));
+        self.len = PageCount::new(self.len.get() + pages);
         PageCount::new(pages)
     }
 
     #[inline]
+    #[expect(clippy::arithmetic_side_effects, reason = "pages up to 2^40; see the module head")]
     fn removed(&mut self, pages: u64) -> PageCount {
-        self.len = self.len.saturating_sub(PageCount::new(pages));
+        self.len = PageCount::new(self.len.get() - pages);
         PageCount::new(pages)
     }
 }

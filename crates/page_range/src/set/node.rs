@@ -1,187 +1,177 @@
-//! An inner level of the tree: 64 children, of which only those that need it are stored.
+//! An inner level of the tree: 64 children, of which only those are stored that have pages in the
+//! set and pages that are not.
+#![expect(clippy::arithmetic_side_effects, reason = "pages of a node; see the set's module head")]
 
-use alloc::vec::Vec;
-
-use super::bits::{above, between, bit, from_on, highest, ones};
+use super::bits::{Bit, highest, lowest, ones};
+use super::children::Children;
 use super::leaf::Leaf;
-use super::part::Part;
+use super::part::{Part, Run, Span};
+use super::state::{Held, Missing, State};
 
-/// The children of a node.
-const CHILDREN: u32 = 64;
-
-/// Up to this many stored children are kept in order, and found by counting bits. More of them are
-/// kept each at its own number, which is faster and costs no more than a bit a page even where one
-/// page in each child is all there is.
-const ORDERED: usize = 16;
-
-/// With this many stored children left they are kept in order again: less than before, as one
-/// page that comes and goes must not move all others each time.
-const ORDERED_AGAIN: u32 = 8;
-
-/// A part of 64 parts. Children are empty, full or partial, and only partial ones are stored.
-#[derive(Clone)]
-pub(super) struct Node<P> {
+/// 64 parts. A child is either full, stored, or else empty.
+#[derive(Clone, PartialEq)]
+pub(super) struct Node<P: Part> {
+    /// A bit for each child all of whose pages are in the set. None of them is stored.
     full: u64,
-    partial: u64,
-    /// The partial children; of 64, those that are not partial are [`Part::EMPTY`].
-    parts: Vec<P>,
-    len: u32,
+    /// The children with pages in both states.
+    children: Children<P>,
 }
 
 impl<P: Part> Part for Node<P> {
-    const SHIFT: u32 = P::SHIFT.wrapping_add(CHILDREN.trailing_zeros());
-    const EMPTY: Self = Self { full: 0, partial: 0, parts: Vec::new(), len: 0 };
-    const FULL: Self = Self { full: u64::MAX, partial: 0, parts: Vec::new(), len: Self::PAGES };
+    const SHIFT: u32 = P::SHIFT + u64::BITS.trailing_zeros();
+    const EMPTY: Self = Self { full: 0, children: Children::NONE };
+    const FULL: Self = Self { full: u64::MAX, children: Children::NONE };
 
     #[inline]
     fn len(&self) -> u32 {
-        self.len
+        // Most chunks of a large set are full.
+        if self.full == u64::MAX { Self::PAGES } else { self.count() }
     }
 
     #[inline]
-    fn is_all<const IN: bool>(&self, _around: u32) -> bool {
-        self.whole::<IN>() == u64::MAX
+    fn is_all<S: State>(&self, _around: u32) -> bool {
+        self.whole::<S>() == u64::MAX
     }
 
     #[inline]
-    fn any<const IN: bool>(&self, start: u32, end: u32) -> bool {
-        let (first, last) = (child::<P>(start), child::<P>(end.wrapping_sub(1)));
+    fn any<S: State>(&self, span: Span) -> bool {
+        let (first, last) = (child::<P>(span.first), child::<P>(span.last));
+        let (from, to) = ends::<P>(span);
         if first == last {
-            return self.any_in_child::<IN>(first, offset::<P>(start), end_in::<P>(end));
+            return self.any_in_child::<S>(first, Span { first: from, last: to });
         }
-        let between = above(first) & !from_on(last);
-        (self.whole::<IN>() | self.partial) & between != 0
-            || self.any_in_child::<IN>(first, offset::<P>(start), P::PAGES)
-            || self.any_in_child::<IN>(last, 0, end_in::<P>(end))
+        let between = first.above() & last.below();
+        (self.whole::<S>() | self.children.stored()) & between != 0
+            || self.any_in_child::<S>(first, Span { first: from, last: P::LAST })
+            || self.any_in_child::<S>(last, Span { first: 0, last: to })
     }
 
     #[inline]
-    fn put<const IN: bool>(&mut self, start: u32, end: u32) -> u32 {
-        let (first, last) = (child::<P>(start), child::<P>(end.wrapping_sub(1)));
-        let changed = if first == last {
-            self.put_in_child::<IN>(first, offset::<P>(start), end_in::<P>(end))
+    fn mark<S: State>(&mut self, span: Span) -> u32 {
+        let (first, last) = (child::<P>(span.first), child::<P>(span.last));
+        if first == last {
+            let (from, to) = ends::<P>(span);
+            self.mark_in_child::<S>(first, Span { first: from, last: to })
         } else {
-            self.put_over::<IN>(start, end)
-        };
-        self.count::<IN>(changed)
+            self.mark_across::<S>(span)
+        }
     }
 
     #[inline]
-    fn put_quickly<const IN: bool, const LEAF: bool>(
-        &mut self,
-        page: u32,
-        mask: u64,
-    ) -> Option<u32> {
+    fn mark_in_word<S: State>(&mut self, page: u32, mask: u64) -> Option<u32> {
         let i = child::<P>(page);
-        let Some(part) = self.part_mut(i) else {
-            if self.whole::<IN>() & bit(i) != 0 {
+        let Some(part) = self.children.get_mut(i) else {
+            return i.is_in(self.whole::<S>()).then_some(0);
+        };
+        let changed = part.mark_in_word::<S>(offset::<P>(page), mask)?;
+        if part.is_all::<S>(offset::<P>(page)) {
+            self.close::<S>(i);
+        }
+        Some(changed)
+    }
+
+    #[inline]
+    fn mark_leaf<S: State>(&mut self, page: u32) -> Option<u32> {
+        let i = child::<P>(page);
+        let Some(part) = self.children.get_mut(i) else {
+            if i.is_in(self.whole::<S>()) {
                 return Some(0);
             }
-            return (LEAF && P::SHIFT == Leaf::SHIFT).then(|| {
-                self.full ^= bit(i);
-                self.count::<IN>(P::PAGES)
+            return (P::SHIFT == Leaf::SHIFT).then(|| {
+                self.full ^= i.alone();
+                P::PAGES
             });
         };
-        let changed = part.put_quickly::<IN, LEAF>(offset::<P>(page), mask)?;
-        if part.is_all::<IN>(offset::<P>(page)) {
-            self.close::<IN>(i);
+        let changed = part.mark_leaf::<S>(offset::<P>(page))?;
+        if part.is_all::<S>(offset::<P>(page)) {
+            self.close::<S>(i);
         }
-        Some(self.count::<IN>(changed))
+        Some(changed)
     }
 
     #[inline]
-    fn next<const IN: bool>(&self, from: u32) -> Option<(u32, u64)> {
+    fn next<S: State>(&self, from: u32) -> Option<(u32, u64)> {
         let first = child::<P>(from);
-        if self.whole::<IN>() & bit(first) != 0 {
+        if first.is_in(self.whole::<S>()) {
             return Some((from, u64::MAX));
         }
-        let in_first = self.part(first).and_then(|part| part.next::<IN>(offset::<P>(from)));
+        let in_first = self.children.get(first).and_then(|part| part.next::<S>(offset::<P>(from)));
         if let Some((found, word)) = in_first {
             return Some((page::<P>(first, found), word));
         }
-        let next = ones((self.whole::<IN>() | self.partial) & above(first)).next()?;
-        let found = self.part(next).and_then(|part| part.next::<IN>(0));
+        let next = lowest((self.whole::<S>() | self.children.stored()) & first.above())?;
+        let found = self.children.get(next).and_then(|part| part.next::<S>(0));
         let (found, word) = found.unwrap_or((0, u64::MAX));
         Some((page::<P>(next, found), word))
     }
 
     #[inline]
-    fn prev<const IN: bool>(&self, below: u32) -> Option<(u32, u64)> {
-        let last = child::<P>(below.wrapping_sub(1));
-        if self.whole::<IN>() & bit(last) != 0 {
-            return Some((below.wrapping_sub(1), u64::MAX));
+    fn prev<S: State>(&self, from: u32) -> Option<(u32, u64)> {
+        let last = child::<P>(from);
+        if last.is_in(self.whole::<S>()) {
+            return Some((from, u64::MAX));
         }
-        let in_last = self.part(last).and_then(|part| part.prev::<IN>(end_in::<P>(below)));
+        let in_last = self.children.get(last).and_then(|part| part.prev::<S>(offset::<P>(from)));
         if let Some((found, word)) = in_last {
             return Some((page::<P>(last, found), word));
         }
-        let prev = highest((self.whole::<IN>() | self.partial) & !from_on(last))?;
-        let found = self.part(prev).and_then(|part| part.prev::<IN>(P::PAGES));
-        let (found, word) = found.unwrap_or((P::PAGES.wrapping_sub(1), u64::MAX));
+        let prev = highest((self.whole::<S>() | self.children.stored()) & last.below())?;
+        let found = self.children.get(prev).and_then(|part| part.prev::<S>(P::LAST));
+        let (found, word) = found.unwrap_or((P::LAST, u64::MAX));
         Some((page::<P>(prev, found), word))
     }
 
     #[inline]
-    fn take_in_word(&mut self, max: u32) -> Option<(u32, u32)> {
-        let last = highest(self.full | self.partial)?;
-        let part = if self.partial & bit(last) == 0 {
-            None
-        } else if self.is_spread() {
-            self.parts.get_mut(last as usize)
-        } else {
-            // No need to count the others below it.
-            self.parts.last_mut()
-        };
-        let part = part?;
-        let (start, taken) = part.take_in_word(max)?;
-        if part.is_all::<false>(start) {
-            self.close::<false>(last);
+    fn take_in_word(&mut self, max: u32) -> Option<Run> {
+        // No child is both full and stored, so the larger mask has the higher child; equal masks
+        // are empty.
+        if self.full >= self.children.stored() {
+            return None;
         }
-        Some((page::<P>(last, start), self.count::<false>(taken)))
+        let (i, part) = self.children.last_mut()?;
+        let taken = part.take_in_word(max)?;
+        if part.is_all::<Missing>(taken.first) {
+            self.close::<Missing>(i);
+        }
+        Some(Run { first: page::<P>(i, taken.first), count: taken.count })
     }
 
-    fn absorb(&mut self, mut other: Self) -> u32 {
-        let mut added = self.put_whole::<true>(other.full);
-        for i in ones(other.partial & !self.full) {
-            let Some(theirs) = other.part_mut(i).map(|part| core::mem::replace(part, P::EMPTY))
-            else {
-                break;
-            };
-            let new = match self.part_mut(i) {
-                Some(part) => part.absorb(theirs),
+    fn absorb(&mut self, other: Self) -> u32 {
+        let mut added = self.mark_whole::<Held>(other.full);
+        for (i, theirs) in other.children.into_iter() {
+            if i.is_in(self.full) {
+                continue;
+            }
+            added += match self.children.get_mut(i) {
+                Some(ours) => ours.absorb(theirs),
                 None => {
                     let new = theirs.len();
                     self.open(i, theirs);
                     new
                 }
             };
-            self.close_if_all::<true>(i);
-            added = added.wrapping_add(new);
+            self.close_if_all::<Held>(i);
         }
-        self.count::<true>(added)
+        added
     }
 
     fn subtract(&mut self, other: &Self) -> u32 {
-        let mut removed = self.put_whole::<false>(other.full);
-        for i in ones(other.partial & (self.full | self.partial)) {
-            let Some(theirs) = other.part(i) else { break };
-            if self.full & bit(i) != 0 {
+        let mut removed = self.mark_whole::<Missing>(other.full);
+        for (i, theirs) in other.children.iter() {
+            if i.is_in(self.full) {
                 self.open(i, P::FULL);
             }
-            let old = self.part_mut(i).map_or(0, |part| part.subtract(theirs));
-            self.close_if_all::<false>(i);
-            removed = removed.wrapping_add(old);
+            removed += self.children.get_mut(i).map_or(0, |ours| ours.subtract(theirs));
+            self.close_if_all::<Missing>(i);
         }
-        self.count::<false>(removed)
+        removed
     }
 
     fn whole_leaves(&self) -> Self {
-        let len = self.full.count_ones().wrapping_mul(P::PAGES);
-        let mut whole = Self { full: self.full, len, ..Self::EMPTY };
-        for (i, part) in self.partial_children() {
+        let mut whole = Self { full: self.full, ..Self::EMPTY };
+        for (i, part) in self.children.iter() {
             let leaves = part.whole_leaves();
-            if !leaves.is_all::<false>(0) {
-                whole.len = whole.len.wrapping_add(leaves.len());
+            if !leaves.is_all::<Missing>(0) {
                 whole.open(i, leaves);
             }
         }
@@ -189,213 +179,131 @@ impl<P: Part> Part for Node<P> {
     }
 }
 
-impl<P: Part> PartialEq for Node<P> {
-    fn eq(&self, other: &Self) -> bool {
-        self.full == other.full
-            && self.partial == other.partial
-            && self.partial_children().eq(other.partial_children())
-    }
-}
-
 /// Changes.
 impl<P: Part> Node<P> {
     #[inline]
-    fn put_in_child<const IN: bool>(&mut self, i: u32, start: u32, end: u32) -> u32 {
-        if self.partial & bit(i) == 0 {
-            if self.whole::<IN>() & bit(i) != 0 {
+    fn mark_in_child<S: State>(&mut self, i: Bit, span: Span) -> u32 {
+        if !i.is_in(self.children.stored()) {
+            if i.is_in(self.whole::<S>()) {
                 return 0;
             }
-            if end.wrapping_sub(start) == P::PAGES {
-                self.full ^= bit(i);
+            if span == P::WHOLE {
+                self.full ^= i.alone();
                 return P::PAGES;
             }
-            self.open(i, if IN { P::EMPTY } else { P::FULL });
-        } else if end.wrapping_sub(start) == P::PAGES {
-            return self.put_whole::<IN>(bit(i));
+            self.open(i, if S::HELD { P::EMPTY } else { P::FULL });
+        } else if span == P::WHOLE {
+            return self.mark_whole::<S>(i.alone());
         }
-        let Some(part) = self.part_mut(i) else { return 0 };
-        let changed = part.put::<IN>(start, end);
-        if part.is_all::<IN>(start) {
-            self.close::<IN>(i);
+        let Some(part) = self.children.get_mut(i) else { return 0 };
+        let changed = part.mark::<S>(span);
+        if part.is_all::<S>(span.first) {
+            self.close::<S>(i);
         }
         changed
     }
 
-    /// A put that is more than a piece of one child.
+    /// [`Node::mark_in_child`] for a span that touches several children.
     #[inline(never)]
-    fn put_over<const IN: bool>(&mut self, start: u32, end: u32) -> u32 {
-        let (mut first, past) = (child::<P>(start), child::<P>(end));
-        let mut changed = 0u32;
-        if offset::<P>(start) != 0 {
-            changed = self.put_in_child::<IN>(first, offset::<P>(start), P::PAGES);
-            first = first.wrapping_add(1);
+    fn mark_across<S: State>(&mut self, span: Span) -> u32 {
+        let (first, last) = (child::<P>(span.first), child::<P>(span.last));
+        let (from, to) = ends::<P>(span);
+        let mut whole = first.and_above() & last.and_below();
+        let mut changed = 0;
+        if from != 0 {
+            whole &= !first.alone();
+            changed += self.mark_in_child::<S>(first, Span { first: from, last: P::LAST });
         }
-        if offset::<P>(end) != 0 {
-            let in_last = self.put_in_child::<IN>(past, 0, offset::<P>(end));
-            changed = changed.wrapping_add(in_last);
+        if to != P::LAST {
+            whole &= !last.alone();
+            changed += self.mark_in_child::<S>(last, Span { first: 0, last: to });
         }
-        if first < past {
-            changed = changed.wrapping_add(self.put_whole::<IN>(between(first, past)));
+        if whole != 0 {
+            changed += self.mark_whole::<S>(whole);
         }
         changed
     }
 
-    /// Puts all pages of the children in `mask`.
-    fn put_whole<const IN: bool>(&mut self, mask: u64) -> u32 {
-        let whole = mask & self.whole::<IN>();
-        let mut there = whole.count_ones().wrapping_mul(P::PAGES);
-        for i in ones(mask & self.partial) {
-            let held = self.part(i).map_or(0, P::len);
-            there = there.wrapping_add(if IN { held } else { P::PAGES.wrapping_sub(held) });
-            self.close::<IN>(i);
+    /// Puts all pages of the children in `mask` in state `S`.
+    fn mark_whole<S: State>(&mut self, mask: u64) -> u32 {
+        let mask = mask & !self.whole::<S>();
+        let mut changed = mask.count_ones() * P::PAGES;
+        for i in ones(mask & self.children.stored()) {
+            let held = self.children.get(i).map_or(0, P::len);
+            changed -= if S::HELD { held } else { P::PAGES - held };
+            self.close::<S>(i);
         }
-        self.full = if IN { self.full | mask } else { self.full & !mask };
-        mask.count_ones().wrapping_mul(P::PAGES).wrapping_sub(there)
+        self.full = if S::HELD { self.full | mask } else { self.full & !mask };
+        changed
     }
 
+    /// Stores child `i`, which must not be stored yet.
     #[inline]
-    fn count<const IN: bool>(&mut self, changed: u32) -> u32 {
-        self.len = if IN { self.len.wrapping_add(changed) } else { self.len.wrapping_sub(changed) };
-        changed
+    fn open(&mut self, i: Bit, part: P) {
+        self.children.insert(i, part);
+        self.full &= !i.alone();
     }
 
-    /// Stores child `i`, which is none of the stored ones.
+    /// Drops stored child `i`, all of whose pages are in state `S` by now.
     #[inline(never)]
-    fn open(&mut self, i: u32, part: P) {
-        if self.parts.len() == ORDERED {
-            self.spread();
-        }
-        let slot = self.slot(i);
-        if self.is_spread() {
-            if let Some(place) = self.parts.get_mut(slot) {
-                *place = part;
-            }
-        } else {
-            // Most nodes have no more than one, and a vector would start with room for four.
-            if self.parts.is_empty() {
-                self.parts.reserve_exact(1);
-            }
-            self.parts.insert(slot.min(self.parts.len()), part);
-        }
-        self.partial |= bit(i);
-        self.full &= !bit(i);
-    }
-
-    /// Drops stored child `i`, all of whose pages are in the set now, or none.
-    #[inline(never)]
-    fn close<const IN: bool>(&mut self, i: u32) {
-        let slot = self.slot(i);
-        self.partial &= !bit(i);
-        if IN {
-            self.full |= bit(i);
-        }
-        if self.partial == 0 {
-            self.parts = Vec::new();
-        } else if !self.is_spread() {
-            self.parts.remove(slot);
-        } else if self.partial.count_ones() == ORDERED_AGAIN {
-            self.gather();
-        } else if let Some(place) = self.parts.get_mut(slot) {
-            *place = P::EMPTY;
+    fn close<S: State>(&mut self, i: Bit) {
+        self.children.remove(i);
+        if S::HELD {
+            self.full |= i.alone();
         }
     }
 
-    fn close_if_all<const IN: bool>(&mut self, i: u32) {
-        if self.part(i).is_some_and(|part| part.is_all::<IN>(0)) {
-            self.close::<IN>(i);
+    fn close_if_all<S: State>(&mut self, i: Bit) {
+        if self.children.get(i).is_some_and(|part| part.is_all::<S>(0)) {
+            self.close::<S>(i);
         }
-    }
-
-    /// Gives each child the place of its number.
-    fn spread(&mut self) {
-        let mut stored = core::mem::take(&mut self.parts).into_iter();
-        let mut spread = Vec::with_capacity(CHILDREN as usize);
-        for i in 0..CHILDREN {
-            let part = if self.partial & bit(i) == 0 { None } else { stored.next() };
-            spread.push(part.unwrap_or(P::EMPTY));
-        }
-        self.parts = spread;
-    }
-
-    /// Stores partial children only, in order.
-    fn gather(&mut self) {
-        let spread = core::mem::take(&mut self.parts);
-        let mut stored = Vec::with_capacity(ORDERED_AGAIN as usize);
-        stored.extend(
-            (0..).zip(spread).filter(|(i, _)| self.partial & bit(*i) != 0).map(|(_, part)| part),
-        );
-        self.parts = stored;
     }
 }
 
-/// Looks.
+/// Look-ups.
 impl<P: Part> Node<P> {
-    /// The children all of whose pages are in the set, or none of whose.
+    /// The children all of whose pages are in state `S`.
     #[inline]
-    const fn whole<const IN: bool>(&self) -> u64 {
-        if IN { self.full } else { !(self.full | self.partial) }
+    fn whole<S: State>(&self) -> u64 {
+        if S::HELD { self.full } else { !(self.full | self.children.stored()) }
+    }
+
+    /// Counts the pages that are in the set.
+    #[inline(never)]
+    fn count(&self) -> u32 {
+        let stored: u32 = self.children.iter().map(|(_, part)| part.len()).sum();
+        self.full.count_ones() * P::PAGES + stored
     }
 
     #[inline]
-    fn any_in_child<const IN: bool>(&self, i: u32, start: u32, end: u32) -> bool {
-        match self.part(i) {
-            Some(part) => part.any::<IN>(start, end),
-            None => self.whole::<IN>() & bit(i) != 0,
+    fn any_in_child<S: State>(&self, i: Bit, span: Span) -> bool {
+        match self.children.get(i) {
+            Some(part) => part.any::<S>(span),
+            None => i.is_in(self.whole::<S>()),
         }
-    }
-
-    /// Whether each child has the place of its number.
-    #[inline]
-    const fn is_spread(&self) -> bool {
-        self.parts.len() > ORDERED
-    }
-
-    /// The place of child `i` among the stored ones.
-    #[inline]
-    const fn slot(&self, i: u32) -> usize {
-        let slot = if self.is_spread() { i } else { (self.partial & !from_on(i)).count_ones() };
-        slot as usize
-    }
-
-    #[inline]
-    fn part(&self, i: u32) -> Option<&P> {
-        if self.partial & bit(i) == 0 { None } else { self.parts.get(self.slot(i)) }
-    }
-
-    #[inline]
-    fn part_mut(&mut self, i: u32) -> Option<&mut P> {
-        if self.partial & bit(i) == 0 {
-            return None;
-        }
-        let slot = self.slot(i);
-        self.parts.get_mut(slot)
-    }
-
-    fn partial_children(&self) -> impl Iterator<Item = (u32, &P)> {
-        ones(self.partial).filter_map(|i| Some((i, self.part(i)?)))
     }
 }
 
 /// The child that has `page`.
 #[inline]
-const fn child<P: Part>(page: u32) -> u32 {
-    page >> P::SHIFT
+const fn child<P: Part>(page: u32) -> Bit {
+    Bit::of(page >> P::SHIFT)
 }
 
-/// The number `page` has in its child.
+/// The number of `page` in its child.
 #[inline]
 const fn offset<P: Part>(page: u32) -> u32 {
-    page & P::PAGES.wrapping_sub(1)
+    page & P::LAST
 }
 
-/// The end of a range in the child that has its last page.
+/// The numbers of the first and the last page of `span`, each in its own child.
 #[inline]
-const fn end_in<P: Part>(end: u32) -> u32 {
-    offset::<P>(end.wrapping_sub(1)).wrapping_add(1)
+const fn ends<P: Part>(span: Span) -> (u32, u32) {
+    (offset::<P>(span.first), offset::<P>(span.last))
 }
 
 /// Page `offset` of child `i`.
 #[inline]
-const fn page<P: Part>(i: u32, offset: u32) -> u32 {
-    (i << P::SHIFT) | offset
+const fn page<P: Part>(i: Bit, offset: u32) -> u32 {
+    (i.get() << P::SHIFT) | offset
 }

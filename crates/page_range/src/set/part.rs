@@ -1,58 +1,82 @@
-//! What the levels of the tree have in common.
+//! The operations that every level of the tree has.
 
-/// A power of two of neighbouring pages, any of which may be in the set. Pages count from its start.
+use super::state::State;
+
+/// Neighbouring pages of a part, numbered from the part's start. Both ends are included, so that a
+/// span is never empty and its ends are always pages of the part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    /// The lowest page.
+    pub(super) first: u32,
+    /// The highest page, not below `first`.
+    pub(super) last: u32,
+}
+
+/// The pages that [`Part::take_in_word`] removed.
+pub(super) struct Run {
+    /// The lowest page.
+    pub(super) first: u32,
+    /// The number of pages, at least one.
+    pub(super) count: u32,
+}
+
+/// A power of two of neighbouring pages, any of which may be in the set. Pages are numbered from
+/// the part's start and are below [`Part::PAGES`].
 ///
-/// `IN` says what is asked for or made so: pages in the set, or pages that are not. Ranges of pages
-/// are never empty and end at `PAGES` at most.
+/// The type parameter `S` is the state a search looks for, or the state a change gives to pages.
 pub(super) trait Part: Clone + PartialEq {
     /// The number of pages is two to the power of this.
     const SHIFT: u32;
     /// The number of pages.
-    const PAGES: u32 = 1u32.wrapping_shl(Self::SHIFT);
-    /// No page is in the set.
+    const PAGES: u32 = 1 << Self::SHIFT;
+    /// The number of the last page; also the mask of page numbers.
+    const LAST: u32 = Self::PAGES - 1;
+    /// The span of all pages.
+    const WHOLE: Span = Span { first: 0, last: Self::LAST };
+    /// The part without any page in the set.
     const EMPTY: Self;
-    /// All pages are.
+    /// The part with all pages in the set.
     const FULL: Self;
 
     /// The number of pages in the set.
     fn len(&self) -> u32;
 
-    /// Whether all pages are in the set, or none. Those near `around` are looked at first: where
-    /// one was changed, there is another one as a rule that was not.
-    fn is_all<const IN: bool>(&self, around: u32) -> bool;
+    /// Whether all pages are in state `S`. Pages near `around` are looked at first: next to a page
+    /// that was just changed there is usually one that was not.
+    fn is_all<S: State>(&self, around: u32) -> bool;
 
-    /// Whether any page from `start` up to `end` is in the set, or any is not.
-    fn any<const IN: bool>(&self, start: u32, end: u32) -> bool;
+    /// Whether any page of `span` is in state `S`.
+    fn any<S: State>(&self, span: Span) -> bool;
 
-    /// Makes the pages from `start` up to `end` members, or not; says for how many that is new.
-    fn put<const IN: bool>(&mut self, start: u32, end: u32) -> u32;
+    /// Puts the pages of `span` in state `S` and returns for how many this is a change.
+    fn mark<S: State>(&mut self, span: Span) -> u32;
 
-    /// [`Part::put`] for what comes most: the leaf that has `page` as a whole, or else pages of the
-    /// 64 around it, aligned, a bit of `mask` for each. `None`, and all stays as it is, where a part
-    /// has to be stored for that, or a whole leaf is to replace one.
-    fn put_quickly<const IN: bool, const LEAF: bool>(
-        &mut self,
-        page: u32,
-        mask: u64,
-    ) -> Option<u32>;
+    /// [`Part::mark`] for pages of one word: those that `mask` has a bit for, of the 64 aligned
+    /// pages around `page`. Returns `None` and changes nothing where a part would have to be
+    /// stored for that.
+    fn mark_in_word<S: State>(&mut self, page: u32, mask: u64) -> Option<u32>;
 
-    /// The first page from `from` on that is in the set, or is not, and a bit for each of the 64
-    /// around it, aligned, that are so too.
-    fn next<const IN: bool>(&self, from: u32) -> Option<(u32, u64)>;
+    /// [`Part::mark`] for the whole leaf that has `page`. Returns `None` and changes nothing where
+    /// the leaf, or a level above it, is stored or would have to be.
+    fn mark_leaf<S: State>(&mut self, page: u32) -> Option<u32>;
 
-    /// The same for the last page below `below`, which is at least 1.
-    fn prev<const IN: bool>(&self, below: u32) -> Option<(u32, u64)>;
+    /// The first page from `from` up that is in state `S`, and a bit for each of the 64 aligned
+    /// pages around it that are in that state too.
+    fn next<S: State>(&self, from: u32) -> Option<(u32, u64)>;
 
-    /// Takes the last pages in the set that neighbour each other if they are at most `max` and all
-    /// of one word: the first, and how many. `None`, and all stays as it is, where that is not sure.
-    fn take_in_word(&mut self, max: u32) -> Option<(u32, u32)>;
+    /// The last page from `from` down that is in state `S`, and its word as in [`Part::next`].
+    fn prev<S: State>(&self, from: u32) -> Option<(u32, u64)>;
 
-    /// Adds the pages of `other` and says how many were new.
+    /// Removes the last run of pages in the set and returns it, if it has at most `max` pages and
+    /// lies within one word. Returns `None` and changes nothing where that is not certain.
+    fn take_in_word(&mut self, max: u32) -> Option<Run>;
+
+    /// Adds the pages of `other` and returns how many were new.
     fn absorb(&mut self, other: Self) -> u32;
 
-    /// Takes the pages of `other` out and says how many there were.
+    /// Removes the pages of `other` and returns how many there were.
     fn subtract(&mut self, other: &Self) -> u32;
 
-    /// The whole leaves of the set, without the pages of partial ones.
+    /// The leaves all of whose pages are in the set, without any other pages.
     fn whole_leaves(&self) -> Self;
 }

@@ -1,30 +1,37 @@
-//! The ranges of a set, or the gaps between them.
+//! Iteration over the ranges of a set, or over the gaps between them.
+#![expect(clippy::arithmetic_side_effects, reason = "pages up to 2^40; see the set's module head")]
 
 use core::iter::FusedIterator;
+use core::marker::PhantomData;
 
-use super::bits::{WORD_MASK, from_on, highest, low, up_to};
+use super::bits::{Bit, WORD_MASK, highest_run, lowest_run};
 use super::chunks::Chunks;
+use super::state::State;
 use crate::{Gpfn, PageRange};
 
-/// The maximal ranges between two pages whose pages are in the set, or are not.
-pub(super) struct Runs<'a, const IN: bool> {
+/// The maximal ranges of pages in state `S` between two pages.
+pub(super) struct Runs<'a, S> {
     chunks: &'a Chunks,
-    /// What is left to look at.
+    /// The pages from here, and
     front: u64,
+    /// below here, have not been looked at yet.
     back: u64,
-    /// The pages wanted from `front` to the end of its 64 aligned pages: most ranges of a scattered
-    /// set are found here. Empty where that was not looked up.
+    /// The pages in state `S` from `front` to the end of its word: most ranges of a scattered set
+    /// are found here. Zero where the word was not looked up.
     word: u64,
-    /// The same from the start of the 64 aligned pages before `back` up to there.
+    /// The same from the start of the word before `back` up to `back`.
     back_word: u64,
+    state: PhantomData<S>,
 }
 
-impl<'a, const IN: bool> Runs<'a, IN> {
+impl<'a, S: State> Runs<'a, S> {
     pub(super) const fn new(chunks: &'a Chunks, front: Gpfn, back: Gpfn) -> Self {
-        Self { chunks, front: front.get(), back: back.get(), word: 0, back_word: 0 }
+        let (front, back) = (front.get(), back.get());
+        Self { chunks, front, back, word: 0, back_word: 0, state: PhantomData }
     }
 
-    /// The next run, not cut at `back`; an empty one where there is none.
+    /// The next run, not cut at `back`: its first page and the page after it. Empty where there is
+    /// none.
     #[inline]
     fn advance(&mut self) -> (u64, u64) {
         match self.advance_in_word() {
@@ -33,89 +40,77 @@ impl<'a, const IN: bool> Runs<'a, IN> {
         }
     }
 
-    /// The next run if it ends in this word.
+    /// The next run, if it ends in this word.
     #[inline]
     fn advance_in_word(&mut self) -> Option<(u64, u64)> {
-        // Adding the lowest bit carries through the run and leaves what is above it.
-        let lowest = self.word & self.word.wrapping_neg();
-        let carried = self.word.wrapping_add(lowest);
-        if carried == 0 {
-            return None;
-        }
+        let run = lowest_run(self.word)?;
         let base = self.front & !WORD_MASK;
-        let start = base | u64::from(lowest.trailing_zeros());
-        let end = base | u64::from(carried.trailing_zeros());
-        self.word &= carried;
+        let (start, end) = (base | u64::from(run.first.get()), base | u64::from(run.after.get()));
+        self.word = run.rest;
         self.front = end;
         Some((start, end))
     }
 
     #[inline(never)]
     fn advance_far(&mut self) -> (u64, u64) {
-        let Some((start, word)) = self.chunks.next::<IN>(self.front) else {
+        let Some((start, word)) = self.chunks.next::<S>(self.front) else {
             self.front = self.back;
             return (self.back, self.back);
         };
         self.front = start;
-        self.word = word & from_on(low(start));
+        self.word = word & Bit::of_page(start).and_above();
         if let Some(run) = self.advance_in_word() {
             return run;
         }
-        let from = (start | WORD_MASK).wrapping_add(1);
-        let after = match IN {
-            true => self.chunks.next::<false>(from),
-            false => self.chunks.next::<true>(from),
-        };
+        let after = self.chunks.next::<S::Opposite>((start | WORD_MASK) + 1);
         let (end, others) = after.unwrap_or((Gpfn::MAX.get(), u64::MAX));
         self.front = end;
-        self.word = !others & from_on(low(end));
+        self.word = !others & Bit::of_page(end).and_above();
         (start, end)
     }
 
-    /// The last run, not cut at `front`; an empty one where there is none.
+    /// The last run, not cut at `front`: its first page and the page after it. Empty where there is
+    /// none.
     #[inline]
     fn retreat(&mut self) -> (u64, u64) {
-        let base = self.back.wrapping_sub(1) & !WORD_MASK;
+        // `back` is above `front` here, so it is not zero.
+        let base = (self.back - 1) & !WORD_MASK;
         match self.retreat_in_word(base) {
             Some(run) => run,
             None => self.retreat_far(),
         }
     }
 
-    /// The last run if it begins in this word, whose first page is `base`.
+    /// The last run, if it begins in this word, whose first page is `base`.
     #[inline]
     fn retreat_in_word(&mut self, base: u64) -> Option<(u64, u64)> {
-        let last = highest(self.back_word)?;
-        let before = highest(!self.back_word & up_to(last))?;
-        self.back_word &= up_to(before);
-        let after = |page| base.wrapping_add(u64::from(page)).wrapping_add(1);
-        Some((after(before), after(last)))
+        let run = highest_run(self.back_word)?;
+        let before = run.before?;
+        self.back_word &= before.and_below();
+        let start = base | u64::from(before.next().get());
+        Some((start, start + u64::from(run.count)))
     }
 
     #[inline(never)]
     fn retreat_far(&mut self) -> (u64, u64) {
-        let Some((last, word)) = self.chunks.prev::<IN>(self.front, self.back) else {
+        let Some((last, word)) = self.chunks.prev::<S>(self.front, self.back) else {
             return (0, 0);
         };
         let base = last & !WORD_MASK;
-        self.back_word = word & up_to(low(last));
+        self.back_word = word & Bit::of_page(last).and_below();
         if let Some(run) = self.retreat_in_word(base) {
             return run;
         }
-        let before = match IN {
-            true => self.chunks.prev::<false>(self.front, base),
-            false => self.chunks.prev::<true>(self.front, base),
-        };
-        let end = last.wrapping_add(1);
-        let Some((before, others)) = before else {
+        let end = last + 1;
+        let Some((before, others)) = self.chunks.prev::<S::Opposite>(self.front, base) else {
             return (0, end);
         };
-        self.back_word = !others & up_to(low(before));
-        (before.wrapping_add(1), end)
+        self.back_word = !others & Bit::of_page(before).and_below();
+        (before + 1, end)
     }
 }
 
-impl<const IN: bool> Iterator for Runs<'_, IN> {
+impl<S: State> Iterator for Runs<'_, S> {
     type Item = PageRange;
 
     #[inline]
@@ -128,7 +123,7 @@ impl<const IN: bool> Iterator for Runs<'_, IN> {
     }
 }
 
-impl<const IN: bool> DoubleEndedIterator for Runs<'_, IN> {
+impl<S: State> DoubleEndedIterator for Runs<'_, S> {
     #[inline]
     fn next_back(&mut self) -> Option<PageRange> {
         if self.front >= self.back {
@@ -140,7 +135,7 @@ impl<const IN: bool> DoubleEndedIterator for Runs<'_, IN> {
     }
 }
 
-impl<const IN: bool> FusedIterator for Runs<'_, IN> {}
+impl<S: State> FusedIterator for Runs<'_, S> {}
 
 fn range(start: u64, end: u64) -> Option<PageRange> {
     PageRange::between(Gpfn::new(start)?, Gpfn::new(end)?)

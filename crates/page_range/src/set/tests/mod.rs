@@ -1,5 +1,6 @@
 //! The set against the dumbest correct ones.
 
+mod ends;
 mod model;
 mod scattered;
 
