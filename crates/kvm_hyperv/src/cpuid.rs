@@ -3,14 +3,22 @@
 //! What KVM reports as supported is a maximum under its own name; a guest wants `Microsoft Hv`
 //! (Linux `arch/x86/kernel/cpu/mshyperv.c`), no KVM leaves beside it, and none of the bits that
 //! would make Linux think it is the root partition, or a confidential VM.
+//!
+//! [`add_hyperv_leaves`] writes all of them for a VMM that has none; [`merge_hyperv_leaves`]
+//! completes the ones that a VMM has. KVM looks for leaf 0x40000001 in `KVM_SET_CPUID2`, so set the
+//! table before `KVM_CAP_HYPERV_SYNIC2` and the MSRs.
 
 use std::io;
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::VcpuFd;
+use thiserror::Error;
 
 /// The range that CPUID reserves for hypervisors.
 const HYPERVISOR_LEAVES: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
+
+/// Where hypervisors show themselves that are not the first.
+const OTHER_HYPERVISORS: std::ops::RangeInclusive<u32> = 0x4000_0100..=0x4fff_ffff;
 
 const VENDOR_AND_MAX: u32 = 0x4000_0000;
 const INTERFACE: u32 = 0x4000_0001;
@@ -22,26 +30,82 @@ const LIMITS: u32 = 0x4000_0005;
 /// The signature KVM looks for before it treats a vCPU as a Hyper-V one.
 const INTERFACE_SIGNATURE: u32 = u32::from_le_bytes(*b"Hv#1");
 
-/// Leaf 0x40000003 EAX: VP runtime (0), reference counter (1), SynIC (2), APIC access (4),
-/// hypercall (5), VP index (6), reference TSC (9), frequencies (11).
-const PARTITION_ACCESS: u32 = 0x77 | 1 << 9 | 1 << 11;
+/// The signature Linux looks for (`ms_hyperv_platform`).
+const VENDOR: [u32; 3] = [word(*b"Micr"), word(*b"osof"), word(*b"t Hv")];
 
-/// Leaf 0x40000003 EAX: synthetic timers.
-const TIMER_ACCESS: u32 = 1 << 3;
+/// Bits of leaf 0x40000003 EAX: which MSRs the guest may use (TLFS 2.4.3). With
+/// `KVM_CAP_HYPERV_ENFORCE_CPUID` KVM refuses the MSRs of bits that are clear.
+pub mod access {
+    /// VP runtime. Windows wants it.
+    pub const VP_RUNTIME: u32 = 1 << 0;
+    /// Reference counter: the guest's clock before it has the TSC page.
+    pub const REFERENCE_COUNTER: u32 = 1 << 1;
+    /// SynIC: the pages and interrupts of VMBus.
+    pub const SYNIC: u32 = 1 << 2;
+    /// Synthetic timers. Windows wants them before it loads VMBus.
+    pub const SYNTHETIC_TIMERS: u32 = 1 << 3;
+    /// EOI, ICR and TPR as MSRs. Windows wants them.
+    pub const APIC: u32 = 1 << 4;
+    /// Guest OS ID and hypercall page: no hypercall without them. Linux does not take a platform
+    /// without this bit for Hyper-V.
+    pub const HYPERCALL: u32 = 1 << 5;
+    /// VP index: the number by which the guest names a VP as the target of messages and interrupts.
+    /// Linux does not take a platform without this bit for Hyper-V.
+    pub const VP_INDEX: u32 = 1 << 6;
+    /// Reference TSC page.
+    pub const REFERENCE_TSC: u32 = 1 << 9;
+    /// TSC and APIC frequency; goes with [`super::features::FREQUENCIES`].
+    pub const FREQUENCIES: u32 = 1 << 11;
 
-/// Leaf 0x40000003 EBX: post messages (4), signal events (5). Left clear: access partition id (1)
-/// and CPU management (12), which make Linux believe it is the root partition, and isolation (22).
-const PARTITION_RIGHTS: u32 = 1 << 4 | 1 << 5;
+    /// Without any of these there is no VMBus.
+    pub const NEEDED: u32 = REFERENCE_COUNTER | SYNIC | HYPERCALL | VP_INDEX;
+}
 
-/// Leaf 0x40000003 EDX: frequencies.
-const PARTITION_FEATURES: u32 = 1 << 8;
+/// Bits of leaf 0x40000003 EBX: what the guest's partition may do (TLFS 2.4.3). With
+/// `KVM_CAP_HYPERV_ENFORCE_CPUID` KVM refuses the hypercalls of bits that are clear.
+pub mod rights {
+    /// Access to partition ids. Linux asks for its own then, by a hypercall that KVM lacks.
+    pub const ACCESS_PARTITION_ID: u32 = 1 << 1;
+    /// `HvPostMessage`: the guest's side of every VMBus message.
+    pub const POST_MESSAGES: u32 = 1 << 4;
+    /// `HvSignalEvent`: the guest's signals on open channels.
+    pub const SIGNAL_EVENTS: u32 = 1 << 5;
+    /// CPU management. It makes Linux believe that it is the root partition.
+    pub const CPU_MANAGEMENT: u32 = 1 << 12;
+    /// Isolation. It makes Linux believe that it is a confidential VM.
+    pub const ISOLATION: u32 = 1 << 22;
 
-/// Leaf 0x40000003 EDX: synthetic timers may raise a vector directly. Without that Linux has timer
-/// messages in the slot of SINT 2, which VMBus then shares.
-const DIRECT_TIMERS: u32 = 1 << 19;
+    /// Without any of these there is no VMBus.
+    pub const NEEDED: u32 = POST_MESSAGES | SIGNAL_EVENTS;
+    /// With any of these Linux takes itself for something that this is not.
+    pub const MISLEADING: u32 = ACCESS_PARTITION_ID | CPU_MANAGEMENT | ISOLATION;
+}
 
-/// Leaf 0x40000004 EAX: relaxed timing (5), deprecate automatic EOI (9).
-const HINTS: u32 = 1 << 5 | 1 << 9;
+/// Bits of leaf 0x40000003 EDX: features (TLFS 2.4.3).
+pub mod features {
+    /// The frequency MSRs are there.
+    pub const FREQUENCIES: u32 = 1 << 8;
+    /// Synthetic timers may raise a vector directly. Without that Linux has timer messages in the
+    /// slot of SINT 2, which VMBus then shares.
+    pub const DIRECT_TIMERS: u32 = 1 << 19;
+}
+
+/// Bits of leaf 0x40000004 EAX: recommendations (TLFS 2.4.4).
+pub mod hints {
+    /// Relaxed timing: Windows' watchdogs wait longer for a VP that the host does not schedule.
+    pub const RELAXED_TIMING: u32 = 1 << 5;
+    /// Do not use automatic EOI, which keeps KVM from using the processor's virtual APIC.
+    pub const DEPRECATE_AUTO_EOI: u32 = 1 << 9;
+}
+
+/// What [`add_hyperv_leaves`] offers, where KVM has it, beside synthetic timers.
+const ACCESS: u32 = access::NEEDED
+    | access::VP_RUNTIME
+    | access::APIC
+    | access::REFERENCE_TSC
+    | access::FREQUENCIES;
+
+const HINTS: u32 = hints::RELAXED_TIMING | hints::DEPRECATE_AUTO_EOI;
 
 /// Leaf 0x40000004 EBX: never report long spin waits.
 const NEVER_NOTIFY: u32 = u32::MAX;
@@ -72,35 +136,116 @@ pub fn add_hyperv_leaves(
     timers: SyntheticTimers,
 ) {
     let (timer_access, timer_features) = match timers {
-        SyntheticTimers::Offered => (TIMER_ACCESS, DIRECT_TIMERS),
+        SyntheticTimers::Offered => (access::SYNTHETIC_TIMERS, features::DIRECT_TIMERS),
         SyntheticTimers::Withheld => (0, 0),
     };
-    let leaf = |function: u32| {
-        supported.iter().find(|entry| entry.function == function).copied().unwrap_or_default()
-    };
     cpuid.retain(|entry| !HYPERVISOR_LEAVES.contains(&entry.function));
-    let features = leaf(FEATURES);
-    let version = leaf(VERSION);
-    let limits = leaf(LIMITS);
+    let offered = leaf(supported, FEATURES);
+    let [vendor0, vendor1, vendor2] = VENDOR;
     cpuid.extend([
-        entry(VENDOR_AND_MAX, [LIMITS, word(*b"Micr"), word(*b"osof"), word(*b"t Hv")]),
+        entry(VENDOR_AND_MAX, [LIMITS, vendor0, vendor1, vendor2]),
         entry(INTERFACE, [INTERFACE_SIGNATURE, 0, 0, 0]),
-        entry(VERSION, [version.eax, version.ebx, 0, 0]),
+        version(supported),
         entry(
             FEATURES,
             [
-                features.eax & (PARTITION_ACCESS | timer_access),
-                features.ebx & PARTITION_RIGHTS,
+                offered.eax & (ACCESS | timer_access),
+                offered.ebx & rights::NEEDED,
                 0,
-                features.edx & (PARTITION_FEATURES | timer_features),
+                offered.edx & (features::FREQUENCIES | timer_features),
             ],
         ),
-        entry(RECOMMENDATIONS, [leaf(RECOMMENDATIONS).eax & HINTS, NEVER_NOTIFY, 0, 0]),
-        entry(LIMITS, [limits.eax, limits.ebx, 0, 0]),
+        recommendations(supported),
+        limits(supported),
     ]);
 }
 
-fn word(text: [u8; 4]) -> u32 {
+/// The table of a VMM cannot be completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum MergeError {
+    /// It has no Hyper-V leaves: use [`add_hyperv_leaves`].
+    #[error("the CPUID table has no Hyper-V leaves: leaf 0x40000001 is not 'Hv#1'")]
+    NotHyperV,
+    /// It has bits of [`rights::MISLEADING`].
+    #[error(
+        "leaf 0x40000003 EBX of the CPUID table has {0:#x} set: a guest takes itself for a root \
+         partition or a confidential VM and does not use VMBus"
+    )]
+    Misleading(u32),
+}
+
+/// Adds what VMBus needs to the Hyper-V leaves that a VMM has already (Cloud Hypervisor with
+/// `kvm_hyperv=on`, say), and keeps all else that they offer. Nothing is offered that `supported`
+/// lacks.
+///
+/// - Leaf 0x40000003 gets [`access::NEEDED`] and [`rights::NEEDED`], leaf 0x40000004
+///   [`hints::DEPRECATE_AUTO_EOI`].
+/// - Leaves 0x40000002 to 0x40000005 are added where they are missing.
+/// - Leaf 0x40000000 gets the vendor `Microsoft Hv`, without which Linux sees no Hyper-V, and a
+///   maximum of 0x40000005 where that is higher.
+/// - Leaves from 0x40000100 on go: where another hypervisor shows itself there, as KVM does, Linux
+///   takes the one with the highest leaf and loads no VMBus.
+///
+/// # Errors
+/// [`MergeError`]; the table is as before then.
+pub fn merge_hyperv_leaves(
+    cpuid: &mut Vec<kvm_cpuid_entry2>,
+    supported: &[kvm_cpuid_entry2],
+) -> Result<(), MergeError> {
+    if leaf(cpuid, INTERFACE).eax != INTERFACE_SIGNATURE {
+        return Err(MergeError::NotHyperV);
+    }
+    match leaf(cpuid, FEATURES).ebx & rights::MISLEADING {
+        0 => {}
+        bits => return Err(MergeError::Misleading(bits)),
+    }
+    cpuid.retain(|entry| !OTHER_HYPERVISORS.contains(&entry.function));
+    let add = |cpuid: &mut Vec<_>, new: kvm_cpuid_entry2, merge: fn(&mut _, _)| {
+        let mut old =
+            cpuid.iter_mut().filter(|e: &&mut kvm_cpuid_entry2| e.function == new.function);
+        match old.next() {
+            Some(old) => merge(old, new),
+            None => cpuid.push(new),
+        }
+    };
+    let [vendor0, vendor1, vendor2] = VENDOR;
+    add(cpuid, entry(VENDOR_AND_MAX, [LIMITS, vendor0, vendor1, vendor2]), |old, new| {
+        *old = kvm_cpuid_entry2 { eax: old.eax.max(new.eax), ..new };
+    });
+    add(cpuid, version(supported), |_, _| {});
+    let offered = leaf(supported, FEATURES);
+    let needed = [offered.eax & access::NEEDED, offered.ebx & rights::NEEDED, 0, 0];
+    add(cpuid, entry(FEATURES, needed), |old, new| {
+        old.eax |= new.eax;
+        old.ebx |= new.ebx;
+    });
+    add(cpuid, recommendations(supported), |old, new| {
+        old.eax |= new.eax & hints::DEPRECATE_AUTO_EOI;
+    });
+    add(cpuid, limits(supported), |_, _| {});
+    Ok(())
+}
+
+fn version(supported: &[kvm_cpuid_entry2]) -> kvm_cpuid_entry2 {
+    let version = leaf(supported, VERSION);
+    entry(VERSION, [version.eax, version.ebx, 0, 0])
+}
+
+fn recommendations(supported: &[kvm_cpuid_entry2]) -> kvm_cpuid_entry2 {
+    entry(RECOMMENDATIONS, [leaf(supported, RECOMMENDATIONS).eax & HINTS, NEVER_NOTIFY, 0, 0])
+}
+
+fn limits(supported: &[kvm_cpuid_entry2]) -> kvm_cpuid_entry2 {
+    let limits = leaf(supported, LIMITS);
+    entry(LIMITS, [limits.eax, limits.ebx, 0, 0])
+}
+
+/// Zeros where the leaf is missing, as a processor has it.
+fn leaf(cpuid: &[kvm_cpuid_entry2], function: u32) -> kvm_cpuid_entry2 {
+    cpuid.iter().find(|entry| entry.function == function).copied().unwrap_or_default()
+}
+
+const fn word(text: [u8; 4]) -> u32 {
     u32::from_le_bytes(text)
 }
 
@@ -111,10 +256,6 @@ fn entry(function: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn leaf(cpuid: &[kvm_cpuid_entry2], function: u32) -> kvm_cpuid_entry2 {
-        *cpuid.iter().find(|entry| entry.function == function).unwrap()
-    }
 
     #[test]
     fn the_guest_sees_hyper_v_and_not_kvm() {
@@ -150,5 +291,68 @@ mod tests {
         };
         assert_eq!(features(SyntheticTimers::Offered), (0xa7f, 0x8_0100));
         assert_eq!(features(SyntheticTimers::Withheld), (0xa77, 0x100));
+    }
+
+    /// The leaves of Cloud Hypervisor's option `kvm_hyperv`, and KVM's own behind them.
+    fn other_vmms_table() -> Vec<kvm_cpuid_entry2> {
+        vec![
+            entry(1, [1; 4]),
+            entry(0x4000_0000, [0x4000_000a, word(*b"Linu"), word(*b"x KV"), word(*b"M Hv")]),
+            entry(0x4000_0001, [INTERFACE_SIGNATURE, 0, 0, 0]),
+            entry(0x4000_0003, [0x26e, 0, 0, 1 << 3]),
+            entry(0x4000_0004, [1 << 5, 0xfff, 0, 0]),
+            entry(0x4000_0100, [9; 4]),
+        ]
+    }
+
+    #[test]
+    fn a_table_that_is_there_keeps_what_it_has_and_gets_what_vmbus_needs() {
+        let supported = [
+            entry(0x4000_0002, [0x3839, 0xa_0000, 0, 0]),
+            entry(0x4000_0003, [u32::MAX; 4]),
+            entry(0x4000_0004, [u32::MAX; 4]),
+            entry(0x4000_0005, [64, 64, 0, 0]),
+        ];
+        let mut cpuid = other_vmms_table();
+        merge_hyperv_leaves(&mut cpuid, &supported).unwrap();
+        let registers = |function| {
+            let leaf = leaf(&cpuid, function);
+            [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
+        };
+        assert_eq!(registers(1), [1; 4]);
+        let [vendor0, vendor1, vendor2] = VENDOR;
+        assert_eq!(registers(0x4000_0000), [0x4000_000a, vendor0, vendor1, vendor2]);
+        assert_eq!(registers(0x4000_0002), [0x3839, 0xa_0000, 0, 0]);
+        assert_eq!(registers(0x4000_0003), [0x26e, 0x30, 0, 1 << 3]);
+        assert_eq!(registers(0x4000_0004), [1 << 5 | 1 << 9, 0xfff, 0, 0]);
+        assert_eq!(registers(0x4000_0005), [64, 64, 0, 0]);
+        assert!(cpuid.iter().all(|entry| entry.function < 0x4000_0100));
+        let before = cpuid.clone();
+        merge_hyperv_leaves(&mut cpuid, &supported).unwrap();
+        assert_eq!(cpuid, before, "once more changes nothing");
+    }
+
+    #[test]
+    fn a_merge_offers_nothing_that_kvm_lacks() {
+        let mut cpuid = other_vmms_table();
+        merge_hyperv_leaves(&mut cpuid, &[]).unwrap();
+        assert_eq!(leaf(&cpuid, 0x4000_0003).ebx, 0);
+        assert_eq!(leaf(&cpuid, 0x4000_0004).eax, 1 << 5);
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_completed_is_left_alone() {
+        let mut none = vec![entry(1, [1; 4]), entry(0x4000_0100, [9; 4])];
+        let before = none.clone();
+        assert_eq!(merge_hyperv_leaves(&mut none, &[]), Err(MergeError::NotHyperV));
+        assert_eq!(none, before);
+        for bit in [1, 12, 22] {
+            let mut cpuid = other_vmms_table();
+            cpuid[3].ebx |= 1 << bit;
+            let before = cpuid.clone();
+            let error = merge_hyperv_leaves(&mut cpuid, &[]);
+            assert_eq!(error, Err(MergeError::Misleading(1 << bit)));
+            assert_eq!(cpuid, before);
+        }
     }
 }

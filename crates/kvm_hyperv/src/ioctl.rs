@@ -6,14 +6,11 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use kvm_bindings::{CpuId, KVMIO, kvm_cpuid2, kvm_hyperv_eventfd, kvm_signal_mask};
+use kvm_bindings::{CpuId, kvm_hyperv_eventfd};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_ref};
-use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
-ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
-ioctl_iow_nr!(KVM_HYPERV_EVENTFD, KVMIO, 0xbd, kvm_hyperv_eventfd);
-ioctl_iowr_nr!(KVM_GET_SUPPORTED_HV_CPUID, KVMIO, 0xc1, kvm_cpuid2);
+use crate::ioctl_numbers::{KVM_GET_SUPPORTED_HV_CPUID, KVM_HYPERV_EVENTFD, KVM_SET_SIGNAL_MASK};
 
 /// Room for the leaves KVM returns: ten in Linux 6.12.
 const MAX_HV_LEAVES: usize = 32;
@@ -25,7 +22,7 @@ pub(crate) fn supported_hv_cpuid(vcpu: &VcpuFd) -> io::Result<CpuId> {
     let pointer = leaves.as_mut_fam_struct_ptr();
     // SAFETY: the structure has room for the number of entries that it says, and the kernel
     // writes at most so many and then corrects the number.
-    let result = unsafe { ioctl_with_mut_ptr(vcpu, KVM_GET_SUPPORTED_HV_CPUID(), pointer) };
+    let result = unsafe { ioctl_with_mut_ptr(vcpu, KVM_GET_SUPPORTED_HV_CPUID.into(), pointer) };
     check(result)?;
     Ok(leaves)
 }
@@ -33,7 +30,7 @@ pub(crate) fn supported_hv_cpuid(vcpu: &VcpuFd) -> io::Result<CpuId> {
 /// Assigns or takes away the eventfd of a connection.
 pub(crate) fn hyperv_eventfd(vm: &VmFd, assignment: &kvm_hyperv_eventfd) -> io::Result<()> {
     // SAFETY: the kernel only reads the structure.
-    let result = unsafe { ioctl_with_ref(vm, KVM_HYPERV_EVENTFD(), assignment) };
+    let result = unsafe { ioctl_with_ref(vm, KVM_HYPERV_EVENTFD.into(), assignment) };
     check(result)
 }
 
@@ -48,7 +45,7 @@ struct SignalMask {
 pub(crate) fn set_signal_mask(vcpu: &VcpuFd, blocked: u64) -> io::Result<()> {
     let mask = SignalMask { len: 8, blocked: blocked.to_ne_bytes() };
     // SAFETY: the kernel reads `len` and then as many bytes behind it, all in the structure.
-    let result = unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) };
+    let result = unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK.into(), &mask) };
     check(result)
 }
 

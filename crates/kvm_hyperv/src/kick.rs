@@ -1,13 +1,19 @@
-//! Getting a vCPU thread out of `KVM_RUN`.
+//! Getting a vCPU thread out of `KVM_RUN`, with a signal of the caller's choice.
 //!
 //! The kick signal is blocked in the thread and unblocked only inside `KVM_RUN`. A kick that comes
 //! before the thread enters stays pending, so the next `KVM_RUN` returns at once: no kick is lost,
 //! and no memory is shared with a signal handler.
+//!
+//! A VMM that kicks its vCPUs by its own means (a handler that sets `immediate_exit`, say) needs
+//! nothing of this.
 
 use std::io;
 
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::signal::{SIGRTMIN, block_signal, clear_signal, register_signal_handler};
+use vmm_sys_util::signal::{block_signal, clear_signal, register_signal_handler};
+
+/// The kernel's signal sets have a bit for each of this many signals.
+const SIGNALS: i32 = 64;
 
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
@@ -15,38 +21,56 @@ fn signal_error(error: &vmm_sys_util::signal::Error) -> io::Error {
     io::Error::other(error.to_string())
 }
 
-/// The kick signal: what to send to a vCPU's thread.
-#[must_use]
-pub fn signal_number() -> i32 {
-    SIGRTMIN()
-}
-
-/// Makes the process survive kicks; once, before the first vCPU thread starts.
+/// Makes the process survive `signal`; once, before the first vCPU thread starts. Replaces the
+/// handler that the signal had.
 ///
 /// # Errors
-/// What the kernel says.
-pub fn install_handler() -> io::Result<()> {
-    register_signal_handler(signal_number(), on_kick).map_err(io::Error::from)
+/// `EINVAL` for a signal that can have no handler; else what the kernel says.
+pub fn install_handler(signal: i32) -> io::Result<()> {
+    register_signal_handler(signal, on_kick).map_err(io::Error::from)
 }
 
-/// Prepares the calling thread, which will run `vcpu`, to be kicked.
+/// Prepares the calling thread, which will run `vcpu`, to be kicked with `signal`. All other
+/// signals that the thread blocks now stay blocked inside `KVM_RUN`.
 ///
 /// # Errors
-/// What the kernel says.
-pub fn prepare_thread(vcpu: &VcpuFd) -> io::Result<()> {
-    match block_signal(signal_number()) {
+/// `EINVAL` if there is no such signal; else what the kernel says.
+pub fn prepare_thread(vcpu: &VcpuFd, signal: i32) -> io::Result<()> {
+    let kick = bit(signal)?;
+    match block_signal(signal) {
         Ok(()) | Err(vmm_sys_util::signal::Error::SignalAlreadyBlocked(_)) => {}
         Err(error) => return Err(signal_error(&error)),
     }
-    let kick = 1_u64 << (signal_number() - 1);
     crate::ioctl::set_signal_mask(vcpu, crate::ioctl::blocked_signals()? & !kick)
 }
 
 /// Takes the kick that ended `KVM_RUN` with `EINTR`, so that the next one does not end the same
-/// way. To be called on the vCPU's thread, before it looks for work.
+/// way. Call it on the vCPU's thread, before that looks for work.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn acknowledge() -> io::Result<()> {
-    clear_signal(signal_number()).map_err(|error| signal_error(&error))
+pub fn acknowledge(signal: i32) -> io::Result<()> {
+    clear_signal(signal).map_err(|error| signal_error(&error))
+}
+
+/// A signal's place in the kernel's sets.
+fn bit(signal: i32) -> io::Result<u64> {
+    match signal {
+        1..=SIGNALS => Ok(1 << (signal - 1)),
+        _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bit;
+
+    #[test]
+    fn a_signal_has_a_place_in_the_set_or_is_none() {
+        assert_eq!(bit(1).unwrap(), 1);
+        assert_eq!(bit(64).unwrap(), 1 << 63);
+        for none in [i32::MIN, -1, 0, 65] {
+            assert_eq!(bit(none).unwrap_err().raw_os_error(), Some(libc::EINVAL), "{none}");
+        }
+    }
 }

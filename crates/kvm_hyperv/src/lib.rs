@@ -13,11 +13,14 @@
 //! (Linux `arch/x86/kvm/hyperv.c`). That part is here. The crate holds no thread and makes no
 //! decision for the VMM.
 
+mod copy;
 pub mod cpuid;
 pub mod exit;
 pub mod hypercall;
 mod ioctl;
+pub mod ioctl_numbers;
 pub mod kick;
+pub mod memory;
 pub mod msr;
 pub mod probe;
 pub mod signal;

@@ -1,26 +1,35 @@
 //! Whether this host's KVM can run a guest with VMBus.
 //!
-//! The existence of `/dev/kvm` says nothing: KVM may be built without Hyper-V, or be an
+//! The existence of `/dev/kvm` proves nothing: KVM may be built without Hyper-V, or be an
 //! emulation. Only the capabilities count.
+//!
+//! | Needed | Capabilities |
+//! |---|---|
+//! | always | `KVM_CAP_USER_MEMORY`, `KVM_CAP_IRQ_ROUTING`, `KVM_CAP_IRQFD`, `KVM_CAP_HYPERV`, `KVM_CAP_HYPERV_TIME`, `KVM_CAP_HYPERV_VP_INDEX`, `KVM_CAP_HYPERV_SYNIC2`, `KVM_CAP_HYPERV_CPUID` |
+//! | [`Irqchip::Full`] | `KVM_CAP_IRQCHIP`, and `KVM_CAP_IRQFD_RESAMPLE` for acknowledgements |
+//! | [`Irqchip::Split`] | `KVM_CAP_SPLIT_IRQCHIP` |
+//! | to be fast | `KVM_CAP_HYPERV_EVENTFD`: see [`Capabilities::eventfd`] |
 
 use std::fmt;
 
 use kvm_bindings::{
     KVM_CAP_HYPERV, KVM_CAP_HYPERV_CPUID, KVM_CAP_HYPERV_EVENTFD, KVM_CAP_HYPERV_SYNIC2,
-    KVM_CAP_HYPERV_TIME, KVM_CAP_HYPERV_VP_INDEX, KVM_CAP_IRQCHIP, KVM_CAP_IRQFD,
-    KVM_CAP_IRQFD_RESAMPLE, KVM_CAP_USER_MEMORY,
+    KVM_CAP_HYPERV_TIME, KVM_CAP_HYPERV_VP_INDEX, KVM_CAP_IRQ_ROUTING, KVM_CAP_IRQCHIP,
+    KVM_CAP_IRQFD, KVM_CAP_IRQFD_RESAMPLE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_USER_MEMORY,
 };
 use kvm_ioctls::Kvm;
 use thiserror::Error;
 
 const DEVICE: &str = "/dev/kvm";
 
-/// What must be there, with the name under which KVM's documentation lists it.
-const NEEDED: [(u32, &str); 9] = [
+/// A capability, with the name under which KVM's documentation lists it.
+type Needed = (u32, &'static str);
+
+/// What every VMM needs.
+const ALWAYS: [Needed; 8] = [
     (KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY"),
-    (KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP"),
+    (KVM_CAP_IRQ_ROUTING, "KVM_CAP_IRQ_ROUTING"),
     (KVM_CAP_IRQFD, "KVM_CAP_IRQFD"),
-    (KVM_CAP_IRQFD_RESAMPLE, "KVM_CAP_IRQFD_RESAMPLE"),
     (KVM_CAP_HYPERV, "KVM_CAP_HYPERV"),
     (KVM_CAP_HYPERV_TIME, "KVM_CAP_HYPERV_TIME"),
     (KVM_CAP_HYPERV_VP_INDEX, "KVM_CAP_HYPERV_VP_INDEX"),
@@ -28,11 +37,37 @@ const NEEDED: [(u32, &str); 9] = [
     (KVM_CAP_HYPERV_CPUID, "KVM_CAP_HYPERV_CPUID"),
 ];
 
-/// What this KVM can do beyond what is needed.
+/// Which interrupt controllers a VMM leaves to KVM. The SynIC needs the local APICs in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Irqchip {
+    /// All of them (`KVM_CREATE_IRQCHIP`). KVM can tell when the guest acknowledges a SINT.
+    Full,
+    /// The local APICs only (`KVM_CAP_SPLIT_IRQCHIP`), as Cloud Hypervisor and crosvm do. KVM does
+    /// not tell of acknowledgements: see [`crate::sint`].
+    Split,
+}
+
+impl Irqchip {
+    fn needed(self) -> &'static [Needed] {
+        match self {
+            Self::Full => &[
+                (KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP"),
+                (KVM_CAP_IRQFD_RESAMPLE, "KVM_CAP_IRQFD_RESAMPLE"),
+            ],
+            Self::Split => &[(KVM_CAP_SPLIT_IRQCHIP, "KVM_CAP_SPLIT_IRQCHIP")],
+        }
+    }
+}
+
+/// What this KVM can do beyond what every VMM needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
-    /// `HvSignalEvent` can signal an eventfd inside the kernel (`KVM_CAP_HYPERV_EVENTFD`).
+    /// `HvSignalEvent` can signal an eventfd inside the kernel (`KVM_CAP_HYPERV_EVENTFD`). Without
+    /// it each of the guest's signals is an exit to the VMM.
     pub eventfd: bool,
+    /// An irqfd can tell when the guest acknowledges an interrupt (`KVM_CAP_IRQFD_RESAMPLE`). KVM
+    /// refuses such irqfds with a split irqchip, whatever this says.
+    pub resample: bool,
 }
 
 /// KVM cannot be used here.
@@ -52,16 +87,15 @@ pub enum ProbeError {
     Open(#[source] kvm_ioctls::Error),
     /// KVM is there, and lacks something.
     #[error(
-        "{DEVICE} has no Hyper-V support (missing: {0}): VMBus needs a Linux host kernel with \
-         CONFIG_KVM_HYPERV; to try it on this machine anyway, run the command under \
-         'cargo xtask rig --'"
+        "{DEVICE} lacks what VMBus needs (missing: {0}): it takes a Linux host kernel with \
+         CONFIG_KVM_HYPERV"
     )]
     Missing(MissingCapabilities),
 }
 
 /// The names of the capabilities that KVM lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MissingCapabilities(Vec<&'static str>);
+pub struct MissingCapabilities(pub Vec<&'static str>);
 
 impl fmt::Display for MissingCapabilities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -69,25 +103,48 @@ impl fmt::Display for MissingCapabilities {
     }
 }
 
-/// Opens `/dev/kvm` and checks it.
+/// Opens `/dev/kvm` and checks it for a VMM with this `irqchip`.
 ///
 /// # Errors
 /// [`ProbeError`], with the remedy in its text.
-pub fn open() -> Result<(Kvm, Capabilities), ProbeError> {
+pub fn open(irqchip: Irqchip) -> Result<(Kvm, Capabilities), ProbeError> {
     let kvm = Kvm::new().map_err(|error| match error.errno() {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => ProbeError::NoDevice,
         libc::EACCES | libc::EPERM => ProbeError::Permission,
         _ => ProbeError::Open(error),
     })?;
-    let capabilities = check(|capability| kvm.check_extension_raw(capability.into()) > 0)?;
+    let capabilities = check_for(&kvm, irqchip)?;
     Ok((kvm, capabilities))
 }
 
-fn check(has: impl Fn(u32) -> bool) -> Result<Capabilities, ProbeError> {
+/// Checks for what every VMM needs, whatever its irqchip.
+///
+/// # Errors
+/// [`ProbeError::Missing`].
+pub fn check(kvm: &Kvm) -> Result<Capabilities, ProbeError> {
+    check_all(|capability| has(kvm, capability), &[])
+}
+
+/// Checks for all that a VMM with this `irqchip` needs.
+///
+/// # Errors
+/// [`ProbeError::Missing`].
+pub fn check_for(kvm: &Kvm, irqchip: Irqchip) -> Result<Capabilities, ProbeError> {
+    check_all(|capability| has(kvm, capability), irqchip.needed())
+}
+
+fn has(kvm: &Kvm, capability: u32) -> bool {
+    kvm.check_extension_raw(capability.into()) > 0
+}
+
+fn check_all(has: impl Fn(u32) -> bool, more: &[Needed]) -> Result<Capabilities, ProbeError> {
     let missing: Vec<_> =
-        NEEDED.iter().filter(|(number, _)| !has(*number)).map(|(_, name)| *name).collect();
+        ALWAYS.iter().chain(more).filter(|(number, _)| !has(*number)).map(|(_, n)| *n).collect();
     if missing.is_empty() {
-        Ok(Capabilities { eventfd: has(KVM_CAP_HYPERV_EVENTFD) })
+        Ok(Capabilities {
+            eventfd: has(KVM_CAP_HYPERV_EVENTFD),
+            resample: has(KVM_CAP_IRQFD_RESAMPLE),
+        })
     } else {
         Err(ProbeError::Missing(MissingCapabilities(missing)))
     }
@@ -97,17 +154,39 @@ fn check(has: impl Fn(u32) -> bool) -> Result<Capabilities, ProbeError> {
 mod tests {
     use super::*;
 
+    fn without(missing: &[u32], irqchip: Option<Irqchip>) -> Result<Capabilities, ProbeError> {
+        let more = irqchip.map_or(&[][..], Irqchip::needed);
+        check_all(|capability| !missing.contains(&capability), more)
+    }
+
     #[test]
     fn everything_missing_is_named() {
-        let without = [KVM_CAP_HYPERV_SYNIC2, KVM_CAP_HYPERV_CPUID];
-        let error = check(|capability| !without.contains(&capability)).unwrap_err();
+        let error = without(&[KVM_CAP_HYPERV_SYNIC2, KVM_CAP_HYPERV_CPUID], None).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("KVM_CAP_HYPERV_SYNIC2, KVM_CAP_HYPERV_CPUID"), "{text}");
     }
 
     #[test]
-    fn the_eventfd_is_optional() {
-        let capabilities = check(|capability| capability != KVM_CAP_HYPERV_EVENTFD).unwrap();
-        assert_eq!(capabilities, Capabilities { eventfd: false });
+    fn the_text_names_nothing_of_the_program_that_embeds_this() {
+        let text = without(&[KVM_CAP_HYPERV], None).unwrap_err().to_string();
+        assert!(!text.contains("cargo") && !text.contains("--"), "{text}");
+    }
+
+    #[test]
+    fn an_eventfd_and_acknowledgements_are_optional() {
+        let capabilities =
+            without(&[KVM_CAP_HYPERV_EVENTFD, KVM_CAP_IRQFD_RESAMPLE], None).unwrap();
+        assert_eq!(capabilities, Capabilities { eventfd: false, resample: false });
+        without(&[KVM_CAP_IRQCHIP, KVM_CAP_SPLIT_IRQCHIP], None).unwrap();
+    }
+
+    #[test]
+    fn each_irqchip_needs_its_own_capabilities() {
+        let error = without(&[KVM_CAP_IRQFD_RESAMPLE], Some(Irqchip::Full)).unwrap_err();
+        assert!(error.to_string().contains("KVM_CAP_IRQFD_RESAMPLE"), "{error}");
+        without(&[KVM_CAP_IRQFD_RESAMPLE, KVM_CAP_IRQCHIP], Some(Irqchip::Split)).unwrap();
+        let error = without(&[KVM_CAP_SPLIT_IRQCHIP], Some(Irqchip::Split)).unwrap_err();
+        assert!(error.to_string().contains("KVM_CAP_SPLIT_IRQCHIP"), "{error}");
+        without(&[KVM_CAP_SPLIT_IRQCHIP], Some(Irqchip::Full)).unwrap();
     }
 }

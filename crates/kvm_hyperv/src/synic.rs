@@ -10,7 +10,9 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, VolatileMemory};
 
 use crate::VMBUS_SINT;
@@ -35,7 +37,7 @@ const FLAGS_OFFSET: u64 = 5;
 const MESSAGE_PENDING: u8 = 1;
 
 /// The registers of a VP's SynIC as the guest last wrote them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct SynicRegisters {
     /// SCONTROL: bit 0 enables the SynIC.
     pub scontrol: u64,
@@ -64,6 +66,28 @@ impl SynicRegisters {
 #[error("{MAX_QUEUED} messages wait for the virtual processor already")]
 pub struct QueueFull;
 
+/// The SynIC of a VP, saved: its registers and the messages that are in no slot yet. A message in
+/// the slot and event flags that are set are in guest memory.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct SavedSynic {
+    /// The registers.
+    pub registers: SynicRegisters,
+    /// Payloads of the messages that wait, oldest first: at most [`MAX_QUEUED`] of at most
+    /// [`MAX_PAYLOAD`] bytes.
+    pub queue: Vec<Vec<u8>>,
+}
+
+/// A [`SavedSynic`] that no [`VpSynic`] can have been.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum SavedSynicError {
+    /// More than [`MAX_QUEUED`] messages.
+    #[error("{0} messages are saved for a virtual processor: at most {MAX_QUEUED} can wait")]
+    Queue(usize),
+    /// A message of more than [`MAX_PAYLOAD`] bytes.
+    #[error("a saved message has {0} bytes: at most {MAX_PAYLOAD} are possible")]
+    Payload(usize),
+}
+
 /// What [`VpSynic::deliver`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
@@ -89,8 +113,36 @@ struct State {
 }
 
 impl VpSynic {
-    /// Takes over the registers after the guest wrote one. A page that was just enabled or moved
-    /// is zeroed: with `KVM_CAP_HYPERV_SYNIC2` KVM does not, and an old message type would make
+    /// What [`VpSynic::restore`] takes. Save it together with guest memory, while the vCPU is
+    /// stopped and nothing is posted or signalled.
+    #[must_use]
+    pub fn save(&self) -> SavedSynic {
+        let state = self.lock();
+        SavedSynic { registers: state.registers, queue: state.queue.iter().cloned().collect() }
+    }
+
+    /// Becomes what was saved, and writes nothing to guest memory: its pages hold what the guest
+    /// has not read yet. KVM does not exit when the VMM restores the MSRs themselves.
+    ///
+    /// Deliver and raise the SINT once for each VP afterwards: an interrupt may have been on its
+    /// way when the VP was saved, and a guest takes one too many without harm.
+    ///
+    /// # Errors
+    /// [`SavedSynicError`]; nothing has changed then.
+    pub fn restore(&self, saved: &SavedSynic) -> Result<(), SavedSynicError> {
+        if saved.queue.len() > MAX_QUEUED {
+            return Err(SavedSynicError::Queue(saved.queue.len()));
+        }
+        if let Some(payload) = saved.queue.iter().find(|payload| payload.len() > MAX_PAYLOAD) {
+            return Err(SavedSynicError::Payload(payload.len()));
+        }
+        *self.lock() =
+            State { registers: saved.registers, queue: saved.queue.iter().cloned().collect() };
+        Ok(())
+    }
+
+    /// Takes over the registers after the guest wrote one. After a restore of the VM use
+    /// [`VpSynic::restore`] instead. A page that was just enabled or moved is zeroed: with `KVM_CAP_HYPERV_SYNIC2` KVM does not, and an old message type would make
     /// the slot look busy for ever.
     pub fn update<M: GuestMemory>(&self, memory: &M, registers: SynicRegisters) {
         let mut state = self.lock();
@@ -174,7 +226,10 @@ impl VpSynic {
             .ok()
             .and_then(|slice| {
                 let word = slice.get_atomic_ref::<AtomicU64>(0).ok()?;
-                Some(word.fetch_or(bit, Ordering::SeqCst) & bit == 0)
+                let before = word.fetch_or(bit, Ordering::SeqCst);
+                // Only `vm-memory`'s own accesses mark the page by themselves.
+                slice.bitmap().mark_dirty(0, slice.len());
+                Some(before & bit == 0)
             })
             .unwrap_or(false)
     }
@@ -300,5 +355,50 @@ mod tests {
         let registers = SynicRegisters { scontrol: 1, siefp: SIEFP | 1, simp: 0x3000 | 1 };
         synic.update(&memory, registers);
         assert_eq!(synic.deliver(&memory), Delivery::Idle);
+    }
+
+    #[test]
+    fn a_message_that_the_guest_has_not_read_survives_save_and_restore() {
+        let memory = memory();
+        let synic = enabled(&memory);
+        synic.post(&[1, 2, 3]).unwrap();
+        synic.post(&[4]).unwrap();
+        assert_eq!(synic.deliver(&memory), Delivery::Delivered);
+        assert!(synic.set_event(&memory, 65));
+        let saved = postcard::to_allocvec(&synic.save()).unwrap();
+
+        let restored = VpSynic::default();
+        restored.restore(&postcard::from_bytes(&saved).unwrap()).unwrap();
+        let mut slot = [0_u8; 20];
+        memory.read_slice(&mut slot, MESSAGE_SLOT).unwrap();
+        assert_eq!(slot, [1, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 0]);
+        assert!(!restored.set_event(&memory, 65), "the flag is still set");
+        assert_eq!(restored.deliver(&memory), Delivery::Blocked);
+
+        // The guest takes it, and gets the one that was queued.
+        memory.write_obj(0_u32, MESSAGE_SLOT).unwrap();
+        assert_eq!(restored.deliver(&memory), Delivery::Delivered);
+        memory.read_slice(&mut slot, MESSAGE_SLOT).unwrap();
+        assert_eq!(slot, [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0]);
+        assert_eq!(restored.save(), SavedSynic { queue: Vec::new(), ..synic.save() });
+    }
+
+    #[test]
+    fn what_cannot_have_been_saved_is_refused_and_changes_nothing() {
+        let memory = memory();
+        let synic = enabled(&memory);
+        synic.post(&[1]).unwrap();
+        let before = synic.save();
+        let refused = |queue: Vec<Vec<u8>>| {
+            let saved = SavedSynic { queue, ..Default::default() };
+            let error = synic.restore(&saved).unwrap_err();
+            assert_eq!(synic.save(), before);
+            error
+        };
+        assert_eq!(refused(vec![vec![]; 65]), SavedSynicError::Queue(65));
+        assert_eq!(refused(vec![vec![], vec![0; 241]]), SavedSynicError::Payload(241));
+        let full = SavedSynic { queue: vec![vec![0; 240]; 64], ..Default::default() };
+        synic.restore(&full).unwrap();
+        assert_eq!(synic.save(), full);
     }
 }

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use kvm_hyperv::hypercall::Status;
-use kvm_hyperv::kick;
 use kvm_hyperv::sint::SintLines;
 use kvm_hyperv::synic::VpSynic;
 use vmbus::Server;
 use vmbus::protocol::ConnectionId;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::Killable;
+
+use crate::vcpu::kick_signal;
 
 /// The synthetic interrupt controllers of a machine's VPs, and their threads.
 pub(crate) struct Bus {
@@ -54,7 +55,7 @@ impl Bus {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = usize::try_from(vp).ok().and_then(|vp| threads.get(vp)) {
             // A thread that has just ended needs no kick.
-            let _ = thread.kill(kick::signal_number());
+            let _ = thread.kill(kick_signal());
         }
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use guest_ram::{PoolError, RamError, RamPart};
+use kvm_hyperv::probe::ProbeError;
 use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
@@ -178,7 +179,10 @@ impl MachineError {
 pub enum VmmError {
     /// KVM cannot be used.
     #[error(transparent)]
-    Probe(#[from] kvm_hyperv::probe::ProbeError),
+    Probe(ProbeError),
+    /// KVM is there, and lacks something.
+    #[error("{0}; to try it on this machine anyway, run the command under 'cargo xtask rig --'")]
+    NoHyperV(ProbeError),
     /// The guest cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -282,6 +286,15 @@ pub(crate) fn remedy(errno: i32) -> &'static str {
     }
 }
 
+impl From<ProbeError> for VmmError {
+    fn from(error: ProbeError) -> Self {
+        match error {
+            ProbeError::Missing(_) => Self::NoHyperV(error),
+            other => Self::Probe(other),
+        }
+    }
+}
+
 /// An error with all its causes, for a log line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -296,6 +309,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kvm_hyperv::probe::MissingCapabilities;
+
     use super::*;
 
     #[test]
@@ -321,6 +336,15 @@ mod tests {
         let pool = PoolError::Short { size, needed: 2, available: 1, enough: 2 };
         let text = chain(&VmmError::from(RamError::Pool(pool)));
         assert!(text.starts_with("2 huge pages of 1 GiB are needed and 1 are free"), "{text}");
+    }
+
+    #[test]
+    fn who_has_no_hyper_v_is_told_of_the_rig_and_nobody_else() {
+        let missing = MissingCapabilities(vec!["KVM_CAP_HYPERV"]);
+        let text = chain(&VmmError::from(ProbeError::Missing(missing)));
+        assert!(text.contains("KVM_CAP_HYPERV)") && text.contains("cargo xtask rig"), "{text}");
+        let text = chain(&VmmError::from(ProbeError::NoDevice));
+        assert!(!text.contains("xtask"), "{text}");
     }
 
     #[test]

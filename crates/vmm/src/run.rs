@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Builder;
 
 use kvm_hyperv::kick;
-use kvm_hyperv::probe::{self, Capabilities};
+use kvm_hyperv::probe::{self, Capabilities, Irqchip};
 use kvm_ioctls::Kvm;
 use qmp::{Event, EventSender, ShutdownCause};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
@@ -24,6 +24,7 @@ use crate::error::{BootError, MachineError, VmmError};
 use crate::machine::{Machine, Parts};
 use crate::memory::{BootMemory, Kept, MemoryPlan};
 use crate::monitor::Monitored;
+use crate::vcpu::kick_signal;
 
 /// The smallest machine that can boot at all: below, kernel and firmware data have no room.
 const SMALLEST_MEMORY: u64 = 16 << 20;
@@ -36,8 +37,9 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     check(config)?;
     let mut files =
         BootFiles::open(&config.kernel, config.initrd.as_deref(), &config.command_line)?;
-    let (kvm, capabilities) = probe::open()?;
-    kick::install_handler().map_err(MachineError::system("cannot handle the vCPUs' signal"))?;
+    let (kvm, capabilities) = probe::open(Irqchip::Full)?;
+    kick::install_handler(kick_signal())
+        .map_err(MachineError::system("cannot handle the vCPUs' signal"))?;
     survive_file_limits()?;
     let plan = MemoryPlan::new(config, &kvm)?;
     let first = plan.first()?;

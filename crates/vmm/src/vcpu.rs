@@ -10,6 +10,7 @@ use kvm_hyperv::hypercall::{Hypercall, Status};
 use kvm_hyperv::synic::Delivery;
 use kvm_hyperv::{kick, msr};
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::SIGRTMIN;
 
 use crate::bus::{Bus, GuestCalls};
 use crate::confine::{Confinement, Thread};
@@ -17,6 +18,11 @@ use crate::control::{Cause, Control, ControlSender};
 use crate::error::MachineError;
 use crate::ports::Ports;
 use crate::power::PowerRequest;
+
+/// The signal that gets a vCPU's thread out of the guest.
+pub(crate) fn kick_signal() -> i32 {
+    SIGRTMIN()
+}
 
 /// What all vCPUs of a machine share.
 pub(crate) struct Shared {
@@ -56,7 +62,7 @@ impl Vcpu {
 
     fn run_until_stopped(&mut self) -> Result<(), MachineError> {
         let failed = MachineError::system("cannot prepare a vCPU's thread");
-        kick::prepare_thread(&self.fd).map_err(failed)?;
+        kick::prepare_thread(&self.fd, kick_signal()).map_err(failed)?;
         if self.shared.confinement.enter(Thread::Vcpu).is_err() {
             return Ok(());
         }
@@ -138,7 +144,7 @@ impl Vcpu {
     fn interrupted(&self, error: kvm_ioctls::Error) -> Result<Next, MachineError> {
         match error.errno() {
             libc::EINTR => {
-                kick::acknowledge()
+                kick::acknowledge(kick_signal())
                     .map_err(MachineError::system("cannot take a vCPU thread's signal"))?;
                 Ok(Next::Run)
             }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use kvm_hyperv::probe::ProbeError;
+use kvm_hyperv::probe::{Irqchip, ProbeError};
 
 /// Whether this machine's KVM can be a Hyper-V host.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) enum HyperV {
 
 /// Asks as `hvb` itself does.
 pub(crate) fn probe() -> HyperV {
-    match kvm_hyperv::probe::open() {
+    match kvm_hyperv::probe::open(Irqchip::Full) {
         Ok(_) => HyperV::Present,
         Err(ProbeError::NoDevice) => HyperV::Absent("there is no /dev/kvm".to_owned()),
         Err(ProbeError::Missing(_)) => {

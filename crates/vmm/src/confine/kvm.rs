@@ -1,9 +1,11 @@
-//! The requests of KVM that this program makes (Linux `include/uapi/linux/kvm.h`), as its filters
-//! need them. The libraries that make them do not tell their numbers.
+//! The ioctls of KVM that this program makes (Linux `include/uapi/linux/kvm.h`), for its filters.
 
 use kvm_bindings::{
-    KVMIO, kvm_cpuid2, kvm_enable_cap, kvm_hyperv_eventfd, kvm_irq_routing, kvm_irqfd, kvm_msrs,
-    kvm_pit_config, kvm_regs, kvm_signal_mask, kvm_sregs, kvm_userspace_memory_region,
+    KVMIO, kvm_cpuid2, kvm_enable_cap, kvm_msrs, kvm_pit_config, kvm_regs, kvm_sregs,
+};
+use kvm_hyperv::ioctl_numbers::{
+    KVM_CHECK_EXTENSION, KVM_GET_MSRS, KVM_GET_SUPPORTED_HV_CPUID, KVM_HYPERV_EVENTFD, KVM_IRQFD,
+    KVM_SET_GSI_ROUTING, KVM_SET_SIGNAL_MASK, KVM_SET_USER_MEMORY_REGION,
 };
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 
@@ -11,6 +13,11 @@ use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 pub(super) struct Request {
     pub(super) name: &'static str,
     pub(super) number: u32,
+}
+
+/// One that `kvm_hyperv` makes, or tells the number of.
+const fn known(name: &'static str, number: u32) -> Request {
+    Request { name, number }
 }
 
 const fn request<T>(name: &'static str, direction: u32, number: u32) -> Request {
@@ -22,16 +29,15 @@ const fn request<T>(name: &'static str, direction: u32, number: u32) -> Request 
 
 /// Runs a vCPU. First where it is allowed: filters look in order.
 const RUN: Request = request::<()>("KVM_RUN", _IOC_NONE, 0x80);
-const GET_MSRS: Request = request::<kvm_msrs>("KVM_GET_MSRS", _IOC_READ | _IOC_WRITE, 0x88);
+const GET_MSRS: Request = known("KVM_GET_MSRS", KVM_GET_MSRS);
 const SET_USER_MEMORY_REGION: Request =
-    request::<kvm_userspace_memory_region>("KVM_SET_USER_MEMORY_REGION", _IOC_WRITE, 0x46);
+    known("KVM_SET_USER_MEMORY_REGION", KVM_SET_USER_MEMORY_REGION);
 
 /// What a vCPU's thread asks of its vCPU while the guest runs.
 pub(super) const OF_VCPUS: [Request; 2] = [RUN, GET_MSRS];
 
 /// What the device's thread asks of the VM.
-pub(super) const OF_THE_DEVICE: [Request; 1] =
-    [request::<kvm_hyperv_eventfd>("KVM_HYPERV_EVENTFD", _IOC_WRITE, 0xbd)];
+pub(super) const OF_THE_DEVICE: [Request; 1] = [known("KVM_HYPERV_EVENTFD", KVM_HYPERV_EVENTFD)];
 
 /// What the memory's thread asks of the VM.
 pub(super) const OF_THE_MEMORY: [Request; 1] = [SET_USER_MEMORY_REGION];
@@ -39,7 +45,7 @@ pub(super) const OF_THE_MEMORY: [Request; 1] = [SET_USER_MEMORY_REGION];
 /// What it takes to build a machine.
 pub(super) const TO_BUILD: [Request; 21] = [
     request::<()>("KVM_CREATE_VM", _IOC_NONE, 0x01),
-    request::<()>("KVM_CHECK_EXTENSION", _IOC_NONE, 0x03),
+    known("KVM_CHECK_EXTENSION", KVM_CHECK_EXTENSION),
     request::<()>("KVM_GET_VCPU_MMAP_SIZE", _IOC_NONE, 0x04),
     request::<kvm_cpuid2>("KVM_GET_SUPPORTED_CPUID", _IOC_READ | _IOC_WRITE, 0x05),
     request::<()>("KVM_CREATE_VCPU", _IOC_NONE, 0x41),
@@ -47,18 +53,18 @@ pub(super) const TO_BUILD: [Request; 21] = [
     request::<()>("KVM_SET_TSS_ADDR", _IOC_NONE, 0x47),
     request::<u64>("KVM_SET_IDENTITY_MAP_ADDR", _IOC_WRITE, 0x48),
     request::<()>("KVM_CREATE_IRQCHIP", _IOC_NONE, 0x60),
-    request::<kvm_irq_routing>("KVM_SET_GSI_ROUTING", _IOC_WRITE, 0x6a),
-    request::<kvm_irqfd>("KVM_IRQFD", _IOC_WRITE, 0x76),
+    known("KVM_SET_GSI_ROUTING", KVM_SET_GSI_ROUTING),
+    known("KVM_IRQFD", KVM_IRQFD),
     request::<kvm_pit_config>("KVM_CREATE_PIT2", _IOC_WRITE, 0x77),
     request::<kvm_regs>("KVM_GET_REGS", _IOC_READ, 0x81),
     request::<kvm_regs>("KVM_SET_REGS", _IOC_WRITE, 0x82),
     request::<kvm_sregs>("KVM_GET_SREGS", _IOC_READ, 0x83),
     request::<kvm_sregs>("KVM_SET_SREGS", _IOC_WRITE, 0x84),
     request::<kvm_msrs>("KVM_SET_MSRS", _IOC_WRITE, 0x89),
-    request::<kvm_signal_mask>("KVM_SET_SIGNAL_MASK", _IOC_WRITE, 0x8b),
+    known("KVM_SET_SIGNAL_MASK", KVM_SET_SIGNAL_MASK),
     request::<kvm_cpuid2>("KVM_SET_CPUID2", _IOC_WRITE, 0x90),
     request::<kvm_enable_cap>("KVM_ENABLE_CAP", _IOC_WRITE, 0xa3),
-    request::<kvm_cpuid2>("KVM_GET_SUPPORTED_HV_CPUID", _IOC_READ | _IOC_WRITE, 0xc1),
+    known("KVM_GET_SUPPORTED_HV_CPUID", KVM_GET_SUPPORTED_HV_CPUID),
 ];
 
 #[cfg(test)]

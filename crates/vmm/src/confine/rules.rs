@@ -5,10 +5,10 @@
 //! thread that accepts monitor clients must allow all that the threads they start may do.
 
 use confinement::{Check, Rules, Sysno};
-use kvm_hyperv::kick;
 
 use super::Thread;
 use super::kvm::{self, Request};
+use crate::vcpu::kick_signal;
 
 /// `FUTEX_CMD_MASK`: without the flags for private futexes and the clock.
 const FUTEX_COMMAND: u64 = 0x7f;
@@ -122,7 +122,7 @@ fn main() -> Rules {
         .allow_where(Sysno::madvise, "HUGEPAGE", advice(libc::MADV_HUGEPAGE))
         .allow_where(Sysno::madvise, "NOHUGEPAGE", advice(libc::MADV_NOHUGEPAGE))
         .allow_where(Sysno::madvise, "DONTDUMP", advice(libc::MADV_DONTDUMP))
-        .allow_where(Sysno::tgkill, "the kick of a vCPU", signal(kick::signal_number()))
+        .allow_where(Sysno::tgkill, "the kick of a vCPU", signal(kick_signal()))
         // Sets the terminal back; the second is for older kernels.
         .allow_where(Sysno::ioctl, "TCSETS2", [is(1, TCSETS2)])
         .allow_where(Sysno::ioctl, "TCSETS", [is(1, libc::TCSETS)])
@@ -137,7 +137,7 @@ fn device() -> Rules {
     ioctls(&kvm::OF_THE_DEVICE)
         // Events for a monitor client that does not read end its connection: `shutdown`.
         .allow([Sysno::epoll_ctl, Sysno::epoll_wait, Sysno::eventfd2, Sysno::read, Sysno::shutdown])
-        .allow_where(Sysno::tgkill, "the kick of a vCPU", signal(kick::signal_number()))
+        .allow_where(Sysno::tgkill, "the kick of a vCPU", signal(kick_signal()))
 }
 
 fn memory() -> Rules {
