@@ -30,3 +30,8 @@ pub mod vm;
 
 /// The synthetic interrupt source of VMBus, on every VP (`Linux hyperv-tlfs.h`).
 pub const VMBUS_SINT: u8 = 2;
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
