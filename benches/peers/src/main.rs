@@ -148,7 +148,7 @@ fn run(cli: &Cli) -> Result<()> {
 }
 
 const NOTES: &str = "\
-device threads: of hvb `device` and `memory`, of QEMU the main loop. The whole process has the\n\
+device threads: of hvb `vmbus` and `memory`, of QEMU the main loop. The whole process has the\n\
 guest's own work, too. The monitor's threads are left out, and of QEMU's main loop what it takes\n\
 to answer the monitor, measured before.";
 

@@ -52,7 +52,7 @@ impl Peer {
     /// Whether the device runs on the thread of this name; QEMU's run in its main loop.
     pub(crate) fn is_device_thread(self, name: &str) -> bool {
         match self {
-            Self::Hvb => ["device", "memory"].contains(&name),
+            Self::Hvb => ["vmbus", "memory"].contains(&name),
             Self::HvBalloon | Self::VirtioBalloon => name == crate::usage::MAIN_THREAD,
         }
     }

@@ -58,6 +58,6 @@ pub use hot_add::AddError;
 pub use huge_pages::{HugePages, PoolError};
 pub use layout::{HIGH_RAM_START, LOW_RAM_LIMIT, boot_ram_ranges};
 pub use mapping::{BorrowError, MemoryKind};
-pub use ram::{GuestRam, RamConfig, RamError, RamPart};
+pub use ram::{GuestRam, RamAddressSpace, RamConfig, RamError, RamPart};
 pub use region::RamRegion;
 pub use worker::{MemoryWorker, WorkError};

@@ -84,13 +84,16 @@ pub enum RamError {
     Pool(#[from] PoolError),
 }
 
+/// A guest's memory, to which memory may be added.
+pub type RamAddressSpace = GuestMemoryAtomic<GuestRegionCollection<RamRegion>>;
+
 /// The RAM of one guest: what it boots with, and what is added later.
 ///
 /// All methods can be called from several threads. What keeps the memory mapped is described
 /// [here](crate#what-keeps-memory-mapped).
 #[derive(Debug)]
 pub struct GuestRam {
-    memory: GuestMemoryAtomic<GuestRegionCollection<RamRegion>>,
+    memory: RamAddressSpace,
     boot: Vec<Extent>,
     boot_regions: Vec<Arc<RamRegion>>,
     pages: PageRangeSet,
@@ -129,6 +132,12 @@ impl GuestRam {
     #[must_use]
     pub fn memory(&self) -> GuestMemoryLoadGuard<GuestRegionCollection<RamRegion>> {
         self.memory.memory()
+    }
+
+    /// The same as an address space, for those who take it anew themselves.
+    #[must_use]
+    pub fn address_space(&self) -> RamAddressSpace {
+        self.memory.clone()
     }
 
     /// The regions of boot RAM, lowest first.

@@ -15,9 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::attached::Attached;
 use crate::shared::{Shared, StopMark};
 use crate::sources::{Source, Sources};
-use crate::{
-    Bound, BusMemory, HostFailure, Machine, MemoryGuard, OpenError, Platform, Report, Thread,
-};
+use crate::{Bound, BusMemory, HostFailure, Machine, OpenError, Platform, Report, Thread};
 
 /// How often a busy message slot, or a full ring, is looked at again. A guest that crashes never
 /// acknowledges a message (Linux `vmbus_wait_for_unload`), and Linux' balloon driver never says that
@@ -29,7 +27,7 @@ const RETRY: Duration = Duration::from_millis(10);
 const ACTIONS_PER_TURN: u32 = 128;
 
 /// A device of any kind on the bus of a platform.
-pub(crate) type AnyDevice<P> = Box<dyn Attached<BusMemory<MemoryGuard<P>>>>;
+pub(crate) type AnyDevice<P> = Box<dyn Attached<BusMemory<P>>>;
 
 /// What other threads want of the loop.
 pub(crate) enum Request<P> {
@@ -222,7 +220,7 @@ impl<P: Platform> BusLoop<P> {
         }
     }
 
-    fn tell(&mut self, channel: ChannelId, event: ChannelEvent<BusMemory<MemoryGuard<P>>>) {
+    fn tell(&mut self, channel: ChannelId, event: ChannelEvent<BusMemory<P>>) {
         let now = self.shared.now();
         if let Some(slot) = self.slots.iter_mut().find(|slot| slot.channel == channel) {
             slot.device.handle(now, event);
@@ -237,7 +235,8 @@ impl<P: Platform> BusLoop<P> {
         match self.bind(index, &machine, channel.connection_id) {
             Ok(()) => {
                 let event = ChannelEvent::Open {
-                    memory: BusMemory::new(machine.platform().memory()),
+                    // A clone, because guards themselves may be meant to be short-lived.
+                    memory: BusMemory::<P>::new(machine.platform().memory().clone()),
                     channel,
                     guest_os_id: machine.guest_os_id(),
                 };

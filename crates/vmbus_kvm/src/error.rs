@@ -53,6 +53,19 @@ pub enum OpenError {
 #[error("the bus has stopped")]
 pub struct Stopped;
 
+/// What helps against the first system error among an error and its causes.
+#[cfg(feature = "dynamic-memory")]
+pub(crate) fn remedy_of(error: &(dyn std::error::Error + 'static)) -> &'static str {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return remedy(error);
+        }
+        next = error.source();
+    }
+    ""
+}
+
 /// What helps where the host has run out of something, to follow the text of an error.
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {

@@ -11,8 +11,7 @@ use crate::bus_loop::{BusLoop, Request, Slot};
 use crate::shared::Shared;
 use crate::sources::{Source, Sources};
 use crate::{
-    BusHandle, BusMemory, Machine, MemoryGuard, Platform, Sink, StartError, Stopped, Supervisor,
-    Thread,
+    BusHandle, BusMemory, Machine, Platform, Sink, StartError, Stopped, Supervisor, Thread,
 };
 
 /// A bus with its devices before it runs.
@@ -51,7 +50,7 @@ impl<P: Platform> HostBuilder<P> {
         sink: impl Sink<D::Work>,
     ) -> Result<(), StartError>
     where
-        D: VmbusDevice<BusMemory<MemoryGuard<P>>> + Send + 'static,
+        D: VmbusDevice<BusMemory<P>> + Send + 'static,
     {
         let device = Device { device, sink };
         let offer = device.offer();

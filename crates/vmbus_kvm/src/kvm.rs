@@ -5,12 +5,37 @@ use std::sync::Arc;
 
 use kvm_hyperv::signal;
 use kvm_hyperv::sint::SintLines;
+use kvm_hyperv::vm::GuestVm;
 use kvm_ioctls::VmFd;
-use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use vmbus::protocol::{ConnectionId, VpIndex};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::{Bound, MemoryGuard, Platform};
+
+/// Something that has a KVM VM.
+pub trait HasVm: Send + Sync + 'static {
+    /// KVM's side of the VM.
+    fn vm_fd(&self) -> &VmFd;
+}
+
+impl HasVm for VmFd {
+    fn vm_fd(&self) -> &VmFd {
+        self
+    }
+}
+
+impl<R: GuestMemoryRegion + Send + Sync + 'static> HasVm for GuestVm<R> {
+    fn vm_fd(&self) -> &VmFd {
+        self.fd()
+    }
+}
+
+impl<V: HasVm> HasVm for Arc<V> {
+    fn vm_fd(&self) -> &VmFd {
+        (**self).vm_fd()
+    }
+}
 
 /// A machine on `kvm-ioctls` with KVM's own interrupt controllers.
 pub struct KvmPlatform<A, V = Arc<VmFd>> {
@@ -50,7 +75,7 @@ impl<A, V> std::fmt::Debug for KvmPlatform<A, V> {
 impl<A, V> Platform for KvmPlatform<A, V>
 where
     A: GuestAddressSpace<M: GuestMemoryBackend, T: Send + Sync + 'static> + Send + Sync + 'static,
-    V: AsRef<VmFd> + Send + Sync + 'static,
+    V: HasVm,
 {
     type Memory = A;
 
@@ -70,14 +95,14 @@ where
         if !self.signals_in_kernel {
             return Ok(Bound::ByExit);
         }
-        signal::assign(self.vm.as_ref(), connection.get(), eventfd)?;
+        signal::assign(self.vm.vm_fd(), connection.get(), eventfd)?;
         Ok(Bound::InKernel)
     }
 
     fn unbind_signal(&self, connection: ConnectionId) {
         if self.signals_in_kernel {
             // Fails only where it was never assigned.
-            let _ = signal::deassign(self.vm.as_ref(), connection.get());
+            let _ = signal::deassign(self.vm.vm_fd(), connection.get());
         }
     }
 

@@ -41,25 +41,25 @@ mod error;
 mod host;
 mod kvm;
 mod machine;
-mod memory;
 mod platform;
 mod shared;
 mod sources;
 mod supervisor;
 
 pub use attached::Sink;
+#[cfg(feature = "guest_ram")]
+pub use dynamic_memory::VmSlots;
 #[cfg(feature = "dynamic-memory")]
 pub use dynamic_memory::{
     BackendError, DynamicMemoryHandle, HostSnapshot, Inhibit, Inhibitor, MachineMemory,
-    MemoryBackend, SetTargetError, WorkError,
+    MemoryBackend, NoMachine, SetTargetError, WorkError,
 };
 #[cfg(feature = "dynamic-memory")]
 pub use dynmem_vsp::{Config, HotAdd, Kept, Notice, ReplaceError, Settle, Snapshot, TargetError};
 pub use error::{OpenError, StartError, Stopped};
 pub use host::{Host, HostBuilder};
-pub use kvm::KvmPlatform;
+pub use kvm::{HasVm, KvmPlatform};
 pub use machine::Machine;
-pub use memory::BusMemory;
-pub use platform::{Bound, MemoryGuard, Platform};
+pub use platform::{Bound, BusMemory, MemoryGuard, Platform};
 pub use shared::BusHandle;
 pub use supervisor::{HostFailure, Report, Supervisor, Thread};

@@ -3,12 +3,16 @@
 use std::io;
 use std::sync::Arc;
 
+use kvm_hyperv::memory::GuestBusMemory;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
 use vmbus::protocol::{ConnectionId, VpIndex};
 use vmm_sys_util::eventfd::EventFd;
 
 /// A guard that gives access to the memory of a platform's guest.
 pub type MemoryGuard<P> = <<P as Platform>::Memory as GuestAddressSpace>::T;
+
+/// A platform's guest memory as the rings of a channel see it.
+pub type BusMemory<P> = GuestBusMemory<MemoryGuard<P>>;
 
 /// Where a guest's signals on a connection arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

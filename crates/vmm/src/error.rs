@@ -146,6 +146,15 @@ pub enum MachineError {
     /// A thread of ours died of a defect.
     #[error("the {0} thread failed by a defect of hvb: please report what it printed")]
     Panic(&'static str),
+    /// The bus cannot be started.
+    #[error(transparent)]
+    StartBus(#[from] vmbus_kvm::StartError),
+    /// The bus has failed.
+    #[error(transparent)]
+    Bus(vmbus_kvm::HostFailure),
+    /// The bus has ended, for a reason that was told apart.
+    #[error(transparent)]
+    Stopped(#[from] vmbus_kvm::Stopped),
     /// A thread cannot be confined.
     #[error(
         "cannot confine a thread of hvb: does this kernel have CONFIG_SECCOMP_FILTER? \
@@ -154,7 +163,7 @@ pub enum MachineError {
     Confine(#[source] confinement::ApplyError),
     /// KVM left a vCPU for a reason that cannot be handled.
     #[error("vCPU {vcpu} stopped: {reason}")]
-    Stopped {
+    VcpuStopped {
         /// Which one.
         vcpu: u8,
         /// In KVM's words.
@@ -238,6 +247,10 @@ pub enum VmmError {
         /// The most memory that can be reached, in bytes.
         most: u64,
     },
+    /// No guest can have the memory that the machine was to get: a defect.
+    #[cfg(feature = "hv-balloon")]
+    #[error(transparent)]
+    Replace(#[from] vmbus_kvm::ReplaceError),
     /// The rules for threads make no sense: a defect.
     #[error(transparent)]
     Rules(#[from] confinement::CompileError),
@@ -272,6 +285,18 @@ impl From<RamError> for VmmError {
             }
             other => Self::Ram(other),
         }
+    }
+}
+
+impl From<vmbus_kvm::StartError> for VmmError {
+    fn from(error: vmbus_kvm::StartError) -> Self {
+        MachineError::from(error).into()
+    }
+}
+
+impl From<vmbus_kvm::Stopped> for VmmError {
+    fn from(error: vmbus_kvm::Stopped) -> Self {
+        MachineError::from(error).into()
     }
 }
 

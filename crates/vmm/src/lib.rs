@@ -1,36 +1,30 @@
 //! A small VMM on KVM that boots Linux with the hv-balloon device.
 //!
-//! [`run`] is all of it; [`load_linux`] is its loader alone. Without the feature `hv-balloon`, which is on by default, the machine has a
-//! bus and no device on it.
+//! [`run`] is all of it; [`load_linux`] is its loader alone. Without the feature `hv-balloon`, which is
+//! on by default, the machine has a bus and no device on it.
 //!
-//! Threads: one per vCPU, one loop for bus and device, one that discards
-//! pages, the monitor's own, two for the console, and the caller's, which governs.
+//! Threads: one per vCPU, the two of `vmbus_kvm` (bus and memory), the monitor's own, two for the
+//! console, and the caller's, which governs.
 
 #[cfg(feature = "hv-balloon")]
 mod balloon;
 mod boot;
-mod bus;
 mod cmos;
 mod config;
 mod confine;
 mod console;
 mod control;
-mod device_loop;
 mod error;
+mod log_limit;
 mod machine;
 mod memory;
 mod monitor;
-#[cfg(not(feature = "hv-balloon"))]
-mod no_balloon;
 mod ports;
 mod power;
 mod run;
 mod vcpu;
+mod watch;
 
-#[cfg(not(feature = "hv-balloon"))]
-use no_balloon as balloon;
-
-pub use balloon::HAS_BALLOON;
 pub use boot::linux::load_linux;
 pub use config::{Config, OnReset, SettleTime};
 pub use confine::{Seccomp, confine_log_thread};
@@ -38,3 +32,6 @@ pub use console::SerialOutput;
 pub use error::{BootError, MachineError, VmmError};
 pub use guest_ram::HugePages;
 pub use run::run;
+
+/// Whether this build has the Dynamic Memory device.
+pub const HAS_BALLOON: bool = cfg!(feature = "hv-balloon");

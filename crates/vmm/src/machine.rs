@@ -3,25 +3,27 @@
 //! A reset builds a new machine, with new memory: KVM does not reset Hyper-V state with a
 //! vCPU, and a VM that was never used has none.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::Builder;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
 
-use guest_ram::{GuestRam, RamRegion};
+use guest_ram::{GuestRam, RamAddressSpace, RamRegion};
 use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_hyperv::sint::SintLines;
 use kvm_hyperv::vm::GuestVm;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vmbus::protocol::VpIndex;
+use vmbus_kvm::{Host, KvmPlatform};
+use vmm_sys_util::signal::Killable;
 
 use crate::boot::cpu;
 use crate::boot::linux::BootFiles;
-use crate::bus::{Bus, GuestCalls};
 use crate::confine::Confinement;
 use crate::console::Console;
 use crate::control::ControlSender;
 use crate::error::{MachineError, VmmError};
 use crate::ports::{self, Ports};
-use crate::vcpu::{Shared, Vcpu};
+use crate::vcpu::{Shared, Vcpu, kick_signal};
 
 /// Where Intel's real-mode helpers go: in the hole below 4 GiB, out of everybody's way.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -29,30 +31,45 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 pub(crate) type Vm = GuestVm<RamRegion>;
 
+/// The machine as the bus sees it.
+pub(crate) type Platform = KvmPlatform<RamAddressSpace, Arc<Vm>>;
+
 /// What a machine is built from.
 pub(crate) struct Parts<'a> {
     pub(crate) kvm: &'a Kvm,
     pub(crate) ram: &'a Arc<GuestRam>,
     pub(crate) console: &'a Console,
-    pub(crate) calls: GuestCalls,
+    pub(crate) host: &'a Host<Platform>,
+    /// KVM can signal eventfds itself.
+    pub(crate) signals_in_kernel: bool,
     pub(crate) confinement: Confinement,
     pub(crate) control: ControlSender,
     pub(crate) vcpus: u8,
 }
 
-/// What the device loop needs of a machine.
-#[derive(Clone)]
-#[cfg_attr(not(feature = "hv-balloon"), expect(dead_code, reason = "the bus needs less"))]
-pub(crate) struct MachineHandle {
-    pub(crate) ram: Arc<GuestRam>,
-    pub(crate) vm: Arc<Vm>,
-    pub(crate) bus: Arc<Bus>,
-    pub(crate) guest_os_id: Arc<AtomicU64>,
+/// The threads of the vCPUs, by number.
+#[derive(Default)]
+struct Threads(Mutex<Vec<JoinHandle<()>>>);
+
+impl Threads {
+    /// Gets the thread of a vCPU out of the guest, so that it looks for work.
+    fn kick(&self, vcpu: usize) {
+        let threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = threads.get(vcpu) {
+            // A thread that has just ended needs no kick.
+            let _ = thread.kill(kick_signal());
+        }
+    }
+
+    fn take(&self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// A machine with its vCPU threads.
 pub(crate) struct Machine {
-    handle: MachineHandle,
+    vm: Arc<Vm>,
+    threads: Arc<Threads>,
     shared: Arc<Shared>,
     waiting: Vec<Vcpu>,
 }
@@ -60,7 +77,7 @@ pub(crate) struct Machine {
 impl Machine {
     /// Builds a machine and loads the guest; nothing runs yet.
     pub(crate) fn new(parts: Parts<'_>, files: &mut BootFiles) -> Result<Self, VmmError> {
-        let vm = create_vm(&parts)?;
+        let vm = Arc::new(create_vm(&parts)?);
         let fds = create_vcpus(&parts, vm.fd())?;
         let lines = SintLines::new(vm.fd(), parts.vcpus.into())
             .map_err(MachineError::system("cannot route the synthetic interrupts"))?;
@@ -72,30 +89,27 @@ impl Machine {
         if let Some(first) = fds.first() {
             cpu::set_entry(first, entry)?;
         }
-        let handle = MachineHandle {
-            ram: Arc::clone(parts.ram),
-            vm: Arc::new(vm),
-            bus: Arc::new(Bus::new(lines, parts.vcpus)),
-            guest_os_id: Arc::default(),
-        };
+        let threads = Arc::new(Threads::default());
+        let kicked = Arc::clone(&threads);
+        let kick = move |vp: VpIndex| kicked.kick(usize::try_from(vp.get()).unwrap_or(usize::MAX));
+        let memory = parts.ram.address_space();
+        let in_kernel = parts.signals_in_kernel;
+        let platform = KvmPlatform::new(Arc::clone(&vm), memory, lines, in_kernel, kick);
         let shared = Arc::new(Shared {
-            ram: Arc::clone(parts.ram),
             ports: Arc::new(Ports::new(serial)),
-            bus: Arc::clone(&handle.bus),
-            calls: parts.calls,
+            bus: parts.host.start_machine(platform)?,
             confinement: parts.confinement,
             control: parts.control,
             stop: AtomicBool::new(false),
-            guest_os_id: Arc::clone(&handle.guest_os_id),
         });
         parts.console.connect(&shared.ports);
         let waiting =
             (0..).zip(fds).map(|(id, fd)| Vcpu { id, fd, shared: Arc::clone(&shared) }).collect();
-        Ok(Self { handle, shared, waiting })
+        Ok(Self { vm, threads, shared, waiting })
     }
 
-    pub(crate) fn handle(&self) -> MachineHandle {
-        self.handle.clone()
+    pub(crate) fn vm(&self) -> &Arc<Vm> {
+        &self.vm
     }
 
     /// Lets the vCPUs run.
@@ -113,14 +127,21 @@ impl Machine {
             }
         }
         // Also those of a start that failed: `stop` must find them.
-        self.handle.bus.set_threads(threads);
+        *self.threads.0.lock().unwrap_or_else(PoisonError::into_inner) = threads;
         result
     }
 
     /// Stops all vCPUs and waits for their threads.
     pub(crate) fn stop(self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.handle.bus.join_threads();
+        let threads = self.threads.take();
+        for thread in &threads {
+            // A thread that has just ended needs no kick.
+            let _ = thread.kill(kick_signal());
+        }
+        for thread in threads {
+            let _ = thread.join();
+        }
     }
 }
 

@@ -161,7 +161,7 @@ impl MemoryPlan {
         let window = start.and_then(|start| PageRange::between(start, self.address_end));
         let to_add = window.filter(|_| !capacity.is_zero()).map(|window| ToAdd {
             window,
-            capacity: capacity.min(window.count()).align_down(self.huge_pages.page_size()),
+            capacity,
             least_alignment: self.least_alignment(ram.end(), capacity),
         });
         let discard_unit = self.huge_pages.page_size();

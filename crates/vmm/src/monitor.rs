@@ -1,16 +1,66 @@
 //! The machine as the monitor sees it.
 
+use std::sync::Arc;
+
+use guest_ram::GuestRam;
+use page_range::PageCount;
 use qmp::{
     DynamicMemoryInfo, HvBalloonInfo, Machine, MemoryDevice, MemoryInfo, MonitorError, RunState,
 };
 
-use crate::balloon::Operator;
 use crate::control::{Cause, Control, ControlSender};
+use crate::error::VmmError;
+use crate::machine::Vm;
+use crate::memory::{Kept, MemoryMap};
+
+/// The balloon device, for the operator and for whoever resets the machine. Usable on any thread.
+pub(crate) trait Balloon: Send + Sync {
+    /// Takes the memory of the machine that starts next.
+    fn start_machine(
+        &self,
+        ram: &Arc<GuestRam>,
+        vm: &Arc<Vm>,
+        map: MemoryMap,
+    ) -> Result<(), VmmError>;
+
+    /// Lets go of the machine that has stopped, and says what it leaves.
+    fn stop_machine(&self) -> Kept;
+
+    /// A reset is coming: targets from now on are for the machine after it.
+    fn announce_reset(&self);
+
+    /// Asks for a size.
+    fn set_target(&self, bytes: u64) -> Result<(), MonitorError>;
+
+    /// The guest's size in bytes.
+    fn actual(&self) -> u64;
+
+    fn dynamic_memory(&self) -> DynamicMemoryInfo;
+
+    fn status_report(&self) -> Result<HvBalloonInfo, MonitorError>;
+
+    fn memory_devices(&self) -> Vec<MemoryDevice>;
+
+    fn memory_size_summary(&self) -> MemoryInfo;
+}
 
 /// The monitor's view; methods are called on its threads.
 pub(crate) struct Monitored {
-    pub(crate) balloon: Operator,
+    /// `None` in a program that was built without the device.
+    pub(crate) balloon: Option<Arc<dyn Balloon>>,
+    pub(crate) boot_memory: PageCount,
     pub(crate) control: ControlSender,
+}
+
+impl Monitored {
+    fn balloon(&self) -> Result<&dyn Balloon, MonitorError> {
+        self.balloon.as_deref().ok_or_else(|| {
+            // QEMU's error, and why.
+            let mut error = MonitorError::no_balloon_device();
+            error.desc.push_str(": this program was built without its feature hv-balloon");
+            error
+        })
+    }
 }
 
 impl Machine for Monitored {
@@ -19,15 +69,17 @@ impl Machine for Monitored {
     }
 
     fn balloon(&self, bytes: u64) -> Result<(), MonitorError> {
-        self.balloon.balloon(bytes)
+        self.balloon()?.set_target(bytes)
     }
 
     fn query_balloon(&self) -> Result<u64, MonitorError> {
-        self.balloon.query_balloon()
+        Ok(self.balloon()?.actual())
     }
 
     fn system_reset(&self) {
-        self.balloon.announce_reset();
+        if let Some(balloon) = &self.balloon {
+            balloon.announce_reset();
+        }
         self.control.send(Control::Reset(Cause::Monitor));
     }
 
@@ -36,18 +88,22 @@ impl Machine for Monitored {
     }
 
     fn dynamic_memory(&self) -> Result<DynamicMemoryInfo, MonitorError> {
-        self.balloon.dynamic_memory()
+        Ok(self.balloon()?.dynamic_memory())
     }
 
     fn status_report(&self) -> Result<HvBalloonInfo, MonitorError> {
-        self.balloon.status_report()
+        let balloon = self.balloon.as_ref().ok_or_else(MonitorError::status_report_no_device)?;
+        balloon.status_report()
     }
 
     fn memory_devices(&self) -> Vec<MemoryDevice> {
-        self.balloon.memory_devices()
+        self.balloon.as_ref().map_or_else(Vec::new, |balloon| balloon.memory_devices())
     }
 
     fn memory_size_summary(&self) -> Result<MemoryInfo, MonitorError> {
-        self.balloon.memory_size_summary()
+        Ok(match &self.balloon {
+            Some(balloon) => balloon.memory_size_summary(),
+            None => MemoryInfo { base_memory: self.boot_memory.bytes(), plugged_memory: Some(0) },
+        })
     }
 }

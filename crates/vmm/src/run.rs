@@ -10,21 +10,22 @@ use kvm_ioctls::Kvm;
 use qmp::{Event, EventSender, ShutdownCause};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
-use vmbus::{Server, ServerConfig};
+use vmbus::ServerConfig;
+use vmbus_kvm::{Host, HostBuilder};
 
-use crate::balloon;
+use crate::HAS_BALLOON;
 use crate::boot::linux::BootFiles;
-use crate::bus::GuestCalls;
 use crate::config::{Config, OnReset};
 use crate::confine::{Confinement, Thread};
 use crate::console::Console;
 use crate::control::{Cause, Control, ControlSender, control_channel};
-use crate::device_loop::{self, DeviceThread};
 use crate::error::{BootError, MachineError, VmmError};
-use crate::machine::{Machine, Parts};
-use crate::memory::{BootMemory, Kept, MemoryPlan};
-use crate::monitor::Monitored;
+use crate::log_limit::LogLimit;
+use crate::machine::{Machine, Parts, Platform};
+use crate::memory::{BootMemory, Kept, MemoryMap, MemoryPlan};
+use crate::monitor::{Balloon, Monitored};
 use crate::vcpu::kick_signal;
+use crate::watch::{GuestLog, Watch};
 
 /// The smallest machine that can boot at all: below, kernel and firmware data have no room.
 const SMALLEST_MEMORY: u64 = 16 << 20;
@@ -48,15 +49,30 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     let signals = watch_signals(control.clone(), confinement.clone())?;
     let mut console = Console::open(&config.serial, confinement.clone())?;
     let monitor_events = Arc::new(OnceLock::new());
-    let (device, calls) =
-        start_device(config, capabilities, &plan, &first, &monitor_events, &confinement)?;
-    let monitor = start_monitor(config, &device, &confinement, &monitor_events)?;
+    let log = Arc::new(Mutex::new(LogLimit::new()));
+    let mut host = bus(config, &plan, &confinement, &log)?;
+    let balloon = attach_balloon(&mut host, config, &first.map, &monitor_events, log)?;
+    let host = host.start()?;
+    let boot_memory = first.map.boot_ram.len();
+    let monitored = Monitored { balloon: balloon.clone(), boot_memory, control: control.clone() };
+    let monitor = start_monitor(config, monitored, &confinement, &monitor_events)?;
     let to_control = control.clone();
     console.start_input(move || to_control.send(Control::Shutdown(Cause::Console)))?;
 
-    // Last: what is started above needs not be what this thread may do from now on.
+    // Confine this thread last: the setup above needs more system calls.
     confinement.apply(Thread::Main).map_err(MachineError::Confine)?;
-    let vm = Vm { config, kvm, plan, console, calls, confinement, control, events, device };
+    let vm = Vm {
+        config,
+        kvm,
+        capabilities,
+        plan,
+        console,
+        confinement,
+        control,
+        events,
+        balloon,
+        host,
+    };
     let emit = |event: &Event| {
         if let Some(sender) = monitor_events.get() {
             sender.emit(event);
@@ -72,13 +88,14 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
 struct Vm<'a> {
     config: &'a Config,
     kvm: Kvm,
+    capabilities: Capabilities,
     plan: MemoryPlan,
     console: Console,
-    calls: GuestCalls,
     confinement: Confinement,
     control: ControlSender,
     events: Receiver<Control>,
-    device: DeviceThread,
+    balloon: Option<Arc<dyn Balloon>>,
+    host: Host<Platform>,
 }
 
 impl Vm<'_> {
@@ -123,59 +140,77 @@ impl Vm<'_> {
             kvm: &self.kvm,
             ram: &ram,
             console: &self.console,
-            calls: self.calls.clone(),
+            host: &self.host,
+            signals_in_kernel: self.capabilities.eventfd,
             confinement: self.confinement.clone(),
             control: self.control.clone(),
             vcpus: self.config.vcpus,
         };
         let mut machine = Machine::new(parts, files)?;
-        self.device.attach(machine.handle(), map);
+        if let Some(balloon) = &self.balloon {
+            balloon.start_machine(&ram, machine.vm(), map)?;
+        }
         let started = machine.start();
         // The senders outlive this: one is in `self`.
         let control =
             started.map(|()| self.events.recv().unwrap_or(Control::Shutdown(Cause::Signal)));
         machine.stop();
-        let kept = self.device.detach();
+        // Where the bus has failed there is nothing left to wait for, and the reason is in `events`.
+        let _ = self.host.reset();
+        let kept = self.balloon.as_ref().map_or_else(Kept::default, |it| it.stop_machine());
         // A second vCPU may have asked for the same before it was stopped.
         let worst = self.events.try_iter().fold(control?, Control::graver);
         Ok((worst, kept))
     }
 }
 
-fn start_device(
+/// A bus without devices.
+fn bus(
     config: &Config,
-    capabilities: Capabilities,
     plan: &MemoryPlan,
-    memory: &BootMemory,
-    monitor: &Arc<OnceLock<EventSender>>,
     confinement: &Confinement,
-) -> Result<(DeviceThread, GuestCalls), VmmError> {
-    let server = Server::new(ServerConfig {
+    log: &GuestLog,
+) -> Result<HostBuilder<Platform>, VmmError> {
+    let server = ServerConfig {
         vp_count: config.vcpus.into(),
         page_limit: plan.address_end(),
         ..ServerConfig::default()
-    });
-    let wake = device_loop::wake_eventfd()?;
-    let calls =
-        GuestCalls::new(Arc::new(Mutex::new(server)), Arc::clone(&wake), !capabilities.eventfd);
-    let balloon =
-        balloon::Setup::new(config, &memory.map, capabilities.eventfd, Arc::clone(monitor))?;
-    let (calls_of_loop, confinement) = (calls.clone(), confinement.clone());
-    let setup = device_loop::Setup { calls: calls_of_loop, wake, confinement, balloon };
-    Ok((device_loop::start(setup)?, calls))
+    };
+    Ok(HostBuilder::new(server, Watch::new(confinement.clone(), Arc::clone(log)))?)
+}
+
+/// Puts the balloon device on the bus, in a program that has it.
+#[cfg(feature = "hv-balloon")]
+fn attach_balloon(
+    host: &mut HostBuilder<Platform>,
+    config: &Config,
+    map: &MemoryMap,
+    monitor: &Arc<OnceLock<EventSender>>,
+    log: GuestLog,
+) -> Result<Option<Arc<dyn Balloon>>, VmmError> {
+    crate::balloon::attach(host, config, map, monitor, log).map(Some)
+}
+
+#[cfg(not(feature = "hv-balloon"))]
+fn attach_balloon(
+    _: &mut HostBuilder<Platform>,
+    _: &Config,
+    _: &MemoryMap,
+    _: &Arc<OnceLock<EventSender>>,
+    _: GuestLog,
+) -> Result<Option<Arc<dyn Balloon>>, VmmError> {
+    Ok(None)
 }
 
 fn start_monitor(
     config: &Config,
-    device: &DeviceThread,
+    machine: Monitored,
     confinement: &Confinement,
     events: &OnceLock<EventSender>,
 ) -> Result<Option<qmp::Server>, VmmError> {
     let Some(path) = &config.qmp else {
         return Ok(None);
     };
-    let machine =
-        Monitored { balloon: device.operator().clone(), control: confinement.control().clone() };
     let confinement = confinement.clone();
     let confine = move |thread: qmp::ServerThread| confinement.enter(thread.into());
     let server = qmp::Server::start_with(path, Arc::new(machine), confine)?;
@@ -234,7 +269,7 @@ fn check(config: &Config) -> Result<(), VmmError> {
             BootError::TooSmall { bytes: config.memory_bytes, least: SMALLEST_MEMORY }.into()
         );
     }
-    if !balloon::HAS_BALLOON {
+    if !HAS_BALLOON {
         let option = match config {
             _ if config.max_memory_bytes > config.memory_bytes => Some("--max-memory"),
             _ if config.status_reports => Some("--status-report"),

@@ -1,21 +1,19 @@
 //! One vCPU's thread.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use guest_ram::GuestRam;
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_hyperv::exit::{HypervExit, complete_hypercall};
-use kvm_hyperv::hypercall::{Hypercall, Status};
-use kvm_hyperv::synic::Delivery;
 use kvm_hyperv::{kick, msr};
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmbus::protocol::VpIndex;
 use vmm_sys_util::signal::SIGRTMIN;
 
-use crate::bus::{Bus, GuestCalls};
 use crate::confine::{Confinement, Thread};
 use crate::control::{Cause, Control, ControlSender};
 use crate::error::MachineError;
+use crate::machine::Platform;
 use crate::ports::Ports;
 use crate::power::PowerRequest;
 
@@ -26,16 +24,12 @@ pub(crate) fn kick_signal() -> i32 {
 
 /// What all vCPUs of a machine share.
 pub(crate) struct Shared {
-    pub(crate) ram: Arc<GuestRam>,
     pub(crate) ports: Arc<Ports>,
-    pub(crate) bus: Arc<Bus>,
-    pub(crate) calls: GuestCalls,
+    pub(crate) bus: vmbus_kvm::Machine<Platform>,
     pub(crate) confinement: Confinement,
     pub(crate) control: ControlSender,
     /// Set when the threads are to end.
     pub(crate) stop: AtomicBool,
-    /// What the guest says it is; zero before it has.
-    pub(crate) guest_os_id: Arc<AtomicU64>,
 }
 
 /// A vCPU with its thread's state.
@@ -67,27 +61,16 @@ impl Vcpu {
             return Ok(());
         }
         while !self.shared.stop.load(Ordering::Acquire) {
-            self.deliver_messages()?;
+            self.shared
+                .bus
+                .before_run(self.vp())
+                .map_err(MachineError::system("cannot raise a synthetic interrupt"))?;
             match self.enter()? {
                 Next::Run => {}
                 Next::Stop => break,
             }
         }
         Ok(())
-    }
-
-    fn deliver_messages(&self) -> Result<(), MachineError> {
-        let vp = u32::from(self.id);
-        let delivery =
-            self.shared.bus.synic(vp).map(|synic| synic.deliver(&*self.shared.ram.memory()));
-        match delivery {
-            Some(Delivery::Delivered) => self
-                .shared
-                .bus
-                .raise(vp)
-                .map_err(MachineError::system("cannot raise a synthetic interrupt")),
-            _ => Ok(()),
-        }
     }
 
     fn enter(&mut self) -> Result<Next, MachineError> {
@@ -118,7 +101,7 @@ impl Vcpu {
             VcpuExit::SystemEvent(event, _) => return self.system_event(event),
             other => {
                 let reason = format!("{other:?}");
-                return Err(MachineError::Stopped { vcpu: self.id, reason });
+                return Err(MachineError::VcpuStopped { vcpu: self.id, reason });
             }
         }
         Ok(Next::Run)
@@ -135,7 +118,7 @@ impl Vcpu {
             KVM_SYSTEM_EVENT_CRASH => return Ok(Next::Run),
             other => {
                 let reason = format!("system event {other}");
-                return Err(MachineError::Stopped { vcpu: self.id, reason });
+                return Err(MachineError::VcpuStopped { vcpu: self.id, reason });
             }
         }
         Ok(Next::Stop)
@@ -158,31 +141,14 @@ impl Vcpu {
     }
 
     fn hyperv_exit(&mut self) {
-        match HypervExit::read(&mut self.fd) {
-            Some(HypervExit::Synic(registers)) => {
-                if let Some(synic) = self.shared.bus.synic(self.id.into()) {
-                    synic.update(&*self.shared.ram.memory(), registers);
-                }
-                // By now the guest has said what it is: KVM wants that before the SynIC.
-                if let Ok(id) = msr::guest_os_id(&self.fd) {
-                    self.shared.guest_os_id.store(id, Ordering::Release);
-                }
-            }
-            Some(HypervExit::Hypercall { control, parameters }) => {
-                let status = self.hypercall(control, parameters);
-                complete_hypercall(&mut self.fd, status.result());
-            }
-            Some(HypervExit::Other(_)) | None => {}
+        let Some(exit) = HypervExit::read(&mut self.fd) else { return };
+        let os_id = || msr::guest_os_id(&self.fd).ok();
+        if let Some(result) = self.shared.bus.on_exit(self.vp(), exit, os_id) {
+            complete_hypercall(&mut self.fd, result);
         }
     }
 
-    fn hypercall(&self, control: u64, parameters: [u64; 2]) -> Status {
-        match Hypercall::decode(&*self.shared.ram.memory(), control, parameters) {
-            Ok(Hypercall::PostMessage { connection_id, payload }) => {
-                self.shared.calls.post(connection_id, &payload)
-            }
-            Ok(Hypercall::SignalEvent { .. }) => self.shared.calls.signal(),
-            Err(status) => status,
-        }
+    fn vp(&self) -> VpIndex {
+        VpIndex::new(self.id.into())
     }
 }

@@ -5,6 +5,8 @@ use std::error::Error;
 use page_range::{PageCount, PageRange};
 use thiserror::Error;
 
+use crate::error::remedy_of;
+
 /// Why work on guest memory failed; any error converts into it.
 pub type BackendError = Box<dyn Error + Send + Sync>;
 
@@ -19,13 +21,13 @@ pub trait MemoryBackend: Send + 'static {
     /// it must find a page of zeroes, or end.
     ///
     /// # Errors
-    /// If a page is still with the guest. [`MemoryBackend::provide`] is then called for each range, and
-    /// the pages go back to the guest.
+    /// If a page is still with the guest. The guest may then touch all of them: those that are gone
+    /// already must come back by themselves, or be provided again before this returns.
     fn discard(&mut self, ranges: &[PageRange]) -> Result<(), BackendError>;
 
     /// Provides discarded memory again, where that does not happen by itself when the guest first
     /// touches it. Asked for only where [`discard_unit`](crate::Config::discard_unit) is more than a
-    /// page, and after a discard that failed. Pages that were not discarded keep their content.
+    /// page. Pages that were not discarded keep their content.
     ///
     /// # Errors
     /// If the host has not got the memory. The guest is not given the pages then.
@@ -79,9 +81,31 @@ impl<B: MemoryBackend + ?Sized> MemoryBackend for Box<B> {
     }
 }
 
+/// The backend while there is no machine: it refuses everything.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoMachine;
+
+impl MemoryBackend for NoMachine {
+    fn discard(&mut self, _: &[PageRange]) -> Result<(), BackendError> {
+        Err("no machine runs".into())
+    }
+
+    fn provide(&mut self, _: &[PageRange]) -> Result<(), BackendError> {
+        Err("no machine runs".into())
+    }
+
+    fn add(&mut self, _: PageRange, _: PageCount, _: PageCount) -> Result<(), BackendError> {
+        Err("no machine runs".into())
+    }
+
+    fn remove(&mut self, _: PageRange) -> Result<(), BackendError> {
+        Err("no machine runs".into())
+    }
+}
+
 /// Work on guest memory failed.
 #[derive(Debug, Error)]
-#[error("cannot {what}")]
+#[error("cannot {what}{}", remedy_of(source.as_ref()))]
 pub struct WorkError {
     /// What was asked of the backend.
     pub what: &'static str,

@@ -2,6 +2,8 @@
 //! handle by which the VMM resizes the guest.
 
 mod backend;
+#[cfg(feature = "guest_ram")]
+mod guest_ram;
 mod inhibit;
 mod worker;
 
@@ -12,18 +14,20 @@ use std::time::Duration;
 use dynmem_vsp::{Config, DynamicMemory, HotAdd, Kept, Notice, ReplaceError, Snapshot, Work};
 use page_range::{PageCount, PageRangeSet};
 
-pub use backend::{BackendError, MemoryBackend, WorkError};
+pub use backend::{BackendError, MemoryBackend, NoMachine, WorkError};
+#[cfg(feature = "guest_ram")]
+pub use guest_ram::VmSlots;
 pub use inhibit::Inhibit;
 
 use crate::shared::{Shared, lock};
-use crate::{BusMemory, HostBuilder, MemoryGuard, Platform, Sink, StartError, Stopped};
+use crate::{BusMemory, HostBuilder, Platform, Sink, StartError, Stopped};
 use inhibit::Inhibits;
 use worker::{Job, Worker};
 
 /// How often a thread that waits for discards looks whether the host has stopped.
 const LOOK_FOR_STOP: Duration = Duration::from_millis(100);
 
-type Vsp<P> = DynamicMemory<BusMemory<MemoryGuard<P>>>;
+type Vsp<P> = DynamicMemory<BusMemory<P>>;
 
 impl<P: Platform> HostBuilder<P> {
     /// Puts the Dynamic Memory device on the bus and starts the thread that works on guest memory.
@@ -232,7 +236,7 @@ impl<P: Platform> DynamicMemoryHandle<P> {
     ///
     /// # Errors
     /// [`ReplaceError`] while the machine before was not reset, and for memory that no guest can have.
-    pub fn start_machine(&self, memory: MachineMemory) -> Result<(), ReplaceError> {
+    pub fn next_machine(&self, memory: MachineMemory) -> Result<(), ReplaceError> {
         let MachineMemory { boot_ram, hot_add, target } = memory;
         self.control.command(|device, now| device.start_machine(now, boot_ram, hot_add, target))
     }

@@ -1,7 +1,6 @@
 //! The thread that works on guest memory.
 
 use std::io;
-use std::slice;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
@@ -94,7 +93,7 @@ impl<F: Fn(JobId, bool)> Run<F> {
         for job in queue {
             match job {
                 Job::Discard { id, ranges } => {
-                    let result = self.discard(&ranges);
+                    let result = self.backend.discard(&ranges);
                     self.finish(id, "give pages back to the host", result);
                 }
                 Job::Prepare { id, what: Prepare::Return(ranges) } => {
@@ -119,19 +118,6 @@ impl<F: Fn(JobId, bool)> Run<F> {
                 Job::Stop => return,
             }
         }
-    }
-
-    /// A discard that failed may have gone a part of its way, and the device goes on as if no page
-    /// were gone.
-    fn discard(&mut self, ranges: &[PageRange]) -> Result<(), BackendError> {
-        let result = self.backend.discard(ranges);
-        if result.is_err() {
-            // Each range by itself, so that one the host cannot provide does not spoil the others.
-            for range in ranges {
-                let _ = self.backend.provide(slice::from_ref(range));
-            }
-        }
-        result
     }
 
     fn finish(&self, id: JobId, what: &'static str, result: Result<(), BackendError>) {

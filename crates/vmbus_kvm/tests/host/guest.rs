@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use guest_model::vmbus::{Client, Event, GuestRings};
 use kvm_hyperv::exit::HypervExit;
+use kvm_hyperv::memory::GuestBusMemory;
 use kvm_hyperv::synic::SynicRegisters;
 use page_range::Gpfn;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
 use vmbus::protocol::{ConnectionId, GpadlId, Guid, Relid, Version, VpIndex, wire};
-use vmbus_kvm::{BusMemory, Host, Machine};
+use vmbus_kvm::{Host, Machine};
 
 use crate::platform::{FakePlatform, Memory, VPS};
 
@@ -33,7 +34,7 @@ const DOWNSTREAM: u32 = 5;
 /// Of SINT 2 in its page.
 const SLOT: u64 = 512;
 
-pub(crate) type Rings = GuestRings<BusMemory<Memory>>;
+pub(crate) type Rings = GuestRings<GuestBusMemory<Memory>>;
 
 pub(crate) struct Guest {
     pub(crate) platform: Arc<FakePlatform>,
@@ -91,7 +92,7 @@ impl Guest {
         let pages: Vec<_> = (first_page..first_page + RING_PAGES).filter_map(Gpfn::new).collect();
         let gpadl = self.bus.create_gpadl(relid, &pages);
         self.wait(|event| matches!(event, Event::GpadlCreated(_, true)).then_some(()));
-        let memory = BusMemory::new(Arc::clone(&self.platform.memory));
+        let memory = GuestBusMemory::new(Arc::clone(&self.platform.memory));
         let rings = GuestRings::new(memory, &pages, DOWNSTREAM as usize);
         self.bus.open(relid, gpadl, DOWNSTREAM, SIGNAL_VP);
         let ok = self.wait(|event| match event {

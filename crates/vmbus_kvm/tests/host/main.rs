@@ -1,8 +1,11 @@
 //! The host against a model of the guest, without KVM: hypercalls go in by `Machine::on_exit`, messages
 //! are read from the message page, signals from the event flags.
 
+#[cfg(feature = "dynamic-memory")]
+mod dynmem;
 mod echo;
 mod faults;
 mod guest;
 mod platform;
-// mod resize;
+#[cfg(feature = "dynamic-memory")]
+mod resize;

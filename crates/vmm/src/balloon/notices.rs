@@ -1,6 +1,5 @@
 //! News of the device, passed on to the monitor's clients and the log.
 
-use std::fmt::Display;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -8,8 +7,10 @@ use hv_balloon::{Notice, StatusReport};
 use page_range::PageCount;
 use qmp::{Event, EventSender};
 
-use super::channel::OpenError;
-use super::log_limit::LogLimit;
+use vmbus_kvm::{DynamicMemoryHandle, Sink};
+
+use crate::machine::Platform;
+use crate::watch::{GuestLog, log};
 
 /// The monitor sends at most one change of each size and one status report in this time, the newest;
 /// QEMU's interval for the same events.
@@ -25,22 +26,28 @@ pub(crate) struct Notices {
     size: Throttled<PageCount>,
     hot_added: Throttled<PageCount>,
     report: Throttled<StatusReport>,
-    log: LogLimit,
+    log: GuestLog,
+    device: Arc<OnceLock<DynamicMemoryHandle<Platform>>>,
 }
 
 impl Notices {
-    /// `monitor` is filled once there is one.
-    pub(crate) fn new(monitor: Arc<OnceLock<EventSender>>) -> Self {
+    /// `monitor` is filled once there is one, and so is `device`.
+    pub(crate) fn new(
+        monitor: Arc<OnceLock<EventSender>>,
+        log: GuestLog,
+        device: Arc<OnceLock<DynamicMemoryHandle<Platform>>>,
+    ) -> Self {
         Self {
             monitor,
             size: Throttled::default(),
             hot_added: Throttled::default(),
             report: Throttled::default(),
-            log: LogLimit::new(),
+            log,
+            device,
         }
     }
 
-    pub(crate) fn pass_on(&mut self, notice: &Notice) {
+    fn pass_on(&mut self, notice: &Notice) {
         match *notice {
             Notice::SizeChanged { actual } => {
                 self.size.held = Some(actual);
@@ -70,13 +77,15 @@ impl Notices {
                 self.report.held = Some(report);
                 self.flush();
             }
-            Notice::Fault(fault) => self.warn(&fault),
-            ref other => self.log.log(|| tracing::info!("{other:?}")),
+            Notice::Fault(fault) => {
+                log(&self.log, || tracing::warn!("the guest's balloon driver: {fault}"));
+            }
+            ref other => log(&self.log, || tracing::info!("{other:?}")),
         }
     }
 
     /// Sends what was held back, if its time has come.
-    pub(crate) fn flush(&mut self) {
+    fn flush(&mut self) {
         if let Some(actual) = self.size.take_due() {
             self.emit(&Event::BalloonChange { actual: actual.bytes() });
         }
@@ -87,7 +96,10 @@ impl Notices {
                 qom_path: QOM_PATH.into(),
             });
         }
-        if let Some(report) = self.report.take_due() {
+        // A report that was held back is dropped when its guest is gone.
+        if let Some(report) = self.report.take_due()
+            && self.device.get().is_some_and(|device| device.snapshot().device.status.is_some())
+        {
             self.emit(&Event::StatusReport {
                 committed: report.committed.bytes(),
                 available: report.available.bytes(),
@@ -95,34 +107,24 @@ impl Notices {
         }
     }
 
-    /// Drops the report that was held back: its guest is gone.
-    pub(crate) fn forget_report(&mut self) {
-        self.report.held = None;
-    }
-
-    /// How long until [`Notices::flush`] has something to send.
-    pub(crate) fn due(&self) -> Option<Duration> {
-        [self.size.due(), self.hot_added.due(), self.report.due()].into_iter().flatten().min()
-    }
-
-    /// Logs something that the guest's balloon driver did wrong.
-    pub(crate) fn warn(&mut self, fault: &dyn Display) {
-        self.log.log(|| tracing::warn!("the guest's balloon driver: {fault}"));
-    }
-
-    /// Logs that the channel the guest wants to open cannot be: it may try all the time.
-    pub(crate) fn cannot_open(&mut self, error: &OpenError) {
-        let text = crate::error::chain(error);
-        self.log.log(|| match error {
-            OpenError::Ring(_) => tracing::warn!("cannot open the balloon's channel: {text}"),
-            OpenError::Signal(_) => tracing::error!("cannot open the balloon's channel: {text}"),
-        });
-    }
-
     fn emit(&self, event: &Event) {
         if let Some(monitor) = self.monitor.get() {
             monitor.emit(event);
         }
+    }
+}
+
+impl Sink<Notice> for Notices {
+    fn take(&mut self, notice: Notice) {
+        self.pass_on(&notice);
+    }
+
+    fn due(&self) -> Option<Duration> {
+        [self.size.due(), self.hot_added.due(), self.report.due()].into_iter().flatten().min()
+    }
+
+    fn on_time(&mut self) {
+        self.flush();
     }
 }
 

@@ -1,53 +1,58 @@
 //! The device as an operator sees and controls it; usable on any thread.
 
-use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 
+use guest_ram::GuestRam;
 use hv_balloon::{FaultCounts, Refusal, Snapshot, StateName};
 use page_range::PageCount;
 use qmp::{
     DynamicMemoryInfo, Faults, HvBalloonDevice, HvBalloonInfo, MemoryDevice, MemoryInfo,
     MonitorError,
 };
+use vmbus_kvm::SetTargetError;
 
-use super::Request;
+use super::Device;
 use super::notices::DEVICE_ID;
-use crate::device_loop::{self, LoopHandle};
+use crate::error::VmmError;
+use crate::machine::Vm;
+use crate::memory::{Kept, MemoryMap};
+use crate::monitor::Balloon;
 
-/// The operator's end of the device.
-#[derive(Clone)]
-pub(crate) struct Operator {
-    pub(super) to_loop: LoopHandle,
-    pub(super) snapshot: Arc<Mutex<Snapshot>>,
-    /// When the loop's time began.
-    pub(super) start: Instant,
-    pub(super) status_reports: bool,
-}
-
-impl Operator {
-    /// A reset is coming: targets from now on are for the machine after it.
-    pub(crate) fn announce_reset(&self) {
-        self.request(Request::Resetting);
+impl Balloon for Device {
+    fn start_machine(
+        &self,
+        ram: &Arc<GuestRam>,
+        vm: &Arc<Vm>,
+        map: MemoryMap,
+    ) -> Result<(), VmmError> {
+        self.start(ram, vm, map)
     }
 
-    /// Asks for a size.
-    pub(crate) fn balloon(&self, bytes: u64) -> Result<(), MonitorError> {
-        let (reply, wait) = channel();
-        self.request(Request::SetTarget(PageCount::from_bytes(bytes), reply));
-        match wait.recv() {
-            Ok(result) => result.map_err(|error| MonitorError::generic(error.to_string())),
-            Err(_) => Err(MonitorError::generic("the machine has ended, or its device has failed")),
+    fn stop_machine(&self) -> Kept {
+        self.stop()
+    }
+
+    fn announce_reset(&self) {
+        self.memory.announce_reset();
+    }
+
+    fn set_target(&self, bytes: u64) -> Result<(), MonitorError> {
+        match self.memory.set_target(PageCount::from_bytes(bytes)) {
+            Ok(_) => Ok(()),
+            Err(SetTargetError::Target(error)) => Err(MonitorError::generic(error.to_string())),
+            Err(SetTargetError::Stopped(_)) => {
+                Err(MonitorError::generic("the machine has ended, or its device has failed"))
+            }
         }
     }
 
-    pub(crate) fn query_balloon(&self) -> Result<u64, MonitorError> {
-        Ok(self.snapshot().actual.bytes())
+    fn actual(&self) -> u64 {
+        self.snapshot().actual.bytes()
     }
 
-    pub(crate) fn dynamic_memory(&self) -> Result<DynamicMemoryInfo, MonitorError> {
+    fn dynamic_memory(&self) -> DynamicMemoryInfo {
         let device = self.snapshot();
-        Ok(DynamicMemoryInfo {
+        DynamicMemoryInfo {
             state: device.state.as_str().into(),
             waiting: waiting(&device).map(Into::into),
             actual: device.actual.bytes(),
@@ -71,10 +76,10 @@ impl Operator {
             protocol_version: device.version.map(|version| version.to_string()),
             hot_add_alignment: device.alignment.map(PageCount::bytes),
             faults: faults(device.faults),
-        })
+        }
     }
 
-    pub(crate) fn status_report(&self) -> Result<HvBalloonInfo, MonitorError> {
+    fn status_report(&self) -> Result<HvBalloonInfo, MonitorError> {
         if !self.status_reports {
             return Err(MonitorError::status_report_not_enabled());
         }
@@ -85,7 +90,7 @@ impl Operator {
         })
     }
 
-    pub(crate) fn memory_devices(&self) -> Vec<MemoryDevice> {
+    fn memory_devices(&self) -> Vec<MemoryDevice> {
         let device = self.snapshot();
         vec![MemoryDevice::HvBalloon(HvBalloonDevice {
             id: Some(DEVICE_ID.into()),
@@ -96,24 +101,18 @@ impl Operator {
         })]
     }
 
-    pub(crate) fn memory_size_summary(&self) -> Result<MemoryInfo, MonitorError> {
+    fn memory_size_summary(&self) -> MemoryInfo {
         let device = self.snapshot();
-        Ok(MemoryInfo {
+        MemoryInfo {
             base_memory: device.boot.bytes(),
             plugged_memory: Some(device.hot_added.bytes()),
-        })
+        }
     }
+}
 
-    /// The device as it was when something last happened to it, with the wait counted from now.
+impl Device {
     fn snapshot(&self) -> Snapshot {
-        let mut snapshot = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let now = self.start.elapsed();
-        snapshot.ready_in = snapshot.ready_at.map(|at| at.saturating_sub(now));
-        snapshot
-    }
-
-    fn request(&self, request: Request) {
-        self.to_loop.request(device_loop::Request::Balloon(request));
+        self.memory.snapshot().device
     }
 }
 

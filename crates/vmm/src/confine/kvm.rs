@@ -36,8 +36,8 @@ const SET_USER_MEMORY_REGION: Request =
 /// What a vCPU's thread asks of its vCPU while the guest runs.
 pub(super) const OF_VCPUS: [Request; 2] = [RUN, GET_MSRS];
 
-/// What the device's thread asks of the VM.
-pub(super) const OF_THE_DEVICE: [Request; 1] = [known("KVM_HYPERV_EVENTFD", KVM_HYPERV_EVENTFD)];
+/// What the bus's thread asks of the VM.
+pub(super) const OF_THE_BUS: [Request; 1] = [known("KVM_HYPERV_EVENTFD", KVM_HYPERV_EVENTFD)];
 
 /// What the memory's thread asks of the VM.
 pub(super) const OF_THE_MEMORY: [Request; 1] = [SET_USER_MEMORY_REGION];

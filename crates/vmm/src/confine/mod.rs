@@ -61,7 +61,7 @@ const ADVICE: &str = "either the guest has taken over hvb, or this is a defect o
 pub(crate) enum Thread {
     Main,
     Vcpu,
-    Device,
+    Bus,
     Memory,
     QmpAccept,
     QmpRead,
@@ -78,7 +78,7 @@ impl Thread {
     const ALL: [Self; 11] = [
         Self::Main,
         Self::Vcpu,
-        Self::Device,
+        Self::Bus,
         Self::Memory,
         Self::QmpAccept,
         Self::QmpRead,
@@ -93,7 +93,7 @@ impl Thread {
         match self {
             Self::Main => "main",
             Self::Vcpu => "vcpu",
-            Self::Device => "device",
+            Self::Bus => "vmbus",
             Self::Memory => "memory",
             Self::QmpAccept => "qmp-accept",
             Self::QmpRead => "qmp-read",

@@ -88,7 +88,7 @@ pub(super) fn its_own(thread: Thread) -> Rules {
     match thread {
         Thread::Main => main(),
         Thread::Vcpu => vcpu(),
-        Thread::Device => device(),
+        Thread::Bus => bus(),
         Thread::Memory => memory(),
         Thread::QmpAccept => qmp_accept(),
         Thread::QmpRead => qmp_read(),
@@ -133,8 +133,8 @@ fn vcpu() -> Rules {
     ioctls(&kvm::OF_VCPUS).allow([Sysno::rt_sigpending, Sysno::rt_sigtimedwait])
 }
 
-fn device() -> Rules {
-    ioctls(&kvm::OF_THE_DEVICE)
+fn bus() -> Rules {
+    ioctls(&kvm::OF_THE_BUS)
         // Events for a monitor client that does not read end its connection: `shutdown`.
         .allow([Sysno::epoll_ctl, Sysno::epoll_wait, Sysno::eventfd2, Sysno::read, Sysno::shutdown])
         .allow_where(Sysno::tgkill, "the kick of a vCPU", signal(kick_signal()))
