@@ -1,4 +1,4 @@
-//! Rules as a program for the kernel.
+//! Compiling rules to a seccomp program.
 
 use std::collections::BTreeMap;
 
@@ -10,43 +10,45 @@ use thiserror::Error;
 use crate::rules::{Check, Rules};
 use crate::violation;
 
-/// What becomes of a forbidden call.
+/// The effect of a forbidden call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// The thread gets SIGSYS instead; see [`report_violations`](crate::report_violations).
+    /// The call is not made and the thread gets SIGSYS; see
+    /// [`report_violations`](crate::report_violations).
     Enforce,
-    /// It is made, and the kernel writes it to its audit log, where `dmesg` or `ausearch` finds it.
+    /// The call succeeds, and the kernel writes it to its audit log, where `dmesg` or `ausearch`
+    /// finds it.
     Log,
 }
 
-/// Rules cannot be made a filter.
+/// The rules cannot be compiled to a filter.
 #[derive(Debug, Error)]
 #[error("the rules for the thread '{thread}' cannot be made a filter")]
 pub struct CompileError {
     /// The kind of thread.
     pub thread: &'static str,
-    /// What is wrong with them.
+    /// The reason.
     #[source]
     pub source: BackendError,
 }
 
-/// The kernel does not take a filter.
+/// The kernel does not accept a filter.
 #[derive(Debug, Error)]
 #[error("the kernel takes no system call filter for the thread '{thread}'")]
 pub struct ApplyError {
     /// The kind of thread.
     pub thread: &'static str,
-    /// What it says.
+    /// The kernel's error.
     #[source]
     pub source: seccompiler::Error,
 }
 
-/// What a kind of thread may do, as the kernel takes it.
+/// The compiled rules for a kind of thread.
 #[derive(Clone, Debug)]
 pub struct Filter {
     thread: &'static str,
-    /// For one call the strictest answer of all programs counts; the last one allows no more
-    /// programs to be added where the rules do not.
+    /// For each call, the strictest result of all programs counts. The last program forbids adding
+    /// more programs, unless the rules allow it.
     programs: Vec<BpfProgram>,
 }
 
@@ -54,18 +56,18 @@ impl Filter {
     /// Compiles `rules`; `thread` names the kind of thread in messages.
     ///
     /// # Errors
-    /// The rules are too many, or name an argument that no call has.
+    /// There are too many rules, or a rule names an argument that does not exist.
     pub fn compile(thread: &'static str, rules: &Rules, mode: Mode) -> Result<Self, CompileError> {
         Self::programs(rules, mode)
             .map(|programs| Self { thread, programs })
             .map_err(|source| CompileError { thread, source })
     }
 
-    /// Confines the calling thread, and every thread that it starts from now on, for ever. It also
-    /// sets `no_new_privs` as [`no_new_privileges`](crate::no_new_privileges) does.
+    /// Permanently confines the calling thread and every thread that it starts from now on. It also
+    /// sets `no_new_privs`, as [`no_new_privileges`](crate::no_new_privileges) does.
     ///
     /// # Errors
-    /// The kernel has no seccomp, or another filter forbids to add one.
+    /// The kernel has no seccomp, or another filter forbids adding one.
     pub fn apply(&self) -> Result<(), ApplyError> {
         violation::set_thread(self.thread);
         self.programs
@@ -90,7 +92,8 @@ impl Filter {
         for refusal in &rules.refusals {
             let chain = chain_of(&refusal.way.checks)?;
             let number = i64::from(refusal.call.id());
-            // What is to fail must not be forbidden: that would count for more.
+            // A call that must fail with an error must not be forbidden too, because the stricter
+            // result wins.
             match allowed.get_mut(&number) {
                 Some(ways) if ways.is_empty() => {}
                 Some(ways) if chain.is_empty() => ways.clear(),
@@ -108,7 +111,7 @@ impl Filter {
     }
 }
 
-/// The ways each call may be made; none stands for any arguments.
+/// The permitted argument checks of each call; an empty list permits any arguments.
 type Chains = BTreeMap<i64, Vec<SeccompRule>>;
 
 fn program(

@@ -1,11 +1,11 @@
-//! System call filters for the threads of a program, and what tells of a forbidden call.
+//! System call filters for the threads of a program, and a report of forbidden calls.
 //!
-//! A program says with [`Rules`] what a kind of thread may do, compiles that to a [`Filter`], and
-//! lets each thread of the kind [`Filter::apply`] it before it looks at anything hostile. Call
-//! [`report_violations`] before: a forbidden call then ends the process with a line that names the
+//! A program states in [`Rules`] what a kind of thread may do and compiles them to a [`Filter`].
+//! Each thread of that kind calls [`Filter::apply`] before it handles hostile input. Call
+//! [`report_violations`] first: a forbidden call then ends the process with a line that names the
 //! call and the thread.
 //!
-//! Nothing here happens by itself: a program that calls none of it is not confined.
+//! Nothing happens automatically: a program that does not call these functions is not confined.
 //!
 //! ```
 //! use confinement::{Filter, Mode, Rules, Sysno};
@@ -32,11 +32,11 @@ pub use violation::{VIOLATION_STATUS, report_violations};
 
 use std::io;
 
-/// Gives up, for this thread and all it starts from now on, what a program run with `execve` could
-/// gain: the rights of a set-user-ID file and file capabilities.
+/// Sets `no_new_privs` for this thread and all threads it starts from now on: a program run with
+/// `execve` then gains no rights from a set-user-ID file or file capabilities.
 ///
 /// # Errors
-/// What the kernel says; Linux since 3.5 says nothing.
+/// The kernel's error; Linux 3.5 and later do not fail.
 pub fn no_new_privileges() -> io::Result<()> {
     Ok(rustix::thread::set_no_new_privs(true)?)
 }

@@ -1,4 +1,4 @@
-//! What a thread may do.
+//! Rules: the system calls that a thread may make.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,8 +6,8 @@ use std::fmt;
 use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition};
 use syscalls::Sysno;
 
-/// What one argument of a call must be. Arguments count from 0. Pointers cannot be followed: a filter
-/// sees the address and not what is there.
+/// A check of one argument of a call. Arguments count from 0. A filter cannot follow pointers: it
+/// sees the address, not the data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     pub(crate) argument: u8,
@@ -17,21 +17,21 @@ pub struct Check {
 }
 
 impl Check {
-    /// An argument of 32 bits, such as an `int`, of which the kernel ignores the upper half.
+    /// A 32-bit argument, such as an `int`; the kernel ignores the upper half.
     #[must_use]
     pub fn is(argument: u8, value: impl Into<i128>) -> Self {
         let (length, operator) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
         Self { argument, length, operator, value: low(value, u32::MAX.into()) }
     }
 
-    /// An argument of 64 bits.
+    /// A 64-bit argument.
     #[must_use]
     pub fn is_long(argument: u8, value: impl Into<i128>) -> Self {
         let (length, operator) = (SeccompCmpArgLen::Qword, SeccompCmpOp::Eq);
         Self { argument, length, operator, value: low(value, u64::MAX) }
     }
 
-    /// An argument of which the bits of `mask` are those of `value`, and the others any.
+    /// An argument whose bits under `mask` equal those of `value`; the other bits may be anything.
     #[must_use]
     pub fn bits(argument: u8, mask: impl Into<i128>, value: impl Into<i128>) -> Self {
         let operator = SeccompCmpOp::MaskedEq(low(mask, u64::MAX));
@@ -45,7 +45,7 @@ impl Check {
     }
 }
 
-/// The low bits of a number, negative ones as the machine has them.
+/// The low bits of a number, in two's complement if negative.
 fn low(value: impl Into<i128>, mask: u64) -> u64 {
     // Never an error: the mask has 64 bits.
     u64::try_from(value.into() & i128::from(mask)).unwrap_or_default()
@@ -58,7 +58,7 @@ pub(crate) struct Way {
     pub(crate) checks: Vec<Check>,
 }
 
-/// A call that is not made, and fails instead.
+/// A call that fails without being made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) call: Sysno,
@@ -88,8 +88,8 @@ impl Rules {
         self
     }
 
-    /// Allows a call where all of `checks` hold; `name` says in a word what that is. May be said
-    /// more than once for a call.
+    /// Allows a call if all of `checks` hold; `name` describes that case in a word. May be used
+    /// several times for one call.
     #[must_use]
     pub fn allow_where(
         mut self,
@@ -102,8 +102,8 @@ impl Rules {
         self
     }
 
-    /// Lets a call where all of `checks` hold fail with `errno` without being made, for a library
-    /// that tries it and can do without.
+    /// If all of `checks` hold, lets a call fail with `errno` without being made, for libraries
+    /// that try the call and can do without it.
     #[must_use]
     pub fn refuse(
         mut self,
@@ -117,7 +117,7 @@ impl Rules {
         self
     }
 
-    /// Allows and refuses also what `other` does.
+    /// Adds the rules of `other`.
     #[must_use]
     pub fn and(mut self, other: &Self) -> Self {
         for (call, ways) in &other.calls {

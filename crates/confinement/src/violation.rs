@@ -1,6 +1,6 @@
-//! What happens on a forbidden call.
+//! Reporting a forbidden call.
 
-// UNSAFETY: a signal handler gets a raw pointer to what the kernel says of the signal.
+// UNSAFETY: a signal handler gets a raw pointer to the kernel's description of the signal.
 #![expect(
     unsafe_code,
     reason = "the number of the call stands in a structure behind a raw pointer"
@@ -13,39 +13,39 @@ use std::sync::OnceLock;
 use syscalls::Sysno;
 use vmm_sys_util::signal::register_signal_handler;
 
-/// The status a process ends with that made a forbidden call: what a shell gives for SIGSYS.
+/// Exit status of a process that made a forbidden call, as a shell reports SIGSYS.
 pub const VIOLATION_STATUS: i32 = 128 + libc::SIGSYS;
 
-/// `si_code` of a SIGSYS by a filter (Linux `include/uapi/asm-generic/siginfo.h`).
+/// `si_code` of a SIGSYS raised by a filter (Linux `include/uapi/asm-generic/siginfo.h`).
 const SYS_SECCOMP: i32 = 1;
 
-/// Longest message; what is beyond is cut.
+/// Maximum length of the message in bytes; longer ones are truncated.
 const MESSAGE_MAX: usize = 400;
 
 static ADVICE: OnceLock<&'static str> = OnceLock::new();
 
 thread_local! {
-    // Constant and without a destructor: so it can be read in a signal handler.
+    // Constant and without a destructor, so a signal handler can read it.
     static THREAD: Cell<&'static str> = const { Cell::new("new") };
 }
 
-/// Notes what the calling thread is.
+/// Records the kind of the calling thread.
 pub(crate) fn set_thread(name: &'static str) {
     THREAD.set(name);
 }
 
-/// Lets a forbidden call end the process: with a line on stderr that names the call and the kind of
-/// thread and ends with `advice`, and with [`VIOLATION_STATUS`]. Without it the process ends by
-/// SIGSYS and says nothing. The filters must allow `write` and `exit_group`.
+/// Makes a forbidden call end the process with [`VIOLATION_STATUS`] and a line on stderr that names
+/// the call and the kind of thread and ends with `advice`. Otherwise SIGSYS ends the process
+/// silently. The filters must allow `write` and `exit_group`.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn report_violations(advice: &'static str) -> io::Result<()> {
     ADVICE.get_or_init(|| advice);
     register_signal_handler(libc::SIGSYS, on_violation).map_err(io::Error::from)
 }
 
-/// `siginfo_t` as it is for SIGSYS.
+/// The layout of `siginfo_t` for SIGSYS.
 #[repr(C)]
 struct SystemCallInfo {
     signal: i32,
@@ -56,13 +56,13 @@ struct SystemCallInfo {
     architecture: u32,
 }
 
-/// Only does what is safe in a signal handler: no lock, no allocation.
+/// Async-signal-safe: takes no lock and allocates nothing.
 extern "C" fn on_violation(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel gives a handler with SA_SIGINFO a whole `siginfo_t`, which is larger than
     // the structure, equally aligned, and has this layout in front for SIGSYS.
     let info = unsafe { info.cast::<SystemCallInfo>().read() };
     let mut text = Message { bytes: [0; MESSAGE_MAX], length: 0 };
-    // Fails only where the text is full.
+    // Fails only if the buffer is full.
     let _ = describe(&mut text, &info);
     let _ = text.write_all(b"\n");
     let _ =

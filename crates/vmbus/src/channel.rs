@@ -1,4 +1,4 @@
-//! A device's end of its open channel: packets, completions, and when the guest must be signalled.
+//! A device's end of an open channel: packets, completions and signals to the guest.
 
 use alloc::{collections::VecDeque, vec::Vec};
 
@@ -10,32 +10,32 @@ use crate::{
     ring::{ChannelRings, RingError, Sent},
 };
 
-/// The most completions that wait for room in the ring. A guest that asks for completions and never
-/// reads them gets no more.
+/// Maximum number of completions that wait for room in the ring. If a guest requests completions
+/// and never reads them, further ones are dropped.
 pub const MAX_COMPLETIONS: usize = 16;
 
-/// How to signal the guest: set the event flag of SINT 2 on a VP, and raise the SINT if the flag was
-/// clear.
+/// How to signal the guest: set the event flag of SINT 2 on a VP and, if the flag was clear, raise
+/// the SINT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestSignal {
     /// The VP that the guest chose, below [`ServerConfig::vp_count`](crate::ServerConfig::vp_count).
     pub vp: VpIndex,
-    /// The number of the event flag.
+    /// Event flag number.
     pub flag: u16,
 }
 
-/// What [`Channel::receive`] found.
+/// Result of [`Channel::receive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received<'a> {
     /// The payload of a data packet.
     Data(&'a [u8]),
-    /// A packet of another kind, which was dropped.
+    /// A packet of another kind was dropped.
     Other,
-    /// The ring is empty: the guest signals its next packet.
+    /// The ring is empty. The guest will signal its next packet.
     Nothing,
 }
 
-/// A channel as [`Channel::save`] makes it.
+/// The saved form of a channel, made by [`Channel::save`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedChannel {
     rings: Vec<u8>,
@@ -48,7 +48,7 @@ pub struct SavedChannel {
 /// call that reads or writes the rings.
 #[derive(Debug)]
 pub struct Channel<M> {
-    /// `None` once the channel was stopped: the rings are not touched again.
+    /// `None` after the channel has been stopped; the rings are not accessed again.
     rings: Option<ChannelRings<M>>,
     target_vp: Option<VpIndex>,
     relid: Relid,
@@ -76,7 +76,7 @@ impl<M: GuestMemory> Channel<M> {
         }
     }
 
-    /// A channel that was stopped before it was saved.
+    /// Restores a channel that was stopped before it was saved.
     #[must_use]
     pub const fn stopped(open: &OpenChannel) -> Self {
         Self {
@@ -88,21 +88,21 @@ impl<M: GuestMemory> Channel<M> {
         }
     }
 
-    /// What this side knows of the channel and does not have in guest memory; `None` once the channel
-    /// was stopped. A signal that the guest is owed is not part of it: after a restore the guest gets
-    /// one in any case.
+    /// Saves the state of the channel that is not in guest memory; `None` after the channel has
+    /// been stopped. A pending signal is not saved, because the guest is signalled after every
+    /// restore.
     #[must_use]
     pub fn save(&self) -> Option<SavedChannel> {
         let rings = self.rings.as_ref()?.save();
         Some(SavedChannel { rings, completions: self.completions.iter().copied().collect() })
     }
 
-    /// The channel that was saved, in memory as it was then. Look for packets afterwards, and signal
-    /// the guest: signals of either side may be lost with the old machine, and one too many does no
-    /// harm.
+    /// Restores a saved channel. Guest memory must be as it was when the channel was saved.
+    /// Afterwards look for packets and signal the guest: signals in either direction may have been
+    /// lost with the old machine, and a spurious one is harmless.
     ///
     /// # Errors
-    /// [`RestoreError`] if there was no such channel, or the rings are not in guest memory.
+    /// [`RestoreError`] if the state is invalid, or the rings are not in guest memory.
     pub fn restore(
         memory: M,
         open: &OpenChannel,
@@ -116,12 +116,12 @@ impl<M: GuestMemory> Channel<M> {
         Ok(Self { completions, wants_signal: true, ..Self::with_rings(rings, open) })
     }
 
-    /// Signals another VP from now on.
+    /// Directs future signals to another VP.
     pub const fn set_target_vp(&mut self, vp: VpIndex) {
         self.target_vp = Some(vp);
     }
 
-    /// Whether the rings are in use: until [`Channel::stop`].
+    /// Whether the rings are in use; false after [`Channel::stop`].
     #[must_use]
     pub const fn is_running(&self) -> bool {
         self.rings.is_some()
@@ -133,7 +133,7 @@ impl<M: GuestMemory> Channel<M> {
         !self.completions.is_empty()
     }
 
-    /// Takes the next packet out of the ring. A completion that the packet asks for is queued.
+    /// Takes the next packet out of the ring. If the packet requests a completion, it is queued.
     ///
     /// # Errors
     /// [`RingError`] if the guest broke the ring; the channel must be [stopped](Channel::stop).
@@ -158,7 +158,7 @@ impl<M: GuestMemory> Channel<M> {
         }
     }
 
-    /// Writes the completions that wait, as far as there is room.
+    /// Writes waiting completions as long as the ring has room.
     ///
     /// # Errors
     /// [`RingError`] if the guest broke the ring; the channel must be [stopped](Channel::stop).
@@ -174,7 +174,7 @@ impl<M: GuestMemory> Channel<M> {
         Ok(())
     }
 
-    /// Writes a data packet; false where the ring has no room for it now, or the channel was stopped.
+    /// Writes a data packet. Returns false if the ring has no room now or the channel was stopped.
     ///
     /// # Errors
     /// [`RingError`] if the guest broke the ring or made it too small for the packet; the channel
@@ -190,7 +190,8 @@ impl<M: GuestMemory> Channel<M> {
         }
     }
 
-    /// The signal that the guest is owed, once. `None` also where the guest wants no signals.
+    /// Takes the pending signal to the guest. `None` if there is none, or the guest wants no
+    /// signals.
     pub fn take_signal(&mut self) -> Option<GuestSignal> {
         let is_owed = core::mem::take(&mut self.wants_signal);
         let vp = self.target_vp.filter(|_| is_owed)?;
@@ -198,7 +199,7 @@ impl<M: GuestMemory> Channel<M> {
         Some(GuestSignal { vp, flag })
     }
 
-    /// Leaves the rings alone from now on.
+    /// Stops using the rings.
     pub fn stop(&mut self) {
         self.rings = None;
         self.completions.clear();

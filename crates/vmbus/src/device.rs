@@ -1,37 +1,37 @@
-//! What the driver of the bus needs to know of a device, whatever the device does.
+//! The interface between a device on the bus and the driver of the bus.
 
 use core::time::Duration;
 
 use crate::{GuestMemory, GuestSignal, Offer, OpenChannel, protocol::VpIndex, ring::RingError};
 
-/// What happens to a device's channel.
+/// An event on a device's channel.
 #[derive(Debug)]
 pub enum ChannelEvent<M> {
     /// The guest opens the channel ([`Action::Open`](crate::Action::Open)). The device answers with
     /// [`ChannelOutput::OpenFinished`].
     Open {
-        /// The guest's memory as it is now. It stays reachable until the channel has closed.
+        /// Current guest memory. It stays reachable until the channel has closed.
         memory: M,
         /// The rings, and how to signal the guest.
         channel: OpenChannel,
-        /// The guest's `HV_X64_MSR_GUEST_OS_ID`, 0 where unknown.
+        /// The guest's `HV_X64_MSR_GUEST_OS_ID`, or 0 if unknown.
         guest_os_id: u64,
     },
-    /// The guest wants its signals on another VP.
+    /// The guest wants signals to go to another VP.
     SetTargetVp(VpIndex),
-    /// The guest signalled the channel, or may have: looking in vain does no harm.
+    /// The guest signalled the channel, or may have. A spurious event is harmless.
     Signalled,
-    /// The channel is to close ([`Action::Close`](crate::Action::Close)). The device answers with
+    /// The channel must close ([`Action::Close`](crate::Action::Close)). The device answers with
     /// [`ChannelOutput::CloseFinished`] once it is quiet.
     Close,
-    /// The time that [`VmbusDevice::poll_timeout`] gave has come. Too early or too often does no
-    /// harm.
+    /// The time returned by [`VmbusDevice::poll_timeout`] has come. Early or repeated events are
+    /// harmless.
     Timeout,
-    /// The machine was stopped for a reset. The channel closes as well, by an event of its own.
+    /// The machine was stopped for a reset. A separate event closes the channel.
     Reset,
 }
 
-/// What a device asks of the driver of the bus. `W` is the work that is particular to the device.
+/// A request from a device to the driver of the bus. `W` is the device-specific work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChannelOutput<W> {
     /// Signal the guest.
@@ -42,39 +42,39 @@ pub enum ChannelOutput<W> {
     /// Answers [`ChannelEvent::Close`]: pass it to
     /// [`Server::close_finished`](crate::Server::close_finished).
     CloseFinished,
-    /// The guest broke its ring. The device has stopped the channel, which stays of no use until the
-    /// guest opens it anew. For the log.
+    /// The guest corrupted its ring. The device has stopped the channel, which is unusable until
+    /// the guest reopens it. Report this in the log.
     Broken(RingError),
-    /// Work of the device's own.
+    /// Device-specific work.
     Work(W),
 }
 
 /// A device on the bus: events in, outputs out.
 ///
-/// The driver of the bus gives the device each event with the time since the VM started, then takes
-/// outputs by [`VmbusDevice::poll_output`] until there are none. Any number of devices, of any kind,
-/// are driven alike.
+/// The driver of the bus passes each event to the device with the time since the VM started, then
+/// takes outputs with [`VmbusDevice::poll_output`] until there are none. It drives any number of
+/// devices of any kind in the same way.
 pub trait VmbusDevice<M: GuestMemory> {
-    /// The work that is particular to this kind of device.
+    /// Work specific to this kind of device.
     type Work;
 
-    /// What the guest is offered; always the same.
+    /// The offer made to the guest; always the same.
     fn offer(&self) -> Offer;
 
-    /// Takes in what happened at `now`.
+    /// Handles an event that happened at `now`.
     fn handle(&mut self, now: Duration, event: ChannelEvent<M>);
 
-    /// The next thing to do, until there is none.
+    /// The next output, or `None` if there is none.
     fn poll_output(&mut self) -> Option<ChannelOutput<Self::Work>>;
 
     /// When [`ChannelEvent::Timeout`] is due, as time since the VM started.
     fn poll_timeout(&self) -> Option<Duration>;
 
-    /// Whether something waits for room in the guest's ring. Not every guest signals that it made
-    /// room (Linux `hv_balloon` does not), so give the device a [`ChannelEvent::Signalled`] every few
-    /// milliseconds meanwhile.
+    /// Whether something waits for room in the guest's ring. Not every guest signals when it makes
+    /// room (Linux `hv_balloon` does not), so while this is true, give the device a
+    /// [`ChannelEvent::Signalled`] every few milliseconds.
     fn waits_for_room(&self) -> bool;
 
-    /// Whether nothing is under way: no channel, and no work.
+    /// Whether the device is idle: no open channel and no pending work.
     fn is_quiet(&self) -> bool;
 }

@@ -14,11 +14,11 @@
 //! - [`protocol`]: the control messages, identifiers, versions and ring constants, as bytes;
 //! - [`ring`]: a channel's two rings in [`GuestMemory`];
 //! - [`Server`]: connections, offers, GPADLs, opening and closing;
-//! - [`Channel`]: a device's end of its open channel;
-//! - [`VmbusDevice`]: what the driver of the bus needs to know of a device.
+//! - [`Channel`]: a device's end of an open channel;
+//! - [`VmbusDevice`]: the interface of a device to the driver of the bus.
 //!
-//! Everything a guest says is hostile: it is copied once, checked, and only then used; nothing here
-//! panics on any input, and all that a guest can make grow has a stated limit.
+//! All guest input is treated as hostile: it is copied once, checked, and only then used. No input
+//! makes this crate panic, and everything a guest can make grow has a stated limit.
 
 extern crate alloc;
 #[cfg(test)]

@@ -5,23 +5,23 @@ use core::sync::atomic::{self, Ordering};
 
 use page_range::Gpa;
 
-/// Guest memory that is not there, or not all of it.
+/// All or part of the accessed range is not guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no guest memory for {len} bytes at {gpa}")]
 pub struct AccessError {
-    /// Where the access starts.
+    /// Start of the access.
     pub gpa: Gpa,
-    /// Bytes accessed.
+    /// Length of the access in bytes.
     pub len: usize,
 }
 
-/// Access to guest memory, which the guest changes at the same time.
+/// Access to guest memory, which the guest may change concurrently.
 ///
-/// Addresses come from the guest and may be anything; an implementation checks them. What is given
-/// to [`read`](Self::read) or [`write`](Self::write) may cross pages. Both copy bytes in no
-/// particular order; ordering against other accesses comes from the words and from
-/// [`fence`](Self::fence). What was read must be a copy: later uses of it never go back to the
-/// guest's bytes, not even where a compiler would find that cheaper.
+/// Addresses come from the guest and may have any value; an implementation must check them. A
+/// [`read`](Self::read) or [`write`](Self::write) may cross pages. Both copy bytes in no particular
+/// order; word accesses and [`fence`](Self::fence) order them against other accesses. A read must
+/// produce a true copy: later uses must never reload the guest's bytes, even if the compiler would
+/// find that cheaper.
 pub trait GuestMemory {
     /// Copies guest memory at `gpa` to `buf`.
     ///
@@ -49,11 +49,12 @@ pub trait GuestMemory {
     /// [`AccessError`] if it is not guest memory.
     fn store_u32(&self, gpa: Gpa, value: u32, order: Ordering) -> Result<(), AccessError>;
 
-    /// A full barrier: who sees what is stored after it sees what was stored before it, and nothing
-    /// is loaded before what was stored is seen. Signals need it: each side stores one word and then
-    /// loads the other's.
+    /// A full barrier: stores before it become visible before any store after it, and before any
+    /// load after it is performed. Signalling needs this, because each side stores one word and
+    /// then loads the other side's.
     ///
-    /// The processor's barrier serves all memory there is; a model checker has its own.
+    /// The default is the processor's barrier, which covers all memory; a model checker supplies
+    /// its own.
     #[inline]
     fn fence(&self) {
         atomic::fence(Ordering::SeqCst);

@@ -1,23 +1,23 @@
-//! Why saved state is not restored.
+//! Errors when restoring saved state.
 
 use saved_state::FormatError;
 
 use crate::AccessError;
 
-/// Why a server or rings are not restored. Nothing was changed.
+/// Error when restoring a server or rings. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestoreError {
-    /// The bytes are no saved state of this kind, or not all of one, or one of a newer program.
+    /// The bytes are not saved state of this kind, are incomplete, or come from a newer version.
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// The rings are not in guest memory. It must be restored before them.
+    /// The rings are not in guest memory. Restore guest memory first.
     #[error(transparent)]
     Access(#[from] AccessError),
-    /// No server of this machine, or no rings of this layout, can be in this state.
+    /// A server of this machine, or rings of this layout, cannot be in this state.
     #[error("saved state does not fit this machine, or no machine: {reason}")]
     Impossible {
-        /// What cannot be.
+        /// The property that is impossible.
         reason: &'static str,
     },
 }

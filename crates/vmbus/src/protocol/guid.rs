@@ -4,7 +4,7 @@ use core::{fmt, str::FromStr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// A GUID as it is on the wire: the first three fields are little-endian, the rest is as written.
+/// A GUID in wire form: the first three fields are little-endian, the rest is in text order.
 #[derive(
     Clone,
     Copy,
@@ -22,20 +22,20 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 #[repr(transparent)]
 pub struct Guid([u8; 16]);
 
-/// The text is not a GUID; it must look like `525074dc-8985-46e2-8057-a307dc18a502`.
+/// The text is not a GUID. It must look like `525074dc-8985-46e2-8057-a307dc18a502`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a GUID: write it like 525074dc-8985-46e2-8057-a307dc18a502")]
 pub struct ParseGuidError;
 
 impl Guid {
-    /// The GUID whose hexadecimal digits, read in the order they are written, are `digits`:
+    /// The GUID with the hexadecimal digits `digits`, in text order:
     /// `525074dc-8985-46e2-8057-a307dc18a502` is `0x525074dc_8985_46e2_8057_a307dc18a502`.
     #[must_use]
     pub const fn from_digits(digits: u128) -> Self {
         Self(swap_fields(digits.to_be_bytes()))
     }
 
-    /// The digits in the order they are written.
+    /// The digits in text order.
     #[must_use]
     pub const fn digits(self) -> u128 {
         u128::from_be_bytes(swap_fields(self.0))
@@ -54,7 +54,7 @@ impl Guid {
     }
 }
 
-/// Turns the first three fields (4, 2 and 2 bytes) round; its own inverse.
+/// Reverses the bytes of the first three fields (4, 2 and 2 bytes). It is its own inverse.
 const fn swap_fields([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]: [u8; 16]) -> [u8; 16] {
     [d, c, b, a, f, e, h, g, i, j, k, l, m, n, o, p]
 }

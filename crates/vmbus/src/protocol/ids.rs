@@ -1,5 +1,5 @@
-//! The numbers that name things on the bus. They are distinct types, since a relid, a connection ID
-//! and an event flag are all small integers that mean different things.
+//! Identifiers on the bus. They are distinct types, because a relid, a connection ID and an event
+//! flag are all small integers with different meanings.
 
 use core::fmt;
 
@@ -43,7 +43,7 @@ id! {
 }
 
 id! {
-    /// What a guest names in HvPostMessage and HvSignalEvent (TLFS 11.8.3, 11.9); 24 bits.
+    /// The connection ID in HvPostMessage and HvSignalEvent (TLFS 11.8.3, 11.9); 24 bits.
     ConnectionId
 }
 
@@ -53,7 +53,7 @@ id! {
 }
 
 id! {
-    /// A guest's own number for one OPEN, returned in OPEN_RESULT.
+    /// The guest's number for one OPEN, repeated in OPEN_RESULT.
     OpenId
 }
 
@@ -65,9 +65,9 @@ impl Relid {
 }
 
 impl ConnectionId {
-    /// Where guests post all control messages of versions below 5.0.
+    /// The port for all control messages in versions below 5.0.
     pub const MESSAGE: Self = Self(1);
-    /// Where guests post INITIATE_CONTACT for version 5.0 and above.
+    /// The port for INITIATE_CONTACT in version 5.0 and above.
     pub const CONTACT_V5: Self = Self(4);
 }
 

@@ -1,4 +1,4 @@
-//! The table of control messages, and parsing and emitting by it.
+//! The table of control messages, with the parser and emitter generated from it.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian::U32};
 
@@ -19,15 +19,15 @@ pub struct Message {
 #[error("message would be longer than {MAX_MESSAGE_LEN} bytes")]
 pub struct MessageFull;
 
-/// Why bytes are no message of the guest's, or of the host's.
+/// Error when parsing a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// The bytes end before the message does.
+    /// The message is truncated.
     #[error("message {number} has {len} bytes, too few")]
     TooShort {
-        /// The message's number; 0 where even that is missing.
+        /// The message's number, or 0 if even that is missing.
         number: u32,
-        /// Bytes there are.
+        /// Number of bytes received.
         len: usize,
     },
     /// No known message from this side has the number.
@@ -49,17 +49,18 @@ impl Message {
             .with(&wire::Header { number: U32::new(number), padding: U32::ZERO })
     }
 
-    /// The message with a struct added; the table asserts that each fits behind the header.
+    /// The message with a struct appended; the table asserts that each struct fits after the
+    /// header.
     fn with<T: IntoBytes + Immutable>(mut self, part: &T) -> Self {
         let added = self.append(part.as_bytes());
         debug_assert!(added.is_ok(), "the table admits only bodies that fit");
         self
     }
 
-    /// Adds bytes at the end.
+    /// Appends bytes.
     ///
     /// # Errors
-    /// [`MessageFull`], and nothing is added, if they do not fit.
+    /// [`MessageFull`] if they do not fit; nothing is appended then.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), MessageFull> {
         let end = self.len.checked_add(bytes.len()).ok_or(MessageFull)?;
         self.bytes.get_mut(self.len..end).ok_or(MessageFull)?.copy_from_slice(bytes);
@@ -80,7 +81,7 @@ impl core::fmt::Debug for Message {
     }
 }
 
-/// Takes a `T` off the front of `rest`.
+/// Splits a `T` off the front of `rest`.
 fn take<T>(rest: &mut &[u8]) -> Option<T>
 where
     T: FromBytes + Immutable + KnownLayout + Unaligned,
@@ -90,7 +91,7 @@ where
     Some(value)
 }
 
-/// Makes an enum of the messages one side sends, with its parser and its emitter.
+/// Defines an enum of the messages that one side sends, with its parser and emitter.
 macro_rules! messages {
     ($(
         $(#[$doc:meta])* $side:ident {
@@ -107,11 +108,12 @@ macro_rules! messages {
         $($(const _: () = assert!(size_of::<wire::$wire>() <= MAX_MESSAGE_LEN - 8);)?)*
 
         impl $side {
-            /// Reads the message at the start of `bytes`; also returns the bytes behind it, which
-            /// are the page list of a GPADL message and mean nothing elsewhere.
+            /// Parses the message at the start of `bytes`. Also returns the remaining bytes: the
+            /// page list of a GPADL message, and meaningless after any other.
             ///
             /// # Errors
-            /// [`ParseError`] if this side sends no such message in `version`, or it is cut off.
+            /// [`ParseError`] if this side sends no such message in `version`, or the message is
+            /// truncated.
             pub fn parse(bytes: &[u8], version: Version) -> Result<(Self, &[u8]), ParseError> {
                 let mut rest = bytes;
                 let header = take::<wire::Header>(&mut rest);

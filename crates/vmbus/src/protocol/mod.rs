@@ -1,4 +1,4 @@
-//! What goes over the bus: control messages, identifiers, versions, and the layout of the rings.
+//! The wire protocol: control messages, identifiers, versions, and the layout of the rings.
 //!
 //! All integers are little-endian. Layouts and numbers are those of Linux `include/linux/hyperv.h`
 //! and OpenVMM `vmbus_core/src/protocol.rs`, which agree on all versions in [`Version::KNOWN`].

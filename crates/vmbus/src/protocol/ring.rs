@@ -7,14 +7,14 @@ use zerocopy::{
     little_endian::{U16, U64},
 };
 
-/// Offset in the control page of the sender's index: where its next packet will start, in bytes
-/// from the start of the data area.
+/// Control page offset of the write index: where the sender's next packet will start, in bytes from
+/// the start of the data area.
 pub const WRITE_INDEX: u64 = 0;
-/// Offset of the receiver's index: where the next packet to read starts.
+/// Control page offset of the read index: where the receiver's next packet starts.
 pub const READ_INDEX: u64 = 4;
-/// Offset of the word by which the receiver says that it wants no "ring is not empty" signals.
+/// Offset of the interrupt mask, by which the receiver turns off "ring is not empty" signals.
 pub const INTERRUPT_MASK: u64 = 8;
-/// Offset of the number of bytes a blocked sender waits for; 0 for none.
+/// Offset of the number of bytes a blocked sender waits for, or 0.
 pub const PENDING_SEND_SIZE: u64 = 12;
 /// Offset of the feature bits.
 pub const FEATURE_BITS: u64 = 64;
@@ -24,12 +24,12 @@ pub const FEATURE_PENDING_SEND_SIZE: u32 = 1;
 
 /// Packets start and end at multiples of this, in bytes.
 pub const PACKET_ALIGN: u32 = 8;
-/// Bytes behind each packet; the packet's own length does not count them.
+/// Size in bytes of the footer after each packet; not included in the packet's length.
 pub const FOOTER_LEN: u32 = 8;
-/// Bytes of a [`PacketDescriptor`].
+/// Size in bytes of a [`PacketDescriptor`].
 pub const DESCRIPTOR_LEN: u32 = 16;
 
-/// What a packet carries.
+/// The kind of a packet: where its data is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketKind(pub u16);
 
@@ -42,7 +42,7 @@ impl PacketKind {
     pub const DATA_GPADL: Self = Self(8);
     /// The data is in guest pages that the packet lists.
     pub const DATA_GPA_DIRECT: Self = Self(9);
-    /// The answer to a packet that asked for one; it has that packet's transaction ID.
+    /// The completion of a packet that requested one; it repeats that packet's transaction ID.
     pub const COMPLETION: Self = Self(0xb);
 }
 
@@ -54,7 +54,7 @@ impl PacketKind {
 pub struct PacketDescriptor {
     /// A [`PacketKind`].
     pub kind: U16,
-    /// Where the payload starts, in units of 8 bytes from the start of the packet; at least 2.
+    /// Offset of the payload from the start of the packet, in units of 8 bytes; at least 2.
     pub data_offset8: U16,
     /// Length of the packet without its footer, in units of 8 bytes.
     pub len8: U16,

@@ -2,12 +2,12 @@
 
 use core::fmt;
 
-/// A version of the VMBus protocol: any number a guest may name, known or not.
+/// A version of the VMBus protocol; it may be any number, since the guest names it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(u32);
 
 impl Version {
-    /// Below all versions: what a message that always existed is gated on.
+    /// Below all versions: the minimum version of messages that always existed.
     pub(super) const ANY: Self = Self(0);
     /// Windows 8, Server 2012: event flags for all channels, target VP in OPEN.
     pub const V2_4: Self = Self::new(2, 4);
@@ -17,7 +17,7 @@ impl Version {
     pub const V4_0: Self = Self::new(4, 0);
     /// Windows 10 RS3: MODIFYCHANNEL.
     pub const V4_1: Self = Self::new(4, 1);
-    /// Connection ID 4 for INITIATE_CONTACT; the host names the ID of all later messages.
+    /// Connection ID 4 for INITIATE_CONTACT; the host chooses the ID for all later messages.
     pub const V5_0: Self = Self::new(5, 0);
     /// Windows 10 RS4: target VTL in INITIATE_CONTACT.
     pub const V5_1: Self = Self::new(5, 1);
@@ -26,8 +26,8 @@ impl Version {
     /// Server 2022: MODIFYCHANNEL gets a response.
     pub const V5_3: Self = Self::new(5, 3);
 
-    /// The versions this crate speaks, oldest first. Version 6.0 adds feature flags and a wider OPEN
-    /// that nobody in scope needs; versions below 2.4 use a shared interrupt page.
+    /// The versions this crate supports, oldest first. Version 6.0 adds feature flags and a wider
+    /// OPEN, which no device here needs; versions below 2.4 use a shared interrupt page.
     pub const KNOWN: [Self; 8] = [
         Self::V2_4,
         Self::V3_0,
@@ -43,13 +43,13 @@ impl Version {
         Self((major as u32) << 16 | minor as u32)
     }
 
-    /// The version as it is on the wire: major number in the upper half.
+    /// The version from its wire form, with the major number in the upper half.
     #[must_use]
     pub const fn from_wire(number: u32) -> Self {
         Self(number)
     }
 
-    /// The number on the wire.
+    /// The wire form.
     #[must_use]
     pub const fn to_wire(self) -> u32 {
         self.0

@@ -1,4 +1,4 @@
-//! The bodies of the control messages: what follows the 8-byte [`Header`].
+//! The bodies of the control messages, which follow the 8-byte [`Header`].
 //!
 //! The offsets in the comments count from the start of the message, header included. Reserved
 //! fields are sent as zero and ignored on receipt.
@@ -12,7 +12,7 @@ use zerocopy::{
 
 use super::Guid;
 
-/// Declares wire structs with the derives all of them need, and asserts their size with the header.
+/// Declares wire structs with their common derives, and asserts their sizes with the header.
 macro_rules! wire {
     ($($(#[$doc:meta])* $len:literal $name:ident { $($body:tt)* })*) => {$(
         $(#[$doc])*
@@ -25,7 +25,7 @@ macro_rules! wire {
     )*};
 }
 
-/// What every message starts with.
+/// The header of every message.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -39,10 +39,9 @@ pub struct Header {
 
 const _: () = assert!(size_of::<Header>() == 8);
 
-/// Status of a request that worked.
+/// Status of a successful request.
 pub const STATUS_SUCCESS: u32 = 0;
-/// Status of a request that the host refuses: any other value says so; this is NTSTATUS
-/// `STATUS_UNSUCCESSFUL`.
+/// Status of a refused request: NTSTATUS `STATUS_UNSUCCESSFUL`. Any nonzero value means refused.
 pub const STATUS_FAILURE: u32 = 0xc000_0001;
 /// Status in TL_CONNECT_RESULT: NTSTATUS `STATUS_CONNECTION_REFUSED`.
 pub const STATUS_CONNECTION_REFUSED: u32 = 0xc000_0236;

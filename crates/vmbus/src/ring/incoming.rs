@@ -1,7 +1,7 @@
-//! The guest-to-host ring: this side receives.
+//! The guest-to-host ring, on which the host receives.
 //!
-//! All that the guest has written is copied out at once, and its room is the guest's again before
-//! the first packet is looked at: a guest with a short ring goes on while the host works.
+//! Everything the guest has written is copied out at once, and its room is released before the
+//! first packet is parsed, so a guest with a short ring can continue while the host works.
 
 use core::{mem::take, sync::atomic::Ordering};
 
@@ -20,22 +20,24 @@ use crate::{
     },
 };
 
-/// The most that is copied at once, in bytes: the longest packet there can be.
+/// Maximum number of bytes copied at once: the length of the longest possible packet.
 const MAX_COPY: u32 = (u16::MAX as u32) * 8 + FOOTER_LEN;
 const _: () = assert!(MAX_COPY == 512 << 10);
 
 #[derive(Debug)]
 pub(super) struct Incoming {
     pub(super) pages: RingPages,
-    /// Up to where the ring is copied. Never read back from the control page after open.
+    /// The position up to which the ring has been copied. Never read back from the control page
+    /// after open.
     pub(super) read: u32,
-    /// The write index as last loaded.
+    /// The write index, as last loaded.
     pub(super) end: u32,
-    /// Packets to come; the last one is cut where the ring is longer than [`MAX_COPY`].
+    /// Packets not yet received. The last one is truncated if the ring holds more than
+    /// [`MAX_COPY`].
     pub(super) copied: Copied,
-    /// Whether the guest is told not to signal.
+    /// Whether the guest has been told not to signal.
     pub(super) masked: bool,
-    /// Whether copying has made room that the guest waits for.
+    /// Whether copying has made the room that the guest waits for.
     pub(super) signal: bool,
 }
 
@@ -45,13 +47,13 @@ impl Incoming {
         let read = pages.load_read_index(mem)?;
         pages.load_write_index(mem)?;
         pages.store(mem, INTERRUPT_MASK, 0, Ordering::Relaxed)?;
-        // From here on the guest signals a packet that the first look does not see.
+        // From here on the guest signals any packet that the first look misses.
         mem.fence();
         let copied = Self::buffer(&pages);
         Ok(Self { pages, read, end: read, copied, masked: false, signal: false })
     }
 
-    /// Room for what is copied out of a ring at once.
+    /// Buffer size for one copy out of a ring.
     pub(super) fn buffer(pages: &RingPages) -> Copied {
         Copied::with_capacity(pages.size().min(MAX_COPY) as usize)
     }
@@ -80,18 +82,18 @@ impl Incoming {
         take(&mut self.signal)
     }
 
-    /// Bytes that are in the ring, as far as known, and not copied.
+    /// Bytes known to be in the ring and not yet copied.
     const fn waiting(&self) -> u32 {
         self.pages.used(self.end, self.read)
     }
 
-    /// Looks for packets; finds none only after the guest knows that it is to signal the next one.
+    /// Looks for packets. Finds none only after telling the guest to signal the next one.
     fn look<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, RingError> {
         self.end = self.pages.load_write_index(mem)?;
         if self.waiting() == 0 && self.masked {
             self.masked = false;
             self.pages.store(mem, INTERRUPT_MASK, 0, Ordering::Release)?;
-            // Pairs with the guest's barrier between its publishing a packet and reading our mask.
+            // Pairs with the guest's barrier between publishing a packet and reading our mask.
             mem.fence();
             self.end = self.pages.load_write_index(mem)?;
         }
@@ -103,7 +105,7 @@ impl Incoming {
         Ok(found)
     }
 
-    /// Copies what waits, as far as there is room for it, and gives the guest its ring back.
+    /// Copies as many waiting bytes as the buffer holds, and releases their room in the ring.
     fn copy<M: GuestMemory>(&mut self, mem: &M) -> Result<(), RingError> {
         let (pages, before) = (&self.pages, self.read);
         let waiting = pages.used(self.end, before);
@@ -117,8 +119,8 @@ impl Incoming {
         Ok(())
     }
 
-    /// Whether moving the read index on from `before` made the room a blocked sender waits for.
-    /// The interrupt mask plays no part in this (Linux `hv_pkt_iter_close`).
+    /// Whether advancing the read index from `before` made the room that a blocked sender waits
+    /// for. The interrupt mask does not matter here (Linux `hv_pkt_iter_close`).
     fn made_awaited_room<M: GuestMemory>(&self, mem: &M, before: u32) -> Result<bool, RingError> {
         let pending = self.pages.load(mem, PENDING_SEND_SIZE, Ordering::Acquire)?;
         if pending == 0 {

@@ -1,11 +1,11 @@
-//! Which guest pages a channel's two rings are.
+//! The guest pages of a channel's two rings.
 
 use alloc::vec::Vec;
 
 use page_range::Gpfn;
 
-/// The most pages both rings may have: 256 MiB. A GPADL cannot describe as many; the limit keeps
-/// ring offsets far away from the end of `u32`.
+/// Maximum number of pages in both rings together: 256 MiB. A GPADL cannot describe that many; the
+/// limit keeps ring offsets far below `u32::MAX`.
 pub const MAX_RING_PAGES: usize = 1 << 16;
 
 /// The guest pages of a channel's rings, in ring order; each ring has a control page and at least
@@ -16,25 +16,26 @@ pub struct RingLayout {
     outgoing: Vec<Gpfn>,
 }
 
-/// The pages do not make two rings.
+/// The pages do not form two rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{pages} pages split at page {downstream_offset} do not make two rings of at least two pages \
      and at most {MAX_RING_PAGES} together"
 )]
 pub struct LayoutError {
-    /// Pages there are.
+    /// Number of pages.
     pub pages: usize,
-    /// Where the guest splits them.
+    /// The page at which the guest splits them.
     pub downstream_offset: usize,
 }
 
 impl RingLayout {
-    /// The rings in a GPADL's pages: guest to host up to `downstream_offset`, host to guest from
-    /// there on (Linux `vmbus_channel_open_channel.downstream_ringbuffer_pageoffset`).
+    /// The rings in a GPADL's pages: the guest-to-host ring ends at page `downstream_offset`, where
+    /// the host-to-guest ring starts (Linux
+    /// `vmbus_channel_open_channel.downstream_ringbuffer_pageoffset`).
     ///
     /// # Errors
-    /// [`LayoutError`] if one of the rings would have less than two pages, or both too many.
+    /// [`LayoutError`] if a ring would have fewer than two pages, or both together too many.
     pub fn new(pages: &[Gpfn], downstream_offset: usize) -> Result<Self, LayoutError> {
         let error = LayoutError { pages: pages.len(), downstream_offset };
         let (incoming, outgoing) = pages.split_at_checked(downstream_offset).ok_or(error)?;

@@ -1,13 +1,14 @@
 //! A channel's two rings in guest memory.
 //!
-//! Each ring is a control page and a data area. The sender owns the write index, the receiver the
-//! read index; this side keeps its own two in private and never reads them back, loads the guest's
-//! once per use and checks them. Packets are copied out, once and as many as there are, before they
-//! are looked at. What breaks the ring's rules is a [`RingError`]: how far to skip is unknown then, so
-//! the channel must be stopped.
+//! Each ring has a control page and a data area. The sender owns the write index, the receiver the
+//! read index. The host keeps private copies of its own two indices and never reads them back; it
+//! loads the guest's indices once per use and checks them. All available packets are copied out
+//! once before any is parsed. A violation of the ring's rules is a [`RingError`]. The channel must
+//! then be stopped, because the start of the next packet is unknown.
 //!
-//! Signals follow Linux `drivers/hv/ring_buffer.c` and OpenVMM `vmbus_ring`: a sender signals when
-//! the ring was empty (unless masked), a receiver when it made the room a blocked sender waits for.
+//! Signals follow Linux `drivers/hv/ring_buffer.c` and OpenVMM `vmbus_ring`: a sender signals if
+//! the ring was empty (unless masked), a receiver if it made the room that a blocked sender waits
+//! for.
 
 mod incoming;
 mod layout;
@@ -24,7 +25,7 @@ use crate::{AccessError, GuestMemory, protocol::ring::PacketKind};
 
 /// The host's end of a channel's rings.
 ///
-/// Receiving, after every signal from the guest and once after open:
+/// Receive after every signal from the guest, and once after open:
 ///
 /// ```
 /// # use vmbus::{GuestMemory, ring::{ChannelRings, RingError}};
@@ -41,9 +42,9 @@ use crate::{AccessError, GuestMemory, protocol::ring::PacketKind};
 /// # }
 /// ```
 ///
-/// Once [`receive`](Self::receive) has returned `None`, the guest signals its next packet, and not
-/// before. Whoever stops earlier, to bound the work of one wake-up, calls `end_receive` and must
-/// come back by itself.
+/// Only after [`receive`](Self::receive) has returned `None` does the guest signal its next packet.
+/// A caller that stops earlier, to limit the work of one wake-up, must still call `end_receive` and
+/// resume without a signal.
 #[derive(Debug)]
 pub struct ChannelRings<M> {
     mem: M,
@@ -51,7 +52,7 @@ pub struct ChannelRings<M> {
     outgoing: Outgoing,
 }
 
-/// What became of a packet to the guest.
+/// The outcome of sending a packet to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
     /// It is in the ring.
@@ -59,15 +60,15 @@ pub enum Sent {
         /// Whether the guest must be signalled.
         signal: bool,
     },
-    /// The ring has no room. The guest was asked to signal when it has; older guests do not, so try
-    /// again by timer too.
+    /// The ring has no room. The guest was asked to signal when there is room; older guests do not,
+    /// so also retry on a timer.
     Full,
 }
 
-/// The guest broke the ring; the channel must be stopped.
+/// The guest corrupted the ring; the channel must be stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
-    /// The ring is not all in guest memory.
+    /// Part of the ring is not in guest memory.
     #[error("ring is outside guest memory")]
     Access(#[from] AccessError),
     /// A ring has no data page, or too many.
@@ -79,35 +80,35 @@ pub enum RingError {
     /// The read index is outside the ring, not a multiple of 8, or beyond the packets sent.
     #[error("read index {0:#x} is no position in the ring, or beyond what was sent")]
     ReadIndex(u32),
-    /// A packet is shorter than its descriptor, or longer than what was written to the ring.
+    /// A packet is shorter than its descriptor, or longer than the data in the ring.
     #[error("packet of {len} bytes, with {used} bytes in the ring")]
     PacketLength {
-        /// The packet's length without its footer, in bytes.
+        /// Length of the packet without its footer, in bytes.
         len: u32,
-        /// Bytes there are, footer included.
+        /// Bytes in the ring, including the footer.
         used: u32,
     },
-    /// A packet's payload starts in its descriptor, or behind its end.
+    /// A packet's payload starts inside its descriptor or after its end.
     #[error("payload at byte {offset} of a packet of {len}")]
     PayloadOffset {
-        /// Where the payload would start.
+        /// Offset of the payload.
         offset: u32,
         /// The packet's length without its footer.
         len: u32,
     },
-    /// The guest made its ring too small for a packet that this side must send.
+    /// The guest made its ring too small for a packet that the host must send.
     #[error("payload of {payload} bytes can never fit a ring of {ring}")]
     TooLong {
-        /// Bytes of payload.
+        /// Length of the payload in bytes.
         payload: usize,
-        /// Bytes of the ring.
+        /// Size of the ring in bytes.
         ring: u32,
     },
 }
 
 impl<M: GuestMemory> ChannelRings<M> {
-    /// Takes over the rings when the guest opens the channel; not earlier, since Linux clears the
-    /// control pages until then. The indices in the pages are where both sides go on.
+    /// Takes over the rings when the guest opens the channel, and no earlier, because Linux may
+    /// still clear the control pages until then. Both sides continue from the indices in the pages.
     ///
     /// # Errors
     /// [`RingError`] if the pages are not guest memory or hold impossible indices.
@@ -117,7 +118,7 @@ impl<M: GuestMemory> ChannelRings<M> {
         Ok(Self { mem, incoming, outgoing })
     }
 
-    /// The next packet, copied out of the ring; `None` when there is no more.
+    /// The next packet, copied out of the ring; `None` if the ring is empty.
     ///
     /// # Errors
     /// [`RingError`] if the guest broke the ring.
@@ -126,8 +127,8 @@ impl<M: GuestMemory> ChannelRings<M> {
         self.incoming.receive(&self.mem)
     }
 
-    /// Ends a batch: returns whether the guest must be signalled because it waits for room that the
-    /// batch has made.
+    /// Ends a batch. Returns whether the guest must be signalled because the batch made the room it
+    /// waits for.
     #[must_use]
     pub fn end_receive(&mut self) -> bool {
         self.incoming.end_receive()
@@ -136,12 +137,12 @@ impl<M: GuestMemory> ChannelRings<M> {
     /// Sends `payload` in one packet.
     ///
     /// # Errors
-    /// [`RingError`] if the guest broke the ring, or made it too small for the packet.
+    /// [`RingError`] if the guest corrupted the ring, or made it too small for the packet.
     pub fn send(&mut self, payload: &[u8], transaction_id: u64) -> Result<Sent, RingError> {
         self.outgoing.send(&self.mem, PacketKind::DATA_IN_BAND, payload, transaction_id)
     }
 
-    /// Answers a packet that asked for a completion.
+    /// Completes a packet that requested a completion.
     ///
     /// # Errors
     /// [`RingError`] if the guest broke the ring.

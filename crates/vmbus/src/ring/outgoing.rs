@@ -1,4 +1,4 @@
-//! The host-to-guest ring: this side sends.
+//! The host-to-guest ring, on which the host sends.
 
 use core::sync::atomic::Ordering;
 
@@ -17,11 +17,11 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) pages: RingPages,
-    /// Where the next packet will start. Never read back from the control page after open.
+    /// The position of the next packet. Never read back from the control page after open.
     pub(super) write: u32,
-    /// The guest's read index as last loaded.
+    /// The guest's read index, as last loaded.
     pub(super) read: u32,
-    /// Whether the guest is told that this side waits for room.
+    /// Whether the guest has been told that the host waits for room.
     pub(super) pending: bool,
 }
 
@@ -67,8 +67,8 @@ impl Outgoing {
         Ok(Sent::Written { signal: self.guest_sleeps(mem, start)? })
     }
 
-    /// Whether the guest has seen the ring empty, up to the packet at `start`, and wants to hear of
-    /// the next packet.
+    /// Whether the guest has emptied the ring up to the packet at `start` and wants to be
+    /// signalled.
     fn guest_sleeps<M: GuestMemory>(&self, mem: &M, start: u32) -> Result<bool, RingError> {
         // Pairs with the guest's barrier between clearing its mask and re-reading our index.
         mem.fence();
@@ -78,14 +78,14 @@ impl Outgoing {
         Ok(self.pages.load_read_index(mem)? == start)
     }
 
-    /// Whether the packet fits; if not, the guest is told how much room to signal.
+    /// Whether the packet fits. If not, the guest is told how much room the host waits for.
     fn has_room<M: GuestMemory>(&mut self, mem: &M, len: PacketLen) -> Result<bool, RingError> {
         if self.load_free(mem)? > len.total {
             return Ok(true);
         }
         self.pages.store(mem, PENDING_SEND_SIZE, len.total, Ordering::Relaxed)?;
         self.pending = true;
-        // The guest may have read the last packet before it could see the size: look once more.
+        // The guest may have read the last packet before it saw the size, so check again.
         mem.fence();
         Ok(self.load_free(mem)? > len.total)
     }
@@ -104,18 +104,18 @@ impl Outgoing {
     fn packet_len(&self, payload: usize) -> Result<PacketLen, RingError> {
         let too_long = RingError::TooLong { payload, ring: self.pages.size() };
         let len = PacketLen::of(payload).ok_or(too_long)?;
-        // An empty ring has room for less than its size.
+        // An empty ring holds less than its size.
         if len.total < self.pages.size() { Ok(len) } else { Err(too_long) }
     }
 }
 
 #[derive(Clone, Copy)]
 struct PacketLen {
-    /// Without the footer, in units of 8 bytes.
+    /// Length without the footer, in units of 8 bytes.
     len8: u16,
     /// Padding between payload and footer, in bytes.
     padding: usize,
-    /// All that the packet takes in the ring, in bytes.
+    /// Total size of the packet in the ring, in bytes.
     total: u32,
 }
 
@@ -140,7 +140,7 @@ impl PacketLen {
     }
 }
 
-/// The most padding there can be, and a footer.
+/// The longest padding, followed by a footer.
 #[derive(Default, IntoBytes, Immutable, Unaligned)]
 #[repr(C)]
 struct Tail {

@@ -1,4 +1,4 @@
-//! Packets of the guest's in private memory.
+//! Guest packets, copied into private memory.
 
 use alloc::{vec, vec::Vec};
 use core::ops::Range;
@@ -11,10 +11,10 @@ use crate::protocol::ring::{DESCRIPTOR_LEN, FOOTER_LEN, PacketDescriptor, Packet
 /// A packet from the guest, copied out of its ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<'a> {
-    /// What it carries. Only [`PacketKind::DATA_IN_BAND`] and [`PacketKind::COMPLETION`] have all
-    /// of it in the payload; a device drops and counts the kinds it does not know.
+    /// The packet's kind. Only [`PacketKind::DATA_IN_BAND`] and [`PacketKind::COMPLETION`] carry
+    /// all their data in the payload; a device drops and counts kinds that it does not know.
     pub kind: PacketKind,
-    /// The guest's number for it.
+    /// The guest's transaction ID.
     pub transaction_id: u64,
     /// Whether the guest wants [`ChannelRings::complete`](super::ChannelRings::complete) for it.
     pub completion_requested: bool,
@@ -22,18 +22,18 @@ pub struct Packet<'a> {
     pub payload: &'a [u8],
 }
 
-/// What a packet's descriptor says, checked.
+/// The validated contents of a packet's descriptor.
 pub(super) struct Checked {
     descriptor: PacketDescriptor,
-    /// From the start of the packet, in bytes.
+    /// Offset from the start of the packet, in bytes.
     payload: Range<usize>,
-    /// Bytes with descriptor and footer.
+    /// Length in bytes, including descriptor and footer.
     pub(super) total: usize,
 }
 
 impl Checked {
-    /// Checks the packet at the start of `bytes`, of which there may be less than the packet has;
-    /// `used` are the bytes the guest wrote from there on.
+    /// Checks the packet at the start of `bytes`, which may be shorter than the packet; `used` is
+    /// the number of bytes that the guest wrote from there on.
     #[inline]
     pub(super) fn new(bytes: &[u8], used: u32) -> Result<Self, RingError> {
         let Ok((descriptor, _)) = PacketDescriptor::read_from_prefix(bytes) else {
@@ -51,7 +51,7 @@ impl Checked {
         Ok(Self { descriptor, payload: offset as usize..len as usize, total: total as usize })
     }
 
-    /// The packet, of which these are all bytes.
+    /// The packet made of exactly these bytes.
     #[inline]
     pub(super) fn packet<'a>(&self, bytes: &'a [u8]) -> Packet<'a> {
         let flags = self.descriptor.flags.get();
@@ -64,11 +64,11 @@ impl Checked {
     }
 }
 
-/// Bytes copied out of a ring, in a buffer that neither grows nor is cleared.
+/// Bytes copied out of a ring, in a buffer that is never grown or cleared.
 #[derive(Debug)]
 pub(super) struct Copied {
     buf: Vec<u8>,
-    /// Where in the buffer the bytes are that nobody took yet.
+    /// The part of the buffer that holds bytes not yet taken.
     unread: Range<usize>,
 }
 
@@ -77,7 +77,7 @@ impl Copied {
         Self { buf: vec![0; bytes], unread: 0..0 }
     }
 
-    /// Puts `bytes` into an empty buffer as if copied; false where there is no room for them.
+    /// Puts `bytes` into an empty buffer as if copied. Returns false if they do not fit.
     pub(super) fn restore(&mut self, bytes: &[u8]) -> bool {
         let Some(room) = self.buf.get_mut(..bytes.len()) else { return false };
         room.copy_from_slice(bytes);
@@ -85,13 +85,13 @@ impl Copied {
         true
     }
 
-    /// The bytes that nobody took yet.
+    /// The bytes not yet taken.
     #[inline]
     pub(super) fn unread(&self) -> &[u8] {
         self.buf.get(self.unread.clone()).unwrap_or_default()
     }
 
-    /// Takes the next `len` bytes, or what there is.
+    /// Takes the next `len` bytes, or all if there are fewer.
     #[inline]
     pub(super) fn take(&mut self, len: usize) -> &[u8] {
         let start = self.unread.start;
@@ -100,8 +100,8 @@ impl Copied {
         self.buf.get(start..end).unwrap_or_default()
     }
 
-    /// Adds at most `wanted` bytes that `read` copies; fewer where the buffer is full. Returns how
-    /// many.
+    /// Appends up to `wanted` bytes copied by `read`, fewer if the buffer fills up. Returns the
+    /// number appended.
     pub(super) fn add<E>(
         &mut self,
         wanted: usize,

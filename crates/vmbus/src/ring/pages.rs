@@ -1,4 +1,4 @@
-//! The pages of one ring, and copying that wraps at its end.
+//! The pages of one ring, and copies that wrap around its end.
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
@@ -18,36 +18,36 @@ const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
 #[derive(Debug)]
 pub(super) struct RingPages {
     control: Gpa,
-    /// The data area; the first run starts at position 0. A guest that allocates its ring in one
-    /// piece, as Linux does, has one run.
+    /// The data area; the first run starts at position 0. A guest that allocates its ring
+    /// contiguously, as Linux does, has one run.
     runs: Vec<Run>,
     size: u32,
 }
 
-/// Pages of the data area that are neighbours in guest memory, too.
+/// Pages of the data area that are contiguous in guest memory.
 #[derive(Debug)]
 struct Run {
-    /// Where it starts in the data area; it ends where the next one starts.
+    /// Start in the data area; it ends where the next one starts.
     position: u32,
-    /// Where it starts in guest memory.
+    /// Start in guest memory.
     gpa: Gpa,
 }
 
 impl RingPages {
-    /// The ring in `pages`; `None` if there are less than two, or far too many.
+    /// The ring in `pages`; `None` if there are fewer than two, or far too many.
     pub(super) fn new(pages: &[Gpfn]) -> Option<Self> {
         let (control, data) = pages.split_first()?;
         let size = u32::try_from(data.len()).ok()?.checked_mul(PAGE_LEN)?;
         (size > 0).then(|| Self { control: control.gpa(), runs: runs(data), size })
     }
 
-    /// Bytes of the data area.
+    /// Size of the data area in bytes.
     #[inline]
     pub(super) const fn size(&self) -> u32 {
         self.size
     }
 
-    /// Bytes written and not read.
+    /// Bytes written and not yet read.
     #[inline]
     pub(super) const fn used(&self, write: u32, read: u32) -> u32 {
         match write.checked_sub(read) {
@@ -56,13 +56,13 @@ impl RingPages {
         }
     }
 
-    /// Bytes that are not used. Of these a sender leaves at least 8 alone.
+    /// Free bytes. A sender always leaves at least 8 of them unused.
     #[inline]
     pub(super) const fn free(&self, write: u32, read: u32) -> u32 {
         self.size.wrapping_sub(self.used(write, read))
     }
 
-    /// The position `by` bytes on; `by` is below the size.
+    /// The position `by` bytes further; `by` is below the size.
     #[inline]
     pub(super) const fn advance(&self, position: u32, by: u32) -> u32 {
         let sum = position.wrapping_add(by);
@@ -119,7 +119,7 @@ impl RingPages {
         Ok(())
     }
 
-    /// Copies `buf` to the data area from `position` on and returns the position behind it.
+    /// Copies `buf` to the data area at `position` and returns the position after it.
     pub(super) fn write<M: GuestMemory>(
         &self,
         mem: &M,
@@ -146,7 +146,7 @@ impl RingPages {
         value < self.size && value.is_multiple_of(PACKET_ALIGN)
     }
 
-    /// The part of the `wanted` bytes from `position` on that is in one run.
+    /// The part of the `wanted` bytes at `position` that lies in one run.
     #[inline]
     fn piece(&self, position: u32, wanted: usize) -> Piece {
         let behind = self.runs.partition_point(|run| run.position <= position);
@@ -157,7 +157,7 @@ impl RingPages {
         let len = u32::try_from(wanted).map_or(left, |wanted| wanted.min(left));
         let offset = u64::from(position.saturating_sub(start));
         Piece {
-            // Page numbers end far below the end of the addresses.
+            // Page numbers are far below the end of the address space, so this cannot wrap.
             gpa: Gpa::new(gpa.get().wrapping_add(offset)),
             len: len as usize,
             next: self.advance(position, len),
@@ -181,7 +181,7 @@ fn runs(pages: &[Gpfn]) -> Vec<Run> {
 struct Piece {
     gpa: Gpa,
     len: usize,
-    /// The position behind it.
+    /// The position after it.
     next: u32,
 }
 

@@ -1,4 +1,4 @@
-//! A channel's rings to bytes and back.
+//! Saving and restoring a channel's rings.
 
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
@@ -17,32 +17,32 @@ use crate::{
 
 const FORMAT: Format = Format { magic: *b"HVVMBRNG", name: "a channel's rings", newest: 1 };
 
-/// Version 1, as it is written. The bytes follow from the order of the fields, so nothing here may
-/// change but by a new version beside this one.
+/// Version 1 of the format. The order of the fields determines the bytes, so never change this; add
+/// a new version beside it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Form<'a> {
-    /// Up to where the guest's ring is copied, and its write index as last seen.
+    /// The position up to which the guest's ring is copied, and its write index as last seen.
     incoming_read: u32,
     incoming_end: u32,
-    /// What was copied and nobody has received.
+    /// Bytes copied and not yet received.
     unread: Cow<'a, [u8]>,
     masked: bool,
-    /// The guest is to be signalled at the end of the batch.
+    /// Whether the guest must be signalled at the end of the batch.
     signal: bool,
-    /// Where the next packet will start, and the guest's read index as last seen.
+    /// The position of the next packet, and the guest's read index as last seen.
     outgoing_write: u32,
     outgoing_read: u32,
-    /// The guest was told that this side waits for room.
+    /// Whether the guest was told that the host waits for room.
     pending: bool,
 }
 
 impl<M: GuestMemory> ChannelRings<M> {
-    /// What this side knows of the rings and does not have in guest memory, as bytes: its
-    /// positions, which the guest can overwrite there, and packets that were copied out and not
-    /// received yet.
+    /// Saves the state of the rings that is not in guest memory: the host's positions, since the
+    /// guest can overwrite those in its memory, and packets that were copied out and not yet
+    /// received.
     ///
-    /// May be called at any time, with the guest's memory as it is then. Signals that were asked
-    /// for must be given before.
+    /// May be called at any time; save guest memory at the same moment. Deliver all requested
+    /// signals first.
     #[must_use]
     pub fn save(&self) -> Vec<u8> {
         let (incoming, outgoing) = (&self.incoming, &self.outgoing);
@@ -58,13 +58,14 @@ impl<M: GuestMemory> ChannelRings<M> {
         })
     }
 
-    /// The rings that [`ChannelRings::save`] made `bytes` of, in memory as it was then. Writes
-    /// nothing. Look for packets afterwards: the guest's signal may be lost with the old machine.
-    /// For the same reason the guest should get a signal once it runs; one too many does no harm.
+    /// Restores rings saved by [`ChannelRings::save`]. Guest memory must be as it was then; nothing
+    /// is written to it. Look for packets afterwards, because the guest's signal may have been lost
+    /// with the old machine. For the same reason signal the guest once it runs; a spurious signal
+    /// is harmless.
     ///
     /// # Errors
-    /// [`RestoreError`] if the bytes are no saved rings, or none of this layout, or the rings are
-    /// not in guest memory.
+    /// [`RestoreError`] if the bytes are not saved rings of this layout, or the rings are not in
+    /// guest memory.
     pub fn restore(mem: M, layout: &RingLayout, bytes: &[u8]) -> Result<Self> {
         let form: Form<'_> = FORMAT.read(bytes)?.decode()?;
         let pages = ring(&mem, layout.incoming(), [form.incoming_read, form.incoming_end])?;
@@ -91,8 +92,8 @@ impl<M: GuestMemory> ChannelRings<M> {
 
 const ALIGN: usize = PACKET_ALIGN as usize;
 
-/// The ring in `pages`, in which these are positions. Of the guest's memory it needs to be there
-/// only; what it holds is looked at when it is used.
+/// The ring in `pages`, after checking that these are positions in it. The pages must be guest
+/// memory; their contents are checked when used.
 fn ring<M: GuestMemory>(mem: &M, pages: &[Gpfn], positions: [u32; 2]) -> Result<RingPages> {
     let pages = RingPages::new(pages).ok_or(RestoreError::Impossible { reason: "no ring" })?;
     let are_positions = positions.iter().all(|position| pages.is_position(*position));

@@ -1,15 +1,15 @@
-//! The channels, and what each is to the guest.
+//! The channels and their states.
 
 use alloc::collections::BTreeMap;
 
 use super::{ChannelId, Offer};
 use crate::protocol::{ConnectionId, GpadlId, OpenId, Relid, VpIndex, wire};
 
-/// Channels that a server may have, those included that the guest has not released.
+/// Maximum number of channels of a server, including those that the guest has not released.
 pub const MAX_CHANNELS: usize = 128;
 
-/// The connection ID of the channel with relid 0, were there one; the IDs of the others follow.
-/// Anything above the IDs of the message ports would do.
+/// Connection ID of the (nonexistent) channel with relid 0; the others count up from it. Any value
+/// above the IDs of the message ports would do.
 const FIRST_CONNECTION_ID: u32 = 0x1000;
 
 #[derive(Debug, Default)]
@@ -26,35 +26,35 @@ pub(super) struct Channel {
     pub(super) state: ChannelState,
 }
 
-/// What the guest knows of a channel.
+/// The guest's view of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Presence {
-    /// Nothing, in this connection.
+    /// Unknown to the guest in this connection.
     Unannounced,
-    /// It was offered.
+    /// Offered.
     Offered,
-    /// It was offered, and the guest does not want it.
+    /// Offered, then released by the guest.
     Released,
-    /// It was withdrawn; the relid is the guest's until it releases it.
+    /// Withdrawn; the relid stays in use until the guest releases it.
     Rescinded,
-    /// Nothing any more. The channel goes when it has closed.
+    /// Withdrawn and unknown to the guest. The channel is removed once it has closed.
     Gone,
 }
 
-/// What the channel's device does with its rings.
+/// The device's use of the channel's rings.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ChannelState {
     /// Nothing.
     Closed,
     /// The driver was told to open.
     Opening { rings: Rings, open_id: OpenId },
-    /// It uses them.
+    /// In use.
     Open { rings: Rings },
-    /// The driver was told to close. The guest may open again before that is done.
+    /// The driver was told to close. The guest may reopen before that is done.
     Closing { gpadl: GpadlId, reopen: Option<wire::Open> },
 }
 
-/// What the guest said of an open channel's rings.
+/// The guest's parameters of an open channel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rings {
     pub(super) gpadl: GpadlId,
@@ -73,7 +73,7 @@ impl Channel {
         matches!(self.state, ChannelState::Closed)
     }
 
-    /// The GPADL that the device may be using.
+    /// The GPADL that the device may still use.
     pub(super) const fn ring_gpadl(&self) -> Option<GpadlId> {
         match self.state {
             ChannelState::Closed => None,
@@ -82,7 +82,7 @@ impl Channel {
         }
     }
 
-    /// Starts closing. Returns whether the driver must be told.
+    /// Starts closing the channel. Returns whether the driver must be told.
     pub(super) const fn close(&mut self) -> bool {
         match self.state {
             ChannelState::Closed | ChannelState::Closing { .. } => false,
@@ -93,19 +93,19 @@ impl Channel {
         }
     }
 
-    /// Forgets that the guest wants to open again.
+    /// Cancels a pending reopen by the guest.
     pub(super) const fn cancel_reopen(&mut self) {
         if let ChannelState::Closing { reopen, .. } = &mut self.state {
             *reopen = None;
         }
     }
 
-    /// Whether the guest may use the channel's relid for anything but winding up.
+    /// Whether the guest may use the channel's relid for more than cleanup.
     const fn is_offered(&self) -> bool {
         matches!(self.presence, Presence::Offered)
     }
 
-    /// Whether it is a device of this identity that is not withdrawn.
+    /// Whether the channel is the device with this identity and is not withdrawn.
     pub(super) fn is_live(&self, offer: &Offer) -> bool {
         self.offer == *offer && !matches!(self.presence, Presence::Rescinded | Presence::Gone)
     }
@@ -144,7 +144,7 @@ impl Channels {
         self.channels.remove(&id);
     }
 
-    /// The channel that the guest knows by `relid`, also if it is withdrawn.
+    /// The channel that the guest knows by `relid`, even if withdrawn.
     pub(super) fn by_relid(&mut self, relid: u32) -> Option<(ChannelId, &mut Channel)> {
         self.channels.iter_mut().find_map(|(id, channel)| {
             let known = matches!(channel.presence, Presence::Offered | Presence::Rescinded);
@@ -152,13 +152,14 @@ impl Channels {
         })
     }
 
-    /// The channel that is offered to the guest under `relid`.
+    /// The channel offered to the guest as `relid`.
     pub(super) fn offered(&mut self, relid: u32) -> Option<(ChannelId, &mut Channel)> {
         self.by_relid(relid).filter(|(_, channel)| channel.is_offered())
     }
 
-    /// Takes the next channel to tell the guest of. One that replaces a withdrawn channel waits
-    /// until the guest has released that: Linux drops an offer of a device that it has.
+    /// Takes the next channel to offer to the guest. A channel that replaces a withdrawn one waits
+    /// until the guest has released the old one, because Linux drops an offer of a device that it
+    /// still has.
     pub(super) fn announce_next(&mut self) -> Option<&Channel> {
         let id = self.channels.iter().find_map(|(id, channel)| {
             let unknown = channel.presence == Presence::Unannounced;
@@ -173,8 +174,8 @@ impl Channels {
         Some(channel)
     }
 
-    /// Forgets what the guest knows, starts closing what is open, and removes what is withdrawn.
-    /// Calls `tell` for each channel whose driver must be told to close.
+    /// Resets the guest's view, starts closing open channels, and removes withdrawn ones. Calls
+    /// `tell` for each channel whose driver must be told to close.
     pub(super) fn disconnect(&mut self, mut tell: impl FnMut(ChannelId)) {
         self.channels.retain(|id, channel| {
             if channel.close() {

@@ -1,16 +1,16 @@
-//! The connection: its beginning, its offers and its end.
+//! The connection: contact, offers and unload.
 
 use core::mem::replace;
 
 use super::{Action, Channel, Server, count};
 use crate::protocol::{ConnectionId, HostMessage, Version, VpIndex, wire};
 
-/// The SINT that all messages and signals go to.
+/// The SINT for all messages and signals.
 const SINT: u8 = 2;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Connection {
-    /// No guest speaks to the bus.
+    /// No guest is connected.
     Disconnected,
     /// The last connection is over; its channels are closing.
     Draining(Next),
@@ -24,7 +24,7 @@ pub(super) enum Connection {
     },
 }
 
-/// What follows when all channels have closed.
+/// What to do when all channels have closed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Next {
     /// Nothing: the machine was reset.
@@ -38,7 +38,7 @@ pub(super) enum Next {
 }
 
 impl Server {
-    /// Forgets the guest, since the machine starts anew. A [`Action::Close`] follows for each open
+    /// Forgets the guest, because the machine restarts. An [`Action::Close`] follows for each open
     /// channel, and no later guest is answered before they are closed.
     pub fn reset(&mut self) {
         self.disconnect(Next::Nothing);
@@ -49,8 +49,8 @@ impl Server {
             || id == ConnectionId::CONTACT_V5 && self.config.max_version >= Version::V5_0
     }
 
-    /// A contact at any time ends the connection before it: firmware and kdump kernels leave
-    /// without a word. A contact before the last one was answered replaces that.
+    /// A contact at any time ends the previous connection, because firmware and kdump kernels leave
+    /// without unloading. A contact before the last one was answered replaces it.
     pub(super) fn on_contact(&mut self, contact: &wire::InitiateContact) {
         let version = Version::from_wire(contact.version.get());
         let asked_vp = if version >= Version::V3_0 { contact.target_vp.get() } else { 0 };
@@ -59,7 +59,7 @@ impl Server {
         let has_sint = version < Version::V5_0 || contact.target_sint == SINT;
         let has_vtl = version < Version::V5_1 || contact.target_vtl == 0;
         let speaks = version.is_known() && version <= self.config.max_version;
-        // Monitor pages are not checked: no offer has a monitor, so nobody ever looks at them.
+        // Monitor pages are not checked: no offer has a monitor, so they are never read.
         let next = if speaks && has_vp && has_sint && has_vtl {
             Next::Accept { vp, version }
         } else {
@@ -82,7 +82,7 @@ impl Server {
         }
     }
 
-    /// Linux posts this once per connection; whoever asks again gets what is new.
+    /// Linux posts this once per connection; a repeated request gets only new offers.
     pub(super) fn on_request_offers(&mut self) {
         if let Connection::Connected { wants_offers, .. } = &mut self.connection
             && replace(wants_offers, true)
@@ -101,7 +101,7 @@ impl Server {
         }
     }
 
-    /// Goes on if a connection ends and all its channels have closed.
+    /// Continues if a connection is ending and all its channels have closed.
     pub(super) fn finish_drain(&mut self) {
         let Connection::Draining(next) = self.connection else { return };
         if !self.channels.all_closed() {
@@ -130,7 +130,8 @@ impl Server {
     }
 }
 
-/// Monitors are never allocated: a guest with a monitor would write to its page and not signal.
+/// Monitors are never allocated: a guest with a monitor would write to its page instead of
+/// signalling.
 fn offer(channel: &Channel) -> wire::Offer {
     wire::Offer {
         interface: channel.offer.interface,

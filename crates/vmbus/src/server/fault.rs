@@ -1,31 +1,31 @@
-//! What guests did wrong, counted.
+//! Counters of guest faults.
 
-/// How often the guest did what it should not, by class, since the server was made. Counters stay
-/// at their maximum.
+/// Number of guest faults by class since the server was created. Counters saturate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Faults {
     /// Messages with unknown numbers, and numbers that the negotiated version does not have.
     pub unknown_messages: u64,
-    /// Messages that are cut off or too long.
+    /// Messages that are truncated or too long.
     pub malformed_messages: u64,
-    /// Messages posted to connection IDs that no port has. Newer guests look for one so.
+    /// Messages posted to connection IDs without a port. Newer guests probe for the port this way.
     pub unknown_connections: u64,
-    /// Messages outside a connection, and requests that come twice or too early.
+    /// Messages outside a connection, and requests that are repeated or too early.
     pub out_of_state: u64,
     /// Messages about channels that are not offered.
     pub unknown_channels: u64,
-    /// INITIATE_CONTACT for versions, VPs, SINTs or VTLs that there are not. Newer guests start so.
+    /// INITIATE_CONTACT for unsupported versions, VPs, SINTs or VTLs. Newer guests probe for the
+    /// version this way.
     pub contacts_refused: u64,
     /// GPADLs with impossible lists, with pages outside memory, with an ID in use, or over a limit.
     pub gpadls_refused: u64,
     /// GPADL_BODY and GPADL_TEARDOWN for GPADLs that are not being built, or do not exist.
     pub unknown_gpadls: u64,
-    /// OPEN with wrong GPADLs, geometries or VPs, or of open channels; and OPEN_RESERVED.
+    /// OPEN with invalid GPADLs, geometries or VPs, or of open channels; and OPEN_RESERVED.
     pub opens_refused: u64,
-    /// MODIFYCHANNEL for VPs that there are not, or for channels that are not open.
+    /// MODIFYCHANNEL for nonexistent VPs, or for channels that are not open.
     pub changes_refused: u64,
-    /// Messages refused for the guest to post again, since it does not take the answers.
+    /// Messages refused, to be posted again, because the guest does not take the answers.
     pub queue_full: u64,
 }
 
@@ -73,7 +73,7 @@ impl Faults {
     }
 }
 
-/// Counts one more.
+/// Increments a counter.
 pub(super) const fn count(counter: &mut u64) {
     *counter = counter.saturating_add(1);
 }

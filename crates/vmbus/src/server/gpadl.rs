@@ -1,14 +1,14 @@
-//! GPADLs: lists of guest pages, which arrive over several messages.
+//! GPADLs: lists of guest pages, which arrive in several messages.
 
 use alloc::vec::Vec;
 
 use page_range::{Gpfn, PAGE_SIZE};
 
-/// Bytes of a word of the range list: a range header or a page number.
+/// Size in bytes of a word of the range list: a range header or a page number.
 const WORD: usize = 8;
 
-/// The range list of one GPADL while its messages arrive. Bodies continue the stream of words
-/// wherever the header left off (Linux `vmbus_establish_gpadl`).
+/// The range list of one GPADL while its messages arrive. Bodies continue the stream of words where
+/// the header left off (Linux `vmbus_establish_gpadl`).
 #[derive(Debug)]
 pub(super) struct Assembly {
     pub(super) ranges: u16,
@@ -21,13 +21,13 @@ pub(super) struct Assembly {
 pub(super) struct GpadlPages {
     /// The pages of all ranges in order.
     pub(super) pages: Vec<Gpfn>,
-    /// Whether it is one range of whole pages, as rings need it.
+    /// Whether it is one range of whole pages, as rings require.
     pub(super) is_plain: bool,
 }
 
 impl Assembly {
-    /// A list of `range_buflen` bytes that holds `ranges` ranges, each a header and a page at least;
-    /// `None` if that cannot be.
+    /// A list of `range_buflen` bytes with `ranges` ranges, each with a header and at least one
+    /// page; `None` if that is impossible.
     pub(super) fn new(range_buflen: u16, ranges: u16) -> Option<Self> {
         let len = usize::from(range_buflen);
         let wanted = len / WORD;
@@ -36,20 +36,21 @@ impl Assembly {
         possible.then(|| Self { ranges, wanted, words: Vec::new() })
     }
 
-    /// A list that has `words` of the `wanted` so far; `None` if that cannot be, or it is complete.
+    /// A list with `words` of the `wanted` words so far; `None` if that is impossible, or the list
+    /// is complete.
     pub(super) fn restore(ranges: u16, wanted: usize, words: Vec<u64>) -> Option<Self> {
         let range_buflen = u16::try_from(wanted.checked_mul(WORD)?).ok()?;
         let list = Self::new(range_buflen, ranges).filter(|_| words.len() < wanted)?;
         Some(Self { words, ..list })
     }
 
-    /// Words that the complete list has: at most 8191.
+    /// Number of words in the complete list; at most 8191.
     pub(super) const fn wanted(&self) -> usize {
         self.wanted
     }
 
-    /// Adds the words in `bytes`, but no more than are wanted: firmware always posts messages of
-    /// the full length. Returns whether the list is complete.
+    /// Appends the words in `bytes`, up to the number wanted, because firmware always posts
+    /// full-length messages. Returns whether the list is complete.
     pub(super) fn add(&mut self, bytes: &[u8]) -> bool {
         let missing = self.wanted.saturating_sub(self.words.len());
         let (words, _) = bytes.as_chunks::<WORD>();
@@ -70,7 +71,7 @@ impl Assembly {
                 return None;
             }
             is_plain &= offset == 0 && len.is_multiple_of(PAGE_SIZE);
-            // At most 2^20 + 1, and the words end long before.
+            // At most 2^20 + 1, and the list has far fewer words.
             for _ in 0..len.saturating_add(offset).div_ceil(PAGE_SIZE) {
                 pages.push(Gpfn::new(words.next()?).filter(|page| *page < limit)?);
             }

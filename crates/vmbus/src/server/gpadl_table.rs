@@ -10,11 +10,12 @@ use super::{
 };
 use crate::protocol::{GpadlId, Relid, wire};
 
-/// GPADLs that a connection may have. The balloon has one; network and storage a handful each.
+/// Maximum number of GPADLs of a connection. The balloon has one; network and storage a handful
+/// each.
 pub const MAX_GPADLS: usize = 256;
 
-/// Pages, and headers of page ranges, that all GPADLs of a connection may have: 384 MiB of guest
-/// memory, as Hyper-V before 2019 has it (Linux `Documentation/virt/hyperv/vmbus.rst`).
+/// Maximum number of pages and range headers in all GPADLs of a connection: 384 MiB of guest
+/// memory, as in Hyper-V before 2019 (Linux `Documentation/virt/hyperv/vmbus.rst`).
 pub const MAX_GPADL_PAGES: usize = 384 << 8;
 
 #[derive(Debug, Default)]
@@ -36,14 +37,14 @@ pub(super) struct Gpadl {
 pub(super) enum GpadlState {
     Assembling(Assembly),
     Ready(GpadlPages),
-    /// The guest wants it back, and gets it when the channel has closed.
+    /// The guest reclaims it, and gets it when the channel has closed.
     TearingDown,
 }
 
-/// How far a GPADL is after one of its messages.
+/// Progress of a GPADL after one of its messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// More messages are to come.
+    /// More messages must follow.
     Partial,
     /// The GPADL may be used.
     Created(Relid),
@@ -63,7 +64,7 @@ impl GpadlTable {
         let id = GpadlId::new(header.gpadl.get());
         let relid = Relid::new(header.relid.get());
         let refused = Progress::Refused(relid);
-        // Bodies name no channel, so an ID must be unique on the whole bus.
+        // Bodies do not name a channel, so IDs must be unique on the whole bus.
         if self.gpadls.contains_key(&id) || self.gpadls.len() >= MAX_GPADLS {
             return refused;
         }
@@ -81,7 +82,7 @@ impl GpadlTable {
         self.add(id, list, limit).unwrap_or(refused)
     }
 
-    /// Adds the next words of the list; `None` if no such GPADL is being built.
+    /// Appends the next words of the list; `None` if no such GPADL is being built.
     pub(super) fn add(&mut self, id: GpadlId, list: &[u8], limit: Gpfn) -> Option<Progress> {
         let gpadl = self.gpadls.get_mut(&id)?;
         let GpadlState::Assembling(assembly) = &mut gpadl.state else { return None };
@@ -97,7 +98,7 @@ impl GpadlTable {
         Some(Progress::Created(relid))
     }
 
-    /// The pages of a GPADL of `channel` that may be used.
+    /// The pages of a complete GPADL of `channel`.
     pub(super) fn pages(&self, id: GpadlId, channel: ChannelId) -> Option<&GpadlPages> {
         let gpadl = self.gpadls.get(&id).filter(|gpadl| gpadl.channel == channel)?;
         match &gpadl.state {
@@ -134,7 +135,7 @@ impl GpadlTable {
         }
     }
 
-    /// Removes all GPADLs of a channel but one that is in use.
+    /// Removes all GPADLs of a channel except one that is in use.
     pub(super) fn remove_channel(&mut self, channel: ChannelId, in_use: Option<GpadlId>) {
         self.gpadls.retain(|id, gpadl| gpadl.channel != channel || in_use == Some(*id));
         self.words = self.gpadls.values().map(|gpadl| gpadl.words).sum();

@@ -1,4 +1,4 @@
-//! The server: what the host knows of the guest's connection, and the answers.
+//! The server: the state machines of the connection and of each channel.
 //!
 //! ```text
 //!                INITIATE_CONTACT             channels closed
@@ -18,9 +18,9 @@
 //!     close_finished
 //! ```
 //!
-//! A kernel that took over by kexec uses all memory as soon as it is connected, and so does any that
-//! has its ring pages back. So GPADL_TORNDOWN, UNLOAD_RESPONSE and the VERSION_RESPONSE of the next
-//! connection wait until the devices say that they are quiet.
+//! A kernel started by kexec reuses all memory as soon as it is connected, and any kernel reuses
+//! its ring pages once it has them back. GPADL_TORNDOWN, UNLOAD_RESPONSE and the VERSION_RESPONSE
+//! of the next connection therefore wait until the devices report that they are quiet.
 
 mod action;
 mod channels;
@@ -53,15 +53,15 @@ use crate::protocol::{
     Version, wire,
 };
 
-/// What a [`Server`] must know of its machine.
+/// Configuration of a [`Server`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
-    /// Virtual processors there are; their indices are below it.
+    /// Number of virtual processors; their indices are below it.
     pub vp_count: u32,
-    /// Guest pages lent to the host must be below this page. A page below it that is not memory is
-    /// found when the rings are opened.
+    /// Guest pages lent to the host must be below this page. If a page below it is not memory,
+    /// opening the rings fails.
     pub page_limit: Gpfn,
-    /// The newest version to speak.
+    /// The newest version to accept.
     pub max_version: Version,
 }
 
@@ -75,14 +75,14 @@ impl Default for ServerConfig {
 /// A device on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
-    /// The device's class, by which the guest finds a driver.
+    /// The device class, by which the guest finds a driver.
     pub interface: Guid,
-    /// This device among those of its class; the same as long as the virtual machine exists, since
+    /// The device within its class. It must not change while the virtual machine exists, because
     /// Linux looks for it after hibernation.
     pub instance: Guid,
 }
 
-/// Why a device is not offered.
+/// Error when offering a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OfferError {
     /// A channel with the same interface and instance is offered already.
@@ -93,13 +93,13 @@ pub enum OfferError {
         /// The device.
         instance: Guid,
     },
-    /// There are [`MAX_CHANNELS`] channels.
+    /// All [`MAX_CHANNELS`] channels are in use.
     #[error("{MAX_CHANNELS} channels are the most there can be")]
     TooMany,
 }
 
-/// The host's side of the bus. Feed it the guest's messages and the driver's results; after each
-/// call do what [`poll_action`](Self::poll_action) says until it says `None`.
+/// The host side of the bus. Pass it the guest's messages and the driver's results; after each call
+/// carry out the actions from [`poll_action`](Self::poll_action) until it returns `None`.
 #[derive(Debug)]
 pub struct Server {
     config: ServerConfig,
@@ -111,7 +111,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server that no guest is connected to, without channels.
+    /// A server without channels, to which no guest is connected.
     #[must_use]
     pub fn new(config: ServerConfig) -> Self {
         Self {
@@ -124,7 +124,7 @@ impl Server {
         }
     }
 
-    /// Offers a device to this guest, if it has asked for offers, and to all after it.
+    /// Offers a device to the current guest, if it has requested offers, and to all later guests.
     ///
     /// # Errors
     /// [`OfferError`] if the device is offered already, or there are too many.
@@ -145,7 +145,7 @@ impl Server {
         channels.find_map(|(id, channel)| channel.is_live(offer).then_some(*id))
     }
 
-    /// Withdraws a device. A [`Action::Close`] follows if its channel is open.
+    /// Withdraws a device. An [`Action::Close`] follows if its channel is open.
     pub fn rescind(&mut self, id: ChannelId) {
         let Some(channel) = self.channels.get_mut(id) else { return };
         match channel.presence {
@@ -163,11 +163,11 @@ impl Server {
         }
     }
 
-    /// Takes a message that the guest posts with message type 1.
+    /// Handles a message that the guest posts with message type 1.
     ///
     /// # Errors
-    /// [`PostError`], whose status the hypercall returns. Whatever else is wrong is answered by a
-    /// message, or counted.
+    /// [`PostError`], whose status the hypercall returns. Any other fault is answered by a message,
+    /// or counted.
     pub fn handle_message(
         &mut self,
         connection_id: ConnectionId,
@@ -195,21 +195,21 @@ impl Server {
         }
     }
 
-    /// Whether there is room for answers. Without, [`handle_message`](Self::handle_message) takes
-    /// only what ends the connection. A driver that has a queue of its own, between `poll_action`
-    /// and the message slots, must bound that alike, or leave messages here while a slot is full
-    /// and use [`poll_channel_action`](Self::poll_channel_action) meanwhile.
+    /// Whether there is room for answers. If not, [`handle_message`](Self::handle_message) accepts
+    /// only messages that end the connection. A driver with a queue of its own between
+    /// `poll_action` and the message slots must bound it too, or leave messages here while a slot
+    /// is full and use [`poll_channel_action`](Self::poll_channel_action) meanwhile.
     #[must_use]
     pub fn can_accept(&self) -> bool {
         !self.outbox.is_full()
     }
 
-    /// The next thing to do; those about channels come before messages.
+    /// The next action; actions on channels come before messages.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.outbox.next()
     }
 
-    /// The next thing to do about a channel: [`Action::Open`], [`Action::Close`] or
+    /// The next action on a channel: [`Action::Open`], [`Action::Close`] or
     /// [`Action::SetTargetVp`].
     pub fn poll_channel_action(&mut self) -> Option<Action> {
         self.outbox.next_channel_action()
@@ -224,14 +224,15 @@ impl Server {
         }
     }
 
-    /// What guests did wrong so far.
+    /// Counters of guest faults so far.
     #[must_use]
     pub const fn faults(&self) -> &Faults {
         &self.faults
     }
 
     fn dispatch(&mut self, message: &GuestMessage, list: &[u8]) -> Result<(), PostError> {
-        // These end a connection, also that of a guest which no longer takes its messages.
+        // These end a connection, so accept them even from a guest that no longer takes its
+        // messages.
         match message {
             GuestMessage::InitiateContact(contact) => self.on_contact(contact),
             GuestMessage::Unload => self.on_unload(),
@@ -268,7 +269,7 @@ impl Server {
         let id = GpadlId::new(body.gpadl.get());
         match self.gpadls.add(id, list, self.config.page_limit) {
             Some(progress) => self.answer_gpadl(progress, id.get()),
-            // Without a channel there is nobody to answer.
+            // Without a channel no answer can be addressed.
             None => count(&mut self.faults.unknown_gpadls),
         }
     }
@@ -289,7 +290,7 @@ impl Server {
         }));
     }
 
-    /// Linux waits for the answer for ever, so even a GPADL that does not exist gets one.
+    /// Linux waits forever for the answer, so even a nonexistent GPADL gets one.
     fn on_gpadl_teardown(&mut self, teardown: &wire::GpadlTeardown) {
         let id = GpadlId::new(teardown.gpadl.get());
         let Some(owner) = self.gpadls.channel(id) else {
@@ -318,13 +319,13 @@ impl Server {
             _ if channel.is_closed() => channel.presence = Presence::Released,
             _ => return count(&mut self.faults.out_of_state),
         }
-        // The device may be using its rings still. The guest gets them back when it has closed.
+        // The device may still use its rings. The guest gets them back when the channel has closed.
         self.gpadls.remove_channel(id, channel.ring_gpadl());
         self.remove_if_gone(id);
         self.announce();
     }
 
-    /// There are no sockets here. Before 4.1 a guest expects no answer.
+    /// Sockets are not supported. Before 4.1 a guest expects no answer.
     fn on_tl_connect_request(&mut self, request: &wire::TlConnectRequest) {
         if self.version() >= Some(Version::V4_1) {
             self.send(HostMessage::TlConnectResult(wire::TlConnectResult {

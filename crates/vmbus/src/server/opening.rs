@@ -10,22 +10,23 @@ use crate::{
     ring::RingLayout,
 };
 
-/// What a device needs to use an open channel: the same as in [`Action::Open`].
+/// The parameters of an open channel, as in [`Action::Open`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenChannel {
-    /// The guest pages of its rings.
+    /// Guest pages of the rings.
     pub rings: RingLayout,
     /// The VP to signal, or none if the guest wants no signals.
     pub target_vp: Option<VpIndex>,
     /// The event flag by which to signal the guest.
     pub relid: Relid,
-    /// What the guest names in HvSignalEvent.
+    /// The connection ID that the guest uses in HvSignalEvent.
     pub connection_id: ConnectionId,
 }
 
 impl Server {
-    /// The driver has done [`Action::Open`], or could not: the rings were not in guest memory or
-    /// held impossible indices. Ignored if the channel is to close already.
+    /// Reports that the driver has carried out [`Action::Open`], or could not, because the rings
+    /// were not in guest memory or held impossible indices. Ignored if the channel is already
+    /// closing.
     pub fn open_finished(&mut self, id: ChannelId, ok: bool) {
         let Some(channel) = self.channels.get_mut(id) else { return };
         let ChannelState::Opening { rings, open_id } = channel.state else { return };
@@ -37,8 +38,8 @@ impl Server {
         self.send_open_result(relid, open_id, ok);
     }
 
-    /// The driver has done [`Action::Close`]: the device is quiet and its rings are not touched any
-    /// more. Ignored if nothing was to close.
+    /// Reports that the driver has carried out [`Action::Close`]: the device is quiet and no longer
+    /// accesses its rings. Ignored if the channel was not closing.
     pub fn close_finished(&mut self, id: ChannelId) {
         let Some(channel) = self.channels.get_mut(id) else { return };
         let ChannelState::Closing { reopen, .. } = channel.state else { return };
@@ -55,7 +56,7 @@ impl Server {
 
     pub(super) fn on_open(&mut self, open: &wire::Open) {
         match self.channels.by_relid(open.relid.get()) {
-            // Hyper-V does not answer; the guest stops waiting when it sees the rescind.
+            // Like Hyper-V, do not answer; the guest stops waiting when it sees the rescind.
             Some((_, channel)) if channel.presence == Presence::Rescinded => return,
             Some((_, channel)) => {
                 if let ChannelState::Closing { reopen: reopen @ None, .. } = &mut channel.state {
@@ -95,7 +96,7 @@ impl Server {
         self.layout(id, rings).is_some().then_some((id, rings))
     }
 
-    /// The pages of a channel's rings, if they are rings and their VP is there.
+    /// The pages of a channel's rings, if they form rings and their VP exists.
     pub(super) fn layout(&self, id: ChannelId, rings: Rings) -> Option<RingLayout> {
         let Rings { gpadl, downstream_offset, target_vp } = rings;
         if target_vp.is_some_and(|vp| vp.get() >= self.config.vp_count) {
@@ -105,8 +106,8 @@ impl Server {
         RingLayout::new(&pages.pages, usize::try_from(downstream_offset).ok()?).ok()
     }
 
-    /// What the device of an open channel works with. A driver needs it after
-    /// [`Server::restore`]; before, it was told by [`Action::Open`].
+    /// The parameters of an open channel. A driver needs them after [`Server::restore`]; otherwise
+    /// it gets them from [`Action::Open`].
     #[must_use]
     pub fn opened(&self, id: ChannelId) -> Option<OpenChannel> {
         let channel = self.channels.get(id)?;
@@ -133,7 +134,7 @@ impl Server {
         }
     }
 
-    /// Gets no answer. Closing a closed channel that was rescinded is what guests do.
+    /// There is no answer. Guests normally close rescinded channels that are already closed.
     pub(super) fn on_close(&mut self, relid: u32) {
         let Some((id, channel)) = self.channels.by_relid(relid) else {
             return count(&mut self.faults.unknown_channels);
@@ -151,7 +152,7 @@ impl Server {
         }
     }
 
-    /// From 5.3 on the guest waits for the answer; before, it expects none.
+    /// From 5.3 on the guest waits for the answer; older guests expect none.
     pub(super) fn on_modify_channel(&mut self, modify: &wire::ModifyChannel) {
         let vp = VpIndex::new(modify.target_vp.get());
         let has_vp = vp.get() < self.config.vp_count;
@@ -183,13 +184,13 @@ impl Server {
         }
     }
 
-    /// Crash dumps go to storage, and there is none here.
+    /// Refused: crash dumps go to storage, which is not supported.
     pub(super) fn on_open_reserved(&mut self, open: &wire::OpenReserved) {
         count(&mut self.faults.opens_refused);
         self.send_open_result(open.relid.get(), OpenId::new(0), false);
     }
 
-    /// Answered all the same, since the guest waits.
+    /// Answered anyway, because the guest waits.
     pub(super) fn on_close_reserved(&mut self, close: &wire::CloseReserved) {
         count(&mut self.faults.out_of_state);
         self.send(HostMessage::CloseReservedResponse(wire::CloseReservedResponse {

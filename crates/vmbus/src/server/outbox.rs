@@ -1,19 +1,20 @@
-//! What waits to leave the server.
+//! The queue of actions that leave the server.
 
 use alloc::collections::VecDeque;
 
 use super::{Action, ChannelId};
 use crate::protocol::{HostMessage, VpIndex};
 
-/// Messages that may wait before [`Server::handle_message`](super::Server::handle_message) refuses
-/// more work. Hyper-V promises room for 16 per port; a guest that boots with many devices has a few
-/// more under way. One accepted message makes at most one answer, REQUEST_OFFERS one per channel.
+/// Number of waiting messages at which [`Server::handle_message`](super::Server::handle_message)
+/// refuses more work. Hyper-V promises room for 16 per port; a guest that boots with many devices
+/// needs slightly more. An accepted message produces at most one answer, except REQUEST_OFFERS,
+/// which produces one per channel.
 pub const MAX_QUEUED_MESSAGES: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    /// About channels. Messages do not hold them up, since a guest may never take its messages.
-    /// At most an open, a new target and a close wait per channel.
+    /// Actions on channels. Messages do not delay them, because a guest may never take its
+    /// messages. At most an open, a new target and a close wait per channel.
     channel_actions: VecDeque<Action>,
     pub(super) messages: VecDeque<Action>,
 }
@@ -27,7 +28,7 @@ impl Outbox {
         self.messages.push_back(Action::Send { vp, message: message.emit() });
     }
 
-    /// Forgets the messages, here and at the driver.
+    /// Discards the messages, here and in the driver.
     pub(super) fn drop_messages(&mut self) {
         self.messages.clear();
         self.messages.push_back(Action::DropQueuedMessages);
@@ -37,8 +38,8 @@ impl Outbox {
         self.channel_actions.push_back(action);
     }
 
-    /// Replaces a target that was not taken yet, so that a guest which changes it all the time does
-    /// not fill the queue.
+    /// Replaces a target that was not taken yet, so that a guest cannot fill the queue by changing
+    /// it repeatedly.
     pub(super) fn set_target(&mut self, channel: ChannelId, target_vp: VpIndex) {
         self.channel_actions.retain(|action| {
             !matches!(action, Action::SetTargetVp { channel: other, .. } if *other == channel)

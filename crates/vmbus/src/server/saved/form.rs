@@ -1,7 +1,7 @@
-//! Version 1 of the saved state, as it is written.
+//! Version 1 of the saved state format.
 //!
-//! The bytes follow from the order of fields and variants, so nothing here may change but by a new
-//! version beside this one. Golden files in `tests/golden` hold it.
+//! The order of fields and variants determines the bytes, so never change this; add a new version
+//! beside it. Golden files in `tests/golden` pin the format.
 
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
@@ -36,7 +36,7 @@ pub(super) enum Next {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Channel<'a> {
     pub(super) id: u64,
-    /// The digits of the class' GUID, and of the device's.
+    /// The digits of the class GUID and of the device GUID.
     pub(super) interface: u128,
     pub(super) instance: u128,
     pub(super) relid: u32,

@@ -1,4 +1,4 @@
-//! The server to bytes and back.
+//! Saving and restoring the server.
 
 mod form;
 mod read;
@@ -20,27 +20,26 @@ const FORMAT: Format = Format { magic: *b"HVVMBSRV", name: "a VMBus server", new
 const MAX_MESSAGES: usize = 2 * (MAX_QUEUED_MESSAGES + 2 * MAX_CHANNELS + MAX_GPADLS);
 
 impl Server {
-    /// The server as bytes: the connection, the channels, the GPADLs, and the messages that
-    /// [`Server::poll_action`] has not given yet.
+    /// Saves the server: the connection, the channels, the GPADLs, and the messages that
+    /// [`Server::poll_action`] has not returned yet.
     ///
-    /// May be called at any time between two calls. Messages that were polled are the driver's to
-    /// save, where they are not in guest memory. What it was told about channels and has not
-    /// finished, it is told again after [`Server::restore`].
+    /// May be called at any time. The driver must save polled messages that are not yet in guest
+    /// memory. Unfinished actions on channels are returned again after [`Server::restore`].
     #[must_use]
     pub fn save(&self) -> Vec<u8> {
         FORMAT.write(&write::server(self))
     }
 
-    /// The server that [`Server::save`] made `bytes` of, in a machine with `config`. It has the
-    /// devices that were offered: find them by [`Server::channel_of`], and for those with an open
-    /// channel what they need by [`Server::opened`]. Do what [`Server::poll_action`] says until it
-    /// says `None`: a channel that was opening or closing is to be opened or closed again.
+    /// Restores a server saved by [`Server::save`], in a machine with `config`. It has the devices
+    /// that were offered: find them with [`Server::channel_of`], and get the parameters of open
+    /// channels from [`Server::opened`]. Carry out the actions from [`Server::poll_action`] until
+    /// it returns `None`: they reopen or close channels that were opening or closing.
     ///
     /// # Errors
-    /// [`RestoreError`](crate::RestoreError) if the bytes are no server that can be, or one with
-    /// VPs, pages or a version that this machine has not.
+    /// [`RestoreError`](crate::RestoreError) if the bytes are not a possible server, or use VPs,
+    /// pages or a version that this machine does not have.
     pub fn restore(config: ServerConfig, bytes: &[u8]) -> Result<Self> {
-        // As long as there is one version, it is the one.
+        // There is only one version so far.
         read::server(FORMAT.read(bytes)?.decode()?, config)
     }
 }

@@ -1,4 +1,4 @@
-//! From what was written to the server. It comes from a file and may be anything.
+//! Builds the server from its saved form, which comes from a file and may contain anything.
 
 use alloc::vec::Vec;
 
@@ -20,7 +20,7 @@ pub(super) fn server(form: form::Server<'_>, config: ServerConfig) -> Result<Ser
     server.connection = connection(form.connection, &config)?;
     server.faults = Faults::from_saved(form.faults);
     ensure(form.channels.len() <= MAX_CHANNELS, "too many channels")?;
-    // Names are never used twice, so enough of them must be left.
+    // IDs are never reused, so enough of them must be left.
     ensure(form.next_channel <= u64::MAX / 2, "more channels than any server has had")?;
     server.channels.next_id = form.next_channel;
     for channel in &form.channels {
@@ -39,7 +39,7 @@ pub(super) fn server(form: form::Server<'_>, config: ServerConfig) -> Result<Ser
     Ok(server)
 }
 
-/// Tells the driver what it has not finished.
+/// Repeats the driver's unfinished actions.
 fn tell_again(server: &mut Server) {
     let ids: Vec<ChannelId> = server.channels.channels.keys().copied().collect();
     for channel in ids {
@@ -51,7 +51,7 @@ fn tell_again(server: &mut Server) {
     }
 }
 
-/// What must fit together, whatever each is.
+/// Checks the consistency of the parts with each other.
 fn check(server: &Server) -> Result<()> {
     let is_connected = matches!(server.connection, Connection::Connected { .. });
     ensure(is_connected || server.gpadls.gpadls.is_empty(), "GPADLs without a connection")?;

@@ -1,4 +1,4 @@
-//! Each thing that cannot be is refused by name. The states to alter are the golden files.
+//! Tests that each impossible state is refused by name. The states altered are the golden files.
 
 use std::{vec, vec::Vec};
 
@@ -26,7 +26,7 @@ fn config() -> ServerConfig {
     ServerConfig { vp_count: 4, ..ServerConfig::default() }
 }
 
-/// What restoring the state says once it is altered.
+/// The error from restoring the altered state.
 #[track_caller]
 fn refused(saved: &[u8], alter: impl FnOnce(&mut form::Server<'_>), expected: &str) {
     assert!(Server::restore(config(), saved).is_ok());

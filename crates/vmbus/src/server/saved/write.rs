@@ -1,4 +1,4 @@
-//! From the server to what is written.
+//! Writes the server's saved form.
 
 use zerocopy::IntoBytes;
 
