@@ -22,6 +22,11 @@ pub trait Sink<T>: Send + 'static {
 
     /// The time that [`Sink::due`] gave has come. Too early does no harm.
     fn on_time(&mut self) {}
+
+    /// Whether nothing that was taken is still under way. A host pauses only then.
+    fn is_idle(&self) -> bool {
+        true
+    }
 }
 
 impl<T, F: FnMut(T) + Send + 'static> Sink<T> for F {
@@ -48,6 +53,8 @@ pub(crate) trait Attached<M>: Send {
     fn waits_for_room(&self) -> bool;
 
     fn is_quiet(&self) -> bool;
+
+    fn is_idle(&self) -> bool;
 }
 
 /// A device that others may call as well.
@@ -110,5 +117,9 @@ where
 
     fn is_quiet(&self) -> bool {
         lock(&self.device).is_quiet()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.sink.is_idle()
     }
 }

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use vmbus::protocol::ConnectionId;
@@ -26,6 +26,9 @@ const RETRY: Duration = Duration::from_millis(10);
 /// time.
 const ACTIONS_PER_TURN: u32 = 128;
 
+/// How often a paused loop looks whether it is to end.
+const LOOK_FOR_STOP: Duration = Duration::from_millis(50);
+
 /// A device of any kind on the bus of a platform.
 pub(crate) type AnyDevice<P> = Box<dyn Attached<BusMemory<P>>>;
 
@@ -33,8 +36,14 @@ pub(crate) type AnyDevice<P> = Box<dyn Attached<BusMemory<P>>>;
 pub(crate) enum Request<P> {
     /// A machine is about to run.
     Start(Machine<P>, Sender<()>),
+    /// A machine goes on that was saved.
+    Restore(Machine<P>, Sender<io::Result<()>>),
     /// The machine has stopped for a reset.
     Reset(Sender<()>),
+    /// The vCPUs have stopped for a while: finish what is under way, then do nothing.
+    Pause(Sender<Option<Machine<P>>>),
+    /// Go on.
+    Resume,
 }
 
 /// A device with its place on the bus.
@@ -58,12 +67,16 @@ pub(crate) struct BusLoop<P: Platform> {
     _stopped: StopMark,
     /// Who waits for the end of a reset.
     resetting: Option<Sender<()>>,
+    /// Who waits for a pause.
+    pausing: Option<Sender<Option<Machine<P>>>>,
     inbox: Receiver<Request<P>>,
     sources: Sources,
     shared: Arc<Shared>,
     machine: Option<Machine<P>>,
     /// When what waits for the guest is tried again.
     retry_at: Option<Instant>,
+    /// The last turn left something to do.
+    has_more: bool,
 }
 
 impl<P: Platform> BusLoop<P> {
@@ -77,11 +90,13 @@ impl<P: Platform> BusLoop<P> {
             slots,
             _stopped: StopMark(Arc::clone(&shared)),
             resetting: None,
+            pausing: None,
             inbox,
             sources,
             shared,
             machine: None,
             retry_at: None,
+            has_more: false,
         }
     }
 
@@ -105,17 +120,58 @@ impl<P: Platform> BusLoop<P> {
                 self.on_event(source);
             }
             while let Ok(request) = self.inbox.try_recv() {
-                match request {
-                    Request::Start(machine, done) => self.start_machine(machine, &done),
-                    Request::Reset(done) => self.begin_reset(done),
-                }
+                self.on_request(request);
             }
             self.on_time();
             self.pump();
             self.finish_reset();
             self.plan_retry();
+            self.pause_if_idle();
         }
         Ok(())
+    }
+
+    /// Stands still once nothing is under way, where somebody waits for that.
+    fn pause_if_idle(&mut self) {
+        if self.pausing.is_none()
+            || self.has_more
+            || !self.slots.iter().all(|it| it.device.is_idle())
+        {
+            return;
+        }
+        // A job that has ended since the last look has left outputs.
+        self.pump();
+        if self.has_more || !self.slots.iter().all(|it| it.device.is_idle()) {
+            return;
+        }
+        let Some(done) = self.pausing.take() else { return };
+        let _ = done.send(self.machine.clone());
+        // Answered after the pause.
+        let mut put_off = Vec::new();
+        while !self.shared.is_to_stop() {
+            match self.inbox.recv_timeout(LOOK_FOR_STOP) {
+                Ok(Request::Resume) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(request) => put_off.push(request),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+        put_off.into_iter().for_each(|request| self.on_request(request));
+    }
+
+    fn on_request(&mut self, request: Request<P>) {
+        match request {
+            Request::Start(machine, done) => {
+                self.start_machine(machine);
+                let _ = done.send(());
+            }
+            Request::Restore(machine, done) => {
+                let _ = done.send(self.restore_machine(machine));
+            }
+            Request::Reset(done) => self.begin_reset(done),
+            Request::Pause(done) => self.pausing = Some(done),
+            // Whoever asked for the pause has given up.
+            Request::Resume => self.pausing = None,
+        }
     }
 
     fn on_event(&mut self, source: Source) {
@@ -143,7 +199,7 @@ impl<P: Platform> BusLoop<P> {
         }
     }
 
-    fn start_machine(&mut self, machine: Machine<P>, done: &Sender<()>) {
+    fn start_machine(&mut self, machine: Machine<P>) {
         for vp in machine.vps() {
             let Some(eventfd) = machine.platform().acknowledgement(vp) else { continue };
             if let Err(source) = self.sources.add(eventfd, Source::Acknowledged(vp)) {
@@ -151,7 +207,21 @@ impl<P: Platform> BusLoop<P> {
             }
         }
         self.machine = Some(machine);
-        let _ = done.send(());
+    }
+
+    /// Goes on with a machine that was saved: binds the signals of its open channels and repeats what
+    /// may have been lost between the two hosts.
+    fn restore_machine(&mut self, machine: Machine<P>) -> io::Result<()> {
+        self.start_machine(machine.clone());
+        for index in 0..self.slots.len() {
+            let Some(slot) = self.slots.get(index) else { continue };
+            let id = slot.channel;
+            let open = self.shared.server().opened(id);
+            let Some(open) = open else { continue };
+            self.bind(index, &machine, open.connection_id)?;
+            self.tell(id, ChannelEvent::Signalled);
+        }
+        machine.vps().try_for_each(|vp| machine.repeat_interrupt(vp))
     }
 
     fn begin_reset(&mut self, done: Sender<()>) {
@@ -182,12 +252,14 @@ impl<P: Platform> BusLoop<P> {
 
     /// Does what the bus and the devices ask for.
     fn pump(&mut self) {
+        self.has_more = false;
         for _ in 0..ACTIONS_PER_TURN {
             self.drain_devices();
             let Some(action) = self.next_action() else { return };
             self.bus_action(action);
         }
         self.drain_devices();
+        self.has_more = true;
         self.shared.wake();
     }
 
@@ -213,7 +285,13 @@ impl<P: Platform> BusLoop<P> {
             Action::Open { channel, rings, target_vp, relid, connection_id } => {
                 self.open(channel, OpenChannel { rings, target_vp, relid, connection_id });
             }
-            Action::Close { channel } => self.tell(channel, ChannelEvent::Close),
+            Action::Close { channel } => {
+                if self.slots.iter().all(|slot| slot.channel != channel) {
+                    // A device that was on the bus when it was saved, and is not now.
+                    return self.shared.server().close_finished(channel);
+                }
+                self.tell(channel, ChannelEvent::Close);
+            }
             Action::SetTargetVp { channel, target_vp } => {
                 self.tell(channel, ChannelEvent::SetTargetVp(target_vp));
             }
@@ -228,7 +306,9 @@ impl<P: Platform> BusLoop<P> {
     }
 
     fn open(&mut self, id: ChannelId, channel: OpenChannel) {
-        let Some(index) = self.slots.iter().position(|slot| slot.channel == id) else { return };
+        let Some(index) = self.slots.iter().position(|slot| slot.channel == id) else {
+            return self.shared.server().open_finished(id, false);
+        };
         let Some(machine) = self.machine.clone() else {
             return self.shared.server().open_finished(id, false);
         };

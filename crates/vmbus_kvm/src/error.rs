@@ -2,6 +2,7 @@
 
 use std::io;
 
+use kvm_hyperv::synic::SavedSynicError;
 use thiserror::Error;
 use vmbus::OfferError;
 use vmbus::ring::RingError;
@@ -32,6 +33,39 @@ impl StartError {
     pub(crate) fn system(what: &'static str) -> impl Fn(io::Error) -> Self + Copy {
         move |source| Self::System { what, source }
     }
+}
+
+/// A saved host cannot be restored.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The bus.
+    #[error(transparent)]
+    Bus(#[from] vmbus::RestoreError),
+    /// A virtual processor's SynIC.
+    #[error(transparent)]
+    Synic(#[from] SavedSynicError),
+    /// The machine has another number of virtual processors.
+    #[error("{saved} virtual processors were saved, and the machine has {now}")]
+    VpCount {
+        /// As saved.
+        saved: usize,
+        /// As configured.
+        now: u32,
+    },
+    /// The Dynamic Memory device.
+    #[cfg(feature = "dynamic-memory")]
+    #[error(transparent)]
+    DynamicMemory(#[from] dynmem_vsp::RestoreError),
+    /// The guest's signals cannot be received.
+    #[error("cannot receive the signals of an open channel{}", remedy(.0))]
+    Signal(#[source] io::Error),
+    /// The host could not be started.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The host has failed.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// A channel cannot be opened.

@@ -4,7 +4,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 
-use vmbus::{ServerConfig, VmbusDevice};
+use vmbus::{ChannelId, Offer, OfferError, Server, ServerConfig, VmbusDevice};
 
 use crate::attached::{Attached, Device};
 use crate::bus_loop::{BusLoop, Request, Slot};
@@ -27,8 +27,15 @@ impl<P: Platform> HostBuilder<P> {
     /// # Errors
     /// [`StartError::System`] without a free file descriptor.
     pub fn new(config: ServerConfig, supervisor: impl Supervisor) -> Result<Self, StartError> {
-        let vp_count = config.vp_count;
-        let shared = Arc::new(Shared::new(config, supervisor)?);
+        Self::with_server(Server::new(config), config.vp_count, supervisor)
+    }
+
+    pub(crate) fn with_server(
+        server: Server,
+        vp_count: u32,
+        supervisor: impl Supervisor,
+    ) -> Result<Self, StartError> {
+        let shared = Arc::new(Shared::new(server, supervisor)?);
         Ok(Self { shared, vp_count, slots: Vec::new() })
     }
 
@@ -54,9 +61,17 @@ impl<P: Platform> HostBuilder<P> {
     {
         let device = Device { device, sink };
         let offer = device.offer();
-        let channel = self.shared.server().offer(offer)?;
+        let channel = self.channel(offer)?;
         self.slots.push(Slot { channel, offer, device: Box::new(device), link: None });
         Ok(())
+    }
+
+    /// The channel of a device: a new one, or that which a restored bus has already.
+    fn channel(&self, offer: Offer) -> Result<ChannelId, OfferError> {
+        let mut server = self.shared.server();
+        let known = server.channel_of(&offer);
+        let is_free = |id: &ChannelId| self.slots.iter().all(|slot| slot.channel != *id);
+        known.filter(is_free).map_or_else(|| server.offer(offer), Ok)
     }
 
     #[cfg(feature = "dynamic-memory")]
@@ -81,7 +96,7 @@ impl<P: Platform> HostBuilder<P> {
             .name(Thread::Bus.name().into())
             .spawn(move || bus_loop.run())
             .map_err(StartError::system("cannot start the thread of the bus"))?;
-        Ok(Host { shared, vp_count, requests, thread: Some(thread) })
+        Ok(Host { shared, vp_count, requests, pausing: Mutex::default(), thread: Some(thread) })
     }
 }
 
@@ -96,6 +111,8 @@ pub struct Host<P: Platform> {
     shared: Arc<Shared>,
     vp_count: u32,
     requests: Sender<Request<P>>,
+    /// Held by whoever pauses the host.
+    pausing: Mutex<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -128,12 +145,32 @@ impl<P: Platform> Host<P> {
         BusHandle(Arc::clone(&self.shared))
     }
 
-    fn ask(&self, request: impl FnOnce(Sender<()>) -> Request<P>) -> Result<(), Stopped> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) const fn pause_lock(&self) -> &Mutex<()> {
+        &self.pausing
+    }
+
+    pub(crate) const fn vp_count(&self) -> u32 {
+        self.vp_count
+    }
+
+    /// Asks the loop for something, and waits for its answer.
+    pub(crate) fn ask<T>(
+        &self,
+        request: impl FnOnce(Sender<T>) -> Request<P>,
+    ) -> Result<T, Stopped> {
         let (done, wait) = channel();
-        let _ = self.requests.send(request(done));
-        self.shared.wake();
+        self.request(request(done));
         // An error says that the loop has ended, and with it all work.
         wait.recv().map_err(|_| Stopped)
+    }
+
+    pub(crate) fn request(&self, request: Request<P>) {
+        let _ = self.requests.send(request);
+        self.shared.wake();
     }
 }
 

@@ -20,7 +20,8 @@
 //! 2. [`Host::start_machine`] before the vCPUs run;
 //! 3. on the vCPU threads [`Machine::before_run`] before each `KVM_RUN` and [`Machine::on_exit`] for
 //!    each Hyper-V exit;
-//! 4. [`Host::reset`] when the vCPUs have stopped for a reset, then `start_machine` again.
+//! 4. [`Host::pause`] to save a machine whose vCPUs stand still; [`HostBuilder::restore`] is the way back;
+//! 5. [`Host::reset`] when the vCPUs have stopped for a reset, then `start_machine` again.
 //!
 //! # Threads and locks
 //!
@@ -41,6 +42,7 @@ mod error;
 mod host;
 mod kvm;
 mod machine;
+mod paused;
 mod platform;
 mod shared;
 mod sources;
@@ -55,11 +57,14 @@ pub use dynamic_memory::{
     MemoryBackend, NoMachine, SetTargetError, WorkError,
 };
 #[cfg(feature = "dynamic-memory")]
-pub use dynmem_vsp::{Config, HotAdd, Kept, Notice, ReplaceError, Settle, Snapshot, TargetError};
-pub use error::{OpenError, StartError, Stopped};
+pub use dynmem_vsp::{
+    Config, HotAdd, Kept, Notice, ReplaceError, SavedVsp, Settle, Snapshot, TargetError,
+};
+pub use error::{OpenError, RestoreError, StartError, Stopped};
 pub use host::{Host, HostBuilder};
 pub use kvm::{HasVm, KvmPlatform};
 pub use machine::Machine;
+pub use paused::{Paused, SavedBus};
 pub use platform::{Bound, BusMemory, MemoryGuard, Platform};
 pub use shared::BusHandle;
 pub use supervisor::{HostFailure, Report, Supervisor, Thread};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use kvm_hyperv::exit::HypervExit;
 use kvm_hyperv::hypercall::{Hypercall, Status};
-use kvm_hyperv::synic::{Delivery, VpSynic};
+use kvm_hyperv::synic::{Delivery, SavedSynic, SavedSynicError, VpSynic};
 use vmbus::GuestSignal;
 use vmbus::protocol::{ConnectionId, VpIndex};
 use vmm_sys_util::eventfd::EventFd;
@@ -135,6 +135,31 @@ impl<P: Platform> Machine<P> {
 
     fn synic(&self, vp: VpIndex) -> Option<&VpSynic> {
         self.0.synics.get(usize::try_from(vp.get()).ok()?)
+    }
+}
+
+/// Saving and restoring, while the vCPUs stand still.
+impl<P: Platform> Machine<P> {
+    pub(crate) fn save(&self) -> (u64, Vec<SavedSynic>) {
+        (self.guest_os_id(), self.0.synics.iter().map(VpSynic::save).collect())
+    }
+
+    pub(crate) fn restore(
+        &self,
+        guest_os_id: u64,
+        synics: &[SavedSynic],
+    ) -> Result<(), SavedSynicError> {
+        self.0.guest_os_id.store(guest_os_id, Ordering::Release);
+        for (synic, saved) in self.0.synics.iter().zip(synics) {
+            synic.restore(saved)?;
+        }
+        Ok(())
+    }
+
+    /// Has a VP look at its pages: an interrupt may have been lost with the host before.
+    pub(crate) fn repeat_interrupt(&self, vp: VpIndex) -> io::Result<()> {
+        self.0.platform.kick(vp);
+        self.0.platform.raise_sint(vp)
     }
 }
 

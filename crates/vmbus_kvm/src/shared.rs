@@ -1,14 +1,16 @@
 //! What the threads of the host share with vCPUs and devices.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_hyperv::hypercall::Status;
+use vmbus::Server;
 use vmbus::protocol::ConnectionId;
-use vmbus::{Server, ServerConfig};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+#[cfg(feature = "dynamic-memory")]
+use crate::Stopped;
 use crate::{StartError, Supervisor};
 
 /// The bus, the clock and the way to the bus's thread.
@@ -16,22 +18,23 @@ pub(crate) struct Shared {
     server: Mutex<Server>,
     wake: EventFd,
     start: Instant,
+    gate: Mutex<Gate>,
+    gate_opened: Condvar,
     stop: AtomicBool,
     stopped: AtomicBool,
     pub(crate) supervisor: Box<dyn Supervisor>,
 }
 
 impl Shared {
-    pub(crate) fn new(
-        config: ServerConfig,
-        supervisor: impl Supervisor,
-    ) -> Result<Self, StartError> {
+    pub(crate) fn new(server: Server, supervisor: impl Supervisor) -> Result<Self, StartError> {
         let wake = EventFd::new(EFD_NONBLOCK)
             .map_err(StartError::system("cannot create the eventfd that wakes the bus"))?;
         Ok(Self {
-            server: Mutex::new(Server::new(config)),
+            server: Mutex::new(server),
             wake,
             start: Instant::now(),
+            gate: Mutex::default(),
+            gate_opened: Condvar::new(),
             stop: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             supervisor: Box::new(supervisor),
@@ -63,6 +66,56 @@ impl Shared {
         result.map_or_else(|error| Status(error.hypercall_status()), |()| Status::SUCCESS)
     }
 
+    /// Calls a device on behalf of the VMM; waits while the host is paused.
+    #[cfg(feature = "dynamic-memory")]
+    pub(crate) fn command<T>(&self, command: impl FnOnce() -> T) -> Result<T, Stopped> {
+        let gate = lock(&self.gate);
+        let gate = self.gate_opened.wait_while(gate, |gate| gate.is_closed);
+        // Held over the command, so that the gate does not close meanwhile.
+        let gate = gate.unwrap_or_else(PoisonError::into_inner);
+        if self.is_to_stop() {
+            return Err(Stopped);
+        }
+        let result = command();
+        drop(gate);
+        self.wake();
+        Ok(result)
+    }
+
+    /// The same for a command without a result, which is put off while the host is paused.
+    #[cfg(feature = "dynamic-memory")]
+    pub(crate) fn command_later(&self, command: impl FnOnce() + Send + 'static) {
+        let mut gate = lock(&self.gate);
+        if self.is_to_stop() {
+            return;
+        }
+        if gate.is_closed {
+            gate.put_off.push(Box::new(command));
+        } else {
+            command();
+            drop(gate);
+            self.wake();
+        }
+    }
+
+    /// Lets no commands through.
+    pub(crate) fn close_gate(&self) {
+        lock(&self.gate).is_closed = true;
+    }
+
+    /// Lets commands through again, first those that were put off.
+    pub(crate) fn open_gate(&self) {
+        let mut gate = lock(&self.gate);
+        let put_off = std::mem::take(&mut gate.put_off);
+        if !self.is_to_stop() {
+            put_off.into_iter().for_each(|command| command());
+        }
+        gate.is_closed = false;
+        drop(gate);
+        self.gate_opened.notify_all();
+        self.wake();
+    }
+
     /// Has the bus's thread end.
     pub(crate) fn ask_to_stop(&self) {
         self.stop.store(true, Ordering::Release);
@@ -78,6 +131,13 @@ impl Shared {
     pub(crate) fn has_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
     }
+}
+
+/// What keeps the VMM's commands from the devices while the host is paused.
+#[derive(Default)]
+struct Gate {
+    is_closed: bool,
+    put_off: Vec<Box<dyn FnOnce() + Send>>,
 }
 
 /// Says that the bus's thread has ended, when that drops it.

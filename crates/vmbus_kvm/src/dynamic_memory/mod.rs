@@ -8,11 +8,15 @@ mod inhibit;
 mod worker;
 
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dynmem_vsp::{Config, DynamicMemory, HotAdd, Kept, Notice, ReplaceError, Snapshot, Work};
+use dynmem_vsp::{
+    Config, DEFAULT_INSTANCE, DynamicMemory, HotAdd, INTERFACE, Kept, Notice, ReplaceError,
+    SavedVsp, Snapshot, Work,
+};
 use page_range::{PageCount, PageRangeSet};
+use vmbus::Offer;
 
 pub use backend::{BackendError, MemoryBackend, NoMachine, WorkError};
 #[cfg(feature = "guest_ram")]
@@ -20,7 +24,7 @@ pub use guest_ram::VmSlots;
 pub use inhibit::Inhibit;
 
 use crate::shared::{Shared, lock};
-use crate::{BusMemory, HostBuilder, Platform, Sink, StartError, Stopped};
+use crate::{BusMemory, HostBuilder, Paused, Platform, RestoreError, Sink, StartError, Stopped};
 use inhibit::Inhibits;
 use worker::{Job, Worker};
 
@@ -43,9 +47,18 @@ impl<P: Platform> HostBuilder<P> {
         backend: impl MemoryBackend,
         on_notice: impl Sink<Notice>,
     ) -> Result<DynamicMemoryHandle<P>, StartError> {
+        self.attach_vsp(Vsp::<P>::new(config)?, backend, on_notice)
+    }
+
+    fn attach_vsp(
+        &mut self,
+        vsp: Vsp<P>,
+        backend: impl MemoryBackend,
+        on_notice: impl Sink<Notice>,
+    ) -> Result<DynamicMemoryHandle<P>, StartError> {
         let shared = Arc::clone(self.shared());
         let control = Arc::new(Control {
-            device: Arc::new(Mutex::new(Vsp::<P>::new(config)?)),
+            device: Arc::new(Mutex::new(vsp)),
             discards_ended: Condvar::new(),
             inhibits: Mutex::default(),
             shared: Arc::clone(&shared),
@@ -56,7 +69,6 @@ impl<P: Platform> HostBuilder<P> {
                 let now = control.shared.now();
                 lock(&control.device).job_done(now, id, ok);
                 control.discards_ended.notify_all();
-                control.shared.wake();
             };
             Worker::start(Box::new(backend), shared, done)
                 .map_err(StartError::system("cannot start the thread that works on memory"))?
@@ -92,6 +104,10 @@ impl<S: Sink<Notice>> Sink<Work> for Carrier<S> {
     fn on_time(&mut self) {
         self.on_notice.on_time();
     }
+
+    fn is_idle(&self) -> bool {
+        self.worker.is_idle() && self.on_notice.is_idle()
+    }
 }
 
 /// What handle, worker and inhibitors share.
@@ -106,11 +122,20 @@ struct Control<P: Platform> {
 
 impl<P: Platform> Control<P> {
     /// Calls the device and has the bus take what it asks for.
-    fn command<T>(&self, command: impl FnOnce(&mut Vsp<P>, Duration) -> T) -> T {
-        let now = self.shared.now();
-        let result = command(&mut lock(&self.device), now);
-        self.shared.wake();
-        result
+    fn command<T>(&self, command: impl FnOnce(&mut Vsp<P>, Duration) -> T) -> Result<T, Stopped> {
+        self.shared.command(|| command(&mut lock(&self.device), self.shared.now()))
+    }
+
+    /// Has the device know whether there are inhibitors; `inhibits` was just changed.
+    fn tell_inhibited(self: &Arc<Self>, inhibits: MutexGuard<'_, Inhibits>) {
+        // Not while it is locked: what is put off locks it.
+        drop(inhibits);
+        let control = Arc::clone(self);
+        self.shared.command_later(move || {
+            let inhibits = lock(&control.inhibits);
+            let now = control.shared.now();
+            lock(&control.device).set_inhibited(now, !inhibits.is_empty());
+        });
     }
 
     fn wait_for_discards(&self) {
@@ -123,7 +148,8 @@ impl<P: Platform> Control<P> {
 }
 
 /// Resizes the guest. Clones control the same device; all methods may be called on any thread but
-/// that of the bus and that of the memory.
+/// that of the bus and that of the memory. While the host is [paused](crate::Host::pause) commands
+/// wait; inhibitors can come and go.
 pub struct DynamicMemoryHandle<P: Platform> {
     control: Arc<Control<P>>,
     jobs: Sender<Job>,
@@ -172,10 +198,7 @@ impl<P: Platform> DynamicMemoryHandle<P> {
     /// # Errors
     /// [`SetTargetError`]; the target before stays.
     pub fn set_target(&self, target: PageCount) -> Result<PageCount, SetTargetError> {
-        if self.control.shared.has_stopped() {
-            return Err(Stopped.into());
-        }
-        Ok(self.control.command(|device, now| device.set_target(now, target))?)
+        Ok(self.control.command(|device, now| device.set_target(now, target))??)
     }
 
     /// The device at a glance, and what keeps it from discarding.
@@ -194,19 +217,17 @@ impl<P: Platform> DynamicMemoryHandle<P> {
     /// Meanwhile the guest is asked for no pages. Pages can be returned to it.
     #[must_use = "discards are allowed again when this is dropped"]
     pub fn inhibit(&self, why: Inhibit) -> Inhibitor<P> {
-        {
-            let mut inhibits = lock(&self.control.inhibits);
-            if inhibits.add(why) {
-                self.control.command(|device, now| device.set_inhibited(now, true));
-            }
-        }
+        let mut inhibits = lock(&self.control.inhibits);
+        inhibits.add(why);
+        self.control.tell_inhibited(inhibits);
         self.control.wait_for_discards();
         Inhibitor { control: Arc::clone(&self.control), why }
     }
 
     /// Announces a reset: targets from now on are for the machine after it.
     pub fn announce_reset(&self) {
-        self.control.command(|device, _| device.announce_reset());
+        // A host that has failed will not see the reset.
+        let _ = self.control.command(|device, _| device.announce_reset());
     }
 
     /// What the machine that was [reset](crate::Host::reset) leaves for the next one. Returns when all
@@ -235,10 +256,13 @@ impl<P: Platform> DynamicMemoryHandle<P> {
     /// one, or of [`Config`].
     ///
     /// # Errors
-    /// [`ReplaceError`] while the machine before was not reset, and for memory that no guest can have.
+    /// [`ReplaceError`] while the machine before was not reset, and for memory that no guest can have. A
+    /// host that has failed ignores this; [`Host::start_machine`](crate::Host::start_machine) says so.
     pub fn next_machine(&self, memory: MachineMemory) -> Result<(), ReplaceError> {
         let MachineMemory { boot_ram, hot_add, target } = memory;
-        self.control.command(|device, now| device.start_machine(now, boot_ram, hot_add, target))
+        self.control
+            .command(|device, now| device.start_machine(now, boot_ram, hot_add, target))
+            .unwrap_or(Ok(()))
     }
 }
 
@@ -262,14 +286,48 @@ pub struct Inhibitor<P: Platform> {
 impl<P: Platform> Drop for Inhibitor<P> {
     fn drop(&mut self) {
         let mut inhibits = lock(&self.control.inhibits);
-        if inhibits.remove(self.why) {
-            self.control.command(|device, now| device.set_inhibited(now, false));
-        }
+        inhibits.remove(self.why);
+        self.control.tell_inhibited(inhibits);
     }
 }
 
 impl<P: Platform> std::fmt::Debug for Inhibitor<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Inhibitor").field("why", &self.why).finish_non_exhaustive()
+    }
+}
+
+/// Saving and restoring the device.
+impl<P: Platform> DynamicMemoryHandle<P> {
+    /// The device as it is while the host is paused.
+    #[must_use]
+    pub fn save(&self, paused: &Paused<'_, P>) -> SavedVsp {
+        let _ = paused;
+        lock(&self.control.device).save(self.control.shared.now())
+    }
+}
+
+impl<P: Platform> HostBuilder<P> {
+    /// The device that was saved, as [`HostBuilder::dynamic_memory`] puts it on the bus. `config` names
+    /// the memory that the saved guest has, `platform` is the machine with that memory.
+    ///
+    /// # Errors
+    /// [`RestoreError`] if it is no such device, or if it had another configuration.
+    pub fn restore_dynamic_memory(
+        &mut self,
+        config: Config,
+        backend: impl MemoryBackend,
+        on_notice: impl Sink<Notice>,
+        platform: &P,
+        saved: &SavedVsp,
+    ) -> Result<DynamicMemoryHandle<P>, RestoreError> {
+        let offer = Offer { interface: INTERFACE, instance: DEFAULT_INSTANCE };
+        let open = {
+            let server = self.shared().server();
+            server.channel_of(&offer).and_then(|id| server.opened(id))
+        };
+        let open = open.map(|open| (BusMemory::<P>::new(platform.memory().clone()), open));
+        let vsp = Vsp::<P>::restore(config, saved, open, self.shared().now())?;
+        Ok(self.attach_vsp(vsp, backend, on_notice)?)
     }
 }

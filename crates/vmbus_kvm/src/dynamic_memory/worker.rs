@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
@@ -37,6 +38,8 @@ pub(super) enum Job {
 /// The running thread; dropping it waits until everything asked for is done.
 pub(super) struct Worker {
     jobs: Sender<Job>,
+    /// Jobs whose end the device was not told of.
+    open_jobs: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -48,11 +51,16 @@ impl Worker {
         done: impl Fn(JobId, bool) + Send + 'static,
     ) -> io::Result<Self> {
         let (jobs, queue) = channel();
-        let run = Run { backend, shared, done };
+        let open_jobs = Arc::new(AtomicUsize::new(0));
+        let run = Run { backend, shared, done, open_jobs: Arc::clone(&open_jobs) };
         let thread = Builder::new()
             .name(Thread::Memory.name().into())
             .spawn(move || run.until_stopped(&queue))?;
-        Ok(Self { jobs, thread: Some(thread) })
+        Ok(Self { jobs, open_jobs, thread: Some(thread) })
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.open_jobs.load(Ordering::Acquire) == 0
     }
 
     /// The way to the thread.
@@ -60,7 +68,9 @@ impl Worker {
         self.jobs.clone()
     }
 
+    /// Asks for a job of the device's.
     pub(super) fn submit(&self, job: Job) {
+        self.open_jobs.fetch_add(1, Ordering::AcqRel);
         // Fails only where the thread has failed, and with it the host.
         let _ = self.jobs.send(job);
     }
@@ -68,7 +78,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.submit(Job::Stop);
+        let _ = self.jobs.send(Job::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -79,6 +89,7 @@ struct Run<F> {
     backend: Box<dyn MemoryBackend>,
     shared: Arc<Shared>,
     done: F,
+    open_jobs: Arc<AtomicUsize>,
 }
 
 impl<F: Fn(JobId, bool)> Run<F> {
@@ -126,6 +137,9 @@ impl<F: Fn(JobId, bool)> Run<F> {
             self.shared.supervisor.report(Report::Work(WorkError { what, source }));
         }
         (self.done)(id, ok);
+        self.open_jobs.fetch_sub(1, Ordering::AcqRel);
+        // A host that is to pause waits for this.
+        self.shared.wake();
     }
 }
 

@@ -41,7 +41,11 @@ pub(crate) struct Guest {
     pub(crate) machine: Machine<Arc<FakePlatform>>,
     pub(crate) bus: Client,
     offers: Vec<wire::Offer>,
+    /// Called before each step of the vCPUs.
+    pub(crate) hook: Option<Hook>,
 }
+
+pub(crate) type Hook = Box<dyn FnMut(&mut Guest)>;
 
 /// A channel that the guest has opened.
 pub(crate) struct OpenChannel {
@@ -54,6 +58,15 @@ pub(crate) struct OpenChannel {
 impl Guest {
     /// Boots on a machine: sets up the SynIC and connects to the bus.
     pub(crate) fn boot(host: &Host<Arc<FakePlatform>>, platform: Arc<FakePlatform>) -> Self {
+        Self::boot_with(host, platform, None)
+    }
+
+    /// The same with a hook.
+    pub(crate) fn boot_with(
+        host: &Host<Arc<FakePlatform>>,
+        platform: Arc<FakePlatform>,
+        hook: Option<Hook>,
+    ) -> Self {
         let machine = host.start_machine(Arc::clone(&platform)).unwrap();
         for vp in (0..VPS).map(VpIndex::new) {
             let [simp, siefp] = synic_pages(vp);
@@ -62,7 +75,7 @@ impl Guest {
             assert_eq!(result, None);
         }
         let bus = Client::new(Version::V5_3, MESSAGE_VP);
-        let mut guest = Self { platform, machine, bus, offers: Vec::new() };
+        let mut guest = Self { platform, machine, bus, offers: Vec::new(), hook };
         guest.bus.connect();
         guest.wait(|event| matches!(event, Event::Connected(_)).then_some(()));
         guest
@@ -136,6 +149,10 @@ impl Guest {
 
     /// Lets each vCPU run once.
     pub(crate) fn run(&mut self) {
+        if let Some(mut hook) = self.hook.take() {
+            hook(self);
+            self.hook = Some(hook);
+        }
         for vp in (0..VPS).map(VpIndex::new) {
             if self.platform.take_kick(vp) {
                 self.machine.before_run(vp).unwrap();

@@ -6,6 +6,8 @@ mod dynmem;
 mod echo;
 mod faults;
 mod guest;
+#[cfg(feature = "dynamic-memory")]
+mod pause;
 mod platform;
 #[cfg(feature = "dynamic-memory")]
 mod resize;

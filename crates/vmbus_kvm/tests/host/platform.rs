@@ -43,9 +43,14 @@ pub(crate) struct FakePlatform {
 impl FakePlatform {
     pub(crate) fn new(quirks: Quirks) -> Arc<Self> {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        Self::with_memory(quirks, Arc::new(memory))
+    }
+
+    /// Another machine with the memory of one that was saved.
+    pub(crate) fn with_memory(quirks: Quirks, memory: Memory) -> Arc<Self> {
         let acknowledged = (0..VPS).map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect();
         Arc::new(Self {
-            memory: Arc::new(memory),
+            memory,
             quirks,
             kicked: Default::default(),
             sints: Default::default(),

@@ -1,0 +1,122 @@
+//! A host that stands still: to be saved, and to be restored.
+
+use std::sync::{Arc, MutexGuard};
+
+use kvm_hyperv::synic::SavedSynic;
+use serde::{Deserialize, Serialize};
+use vmbus::{Server, ServerConfig};
+
+use crate::bus_loop::Request;
+use crate::shared::lock;
+use crate::{Host, HostBuilder, Machine, Platform, RestoreError, Stopped, Supervisor};
+
+/// The bus and the SynICs of a machine, saved. Devices are saved apart.
+///
+/// The bus is in a format of its own, with a version and a checksum; for the rest the VMM chooses a
+/// format of `serde`'s.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedBus {
+    server: Vec<u8>,
+    /// `HV_X64_MSR_GUEST_OS_ID`, 0 where unknown.
+    guest_os_id: u64,
+    /// By VP index; none where there was no machine.
+    synics: Vec<SavedSynic>,
+}
+
+/// A host that does nothing: no signal is taken, no message delivered, no page discarded. Dropping this
+/// lets it go on.
+pub struct Paused<'a, P: Platform> {
+    host: &'a Host<P>,
+    _only_one: MutexGuard<'a, ()>,
+    machine: Option<Machine<P>>,
+}
+
+impl<P: Platform> Host<P> {
+    /// Finishes what is under way, work on guest memory included, and stands still. The vCPUs must have
+    /// stopped before. From then on nothing here touches guest memory.
+    ///
+    /// Another pause, a reset and a start wait for the end of this one: do not call them on the thread
+    /// that holds it.
+    ///
+    /// # Errors
+    /// [`Stopped`] if the host has failed.
+    pub fn pause(&self) -> Result<Paused<'_, P>, Stopped> {
+        let only_one = lock(self.pause_lock());
+        // Commands of the VMM would cause new work.
+        self.shared().close_gate();
+        match self.ask(Request::Pause) {
+            Ok(machine) => Ok(Paused { host: self, _only_one: only_one, machine }),
+            Err(stopped) => {
+                self.shared().open_gate();
+                Err(stopped)
+            }
+        }
+    }
+
+    /// Goes on with a machine that was saved, in its restored memory; the host is one that
+    /// [`HostBuilder::restore`] began. The vCPUs must not run before this returns.
+    ///
+    /// # Errors
+    /// [`RestoreError`] if `saved` is no such machine.
+    pub fn restore_machine(
+        &self,
+        platform: P,
+        saved: &SavedBus,
+    ) -> Result<Machine<P>, RestoreError> {
+        let count = self.vp_count();
+        if !saved.synics.is_empty() && u32::try_from(saved.synics.len()) != Ok(count) {
+            return Err(RestoreError::VpCount { saved: saved.synics.len(), now: count });
+        }
+        let machine = Machine::new(platform, count, Arc::clone(self.shared()));
+        machine.restore(saved.guest_os_id, &saved.synics)?;
+        let bound = self.ask(|done| Request::Restore(machine.clone(), done))?;
+        bound.map_err(RestoreError::Signal)?;
+        Ok(machine)
+    }
+}
+
+impl<P: Platform> Paused<'_, P> {
+    /// The bus and the SynICs as they are. Guest memory must be saved during the same pause.
+    #[must_use]
+    pub fn save(&self) -> SavedBus {
+        let server = self.host.shared().server().save();
+        let (guest_os_id, synics) = self.machine.as_ref().map(Machine::save).unwrap_or_default();
+        SavedBus { server, guest_os_id, synics }
+    }
+
+    /// Ends the host, which does nothing more: the machine goes on elsewhere.
+    pub fn stop(self) {
+        self.host.shared().ask_to_stop();
+    }
+}
+
+impl<P: Platform> Drop for Paused<'_, P> {
+    fn drop(&mut self) {
+        // First what was put off: discards may be forbidden by it.
+        self.host.shared().open_gate();
+        self.host.request(Request::Resume);
+    }
+}
+
+impl<P: Platform> std::fmt::Debug for Paused<'_, P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Paused").finish_non_exhaustive()
+    }
+}
+
+impl<P: Platform> HostBuilder<P> {
+    /// The bus that was saved, for a machine with `config`. Attach the same devices, restored: a device
+    /// that is missing is one whose channel cannot be opened. Then call [`HostBuilder::start`] and
+    /// [`Host::restore_machine`].
+    ///
+    /// # Errors
+    /// [`RestoreError`] if it is no bus that this machine can have.
+    pub fn restore(
+        config: ServerConfig,
+        supervisor: impl Supervisor,
+        saved: &SavedBus,
+    ) -> Result<Self, RestoreError> {
+        let server = Server::restore(config, &saved.server)?;
+        Ok(Self::with_server(server, config.vp_count, supervisor)?)
+    }
+}
