@@ -1,5 +1,29 @@
-//! SINT 2 of every VP as an interrupt line: one eventfd to raise it, one that KVM signals when
-//! the guest has acknowledged.
+//! SINT 2 of every VP as an interrupt line: an eventfd raises it, and with KVM's full irqchip
+//! another one tells when the guest has acknowledged it.
+//!
+//! KVM routes a SINT like any interrupt, by a GSI. Who owns the routing table decides how
+//! [`SintLines`] are made:
+//!
+//! | The routing table is | Lines | Acknowledgements |
+//! |---|---|---|
+//! | nobody's: the VMM has the full irqchip and no MSIs | [`SintLines::new`] writes all of it | yes |
+//! | the VMM's, with the full irqchip | [`SintLines::on_gsis`], after it has added [`sint_route`] for each VP | if wanted |
+//! | the VMM's, with a split irqchip | the same | none |
+//! | the VMM's, and so are the irqfds | [`SintLines::from_eventfds`] | what the VMM arranges |
+//!
+//! An acknowledgement is a resample irqfd, and KVM refuses these with a split irqchip: `KVM_IRQFD`
+//! fails with `EINVAL` (Linux `kvm_arch_irqfd_allowed`). Such a VMM looks at a busy message slot
+//! again every few milliseconds while a message waits. That costs little, since messages are rare,
+//! and is needed anyway: a guest that crashes acknowledges nothing.
+//!
+//! Three rules whoever owns the table:
+//!
+//! - Enable the SynIC of every vCPU (`KVM_CAP_HYPERV_SYNIC2`) before the table is set: KVM notes
+//!   whom to tell of acknowledgements while it takes the table.
+//! - One GSI for each VP, and never another use for it: KVM keeps a removed SINT's number, and
+//!   acknowledgements would reach the new owner.
+//! - A route names the VP index, which is the order in which the vCPUs were created unless the VMM
+//!   has set another (`HV_X64_MSR_VP_INDEX`).
 
 use std::io;
 
@@ -19,11 +43,20 @@ const IOAPIC_PINS: u32 = 24;
 /// Inputs of each of the two legacy interrupt controllers.
 const PIC_PINS: u32 = 8;
 
-/// The first GSI above KVM's own interrupt controllers. GSIs are never handed to another use:
-/// KVM keeps a removed SINT's number, and acknowledgements would reach the new owner.
+/// The first GSI of [`SintLines::new`], above those of KVM's own interrupt controllers.
 const FIRST_SINT_GSI: u32 = 64;
 
-/// The lines of all VPs of a VM.
+/// Whether KVM is to tell when the guest acknowledges a SINT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acknowledgement {
+    /// Yes. It takes KVM's full irqchip and `KVM_CAP_IRQFD_RESAMPLE`
+    /// ([`Capabilities::resample`](crate::probe::Capabilities::resample)).
+    Eventfd,
+    /// No: the VMM looks at busy slots again after a while.
+    None,
+}
+
+/// The lines of VPs 0 to n − 1 of a VM.
 #[derive(Debug)]
 pub struct SintLines {
     lines: Vec<Line>,
@@ -32,15 +65,13 @@ pub struct SintLines {
 #[derive(Debug)]
 struct Line {
     raise: EventFd,
-    acknowledged: EventFd,
+    acknowledged: Option<EventFd>,
 }
 
 impl SintLines {
     /// Routes SINT 2 of VPs `0..vp_count`, beside the usual routes of the in-kernel interrupt
-    /// controllers, which KVM replaces with this table.
-    ///
-    /// The SynIC of every vCPU must be enabled before (`KVM_CAP_HYPERV_SYNIC2`): KVM notes whom to
-    /// tell of acknowledgements while it takes the table.
+    /// controllers. It replaces the whole routing table of the VM: for a VMM with KVM's full irqchip
+    /// that routes nothing else.
     ///
     /// # Errors
     /// What the kernel says.
@@ -49,22 +80,48 @@ impl SintLines {
         let table = KvmIrqRouting::from_entries(&routes)
             .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         vm.set_gsi_routing(&table)?;
-        let lines = (0..vp_count)
-            .map(|vp| {
-                let line = Line {
-                    raise: EventFd::new(EFD_NONBLOCK)?,
-                    acknowledged: EventFd::new(EFD_NONBLOCK)?,
-                };
-                let gsi = FIRST_SINT_GSI + vp;
-                vm.register_irqfd_with_resample(&line.raise, &line.acknowledged, gsi)?;
-                Ok(line)
-            })
-            .collect::<io::Result<_>>()?;
-        Ok(Self { lines })
+        let gsis = (0..vp_count).map(|vp| FIRST_SINT_GSI + vp);
+        Self::on_gsis(vm, gsis, Acknowledgement::Eventfd)
+    }
+
+    /// Registers irqfds on GSIs of a table that the caller maintains: one GSI for each VP, in the
+    /// order of VPs. Each needs its [`sint_route`] in the table, before or after this, and keeps it
+    /// in every later version of the table.
+    ///
+    /// # Errors
+    /// `EINVAL` for [`Acknowledgement::Eventfd`] with a split irqchip; else what the kernel says.
+    pub fn on_gsis(
+        vm: &VmFd,
+        gsis: impl IntoIterator<Item = u32>,
+        acknowledgement: Acknowledgement,
+    ) -> io::Result<Self> {
+        let line = |gsi| {
+            let raise = EventFd::new(EFD_NONBLOCK)?;
+            let acknowledged = match acknowledgement {
+                Acknowledgement::Eventfd => {
+                    let acknowledged = EventFd::new(EFD_NONBLOCK)?;
+                    vm.register_irqfd_with_resample(&raise, &acknowledged, gsi)?;
+                    Some(acknowledged)
+                }
+                Acknowledgement::None => {
+                    vm.register_irqfd(&raise, gsi)?;
+                    None
+                }
+            };
+            Ok(Line { raise, acknowledged })
+        };
+        Ok(Self { lines: gsis.into_iter().map(line).collect::<io::Result<_>>()? })
+    }
+
+    /// Takes eventfds that raise SINT 2 of each VP, in the order of VPs, from a VMM that registers
+    /// irqfds itself.
+    pub fn from_eventfds(raise: impl IntoIterator<Item = EventFd>) -> Self {
+        let line = |raise| Line { raise, acknowledged: None };
+        Self { lines: raise.into_iter().map(line).collect() }
     }
 
     /// Raises SINT 2 of a VP. KVM does not look at SCONTROL; the caller has. A masked SINT loses
-    /// the interrupt.
+    /// the interrupt. Nothing happens for a VP that does not exist.
     ///
     /// # Errors
     /// What the kernel says.
@@ -72,15 +129,29 @@ impl SintLines {
         self.line(vp).map_or(Ok(()), |line| line.raise.write(1))
     }
 
-    /// The eventfd that KVM signals when VP `vp` wrote EOM or ended the interrupt. Most
-    /// acknowledgements say nothing of the message slot: look at it again after each.
+    /// The eventfd that KVM signals when VP `vp` wrote EOM or ended the interrupt; `None` without
+    /// [`Acknowledgement::Eventfd`]. Most acknowledgements say nothing about the message slot: look
+    /// at it again after each.
     #[must_use]
     pub fn acknowledged(&self, vp: u32) -> Option<&EventFd> {
-        self.line(vp).map(|line| &line.acknowledged)
+        self.line(vp)?.acknowledged.as_ref()
     }
 
     fn line(&self, vp: u32) -> Option<&Line> {
         self.lines.get(usize::try_from(vp).ok()?)
+    }
+}
+
+/// The entry of KVM's routing table that makes `gsi` raise SINT 2 of the VP with index `vp`. GSIs
+/// end at 4095 (`KVM_MAX_IRQ_ROUTES`).
+#[must_use]
+pub fn sint_route(gsi: u32, vp: u32) -> kvm_irq_routing_entry {
+    let hv_sint = kvm_irq_routing_hv_sint { vcpu: vp, sint: VMBUS_SINT.into() };
+    kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_HV_SINT,
+        u: kvm_irq_routing_entry__bindgen_ty_1 { hv_sint },
+        ..Default::default()
     }
 }
 
@@ -92,7 +163,8 @@ fn routes(vp_count: u32) -> Vec<kvm_irq_routing_entry> {
         ]
     });
     let ioapic = (0..IOAPIC_PINS).map(|pin| irqchip_route(pin, KVM_IRQCHIP_IOAPIC, pin));
-    pic.chain(ioapic).chain((0..vp_count).map(sint_route)).collect()
+    let sints = (0..vp_count).map(|vp| sint_route(FIRST_SINT_GSI + vp, vp));
+    pic.chain(ioapic).chain(sints).collect()
 }
 
 fn irqchip_route(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
@@ -101,16 +173,6 @@ fn irqchip_route(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
         gsi,
         type_: KVM_IRQ_ROUTING_IRQCHIP,
         u: kvm_irq_routing_entry__bindgen_ty_1 { irqchip },
-        ..Default::default()
-    }
-}
-
-fn sint_route(vp: u32) -> kvm_irq_routing_entry {
-    let hv_sint = kvm_irq_routing_hv_sint { vcpu: vp, sint: VMBUS_SINT.into() };
-    kvm_irq_routing_entry {
-        gsi: FIRST_SINT_GSI + vp,
-        type_: KVM_IRQ_ROUTING_HV_SINT,
-        u: kvm_irq_routing_entry__bindgen_ty_1 { hv_sint },
         ..Default::default()
     }
 }

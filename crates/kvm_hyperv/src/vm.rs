@@ -3,11 +3,12 @@
 // UNSAFETY: KVM is told raw addresses that it reaches on its own from then on.
 #![expect(unsafe_code, reason = "memory slots hold raw addresses")]
 
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Error, Kvm, VmFd};
-use vm_memory::{GuestAddress, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{GuestAddress, GuestMemoryRegion, MemoryRegionAddress, VolatileMemory};
 
 /// How many regions a VM can have: 509 in older kernels, 32764 in others (Linux
 /// `Documentation/virt/kvm/api.rst`, `KVM_CAP_NR_MEMSLOTS`).
@@ -17,11 +18,14 @@ pub fn slot_limit(kvm: &Kvm) -> u32 {
 }
 
 /// A VM with one memory slot per region. It holds each region for as long as its slot exists, so
-/// that KVM never has the address of a mapping that is gone. vCPUs keep the VM alive inside the
-/// kernel: they must be dropped before, or hold the memory themselves.
+/// that KVM never has the address of a mapping that is gone.
+///
+/// vCPUs keep the VM alive inside the kernel and may outlive this. Dropping it deletes all slots
+/// first, so that such a vCPU finds no memory; a region whose slot KVM does not delete is leaked,
+/// since a vCPU can still write to it. So the thread that drops the last reference makes the ioctl
+/// [`KVM_SET_USER_MEMORY_REGION`](crate::ioctl_numbers::KVM_SET_USER_MEMORY_REGION).
 #[derive(Debug)]
 pub struct GuestVm<R> {
-    // Before the slots: the VM goes first.
     fd: VmFd,
     /// What each slot holds, by slot number.
     slots: Mutex<Vec<Option<Slot<R>>>>,
@@ -31,12 +35,13 @@ pub struct GuestVm<R> {
 #[derive(Debug)]
 struct Slot<R> {
     region: Arc<R>,
+    start: GuestAddress,
     /// It was to be taken away, and KVM refused.
     is_left_over: bool,
 }
 
-impl<R: GuestMemoryRegion> GuestVm<R> {
-    /// Gives `regions` to the VM.
+impl<R: GuestMemoryRegion + 'static> GuestVm<R> {
+    /// Gives `regions` to the VM, which has no memory slots yet.
     ///
     /// # Errors
     /// As [`GuestVm::add`].
@@ -48,45 +53,50 @@ impl<R: GuestMemoryRegion> GuestVm<R> {
         Ok(vm)
     }
 
-    /// KVM's side of the VM.
-    pub fn fd(&self) -> &VmFd {
-        &self.fd
-    }
-
     /// Gives one more region to the VM. A running guest sees it at once.
     ///
     /// What an earlier [`GuestVm::remove`] could not take away is taken away first.
     ///
     /// # Errors
-    /// `EINVAL` for a region without a host mapping, and where all slots are taken; `EEXIST` where
-    /// it overlaps another; else what KVM says. The VM is as before then, but for such leftovers.
+    /// `EINVAL` for a region without one slice of host memory for all of it
+    /// ([`GuestMemoryRegion::get_slice`]), and where all slots are taken; `EEXIST` where it overlaps
+    /// another; else what KVM says. The VM is as before then, but for such leftovers.
     pub fn add(&self, region: Arc<R>) -> Result<(), Error> {
-        let userspace_addr = region
-            .get_host_address(MemoryRegionAddress(0))
-            .map_err(|_| Error::new(libc::EINVAL))? as u64;
+        let start = region.start_addr();
+        let (userspace_addr, memory_size) =
+            host_memory(&*region).ok_or(Error::new(libc::EINVAL))?;
         let mut slots = self.slots();
         self.remove_leftovers(&mut slots)?;
         let index = first_free(&slots);
         let slot = kvm_userspace_memory_region {
             slot: number(index)?,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
+            guest_phys_addr: start.0,
+            memory_size,
             userspace_addr,
             flags: 0,
         };
-        // SAFETY: the region says that it maps `len` bytes at this address. It stays mapped while
-        // somebody holds it, and `slots` does until KVM has let go of it.
+        // SAFETY: address and size are those of a `VolatileSlice`, which only unsafe code can make
+        // up: it is memory that may be written at any time for as long as the region is borrowed.
+        // A borrow may last as long as an `Arc` is held, and `slots` holds one until KVM has let go
+        // of the memory. For ever, if this is forgotten or KVM refuses: the region is `'static`.
         unsafe { self.fd.set_user_memory_region(slot) }?;
-        let taken = Some(Slot { region, is_left_over: false });
+        let taken = Some(Slot { region, start, is_left_over: false });
         match slots.get_mut(index) {
             Some(free) => *free = taken,
             None => slots.push(taken),
         }
         Ok(())
     }
+}
+
+impl<R> GuestVm<R> {
+    /// KVM's side of the VM.
+    pub fn fd(&self) -> &VmFd {
+        &self.fd
+    }
 
     /// Takes the region that starts at `start` away and lets go of it. When this returns the guest
-    /// cannot reach it any more.
+    /// can no longer reach it.
     ///
     /// # Errors
     /// `ENOENT` where no region starts there; else what KVM says, for example where the host has no
@@ -94,8 +104,7 @@ impl<R: GuestMemoryRegion> GuestVm<R> {
     /// [`GuestVm::add`].
     pub fn remove(&self, start: GuestAddress) -> Result<(), Error> {
         let mut slots = self.slots();
-        let starts_there =
-            |slot: &Option<Slot<R>>| slot.as_ref().is_some_and(|s| s.region.start_addr() == start);
+        let starts_there = |slot: &Option<Slot<R>>| slot.as_ref().is_some_and(|s| s.start == start);
         let index = slots.iter().position(starts_there).ok_or(Error::new(libc::ENOENT))?;
         self.clear(&mut slots, index)
     }
@@ -113,7 +122,7 @@ impl<R: GuestMemoryRegion> GuestVm<R> {
         let Some(taken) = entry else { return Ok(()) };
         let slot = kvm_userspace_memory_region {
             slot: number(index)?,
-            guest_phys_addr: taken.region.start_addr().0,
+            guest_phys_addr: taken.start.0,
             memory_size: 0,
             userspace_addr: 0,
             flags: 0,
@@ -128,6 +137,34 @@ impl<R: GuestMemoryRegion> GuestVm<R> {
     fn slots(&self) -> MutexGuard<'_, Vec<Option<Slot<R>>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl<R> Drop for GuestVm<R> {
+    fn drop(&mut self) {
+        let mut slots = std::mem::take(&mut *self.slots());
+        for index in 0..slots.len() {
+            // What is still there afterwards is leaked below.
+            let _ = self.clear(&mut slots, index);
+        }
+        for slot in slots.into_iter().flatten() {
+            std::mem::forget(slot.region);
+        }
+    }
+}
+
+/// Address and size of the host memory behind a region.
+///
+/// Not [`GuestMemoryRegion::get_host_address`]: the trait is safe, so that anybody may return any
+/// address there. A slice carries the promise of whoever made it.
+fn host_memory<R: GuestMemoryRegion>(region: &R) -> Option<(u64, u64)> {
+    let len = usize::try_from(region.len()).ok()?;
+    let slice = region.get_slice(MemoryRegionAddress(0), len).ok()?;
+    if slice.len() != len {
+        return None;
+    }
+    // A reference into the slice, and so an address that is valid for as long as the slice.
+    let first = slice.get_atomic_ref::<AtomicU8>(0).ok()?;
+    Some((std::ptr::from_ref(first) as u64, len as u64))
 }
 
 fn number(index: usize) -> Result<u32, Error> {

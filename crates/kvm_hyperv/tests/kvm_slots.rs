@@ -5,7 +5,11 @@ use std::sync::Arc;
 use host_faults::Refusal;
 use kvm_hyperv::vm::{GuestVm, slot_limit};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
-use vm_memory::{Bytes, GuestAddress, GuestRegionMmap, MemoryRegionAddress};
+use vm_memory::guest_memory::Result as AccessResult;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionMmap, GuestUsize,
+    MemoryRegionAddress, VolatileSlice,
+};
 
 type Region = GuestRegionMmap<()>;
 
@@ -45,10 +49,9 @@ fn errno(result: Result<(), kvm_ioctls::Error>) -> i32 {
     result.unwrap_err().errno()
 }
 
-struct Guest {
-    // Before the VM: a vCPU keeps it alive.
+struct Guest<R = Region> {
     vcpu: VcpuFd,
-    vm: GuestVm<Region>,
+    vm: GuestVm<R>,
 }
 
 impl Guest {
@@ -56,15 +59,23 @@ impl Guest {
     fn new(address: u64) -> Self {
         let code = region(CODE);
         code.write_slice(&PROGRAM, MemoryRegionAddress(0)).unwrap();
+        Self::on(code, address)
+    }
+}
+
+impl<R: GuestMemoryRegion + 'static> Guest<R> {
+    /// The same for memory that begins with the program.
+    fn on(memory: Arc<R>, address: u64) -> Self {
+        let start = memory.start_addr().0;
         let fd = Kvm::new().unwrap().create_vm().unwrap();
         fd.set_tss_address(0xfffb_d000).unwrap();
-        let vm = GuestVm::new(fd, [code]).unwrap();
+        let vm = GuestVm::new(fd, [memory]).unwrap();
         let vcpu = vm.fd().create_vcpu(0).unwrap();
         let mut special = vcpu.get_sregs().unwrap();
         (special.cs.base, special.cs.selector) = (0, 0);
         vcpu.set_sregs(&special).unwrap();
         let mut registers = vcpu.get_regs().unwrap();
-        (registers.rip, registers.rbx, registers.rflags) = (CODE, address, 2);
+        (registers.rip, registers.rbx, registers.rflags) = (start, address, 2);
         vcpu.set_regs(&registers).unwrap();
         Self { vcpu, vm }
     }
@@ -184,4 +195,87 @@ fn a_removal_can_be_tried_again() {
     assert_eq!(errno(result), libc::ENOMEM);
     guest.vm.remove(GuestAddress(ADDED)).unwrap();
     assert_eq!(errno(guest.vm.remove(GuestAddress(ADDED))), libc::ENOENT);
+}
+
+/// Whether a vCPU can still run the program, or finds no memory to run in.
+fn runs_the_program(vcpu: &mut VcpuFd) -> bool {
+    matches!(vcpu.run(), Ok(VcpuExit::IoIn(0x10, _)))
+}
+
+#[test]
+fn a_region_that_kvm_does_not_let_go_of_is_leaked() {
+    let Guest { mut vcpu, vm } = Guest::new(ADDED);
+    let added = region(ADDED);
+    vm.add(Arc::clone(&added)).unwrap();
+    without_slots(libc::ENOMEM, || drop(vm));
+    assert_eq!(Arc::strong_count(&added), 2);
+    assert!(runs_the_program(&mut vcpu), "its memory must still be mapped");
+}
+
+/// A region that lies about where its memory is, or how much there is, as safe code can.
+struct Liar {
+    region: Region,
+    len: GuestUsize,
+    victim: Region,
+    has_slice: bool,
+}
+
+impl GuestMemoryRegion for Liar {
+    type B = ();
+
+    fn len(&self) -> GuestUsize {
+        self.len
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        self.region.start_addr()
+    }
+
+    fn bitmap(&self) {}
+
+    fn get_host_address(&self, address: MemoryRegionAddress) -> AccessResult<*mut u8> {
+        self.victim.get_host_address(address)
+    }
+
+    fn get_slice(
+        &self,
+        offset: MemoryRegionAddress,
+        count: usize,
+    ) -> AccessResult<VolatileSlice<'_>> {
+        if self.has_slice {
+            self.region.get_slice(offset, count.min(PAGE))
+        } else {
+            Err(vm_memory::GuestMemoryError::HostAddressNotAvailable)
+        }
+    }
+}
+
+impl GuestMemoryRegionBytes for Liar {}
+
+impl Liar {
+    fn new(len: usize, has_slice: bool) -> Arc<Self> {
+        let map = || Region::from_range(GuestAddress(ADDED), PAGE, None).unwrap();
+        let len = GuestUsize::try_from(len).unwrap();
+        Arc::new(Self { region: map(), len, victim: map(), has_slice })
+    }
+}
+
+#[test]
+fn the_guest_gets_memory_that_somebody_vouches_for_and_no_address_beside_it() {
+    let vm = || Kvm::new().unwrap().create_vm().unwrap();
+    let without_slice = GuestVm::new(vm(), [Liar::new(PAGE, false)]);
+    assert_eq!(without_slice.map(drop).unwrap_err().errno(), libc::EINVAL);
+    let too_long = GuestVm::new(vm(), [Liar::new(2 * PAGE, true)]);
+    assert_eq!(too_long.map(drop).unwrap_err().errno(), libc::EINVAL);
+    GuestVm::new(vm(), [Liar::new(PAGE, true)]).unwrap();
+}
+
+#[test]
+fn the_guest_writes_to_the_slice_and_not_to_the_address() {
+    let liar = Liar::new(PAGE, true);
+    liar.region.write_slice(&PROGRAM, MemoryRegionAddress(0)).unwrap();
+    let mut guest = Guest::on(Arc::clone(&liar), ADDED + 0x800);
+    assert_eq!(guest.write(5), (5, None));
+    let at = |region: &Region| region.read_obj::<u8>(MemoryRegionAddress(0x800)).unwrap();
+    assert_eq!((at(&liar.region), at(&liar.victim)), (5, 0));
 }
