@@ -1,4 +1,9 @@
 //! `KVM_EXIT_HYPERV`, decoded.
+//!
+//! `kvm-ioctls` reports this exit as `VcpuExit::Hyperv` without its data, so a VMM reads them from
+//! its `VcpuFd` right after that. A VMM with a hypervisor layer of its own on top of `kvm-ioctls`
+//! (Cloud Hypervisor's `hypervisor` crate, say) calls [`HypervExit::read`] in there, where it has
+//! the `VcpuFd`, and hands the result up.
 
 // UNSAFETY: the exit record is a union in memory shared with the kernel.
 #![expect(unsafe_code, reason = "the exit record is a C union")]
@@ -25,8 +30,8 @@ pub enum HypervExit {
 }
 
 impl HypervExit {
-    /// Reads the exit record; to be called right after `KVM_RUN` gave `VcpuExit::Hyperv`. `None`
-    /// where the last exit was another one.
+    /// Reads the exit record right after `KVM_RUN` gave `VcpuExit::Hyperv`. `None` where the last
+    /// exit was another one.
     pub fn read(vcpu: &mut VcpuFd) -> Option<Self> {
         let run = vcpu.get_kvm_run();
         if run.exit_reason != KVM_EXIT_HYPERV {

@@ -1,17 +1,25 @@
 //! KVM with Hyper-V: what a VMM needs from KVM to run VMBus.
 //!
 //! - [`probe`]: whether this KVM can do it, by capability.
-//! - [`cpuid`]: the Hyper-V leaves a guest must see.
+//! - [`cpuid`]: the Hyper-V leaves a guest must see, written or completed.
 //! - [`exit`] and [`hypercall`]: `KVM_EXIT_HYPERV` decoded, `HvPostMessage` and `HvSignalEvent`.
-//! - [`synic`]: the message slot and the event flags of each virtual processor (VP).
-//! - [`sint`]: SINT 2 interrupts through irqfd, with acknowledgement.
+//! - [`synic`]: the message slot and the event flags of each virtual processor (VP), and its saved
+//!   state.
+//! - [`sint`]: SINT 2 interrupts through irqfd, with a full or a split irqchip.
 //! - [`signal`]: `HvSignalEvent` to an eventfd inside the kernel.
+//! - [`memory`]: any `vm-memory` backend as the memory of the bus.
 //! - [`vm`]: a VM with the memory it runs on.
 //! - [`kick`]: getting a vCPU thread out of `KVM_RUN` without a race.
+//! - [`msr`]: the MSRs that a VMM reads itself.
+//! - [`ioctl_numbers`]: for the system call filter of a VMM.
 //!
 //! KVM handles the MSRs; it neither reads nor writes the SynIC pages, apart from timer messages
-//! (Linux `arch/x86/kvm/hyperv.c`). That part is here. The crate holds no thread and makes no
-//! decision for the VMM.
+//! (Linux `arch/x86/kvm/hyperv.c`). That part is here. The crate starts no thread and makes no
+//! decision for the VMM: each module works alone, so that a VMM with its own memory slots, kick or
+//! routing table takes the others.
+//!
+//! Every write into guest memory is marked in the bitmap that the memory may have, for a live
+//! migration.
 
 mod copy;
 pub mod cpuid;

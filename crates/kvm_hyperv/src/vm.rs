@@ -22,8 +22,9 @@ pub fn slot_limit(kvm: &Kvm) -> u32 {
 ///
 /// vCPUs keep the VM alive inside the kernel and may outlive this. Dropping it deletes all slots
 /// first, so that such a vCPU finds no memory; a region whose slot KVM does not delete is leaked,
-/// since a vCPU can still write to it. So the thread that drops the last reference makes the ioctl
-/// [`KVM_SET_USER_MEMORY_REGION`](crate::ioctl_numbers::KVM_SET_USER_MEMORY_REGION).
+/// since a vCPU can still write to it. So the thread that drops this last makes the ioctl
+/// [`KVM_SET_USER_MEMORY_REGION`](crate::ioctl_numbers::KVM_SET_USER_MEMORY_REGION). Where that may
+/// be a thread whose system call filter does not let it, call [`GuestVm::remove_all`] before.
 #[derive(Debug)]
 pub struct GuestVm<R> {
     fd: VmFd,
@@ -109,6 +110,20 @@ impl<R> GuestVm<R> {
         self.clear(&mut slots, index)
     }
 
+    /// Takes all regions away, as [`GuestVm::remove`] does with one. Dropping this then makes no
+    /// further system call for them.
+    ///
+    /// # Errors
+    /// What KVM says of the first region that it does not let go of; the others are gone.
+    pub fn remove_all(&self) -> Result<(), Error> {
+        let mut slots = self.slots();
+        let mut result = Ok(());
+        for index in 0..slots.len() {
+            result = result.and(self.clear(&mut slots, index));
+        }
+        result
+    }
+
     fn remove_leftovers(&self, slots: &mut [Option<Slot<R>>]) -> Result<(), Error> {
         let is_left_over = |slot: &Option<Slot<R>>| slot.as_ref().is_some_and(|s| s.is_left_over);
         while let Some(index) = slots.iter().position(is_left_over) {
@@ -141,12 +156,9 @@ impl<R> GuestVm<R> {
 
 impl<R> Drop for GuestVm<R> {
     fn drop(&mut self) {
-        let mut slots = std::mem::take(&mut *self.slots());
-        for index in 0..slots.len() {
-            // What is still there afterwards is leaked below.
-            let _ = self.clear(&mut slots, index);
-        }
-        for slot in slots.into_iter().flatten() {
+        // What is still there afterwards is leaked.
+        let _ = self.remove_all();
+        for slot in std::mem::take(&mut *self.slots()).into_iter().flatten() {
             std::mem::forget(slot.region);
         }
     }

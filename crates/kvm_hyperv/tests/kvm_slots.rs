@@ -279,3 +279,22 @@ fn the_guest_writes_to_the_slice_and_not_to_the_address() {
     let at = |region: &Region| region.read_obj::<u8>(MemoryRegionAddress(0x800)).unwrap();
     assert_eq!((at(&liar.region), at(&liar.victim)), (5, 0));
 }
+
+#[test]
+fn all_memory_can_be_taken_away_and_then_a_drop_asks_nothing_of_kvm() {
+    let Guest { mut vcpu, vm } = Guest::new(ADDED);
+    let added = region(ADDED);
+    vm.add(Arc::clone(&added)).unwrap();
+    assert!(runs_the_program(&mut vcpu));
+    vm.remove_all().unwrap();
+    assert_eq!(Arc::strong_count(&added), 1);
+    assert!(!runs_the_program(&mut vcpu));
+
+    vm.add(Arc::clone(&added)).unwrap();
+    assert_eq!(without_slots(libc::ENOMEM, || errno(vm.remove_all())), libc::ENOMEM);
+    assert_eq!(Arc::strong_count(&added), 2);
+    vm.remove_all().unwrap();
+    // Had it to ask, the region would be leaked.
+    without_slots(libc::ENOMEM, || drop(vm));
+    assert_eq!(Arc::strong_count(&added), 1);
+}

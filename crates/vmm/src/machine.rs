@@ -66,6 +66,17 @@ impl Threads {
     }
 }
 
+/// Takes a machine's memory away from KVM, on the thread that drops this: the VM itself may be
+/// dropped last by a thread whose filter does not let it.
+pub(crate) struct MemoryGuard(Arc<Vm>);
+
+impl Drop for MemoryGuard {
+    fn drop(&mut self) {
+        // What KVM does not let go of stays mapped: see `GuestVm`.
+        let _ = self.0.remove_all();
+    }
+}
+
 /// A machine with its vCPU threads.
 pub(crate) struct Machine {
     vm: Arc<Vm>,
@@ -110,6 +121,11 @@ impl Machine {
 
     pub(crate) fn vm(&self) -> &Arc<Vm> {
         &self.vm
+    }
+
+    /// What takes the guest's memory away from KVM when it is dropped.
+    pub(crate) fn memory_guard(&self) -> MemoryGuard {
+        MemoryGuard(Arc::clone(&self.vm))
     }
 
     /// Lets the vCPUs run.

@@ -147,6 +147,8 @@ impl Vm<'_> {
             vcpus: self.config.vcpus,
         };
         let mut machine = Machine::new(parts, files)?;
+        // To the end of this function: by then nobody works on the memory any more.
+        let _memory = machine.memory_guard();
         if let Some(balloon) = &self.balloon {
             balloon.start_machine(&ram, machine.vm(), map)?;
         }
