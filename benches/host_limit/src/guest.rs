@@ -1,15 +1,14 @@
 //! A guest that answers at once: no kernel, only the driver's part of the protocol.
 
-use std::sync::Arc;
-
 use anyhow::{Context, Result, ensure};
 use dynmem_protocol::{
     BalloonResponse, Capabilities, CapabilitiesReport, HostBody, HostMessage, RangeList,
     UnballoonResponse, Version, VersionRequest,
 };
 use guest_model::vmbus::{GuestRings, Received};
-use guest_ram::GuestRam;
 use page_range::{Gpfn, PageCount, PageRange};
+
+use crate::memory::BusMemory;
 
 /// The rings of Linux's driver: each has a control page and 16 KiB of data.
 const RING_PAGES: std::ops::Range<u64> = 16..26;
@@ -24,7 +23,7 @@ pub(crate) fn ring_pages() -> Vec<Gpfn> {
 
 /// A Dynamic Memory driver.
 pub(crate) struct Guest {
-    rings: GuestRings<Arc<GuestRam>>,
+    rings: GuestRings<BusMemory>,
     /// What it gives when asked, in this order.
     pieces: Vec<PageRange>,
     /// How many of them it has given since it last had all.
@@ -42,7 +41,7 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// A driver that has just opened the channel.
-    pub(crate) fn new(ram: Arc<GuestRam>, pieces: Vec<PageRange>) -> Self {
+    pub(crate) fn new(ram: BusMemory, pieces: Vec<PageRange>) -> Self {
         let mut outgoing = Vec::new();
         VersionRequest { version: Version::V2_0, is_last_attempt: true }
             .emit_into(1, &mut outgoing);

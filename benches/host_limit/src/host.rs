@@ -17,7 +17,7 @@ use vmbus::{ChannelEvent, ChannelOutput, OpenChannel, VmbusDevice};
 
 use crate::cpu;
 use crate::guest::{DOWNSTREAM_OFFSET, Guest, ring_pages};
-use crate::memory::GuestMemory;
+use crate::memory::{BusMemory, GuestMemory, bus_memory};
 use crate::report::nanoseconds;
 
 /// How long a discard may take before something is wrong.
@@ -60,7 +60,7 @@ enum Memory {
     None(Vec<JobId>),
 }
 
-type Vsp = DynamicMemory<Arc<GuestRam>>;
+type Vsp = DynamicMemory<BusMemory>;
 
 /// The VSP and what it takes to run it.
 pub(crate) struct Host {
@@ -109,7 +109,7 @@ impl Host {
         pieces: Vec<PageRange>,
         memory: Memory,
     ) -> Result<Self> {
-        let guest = Guest::new(Arc::clone(&ram), pieces);
+        let guest = Guest::new(bus_memory(&ram), pieces);
         let settle = Settle::Fixed(Duration::ZERO);
         let vsp = Vsp::new(Config { boot_ram, settle, ..Default::default() })?;
         let channel = OpenChannel {
@@ -119,7 +119,7 @@ impl Host {
             connection_id: ConnectionId::new(1),
         };
         let (start, usage) = (Instant::now(), Usage::default());
-        let open = ChannelEvent::Open { memory: Arc::clone(&ram), channel, guest_os_id: 0 };
+        let open = ChannelEvent::Open { memory: bus_memory(&ram), channel, guest_os_id: 0 };
         let mut host =
             Self { vsp, start, ram, memory, guest, usage, is_ready: false, is_reached: false };
         host.drive(|vsp, now| vsp.handle(now, open))?;

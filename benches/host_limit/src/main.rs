@@ -116,7 +116,7 @@ fn resize(mut memory: GuestMemory) -> Result<(Usage, Usage)> {
 fn check(memory: &GuestMemory) -> Result<()> {
     for piece in [memory.pieces.first(), memory.pieces.last()].into_iter().flatten() {
         let word = vmbus::GuestMemory::load_u32(
-            &*memory.ram,
+            &memory::bus_memory(&memory.ram),
             piece.start().gpa(),
             std::sync::atomic::Ordering::Relaxed,
         )?;

@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use guest_ram::{GuestRam, LOW_RAM_LIMIT, RamConfig, RamRegion};
+use kvm_hyperv::memory::GuestBusMemory;
 use page_range::{Gpfn, PageCount, PageRange};
+use vm_memory::GuestRegionCollection;
 
 use crate::scenario::Scenario;
 use crate::vm::Vm;
@@ -61,10 +63,18 @@ impl GuestMemory {
     }
 }
 
+/// Guest memory as the rings see it.
+pub(crate) type BusMemory = GuestBusMemory<Arc<GuestRegionCollection<RamRegion>>>;
+
+pub(crate) fn bus_memory(ram: &GuestRam) -> BusMemory {
+    GuestBusMemory::new(ram.snapshot())
+}
+
 fn dirty(ram: &GuestRam, pages: PageRange) -> Result<()> {
+    let memory = bus_memory(ram);
     for page in pages.start().get()..pages.end().get() {
         let gpa = Gpfn::new(page).context("small")?.gpa();
-        vmbus::GuestMemory::store_u32(ram, gpa, 1, Ordering::Relaxed)?;
+        vmbus::GuestMemory::store_u32(&memory, gpa, 1, Ordering::Relaxed)?;
     }
     Ok(())
 }

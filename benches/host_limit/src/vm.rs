@@ -73,7 +73,7 @@ impl Vm {
 
     /// Lets the guest write to each of the pages.
     pub(crate) fn dirty(&mut self, ram: &GuestRam, pages: PageRange) -> Result<()> {
-        vmbus::GuestMemory::write(ram, CODE, &PROGRAM)?;
+        vmbus::GuestMemory::write(&crate::memory::bus_memory(ram), CODE, &PROGRAM)?;
         let mut registers = self.vcpu.get_regs()?;
         (registers.rip, registers.rflags) = (CODE.get(), 2);
         registers.rbx = pages.start().gpa().get();

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use guest_model::vmbus::SharedMemory;
-use guest_ram::{GuestRam, RamConfig};
+use guest_ram::{GuestRam, RamConfig, RamRegion};
+use kvm_hyperv::memory::GuestBusMemory;
 use page_range::{Gpa, PageCount};
+use vm_memory::GuestRegionCollection;
 use vmbus::{AccessError, GuestMemory};
 
 /// Room for the rings of all measurements.
@@ -28,9 +30,9 @@ pub fn byte_array() -> ByteArray {
 /// # Panics
 /// If the host has no memory.
 #[must_use]
-pub fn real_memory() -> Arc<GuestRam> {
+pub fn real_memory() -> GuestBusMemory<Arc<GuestRegionCollection<RamRegion>>> {
     let config = RamConfig { size: PAGES, ..RamConfig::default() };
-    Arc::new(GuestRam::new(&config).expect("there are 4 MiB"))
+    GuestBusMemory::new(GuestRam::new(&config).expect("there are 4 MiB").snapshot())
 }
 
 /// 4 MiB of atomic words, which two threads may share without unsafe code.

@@ -5,7 +5,6 @@ use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use page_range::{PageCount, PageRange, PageRangeSet};
-use vm_memory::VolatileSlice;
 
 use crate::discard::{DiscardError, ProvideError};
 use crate::mapping::{Mapping, Span};
@@ -68,11 +67,6 @@ impl Extent {
     /// A part of the extent as a region; `None` outside.
     pub(crate) fn region(&self, part: PageRange) -> Option<RamRegion> {
         RamRegion::new(part, Arc::clone(&self.mapping), self.span(part)?.offset)
-    }
-
-    /// The bytes from `offset` on, for volatile access; `None` outside.
-    pub(crate) fn slice(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_>> {
-        self.mapping.slice(offset, count)
     }
 
     /// The span that [`Extent::discard`] takes for a part of the extent.

@@ -37,8 +37,6 @@
 
 mod backend;
 mod borrowed;
-mod bus;
-mod copy;
 mod discard;
 mod extent;
 mod extents;

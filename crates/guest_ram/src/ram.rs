@@ -8,7 +8,6 @@ use page_range::{Gpa, PageCount, PageRange, PageRangeSet};
 use thiserror::Error;
 use vm_memory::{
     GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestRegionCollection,
-    VolatileSlice,
 };
 
 use crate::discard::{DiscardError, ProvideError};
@@ -132,6 +131,12 @@ impl GuestRam {
     #[must_use]
     pub fn memory(&self) -> GuestMemoryLoadGuard<GuestRegionCollection<RamRegion>> {
         self.memory.memory()
+    }
+
+    /// The same for whoever keeps it for long, such as the rings of a channel while it is open.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<GuestRegionCollection<RamRegion>> {
+        self.memory.memory().into_inner()
     }
 
     /// The same as an address space, for those who take it anew themselves.
@@ -259,14 +264,6 @@ impl GuestRam {
     /// few.
     pub fn provide(&self, ranges: &[PageRange]) -> Result<(), ProvideError> {
         self.extents().provide(ranges)
-    }
-
-    /// Reads or writes where boot RAM is, which never moves; `None` elsewhere.
-    pub(crate) fn boot_slice(&self, gpa: Gpa, len: usize) -> Option<VolatileSlice<'_>> {
-        self.boot.iter().find_map(|extent| {
-            let offset = gpa.get().checked_sub(extent.range().start().gpa().get())?;
-            extent.slice(usize::try_from(offset).ok()?, len)
-        })
     }
 
     /// The pages of a range that may have been added.

@@ -7,11 +7,13 @@ use std::thread;
 use std::time::Duration;
 
 use guest_model::vmbus::GuestRings;
-use guest_ram::{GuestRam, RamConfig};
+use guest_ram::{GuestRam, RamConfig, RamRegion};
+use kvm_hyperv::memory::GuestBusMemory;
 use page_range::{Gpa, Gpfn, PageCount};
 use races::own_parts::OwnParts;
 use races::packets::{Bound, Packets, Pauses};
 use races::wake::Wake;
+use vm_memory::GuestRegionCollection;
 use vmbus::GuestMemory;
 use vmbus::protocol::ring::{
     DESCRIPTOR_LEN, INTERRUPT_MASK, PENDING_SEND_SIZE, READ_INDEX, WRITE_INDEX,
@@ -28,9 +30,12 @@ const SPLIT: usize = 9;
 /// Pages of each side's data.
 const DATA_PAGES: u32 = 8;
 
-fn ram() -> Arc<GuestRam> {
+/// Guest memory as the rings see it.
+type Ram = GuestBusMemory<Arc<GuestRegionCollection<RamRegion>>>;
+
+fn ram() -> Ram {
     let config = RamConfig { size: PageCount::from_bytes(1 << 20), ..RamConfig::default() };
-    Arc::new(GuestRam::new(&config).unwrap())
+    GuestBusMemory::new(GuestRam::new(&config).unwrap().snapshot())
 }
 
 /// Two rings of eight pages, of which some are neighbours and some are not.
@@ -41,8 +46,8 @@ fn pages() -> Vec<Gpfn> {
 }
 
 struct Ends {
-    host: ChannelRings<Arc<GuestRam>>,
-    guest: GuestRings<Arc<GuestRam>>,
+    host: ChannelRings<Ram>,
+    guest: GuestRings<Ram>,
     wake_host: Wake,
     wake_guest: Wake,
     packets: Packets,
@@ -51,7 +56,7 @@ struct Ends {
 impl Ends {
     fn new() -> Self {
         let (ram, pages) = (ram(), pages());
-        let guest = GuestRings::new(Arc::clone(&ram), &pages, SPLIT);
+        let guest = GuestRings::new(ram.clone(), &pages, SPLIT);
         let host = ChannelRings::open(ram, &RingLayout::new(&pages, SPLIT).unwrap()).unwrap();
         let (wake_host, wake_guest) = (Wake::new(), Wake::new());
         Self { host, guest, wake_host, wake_guest, packets: Packets::new() }
@@ -181,7 +186,7 @@ const CALLS: u64 = 1_000_000;
 const ACCESSES: usize = 64;
 
 fn call(
-    rings: &mut ChannelRings<&OwnParts<Arc<GuestRam>>>,
+    rings: &mut ChannelRings<&OwnParts<Ram>>,
     pauses: &mut Pauses,
     calls: &mut Calls,
     payload: &[u8],
@@ -205,7 +210,7 @@ fn call(
     Ok(())
 }
 
-fn hostile_host(ram: Arc<GuestRam>, layout: &RingLayout) -> Calls {
+fn hostile_host(ram: Ram, layout: &RingLayout) -> Calls {
     let memory = OwnParts::new(ram, layout);
     let (mut pauses, mut calls, packets) = (Pauses::new(5), Calls::default(), Packets::new());
     let bound = Bound::new(CALLS, SECONDS);
@@ -227,7 +232,7 @@ fn hostile_host(ram: Arc<GuestRam>, layout: &RingLayout) -> Calls {
 }
 
 /// Writes to the rings what nobody should, and sometimes what somebody might.
-fn scribble(ram: &GuestRam, layout: &RingLayout, pauses: &mut Pauses) {
+fn scribble(ram: &Ram, layout: &RingLayout, pauses: &mut Pauses) {
     let incoming = pauses.one_in(2);
     let ring = if incoming { layout.incoming() } else { layout.outgoing() };
     let word = |offset| ring[0].gpa().checked_add(offset).unwrap();
@@ -256,7 +261,7 @@ fn scribble(ram: &GuestRam, layout: &RingLayout, pauses: &mut Pauses) {
     }
 }
 
-fn write_header(ram: &GuestRam, ring: &[Gpfn], position: u32, len8: u32) {
+fn write_header(ram: &Ram, ring: &[Gpfn], position: u32, len8: u32) {
     let mut header = [0; DESCRIPTOR_LEN as usize];
     (header[0], header[2]) = (6, 2);
     header[4..6].copy_from_slice(&len8.to_le_bytes()[..2]);
@@ -270,7 +275,7 @@ fn write_header(ram: &GuestRam, ring: &[Gpfn], position: u32, len8: u32) {
 fn a_guest_that_scribbles_harms_nothing_but_its_channel() {
     let ram = ram();
     let layout = RingLayout::new(&pages(), SPLIT).unwrap();
-    let outside = |ram: &GuestRam| {
+    let outside = |ram: &Ram| {
         let mut all = vec![0; 1 << 20];
         ram.read(Gpa::new(0), &mut all).unwrap();
         for page in pages() {
@@ -286,7 +291,7 @@ fn a_guest_that_scribbles_harms_nothing_but_its_channel() {
     let stop = Arc::new(AtomicBool::new(false));
     let (done, wait) = channel();
     let guest = thread::spawn({
-        let (ram, stop) = (Arc::clone(&ram), Arc::clone(&stop));
+        let (ram, stop) = (ram.clone(), Arc::clone(&stop));
         let layout = layout.clone();
         move || {
             let (mut pauses, mut count) = (Pauses::new(6), 0_u64);
@@ -299,7 +304,7 @@ fn a_guest_that_scribbles_harms_nothing_but_its_channel() {
         }
     });
     thread::spawn({
-        let ram = Arc::clone(&ram);
+        let ram = ram.clone();
         move || done.send(hostile_host(ram, &layout))
     });
     let calls = match wait.recv_timeout(Duration::from_secs(60)) {

@@ -18,7 +18,7 @@ const LAYERS: [(&str, &[&str]); 13] = [
     ("hv_balloon", &["dynmem_protocol", "page_range", "saved_state"]),
     ("vmbus", &["page_range", "saved_state"]),
     ("dynmem_vsp", &["hv_balloon", "page_range", "saved_state", "vmbus"]),
-    ("guest_ram", &["page_range", "vmbus"]),
+    ("guest_ram", &["page_range"]),
     ("kvm_hyperv", &["page_range", "vmbus"]),
     ("vmbus_kvm", &["dynmem_vsp", "guest_ram", "kvm_hyperv", "page_range", "vmbus"]),
     ("qmp", &[]),
