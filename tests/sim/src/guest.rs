@@ -1,10 +1,13 @@
 //! A guest: its bus driver, its balloon driver, its rings, and the kernel that loads and leaves them.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use guest_model::dynmem::{Client, Memory, Personality, RuleBroken};
 use guest_model::vmbus::{Client as Bus, Event as BusEvent, GuestRings, Post};
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
+use vmbus::MAX_COMPLETIONS;
+use vmbus::protocol::ring::PacketKind;
 use vmbus::protocol::{GpadlId, Relid, VpIndex};
 
 use crate::host::Host;
@@ -54,6 +57,10 @@ pub(crate) struct Guest {
     refused: Option<Post>,
     /// A packet that the ring had no room for.
     pub(crate) unsent: Option<Vec<u8>>,
+    /// The number of its last packet.
+    packets: u64,
+    /// Completions that it asked for and did not get yet.
+    awaited: VecDeque<u64>,
     /// It was signalled and reads on until the ring is empty.
     reading: bool,
     /// Pages that drivers gave which are gone; no kernel since uses them.
@@ -64,6 +71,8 @@ pub(crate) struct Guest {
     pub(crate) is_confused: bool,
     /// Whether it asks for signals only when it sleeps.
     masks: bool,
+    /// Whether it has the host tell it when a packet has room.
+    pub(crate) waits_for_room: bool,
     /// How long it must be left alone after its handshake.
     settle: Duration,
 }
@@ -93,11 +102,14 @@ impl Guest {
             place: 0,
             refused: None,
             unsent: None,
+            packets: 0,
+            awaited: VecDeque::new(),
             reading: false,
             leaked: PageRangeSet::new(),
             is_honest: true,
             is_confused: false,
             masks,
+            waits_for_room: !masks,
             settle,
         }
     }
@@ -180,8 +192,10 @@ impl Guest {
     pub(crate) fn forget_channel(&mut self, host: &mut Host) {
         self.rings = None;
         self.unsent = None;
+        self.awaited.clear();
         self.reading = false;
         host.expected = None;
+        host.sent = None;
     }
 
     pub(crate) fn can_post(&mut self) -> bool {
@@ -263,6 +277,7 @@ impl Guest {
                         | BusEvent::Opened(_, true)
                         | BusEvent::GpadlTorndown(_)
                         | BusEvent::OffersDelivered
+                        | BusEvent::Modified(_, _)
                         | BusEvent::Unexpected
                 );
                 assert!(may_be || !self.is_honest, "{other:?} in {:?}", self.stage);
@@ -296,7 +311,8 @@ impl Guest {
         });
         host.watch.lost_ring = false;
         // A hostile guest may do this while the host still has its old rings.
-        host.expected = (!host.uses_rings()).then(std::collections::VecDeque::new);
+        host.expected = (!host.uses_rings()).then(VecDeque::new);
+        host.sent = (!host.uses_rings()).then(VecDeque::new);
         let offset = u32::try_from(self.downstream_offset).unwrap_or(0);
         self.bus.open(relid, gpadl, offset, VpIndex::new(0));
         self.stage = Stage::AwaitOpen;
@@ -309,6 +325,7 @@ impl Guest {
         }
         if host.watch.lost_ring {
             host.expected = None;
+            host.sent = None;
         }
         self.rings.is_some() && !host.watch.lost_ring
     }
@@ -341,11 +358,30 @@ impl Guest {
         if packet.signal {
             host.signalled = true;
         }
+        if packet.kind == PacketKind::COMPLETION {
+            return self.completed(packet.transaction_id);
+        }
+        if let Some(sent) = &mut host.sent {
+            let sent = sent.pop_front().expect("a message that the device did not send");
+            assert_eq!(packet.payload, sent, "not the message that was sent");
+        }
         self.driver.advance(host.now);
         let result = self.driver.receive(&packet.payload);
         host.watch.note(host.now, || format!("guest reads a packet: {result:?}"));
         self.judge(result, host);
         self.check_lent(host);
+    }
+
+    /// Completions come in the order in which they were asked for, each once.
+    fn completed(&mut self, id: u64) {
+        let awaited = self.awaited.pop_front();
+        assert!(awaited == Some(id) || !self.is_honest, "completion {id}, not {awaited:?}");
+    }
+
+    /// Whether all that the host has put into the ring was read, and all completions are there.
+    pub(crate) fn has_heard_all(&self, host: &Host) -> bool {
+        let is_lost = host.sent.as_ref().is_some_and(|sent| !sent.is_empty());
+        !is_lost && self.awaited.is_empty()
     }
 
     fn judge(&mut self, result: Result<(), RuleBroken>, host: &Host) {
@@ -402,7 +438,23 @@ impl Guest {
             return false;
         }
         let Some(rings) = &mut self.rings else { return false };
-        let Ok(signal) = rings.send(packet, 0) else { return false };
+        self.packets += 1;
+        let id = self.packets;
+        // No more than the host keeps for a guest that does not read. Others than Linux ask.
+        let asks = self.is_honest && id.is_multiple_of(3) && self.awaited.len() < MAX_COMPLETIONS;
+        let asks = asks && !self.waits_for_room;
+        let sent = match (asks, self.waits_for_room) {
+            (true, _) => rings.send_for_completion(packet, id),
+            (false, true) => rings.send_or_wait(packet, id),
+            (false, false) => rings.send(packet, id),
+        };
+        let Ok(signal) = sent else {
+            host.hears_of_room = false;
+            return false;
+        };
+        if asks {
+            self.awaited.push_back(id);
+        }
         if let Some(expected) = &mut host.expected {
             let mut padded = packet.to_vec();
             padded.resize(packet.len().next_multiple_of(8), 0);

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use dynmem_vsp::{Config, DynamicMemory, HotAdd, JobId, Prepare, Snapshot, Trace, Work};
 use hv_balloon::StateName;
-use page_range::{PageCount, PageRange, PageRangeSet};
-use vmbus::protocol::ConnectionId;
+use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
+use vmbus::protocol::{ConnectionId, Relid, Version, VpIndex};
 use vmbus::{
-    ChannelEvent, ChannelId, ChannelOutput, OpenChannel, Server, ServerConfig, VmbusDevice,
+    ChannelEvent, ChannelId, ChannelOutput, GuestSignal, OpenChannel, Server, ServerConfig,
+    VmbusDevice,
 };
 
 use crate::memory::Ram;
@@ -17,6 +18,10 @@ use crate::watch::Watch;
 
 /// Bus actions in one turn of the loop: vCPUs can ask the bus for more all the time.
 const ACTIONS_PER_TURN: u32 = 128;
+
+/// The bus of a machine with these VPs; the guest's driver runs on the first one.
+pub(crate) const BUS: ServerConfig =
+    ServerConfig { vp_count: 2, page_limit: Gpfn::MAX, max_version: Version::V5_3 };
 
 /// Work on guest memory that has begun.
 #[derive(Debug)]
@@ -56,6 +61,10 @@ pub(crate) struct Host {
     pub(crate) signalled: bool,
     /// The channel's event flag, which the guest clears.
     pub(crate) event_flag: bool,
+    /// The guest was signalled since it last found its ring full.
+    pub(crate) hears_of_room: bool,
+    /// How the guest wants to be signalled, as the VSP was last told.
+    pub(crate) signal: (Option<VpIndex>, Relid),
     /// The guest has made room since a message was last tried.
     pub(crate) has_new_room: bool,
     /// A machine is there: none between a reset and the next start.
@@ -64,12 +73,14 @@ pub(crate) struct Host {
     pub(crate) guest_os_id: u64,
     /// What the guest put into the ring, in this order, where that can be known.
     pub(crate) expected: Option<VecDeque<Vec<u8>>>,
+    /// What the host put into the ring and the guest has not read, likewise.
+    pub(crate) sent: Option<VecDeque<Vec<u8>>>,
     pub(crate) watch: Watch,
 }
 
 impl Host {
     pub(crate) fn new(config: Config, batch: u32, watch: Watch) -> Self {
-        let mut server = Server::new(ServerConfig::default());
+        let mut server = Server::new(BUS);
         let vsp = Self::new_vsp(&config, batch);
         let channel = server.offer(vsp.offer()).expect("the only device");
         let ram = Ram::new(config.boot_ram.clone());
@@ -88,10 +99,13 @@ impl Host {
             wake: false,
             signalled: false,
             event_flag: false,
+            hears_of_room: false,
+            signal: (None, Relid::MIN),
             has_new_room: false,
             has_machine: true,
             guest_os_id: 0,
             expected: None,
+            sent: None,
             watch,
         }
     }
@@ -175,6 +189,7 @@ impl Host {
             // A guest that gave its ring away has a ring of zeros.
             if self.ram.discard(range) {
                 self.expected = None;
+                self.sent = None;
                 self.watch.lost_ring = true;
             }
         }
@@ -183,7 +198,8 @@ impl Host {
     /// The machine is stopped for a reset.
     pub(crate) fn begin_reset(&mut self) {
         self.server.reset();
-        self.watch.system_reset(self.now);
+        self.watch.system_reset(self.now, &self.snapshot());
+        self.ram.set_off_limits(true);
         self.tell(ChannelEvent::Reset);
         self.has_machine = false;
         self.pump();
@@ -197,15 +213,15 @@ impl Host {
     /// The next machine starts.
     pub(crate) fn restart(&mut self, boot_ram: PageRangeSet, hot_add: Option<HotAdd>) {
         assert!(self.is_quiet(), "the next machine starts too early");
-        self.watch.next_machine();
         self.watch.oracle.replace(boot_ram.clone(), hot_add);
         self.ram.restart(boot_ram.clone());
         self.synic = Synic::default();
         self.config.boot_ram.clone_from(&boot_ram);
         self.config.hot_add = hot_add;
         let kept = self.vsp.take_kept();
-        assert!(kept.size.is_some(), "a machine without a size");
+        assert_eq!((kept.size, kept.target), self.watch.left, "not what the last machine left");
         self.vsp.start_machine(self.now, boot_ram, hot_add, None).expect("the VSP is quiet");
+        self.watch.next_machine();
         self.has_machine = true;
         self.event_flag = false;
         self.signalled = false;
@@ -273,6 +289,8 @@ impl Host {
                 if !self.has_machine {
                     return self.server.open_finished(channel, false);
                 }
+                self.signal = (target_vp, relid);
+                self.ram.set_off_limits(false);
                 self.tell(ChannelEvent::Open {
                     memory: self.ram.of_host(),
                     channel: OpenChannel { rings, target_vp, relid, connection_id },
@@ -283,9 +301,11 @@ impl Host {
                 // What was copied out of the ring and not looked at is lost.
                 self.expected = None;
                 self.watch.note(self.now, || "host: closes the channel".into());
+                self.ram.set_off_limits(true);
                 self.tell(ChannelEvent::Close);
             }
             vmbus::Action::SetTargetVp { target_vp, .. } => {
+                self.signal.0 = Some(target_vp);
                 self.tell(ChannelEvent::SetTargetVp(target_vp));
             }
         }
@@ -305,10 +325,21 @@ impl Host {
 
     fn take(&mut self, output: ChannelOutput<Work>) {
         match output {
-            ChannelOutput::SignalGuest(_) => self.event_flag = true,
+            ChannelOutput::SignalGuest(GuestSignal { vp, flag }) => {
+                let (wanted, relid) = self.signal;
+                assert_eq!(
+                    (Some(vp), u32::from(flag)),
+                    (wanted, relid.get()),
+                    "signalled elsewhere"
+                );
+                self.event_flag = true;
+                self.hears_of_room = true;
+            }
             ChannelOutput::OpenFinished(result) => {
                 self.watch.note(self.now, || format!("host: opens the channel: {result:?}"));
                 if let Err(error) = result {
+                    let state = self.snapshot().state;
+                    assert_eq!(state, StateName::Closed, "the device has a channel");
                     self.watch.ring_error(error);
                 }
                 self.server.open_finished(self.channel, result.is_ok());
@@ -321,6 +352,7 @@ impl Host {
             }
             ChannelOutput::Broken(error) => {
                 self.watch.note(self.now, || format!("host: stops the channel: {error}"));
+                self.ram.set_off_limits(true);
                 self.watch.ring_error(error);
             }
             ChannelOutput::Work(work) => self.work(work),
@@ -358,8 +390,12 @@ impl Host {
     }
 
     fn trace(&mut self, trace: &Trace) {
-        if let Trace::Received(packet) = trace {
-            self.expect(packet);
+        match trace {
+            Trace::Received(packet) => self.expect(packet),
+            Trace::Sent(message) => {
+                self.sent.iter_mut().for_each(|sent| sent.push_back(message.clone()));
+            }
+            _ => {}
         }
         if let Trace::Emitted(message) = trace
             && let Some(said) = self.said.take()

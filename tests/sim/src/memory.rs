@@ -25,6 +25,8 @@ struct Shared {
     pages: RefCell<Pages>,
     mischief: RefCell<Option<Mischief>>,
     tampered: Cell<bool>,
+    /// The host has no rings in here, or has them no more.
+    is_off_limits: Cell<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +72,11 @@ impl Ram {
         self.shared.pages.borrow().ram.contains(page)
     }
 
+    /// Whether the host must leave the memory alone.
+    pub(crate) fn set_off_limits(&self, is_off_limits: bool) {
+        self.shared.is_off_limits.set(is_off_limits);
+    }
+
     /// New memory is within the guest's reach.
     pub(crate) fn add(&self, range: PageRange) {
         self.shared.pages.borrow_mut().ram.insert(range);
@@ -109,6 +116,8 @@ impl Ram {
         len: usize,
         mut each: impl FnMut(&mut Pages, u64, usize, std::ops::Range<usize>),
     ) -> Result<(), AccessError> {
+        let is_allowed = !self.is_host || !self.shared.is_off_limits.get();
+        assert!(is_allowed, "the host uses rings that it gave back");
         let error = AccessError { gpa, len };
         let mut pages = self.shared.pages.borrow_mut();
         let first = gpa.get() >> 12;

@@ -3,10 +3,10 @@
 use dynmem_vsp::{DynamicMemory, Snapshot};
 use hv_balloon::StateName;
 use page_range::PageCount;
-use vmbus::{Server, ServerConfig};
+use vmbus::Server;
 
 use crate::dice::Dice;
-use crate::host::{Host, Task};
+use crate::host::{BUS, Host, Task};
 use crate::memory::Ram;
 
 impl Host {
@@ -15,12 +15,14 @@ impl Host {
         self.watch.note(self.now, || "-- another VMM goes on".into());
         let saved = self.vsp.save(self.now);
         let server = self.server.save();
-        self.server =
-            Server::restore(ServerConfig::default(), &server).expect("a bus that was just saved");
+        self.server = Server::restore(BUS, &server).expect("a bus that was just saved");
         assert_eq!(self.server.save(), server, "saved again it is another bus");
         let open = self.server.opened(self.channel);
         // A close that the bus has not asked for yet: the next VSP has no use for the rings.
         let loses_rings = open.is_none() && self.uses_rings();
+        if let Some(channel) = &open {
+            self.signal = (channel.target_vp, channel.relid);
+        }
         let open = open.map(|channel| (self.ram.of_host(), channel));
         let vsp = DynamicMemory::restore(self.config.clone(), &saved, open, self.now)
             .expect("a VSP that was just saved")
@@ -36,9 +38,9 @@ impl Host {
         self.vsp = vsp;
         self.end_of_jobs(dice);
         self.watch.moved(self.now);
-        // A signal in either direction may have been lost.
+        // The guest's signal may have been lost. The VSP sees to it that the guest gets one.
         self.signalled |= self.uses_rings();
-        self.event_flag |= self.uses_rings();
+        self.event_flag = false;
         self.pump();
         self.watch.oracle.end_move();
         assert_eq!(self.said, None, "a message got lost");

@@ -42,7 +42,7 @@ fn any_message(guest: &Guest, dice: &mut Dice) -> Message {
     let relid = dice.pick(&[known, known, known, 0, 2, 2047, u32::MAX]).into();
     let of_ring = guest.gpadl.map_or(0, |gpadl| gpadl.get());
     let gpadl = dice.pick(&[of_ring, 1, 2, 3, 0, u32::MAX]).into();
-    let vp = dice.pick(&[0, 0, 1, u32::MAX]).into();
+    let vp = dice.pick(&[0, 1, 2, u32::MAX]).into();
     let message = match dice.below(14) {
         0 => GuestMessage::RequestOffers,
         1 => GuestMessage::Open(wire::Open {

@@ -127,6 +127,11 @@ impl Oracle {
         self.given.len()
     }
 
+    /// What the host has not got back.
+    pub(crate) const fn actual(&self) -> PageCount {
+        self.ram.len().saturating_sub(self.discarded.len())
+    }
+
     /// The device hears that the channel is open.
     pub(crate) fn opened(&self) {
         assert!(self.is_quiet(), "a session begins while work of the last one goes on");
@@ -137,8 +142,7 @@ impl Oracle {
         assert_eq!(device.assigned, self.ram.len(), "assigned");
         let added = self.ram.len().saturating_sub(self.boot.len());
         assert_eq!(device.hot_added, added, "hot-added");
-        let actual = self.ram.len().saturating_sub(self.discarded.len());
-        assert_eq!(device.actual, actual, "actual: what the host has not got back");
+        assert_eq!(device.actual, self.actual(), "actual: what the host has not got back");
         assert_eq!(device.ballooned, self.discarded.len(), "ballooned");
         if has_session(device.state) {
             let present = self.ram.len().saturating_sub(self.given.len());

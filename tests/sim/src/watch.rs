@@ -52,6 +52,10 @@ pub(crate) struct Watch {
     settles_since: Duration,
     /// When the balloon request that is out went out.
     asked_at: Option<Duration>,
+    /// The guest's size before it closed its channel, until it opens it again.
+    size_at_close: Option<PageCount>,
+    /// Size and target that the machine had when it was last reset.
+    pub(crate) left: (Option<PageCount>, Option<PageCount>),
 }
 
 impl Watch {
@@ -70,6 +74,8 @@ impl Watch {
             settle: Duration::ZERO,
             settles_since: Duration::ZERO,
             asked_at: None,
+            size_at_close: None,
+            left: (None, None),
         }
     }
 
@@ -88,10 +94,12 @@ impl Watch {
             Step::Opened => {
                 self.trace.note(now, || "device is told: opened".into());
                 self.timed_out = false;
+                self.size_at_close = None;
                 self.oracle.opened();
             }
             Step::Closed => {
                 self.trace.note(now, || "device is told: closed".into());
+                self.size_at_close.get_or_insert(self.oracle.actual());
                 self.oracle.channel_closed();
             }
             Step::Received(packet) => {
@@ -117,16 +125,19 @@ impl Watch {
     }
 
     /// The machine was stopped; the VSP is about to hear of it.
-    pub(crate) fn system_reset(&mut self, now: Duration) {
+    pub(crate) fn system_reset(&mut self, now: Duration, device: &Snapshot) {
         self.trace.note(now, || "VSP is told: reset".into());
         // The target was for the machine that was.
         self.unlimited_lines = 0;
+        let target = device.target.filter(|_| device.is_pursued);
+        self.left = (Some(self.size_at_close.take().unwrap_or(device.actual)), target);
         self.oracle.system_reset();
     }
 
     /// A machine starts, for which the target is a new one.
     pub(crate) const fn next_machine(&mut self) {
         self.unlimited_lines = 0;
+        self.size_at_close = None;
     }
 
     /// Another VMM goes on: what is overdue is due now.

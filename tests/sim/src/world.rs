@@ -6,6 +6,7 @@ use guest_model::dynmem::Personality;
 use hv_balloon::StateName;
 use page_range::PageCount;
 use vmbus::VmbusDevice;
+use vmbus::protocol::VpIndex;
 
 use crate::dice::Dice;
 use crate::guest::{Guest, Stage};
@@ -288,6 +289,13 @@ impl World {
             let is_open = self.host.watch.is_target_open();
             assert!(!is_open, "the operator waits for ever, in state {state}");
         }
+        if self.host.uses_rings() && self.guest.has_sound_rings(&mut self.host) {
+            let waits = self.host.expected.as_ref().is_some_and(|packets| !packets.is_empty());
+            assert!(!waits, "nobody takes the guest's packet");
+            let reads = self.weather == Weather::Calm && self.guest.stage == Stage::Running;
+            let is_deaf = reads && self.guest.is_honest && !self.guest.has_heard_all(&self.host);
+            assert!(!is_deaf, "the guest is not told of its packets");
+        }
         self.host.watch.tally.see("at rest", state.as_str());
     }
 
@@ -374,9 +382,10 @@ impl World {
     }
 
     fn find_moves_of_guest(&mut self) {
+        self.send_blocked &= !self.host.hears_of_room;
         if self.host.watch.received {
             self.host.watch.received = false;
-            self.send_blocked = false;
+            self.send_blocked &= self.guest.waits_for_room;
         }
         if self.guest_may(Move::Post) && !self.post_blocked && self.guest.can_post() {
             self.moves.push((6, Move::Post));
@@ -508,6 +517,11 @@ impl World {
                 guest.crash(host);
             }
             (_, 3..=5) => guest.driver.report_status(),
+            (Stage::Running, 9) => {
+                // Its driver is told by whichever VP is signalled.
+                let vp = VpIndex::new(u32::from(self.dice.one_in(2)));
+                guest.relid.into_iter().for_each(|relid| guest.bus.modify(relid, vp));
+            }
             (_, 6) => guest.driver.memory_mut().release(),
             (_, 7) => guest.driver.memory_mut().online(),
             (_, 8) if self.dice.one_in(4) => {
