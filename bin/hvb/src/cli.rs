@@ -5,10 +5,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The most vCPUs: beyond it APIC IDs need more than 8 bits.
+/// Maximum number of vCPUs: with more, APIC IDs need more than 8 bits.
 const MAX_CPUS: u32 = 254;
 
-/// The longest wait that makes sense, in seconds.
+/// Maximum wait, in seconds.
 const MAX_SECONDS: u64 = 24 * 60 * 60;
 
 /// Boot and resize virtual machines with Hyper-V Dynamic Memory.
@@ -53,28 +53,28 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = page_multiple)]
     pub(crate) memory: ByteSize,
 
-    /// Memory the guest may grow to; by default what it boots with.
+    /// Memory the guest may grow to; defaults to its boot memory.
     #[arg(long, value_name = "SIZE", value_parser = page_multiple)]
     pub(crate) max_memory: Option<ByteSize>,
 
-    /// Make a monitor (QMP) socket here.
+    /// Path at which to create a monitor (QMP) socket.
     #[arg(long, value_name = "PATH")]
     pub(crate) qmp: Option<PathBuf>,
 
-    /// Where the guest's serial console goes: stdio, file:PATH or none.
+    /// Destination of the guest's serial console: stdio, file:PATH or none.
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = serial)]
     pub(crate) serial: Serial,
 
-    /// Let the guest report its memory pressure each second.
+    /// Have the guest report its memory pressure every second.
     #[arg(long)]
     pub(crate) status_report: bool,
 
-    /// Wait this long before the first request to a new guest: auto or SECONDS. auto is 50 s,
-    /// which Windows needs, and no wait for Linux.
+    /// Wait before the first request to a new guest: auto or SECONDS. auto means 50 s, which
+    /// Windows needs, or no wait for Linux.
     #[arg(long, value_name = "SECONDS", default_value = "auto", value_parser = settle)]
     pub(crate) settle: Settle,
 
-    /// Huge pages behind the guest's memory.
+    /// Huge pages for guest memory.
     #[arg(long, value_name = "KIND", value_enum, default_value = "thp")]
     pub(crate) hugepages: HugePages,
 
@@ -82,8 +82,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE", value_enum, default_value = "boot-size")]
     pub(crate) on_reset: OnReset,
 
-    /// What becomes of system calls that hvb has no use for: on ends it with a message, log lets
-    /// the kernel log them, off does nothing.
+    /// System calls that hvb does not need: on ends hvb with a message, log has the kernel log
+    /// them, off allows them.
     #[arg(long, value_name = "MODE", value_enum, default_value = "on")]
     pub(crate) seccomp: Seccomp,
 }
@@ -94,11 +94,11 @@ pub(crate) struct BalloonArgs {
     /// Monitor (QMP) socket of the virtual machine.
     pub(crate) socket: PathBuf,
 
-    /// Memory the guest is to have, for example 512M or 4G.
+    /// New memory size of the guest, for example 512M or 4G.
     #[arg(value_parser = size)]
     pub(crate) size: ByteSize,
 
-    /// Wait until the guest has followed.
+    /// Wait until the guest has reached this size.
     #[arg(long)]
     pub(crate) wait: bool,
 
@@ -114,7 +114,7 @@ pub(crate) struct InfoArgs {
     pub(crate) socket: PathBuf,
 }
 
-/// Where the guest's serial console goes.
+/// Destination of the guest's serial console.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Serial {
     Stdio,
@@ -125,12 +125,12 @@ pub(crate) enum Serial {
 /// The wait before the first request to a new guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Settle {
-    /// As long as the guest's kind needs.
+    /// As long as this kind of guest needs.
     Auto,
     Fixed(Duration),
 }
 
-/// Huge pages behind the guest's memory.
+/// Huge pages for guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum HugePages {
     /// Small pages only.
@@ -148,20 +148,20 @@ pub(crate) enum HugePages {
 /// The memory of a guest after a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OnReset {
-    /// What it booted with.
+    /// The boot size.
     BootSize,
-    /// What it had, or was on its way to.
+    /// The size it had, or was moving to.
     KeepSize,
 }
 
-/// What becomes of system calls that `hvb run` has no use for.
+/// The effect of system calls that `hvb run` does not need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Seccomp {
-    /// End with a message that names the call.
+    /// End hvb with a message that names the call.
     On,
-    /// Make them, and let the kernel log them.
+    /// Allow them, and have the kernel log them.
     Log,
-    /// Make them.
+    /// Allow them.
     Off,
 }
 

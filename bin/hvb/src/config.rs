@@ -1,4 +1,4 @@
-//! What the options of `hvb run` ask for.
+//! The machine configuration, from the options of `hvb run`.
 
 use anyhow::{Context, Result, bail};
 use vmm::{Config, SerialOutput, SettleTime};
@@ -54,7 +54,7 @@ pub(crate) fn config(args: RunArgs) -> Result<Config> {
     })
 }
 
-/// Refuses a size that pages of the pool cannot make up.
+/// Refuses a size that is not a multiple of the pool's page size.
 fn whole_pages(option: &str, size: ByteSize, pages: HugePages) -> Result<()> {
     let (name, page) = match pages {
         HugePages::Off | HugePages::Thp => return Ok(()),

@@ -9,10 +9,10 @@ use crate::size::human;
 use anyhow::Result;
 use qmp::{Client, ClientError, Value, XQueryDynamicMemory, qapi};
 
-/// What our own server calls itself; QEMU has its distribution's package here.
+/// The package name of our own server; QEMU reports its distribution's package here.
 const OUR_PACKAGE: &str = "hv-balloon ";
 
-/// A line of the table: what it is about, and what there is to say.
+/// A row of the table: label and text.
 type Row = (&'static str, String);
 
 /// Prints a small table.
@@ -49,7 +49,7 @@ fn monitor(version: &qapi::VersionInfo) -> String {
 }
 
 fn status(client: &mut Client) -> Result<String, ClientError> {
-    // Not the typed command: a newer QEMU may have a state that the type has not.
+    // Not the typed command: a newer QEMU may have a state that the type lacks.
     let answer = client.execute("query-status", Value::Null)?;
     let status = answer.get("status").and_then(Value::as_str);
     Ok(status.unwrap_or("unknown").to_owned())
@@ -63,7 +63,7 @@ fn memory(client: &mut Client) -> Result<String, ClientError> {
     }
 }
 
-/// The answer to a command that not every monitor has, or that fails where there is nothing to say.
+/// The answer to a command that some monitors lack, or that fails if there is nothing to report.
 fn optional<T>(answer: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
     match answer {
         Ok(answer) => Ok(Some(answer)),

@@ -1,44 +1,43 @@
-//! The way of log lines to stderr, on a thread of its own: neither a reader that stops reading nor a
-//! disk without room holds up who has something to say, the guest's processors among them.
+//! Writing log lines to stderr on a separate thread, so that neither a stalled reader nor a full
+//! disk blocks the threads that log, which include the guest's vCPUs.
 
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::Builder;
 use std::time::Duration;
 
-/// Lines that may wait to be written. What comes beyond is dropped.
+/// Maximum number of lines waiting to be written; further ones are dropped.
 const QUEUE: usize = 1024;
 
-/// How long the end waits for lines to be written.
+/// How long dropping the log waits for lines to be written.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 enum Message {
     Line(Vec<u8>),
-    /// To be done on the thread.
+    /// A closure to run on the thread.
     Do(Box<dyn FnOnce() + Send>),
-    /// To be dropped when all lines before are written.
+    /// Dropped when all earlier lines have been written.
     End(Sender<()>),
 }
 
-/// The log. Dropping it waits, but not for ever, until what was said is written.
+/// The log. Dropping it waits, for a limited time, until all lines are written.
 pub(crate) struct Log(SyncSender<Message>);
 
-/// Takes a line with each write, and never fails.
+/// A writer that takes one line per write and never fails.
 pub(crate) struct Line(SyncSender<Message>);
 
 impl Log {
-    /// Starts to write what comes to `output`. What cannot be written is lost.
+    /// Starts the thread that writes lines to `output`. Lines that cannot be written are lost.
     ///
     /// # Errors
-    /// The system has no room for a thread.
+    /// The system cannot start a thread.
     pub(crate) fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
         let (sender, messages) = sync_channel(QUEUE);
         Builder::new().name("log".into()).spawn(move || write_lines(&messages, output))?;
         Ok(Self(sender))
     }
 
-    /// Does something on the log's thread and returns what came of it; nothing where the thread is
-    /// gone.
+    /// Runs a closure on the log's thread and returns its result; `None` if the thread is gone.
     pub(crate) fn on_thread<T: Send + 'static>(
         &self,
         what: impl FnOnce() -> T + Send + 'static,
@@ -80,7 +79,7 @@ fn write_lines(messages: &Receiver<Message>, mut output: impl Write) {
     for message in messages {
         match message {
             Message::Line(line) => {
-                // There is nobody to tell.
+                // The error cannot be reported anywhere.
                 let _ = output.write_all(&line);
             }
             Message::Do(what) => what(),

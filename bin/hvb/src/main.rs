@@ -1,6 +1,6 @@
 #![forbid(unsafe_code)]
-//! `hvb`: a small virtual machine monitor with Hyper-V Dynamic Memory, and the commands to talk to
-//! a running one, or to QEMU.
+//! `hvb`: a small virtual machine monitor with Hyper-V Dynamic Memory, and commands that control a
+//! running `hvb` or QEMU.
 
 mod balloon;
 mod cli;

@@ -1,11 +1,11 @@
-//! Talking to a machine's monitor, with errors made for the command line.
+//! Monitor connections, with errors worded for the command line.
 
 use anyhow::{Result, anyhow};
 use qmp::{Client, ClientError, ErrorClass};
 use std::path::Path;
 use std::time::Duration;
 
-/// How long a monitor may take for one answer. A busy QEMU takes seconds.
+/// Time limit for one answer of a monitor. A busy QEMU takes seconds.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// Connects to the monitor at `socket`.
@@ -13,7 +13,7 @@ pub(crate) fn connect(socket: &Path) -> Result<Client> {
     Ok(Client::connect(socket, ANSWER)?)
 }
 
-/// Adds to a command's failure whose it was and, where known, what helps.
+/// Adds the socket and, if known, a remedy to a command's failure.
 pub(crate) fn explain(socket: &Path, error: ClientError) -> anyhow::Error {
     let socket = socket.display();
     if error.is_class(&ErrorClass::DeviceNotActive) {

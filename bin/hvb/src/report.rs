@@ -1,4 +1,4 @@
-//! What the user reads: results on stdout, one line per failure on stderr, logs.
+//! Output for the user: results on stdout, one line per failure on stderr, logs.
 
 use crate::log::Log;
 use anyhow::{Context, Result};
@@ -8,11 +8,11 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
-/// The status of a command line that makes no sense.
+/// Exit status for an invalid command line.
 const USAGE: u8 = 2;
 
-/// Writes a line to stdout. Nobody reading it any more is no failure: the exit status still tells
-/// how things went.
+/// Writes a line to stdout. A closed pipe is not a failure, because the exit status still reports
+/// the outcome.
 pub(crate) fn line(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{}", printable(text)).and_then(|()| out.flush()) {
@@ -21,13 +21,13 @@ pub(crate) fn line(text: &str) -> Result<()> {
     }
 }
 
-/// Tells of a failure: one line, cause after cause.
+/// Reports a failure as one line, with the chain of causes.
 pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
     complain(&format!("{error:#}"));
     ExitCode::FAILURE
 }
 
-/// Tells of a command line that makes no sense, or gives the help asked for.
+/// Reports an invalid command line, or prints the requested help.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
@@ -46,10 +46,10 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Sends logs to stderr, as much as `HVB_LOG` says, until what it returns is dropped.
+/// Sends logs to stderr at the level set by `HVB_LOG`, until the returned guard is dropped.
 ///
-/// Where they cannot be written, for want of room on a disk or of a reader, they are lost and nothing
-/// else is.
+/// Lines that cannot be written, because a disk is full or nobody reads, are lost, with no other
+/// effect.
 pub(crate) fn start_logging() -> Result<Log> {
     let filter = match std::env::var("HVB_LOG") {
         Ok(text) => EnvFilter::try_new(&text)
@@ -61,30 +61,31 @@ pub(crate) fn start_logging() -> Result<Log> {
         .with_env_filter(filter)
         .with_writer(log.lines())
         .with_ansi(io::stderr().is_terminal())
-        // By default its own failures go to stderr too, by a call that panics where that fails.
+        // By default the subscriber reports its own failures to stderr too, with a call that panics
+        // if writing fails.
         .log_internal_errors(false)
         .init();
     Ok(log)
 }
 
-/// The text without anything that would move a terminal's cursor: it may come from a server.
+/// The text without control characters, because it may come from an untrusted server.
 pub(crate) fn printable(text: &str) -> String {
     text.split(char::is_control).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 fn complain(text: &str) {
-    // There is nobody left to tell if this fails.
+    // A failure here cannot be reported anywhere.
     let _ = writeln!(io::stderr(), "hvb: {}", printable(text));
 }
 
 fn usage_text(error: &clap::Error) -> String {
-    // Our own value parsers say all there is to say.
+    // The errors of our own value parsers are complete.
     if error.kind() == ErrorKind::ValueValidation
         && let (Some(argument), Some(reason)) = (error.get(ContextKind::InvalidArg), error.source())
     {
         return format!("{argument}: {reason}");
     }
-    // What clap writes is a paragraph with the problem, perhaps tips, then usage and help.
+    // clap's text has a paragraph with the problem, sometimes tips, then usage and help.
     let text = error.render().to_string();
     let text = text.split("\n\nUsage:").next().unwrap_or_default();
     let text = text.split("\n\nFor more information").next().unwrap_or_default();

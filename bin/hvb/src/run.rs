@@ -7,7 +7,7 @@ use crate::cli::RunArgs;
 use crate::config::config;
 use crate::log::Log;
 
-/// Runs the machine until it ends.
+/// Runs the virtual machine until it ends.
 pub(crate) fn run(args: RunArgs, log: &Log) -> Result<()> {
     let config = config(args)?;
     give_up_privileges()?;
@@ -16,7 +16,8 @@ pub(crate) fn run(args: RunArgs, log: &Log) -> Result<()> {
     Ok(vmm::run(&config)?)
 }
 
-/// The thread was there before the others, which inherit what main gave up.
+/// Confines the log thread. It was started before main gave up its privileges, so it did not
+/// inherit that as the other threads do.
 fn confine_log(seccomp: Seccomp) -> Result<()> {
     give_up_privileges()?;
     Ok(vmm::confine_log_thread(seccomp)?)

@@ -1,4 +1,4 @@
-//! Memory sizes as people write and read them.
+//! Memory sizes in human-readable form.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ const UNITS: [(char, u64); 4] = [('T', 1 << 40), ('G', 1 << 30), ('M', 1 << 20),
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ByteSize(u64);
 
-/// Why a text is no size.
+/// Error when parsing a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SizeError {
     Form,
@@ -24,7 +24,7 @@ impl ByteSize {
         self.0
     }
 
-    /// The size as an option takes it, to the byte.
+    /// The exact size in the form that options accept.
     pub(crate) fn argument(self) -> String {
         match UNITS.iter().find(|&&(_, unit)| self.0.is_multiple_of(unit)) {
             Some((letter, unit)) => format!("{}{letter}", self.0 / unit),
@@ -32,7 +32,7 @@ impl ByteSize {
         }
     }
 
-    /// The least multiple of `unit` bytes that is not below this size; none beyond `i64::MAX`.
+    /// The smallest multiple of `unit` bytes that is at least this size; `None` above `i64::MAX`.
     pub(crate) fn next_multiple_of(self, unit: u64) -> Option<Self> {
         let bytes = self.0.checked_next_multiple_of(unit)?;
         i64::try_from(bytes).is_ok().then_some(Self(bytes))
@@ -42,7 +42,7 @@ impl ByteSize {
 impl FromStr for ByteSize {
     type Err = SizeError;
 
-    /// Takes bytes, or a decimal number with K, M, G or T for powers of 1024.
+    /// Parses a number of bytes, or a decimal number with K, M, G or T for powers of 1024.
     fn from_str(text: &str) -> Result<Self, SizeError> {
         let last = text.chars().last().ok_or(SizeError::Form)?.to_ascii_uppercase();
         let (number, unit) = match UNITS.iter().find(|(letter, _)| *letter == last) {

@@ -1,4 +1,4 @@
-//! Shows a resize as it goes: a bar on a terminal, plain lines elsewhere.
+//! Progress display of a resize: a bar on a terminal, plain lines elsewhere.
 
 use super::watch::Sample;
 use crate::report;
@@ -8,13 +8,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-/// Plain lines come at most this often.
+/// Minimum interval between plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The bar fills as the guest moves from where it was to where it shall be.
+/// The bar fills as the guest moves from its start size to its target.
 const STYLE: &str = "{prefix} [{bar:32}] {percent:>3} %  {elapsed}  {msg}";
 
-/// A resize on display.
+/// The display of one resize.
 pub(crate) struct Progress {
     start: u64,
     target: u64,
@@ -29,7 +29,7 @@ enum Display {
 }
 
 impl Progress {
-    /// Begins to show a resize from `start` to `target` bytes.
+    /// Starts the display of a resize from `start` to `target` bytes.
     pub(crate) fn new(start: u64, target: u64) -> Result<Self> {
         let route = format!("{} → {}", human(start), human(target));
         let display = if io::stderr().is_terminal() {
@@ -44,7 +44,7 @@ impl Progress {
         Ok(Self { start, target, shown: human(start), display })
     }
 
-    /// Shows how far the guest is.
+    /// Updates the display.
     pub(crate) fn show(&mut self, sample: &Sample) -> Result<()> {
         let text = text(sample);
         match &mut self.display {
@@ -62,7 +62,7 @@ impl Progress {
         Ok(())
     }
 
-    /// Ends the display. What was shown so far stays only where it is lines.
+    /// Ends the display. The bar disappears; plain lines stay.
     pub(crate) fn finish(&self) {
         if let Display::Bar(bar) = &self.display {
             bar.finish_and_clear();
@@ -70,7 +70,7 @@ impl Progress {
     }
 }
 
-/// Where the guest is, or why nothing moves.
+/// The guest's size, or the reason why nothing moves.
 fn text(sample: &Sample) -> String {
     match (sample.ready_in, &sample.waiting) {
         (Some(wait), _) => {
@@ -81,7 +81,7 @@ fn text(sample: &Sample) -> String {
     }
 }
 
-/// How much of the way from `start` to `target` is behind a guest of `actual` bytes.
+/// The part of the way from `start` to `target` that a guest of `actual` bytes has covered.
 fn way(start: u64, target: u64, actual: u64) -> u64 {
     let (low, high) = (start.min(target), start.max(target));
     actual.clamp(low, high).abs_diff(start)

@@ -1,30 +1,29 @@
-//! Decides from what is seen of a guest whether it still moves towards its target.
+//! Deciding from samples whether a guest still moves towards its target.
 
 use std::time::Duration;
 
-/// Sizes closer than this are the same: guests give and take whole pages.
+/// Sizes closer than this count as equal, because guests give and take whole pages.
 const PAGE: u64 = 4096;
 
-/// What is seen of the guest at one moment. Sizes are in bytes.
+/// A sample of the guest's state. Sizes are in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sample {
     pub(crate) actual: u64,
-    /// The target as the device rounded it, if it says.
+    /// The target as rounded by the device, if reported.
     pub(crate) target: Option<u64>,
-    /// How long until the device acts at all, if it says.
+    /// Time until the device starts to act, if reported.
     pub(crate) ready_in: Option<Duration>,
-    /// Why nothing can happen now, if the device says so.
+    /// The reason why nothing can happen now, if reported.
     pub(crate) waiting: Option<String>,
-    /// Why the device does not take the target, if it says so.
+    /// The reason why the device refuses the target, if reported.
     pub(crate) refused: Option<String>,
-    /// Why the guest will not reach the target, if the device says so.
+    /// The reason why the guest will not reach the target, if reported.
     pub(crate) stopped: Option<String>,
-    /// Whether pages were given back and the guest, by what the device says, has not yet said that
-    /// it has them.
+    /// Whether the device reports that the guest has not yet acknowledged returned pages.
     pub(crate) unconfirmed: bool,
 }
 
-/// What to make of it.
+/// The conclusion from a sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Reached,
@@ -32,16 +31,16 @@ pub(crate) enum Verdict {
     Failed(Failure),
 }
 
-/// Why there is nothing to wait for.
+/// The reason to stop waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// The guest stays where it is, for this reason.
+    /// The guest stays at its size, for this reason.
     Stuck(String),
-    /// The guest has the size, but nothing from it, for this reason.
+    /// The guest has the size but cannot use it, for this reason.
     Unused(String),
-    /// Nothing moved for too long, and the device still waits for this.
+    /// Nothing has moved for too long; the device still waits for this.
     Waiting(String),
-    /// The device will not have the target, for this reason.
+    /// The device refuses the target, for this reason.
     Refused(String),
 }
 
@@ -50,7 +49,7 @@ pub(crate) enum Failure {
 pub(crate) struct Watch {
     target: u64,
     nearest: u64,
-    /// When the guest last came nearer.
+    /// When the guest last came closer to the target.
     since: Duration,
     patience: Duration,
 }
@@ -67,12 +66,12 @@ impl Watch {
         self.target
     }
 
-    /// How long the guest may stay where it is.
+    /// How long the guest may go without progress.
     pub(crate) fn patience(&self) -> Duration {
         self.patience
     }
 
-    /// Takes in what is seen at `now`, the time since the resize began.
+    /// Evaluates a sample taken at `now`, the time since the resize began.
     pub(crate) fn observe(&mut self, now: Duration, sample: Sample) -> Verdict {
         self.target = sample.target.unwrap_or(self.target);
         if let Some(reason) = sample.refused {
@@ -82,7 +81,7 @@ impl Watch {
         if distance < PAGE {
             return match sample.stopped {
                 Some(reason) => Verdict::Failed(Failure::Unused(reason)),
-                // The device waits for the guest's word, and not for ever.
+                // The device waits for the guest's answer, and gives up eventually.
                 None if sample.unconfirmed => Verdict::Moving,
                 None => Verdict::Reached,
             };

@@ -1,12 +1,12 @@
-//! The balloon's books as lines of the table.
+//! The balloon's page accounting as rows of the table.
 
 use super::Row;
 use crate::size::human;
 use qmp::{DynamicMemoryInfo, Faults};
 use std::time::Duration;
 
-/// What the device says of itself: what is going on first, then sizes, then the guest. What is
-/// normally zero is left out when it is.
+/// The rows on the device: activity first, then sizes, then the guest. Values that are normally
+/// zero are omitted when they are.
 pub(super) fn rows(books: &DynamicMemoryInfo) -> Vec<Row> {
     let mut rows = progress(books);
     rows.extend(sizes(books));
@@ -69,7 +69,7 @@ fn guest(books: &DynamicMemoryInfo) -> Vec<Row> {
     .collect()
 }
 
-/// The faults that occurred; none for a guest without blemish.
+/// The guest's faults; `None` if there were none.
 fn faults(faults: &Faults) -> Option<String> {
     let occurred: Vec<_> = faults
         .iter()
