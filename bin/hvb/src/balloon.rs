@@ -14,13 +14,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use watch::{Failure, Sample, Verdict, Watch};
 
-/// How often the size is asked for. QEMU's hv-balloon sends no event when it changes.
+/// Polling interval for the size. QEMU's hv-balloon sends no event when the size changes.
 const POLL: Duration = Duration::from_millis(100);
 
-/// What a device rounds a target up to: the pages of its host. Any other target is another client's.
+/// Largest unit to which a device rounds a target up: the host's page size. A target that differs
+/// by more was set by another client.
 const PAGE_SIZES: [u64; 3] = [4 << 10, 2 << 20, 1 << 30];
 
-/// Sets the size, and waits.
+/// Sets the size and waits if asked to.
 pub(crate) fn run(args: &BalloonArgs) -> Result<()> {
     let mut client = connect(&args.socket)?;
     resize(&mut client, args)
@@ -31,7 +32,7 @@ fn resize(client: &mut Client, args: &BalloonArgs) -> Result<()> {
     let target = args.size.bytes();
     let start = actual(client).map_err(explained)?;
     let begun = Instant::now();
-    // A size fits, see `ByteSize`.
+    // Every `ByteSize` fits.
     let value = i64::try_from(target).unwrap_or(i64::MAX);
     client.run(&qapi::balloon { value }).map_err(explained)?;
     if !args.wait {
@@ -46,7 +47,7 @@ fn resize(client: &mut Client, args: &BalloonArgs) -> Result<()> {
     report::line(&format!("{} (was {}) after {seconds:.1} s", human(reached), human(start)))
 }
 
-/// Waits until the guest has the size, or will not have it. Returns the size.
+/// Waits until the guest has reached the size or cannot reach it. Returns the size.
 fn follow(
     client: &mut Client,
     socket: &Path,
@@ -70,7 +71,7 @@ fn follow(
     }
 }
 
-/// Why a guest of `actual` bytes is not waited for any longer.
+/// The error for a guest of `actual` bytes that is not worth waiting for any longer.
 fn failure(why: Failure, socket: &Path, actual: u64, watch: &Watch) -> anyhow::Error {
     let (socket, target) = (socket.display(), human(watch.target()));
     let distance = human(actual.abs_diff(watch.target()));
@@ -87,7 +88,8 @@ fn failure(why: Failure, socket: &Path, actual: u64, watch: &Watch) -> anyhow::E
         ),
         Failure::Unused(reason) => anyhow!("{socket}: the guest has {actual}, but {reason}"),
         Failure::Stuck(reason) => {
-            // What keeps a guest from growing names its own remedy, and so does what is the host's.
+            // Reasons that keep a guest from growing, and faults of the host, name their own
+            // remedy.
             let side = if actual_is_above { "above" } else { "below" };
             let remedy = match actual_is_above && !reason.contains(';') {
                 true => "; free memory in the guest or ask for more",
@@ -101,7 +103,7 @@ fn failure(why: Failure, socket: &Path, actual: u64, watch: &Watch) -> anyhow::E
     }
 }
 
-/// Gives up where an event says that waiting is pointless.
+/// Gives up if an event shows that waiting is pointless.
 fn heed(socket: &Path, event: &ReceivedEvent) -> Result<()> {
     if event.name == "SHUTDOWN" {
         bail!("{}: the virtual machine has shut down", socket.display());
@@ -116,7 +118,7 @@ fn actual(client: &mut Client) -> Result<u64, ClientError> {
 fn sample(client: &mut Client, wanted: u64) -> Result<Sample, ClientError> {
     match client.run(&XQueryDynamicMemory {}) {
         Ok(status) => Ok(Sample::new(status, wanted)),
-        // QEMU, or a machine without the books.
+        // QEMU, or a machine that does not keep these figures.
         Err(ClientError::Command { .. } | ClientError::Answer { .. }) => {
             let actual = actual(client)?;
             Ok(Sample { actual, ..Sample::default() })
@@ -125,21 +127,21 @@ fn sample(client: &mut Client, wanted: u64) -> Result<Sample, ClientError> {
     }
 }
 
-/// Whether a device that was asked for `wanted` may hold this target.
+/// Whether a device that was asked for `wanted` may have this target.
 fn is_rounded(target: u64, wanted: u64) -> bool {
     let pages = wanted & !0xfff;
     PAGE_SIZES.iter().any(|&size| pages.checked_next_multiple_of(size) == Some(target))
 }
 
-/// The device's word for pages on their way back.
+/// The device's state name while pages are being returned.
 const UNBALLOONING: &str = "unballooning";
 
 impl Sample {
     fn new(status: DynamicMemoryInfo, wanted: u64) -> Self {
-        // Where another client has set another target since, its books are not about ours.
+        // If another client has since set a different target, the figures do not concern ours.
         let is_ours = |&target: &u64| is_rounded(target, wanted);
         let target = status.target.filter(is_ours);
-        // A target the device holds it has not refused, whatever it said before.
+        // The current target was accepted, so any earlier refusal is stale.
         let refusal = status.last_refusal.filter(|_| target.is_none());
         Self {
             actual: status.actual,
