@@ -15,7 +15,6 @@ const MOST: u64 = 1024 * MIB;
 const THREADS: [&str; 12] = [
     "console-in",
     "console-out",
-    "device",
     "hvb",
     "log",
     "memory",
@@ -25,6 +24,7 @@ const THREADS: [&str; 12] = [
     "signals",
     "vcpu0",
     "vcpu1",
+    "vmbus",
 ];
 
 fn grown(seccomp: Option<&'static str>) -> Result<Vm> {
