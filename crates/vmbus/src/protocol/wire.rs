@@ -39,6 +39,8 @@ pub struct Header {
 
 const _: () = assert!(size_of::<Header>() == 8);
 
+/// The monitor ID in an offer that has no monitor.
+pub const NO_MONITOR: u8 = 0xff;
 /// Status of a successful request.
 pub const STATUS_SUCCESS: u32 = 0;
 /// Status of a refused request: NTSTATUS `STATUS_UNSUCCESSFUL`. Any nonzero value means refused.

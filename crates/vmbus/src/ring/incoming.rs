@@ -14,10 +14,7 @@ use super::{
 };
 use crate::{
     GuestMemory,
-    protocol::ring::{
-        DESCRIPTOR_LEN, FEATURE_BITS, FEATURE_PENDING_SEND_SIZE, FOOTER_LEN, INTERRUPT_MASK,
-        PENDING_SEND_SIZE, READ_INDEX,
-    },
+    protocol::ring::{DESCRIPTOR_LEN, FOOTER_LEN, INTERRUPT_MASK, PENDING_SEND_SIZE, READ_INDEX},
 };
 
 /// Maximum number of bytes copied at once: the length of the longest possible packet.
@@ -120,14 +117,11 @@ impl Incoming {
     }
 
     /// Whether advancing the read index from `before` made the room that a blocked sender waits
-    /// for. The interrupt mask does not matter here (Linux `hv_pkt_iter_close`).
+    /// for. The interrupt mask does not matter here (Linux `hv_pkt_iter_close`). Nor does the
+    /// feature bit: a size that nobody waits for costs a signal, a signal withheld the channel.
     fn made_awaited_room<M: GuestMemory>(&self, mem: &M, before: u32) -> Result<bool, RingError> {
         let pending = self.pages.load(mem, PENDING_SEND_SIZE, Ordering::Acquire)?;
         if pending == 0 {
-            return Ok(false);
-        }
-        let features = self.pages.load(mem, FEATURE_BITS, Ordering::Acquire)?;
-        if features & FEATURE_PENDING_SEND_SIZE == 0 {
             return Ok(false);
         }
         let write = self.pages.load_write_index(mem)?;

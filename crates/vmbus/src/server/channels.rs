@@ -93,10 +93,21 @@ impl Channel {
         }
     }
 
-    /// Cancels a pending reopen by the guest.
-    pub(super) const fn cancel_reopen(&mut self) {
-        if let ChannelState::Closing { reopen, .. } = &mut self.state {
-            *reopen = None;
+    /// The OPEN that the driver is carrying out.
+    pub(super) const fn opening(&self) -> Option<OpenId> {
+        match self.state {
+            ChannelState::Opening { open_id, .. } => Some(open_id),
+            ChannelState::Closed | ChannelState::Open { .. } | ChannelState::Closing { .. } => None,
+        }
+    }
+
+    /// Cancels a pending reopen by the guest, and returns its ID.
+    pub(super) fn cancel_reopen(&mut self) -> Option<OpenId> {
+        match &mut self.state {
+            ChannelState::Closing { reopen, .. } => {
+                reopen.take().map(|open| OpenId::new(open.open_id.get()))
+            }
+            ChannelState::Closed | ChannelState::Opening { .. } | ChannelState::Open { .. } => None,
         }
     }
 
@@ -181,7 +192,8 @@ impl Channels {
             if channel.close() {
                 tell(*id);
             }
-            channel.cancel_reopen();
+            // The guest that would wait for its result is gone.
+            let _ = channel.cancel_reopen();
             let withdrawn = matches!(channel.presence, Presence::Rescinded | Presence::Gone);
             channel.presence = if withdrawn { Presence::Gone } else { Presence::Unannounced };
             !(withdrawn && channel.is_closed())

@@ -51,16 +51,27 @@ impl Server {
 
     /// A contact at any time ends the previous connection, because firmware and kdump kernels leave
     /// without unloading. A contact before the last one was answered replaces it.
-    pub(super) fn on_contact(&mut self, contact: &wire::InitiateContact) {
+    ///
+    /// Only [`ConnectionId::CONTACT_V5`] gives the SINT and the VTL a meaning: firmware posts its
+    /// newest version to the old port with other data in their place. A contact for a SINT or VTL
+    /// that nobody serves is not addressed to this server, and leaves a live connection alone.
+    pub(super) fn on_contact(&mut self, port: ConnectionId, contact: &wire::InitiateContact) {
         let version = Version::from_wire(contact.version.get());
         let asked_vp = if version >= Version::V3_0 { contact.target_vp.get() } else { 0 };
         let has_vp = asked_vp < self.config.vp_count;
         let vp = VpIndex::new(if has_vp { asked_vp } else { 0 });
-        let has_sint = version < Version::V5_0 || contact.target_sint == SINT;
-        let has_vtl = version < Version::V5_1 || contact.target_vtl == 0;
+        let is_named = port == ConnectionId::CONTACT_V5;
+        let has_sint = !is_named || version < Version::V5_0 || contact.target_sint == SINT;
+        let has_vtl = !is_named || version < Version::V5_1 || contact.target_vtl == 0;
+        let is_for_us = has_sint && has_vtl;
+        if !is_for_us && !matches!(self.connection, Connection::Disconnected) {
+            return count(&mut self.faults.contacts_refused);
+        }
         let speaks = version.is_known() && version <= self.config.max_version;
-        // Monitor pages are not checked: no offer has a monitor, so they are never read.
-        let next = if speaks && has_vp && has_sint && has_vtl {
+        // No offer has a monitor, so the pages are never read; but there are two of them or none.
+        let (there, back) = (contact.parent_to_child_monitor, contact.child_to_parent_monitor);
+        let has_both_or_none = (there.get() == 0) == (back.get() == 0);
+        let next = if speaks && has_vp && is_for_us && has_both_or_none {
             Next::Accept { vp, version }
         } else {
             count(&mut self.faults.contacts_refused);
@@ -71,12 +82,13 @@ impl Server {
 
     pub(super) fn on_unload(&mut self) {
         match self.connection {
+            // A crashing kernel does not know whether its contact would have been accepted, and
+            // waits for the answer to UNLOAD.
             Connection::Connected { vp, .. }
-            | Connection::Draining(Next::UnloadResponse { vp } | Next::Accept { vp, .. }) => {
-                self.disconnect(Next::UnloadResponse { vp });
-            }
-            Connection::Disconnected
-            | Connection::Draining(Next::Nothing | Next::Refuse { .. }) => {
+            | Connection::Draining(
+                Next::UnloadResponse { vp } | Next::Accept { vp, .. } | Next::Refuse { vp },
+            ) => self.disconnect(Next::UnloadResponse { vp }),
+            Connection::Disconnected | Connection::Draining(Next::Nothing) => {
                 count(&mut self.faults.out_of_state);
             }
         }
@@ -143,7 +155,7 @@ fn offer(channel: &Channel) -> wire::Offer {
         subchannel_index: 0.into(),
         optional_mmio_megabytes: 0.into(),
         relid: channel.relid.get().into(),
-        monitor_id: 0,
+        monitor_id: wire::NO_MONITOR,
         monitor_allocated: 0,
         interrupt_flags: wire::DEDICATED_INTERRUPT.into(),
         connection_id: channel.connection_id().get().into(),
@@ -152,7 +164,8 @@ fn offer(channel: &Channel) -> wire::Offer {
 
 fn acceptance(version: Version) -> HostMessage {
     let named = version >= Version::V5_0;
-    version_response(1, if named { ConnectionId::MESSAGE.get() } else { 0 })
+    // Before 5.0 Hyper-V repeats the version in this place.
+    version_response(1, if named { ConnectionId::MESSAGE.get() } else { version.to_wire() })
 }
 
 fn refusal() -> HostMessage {

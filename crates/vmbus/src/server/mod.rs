@@ -183,7 +183,7 @@ impl Server {
         }
         let version = self.version().unwrap_or(Version::V2_4);
         match GuestMessage::parse(bytes, version) {
-            Ok((message, list)) => self.dispatch(&message, list),
+            Ok((message, list)) => self.dispatch(connection_id, &message, list),
             Err(error @ ParseError::TooShort { .. }) => {
                 count(&mut self.faults.malformed_messages);
                 Err(PostError::Malformed(error))
@@ -230,11 +230,16 @@ impl Server {
         &self.faults
     }
 
-    fn dispatch(&mut self, message: &GuestMessage, list: &[u8]) -> Result<(), PostError> {
+    fn dispatch(
+        &mut self,
+        port: ConnectionId,
+        message: &GuestMessage,
+        list: &[u8],
+    ) -> Result<(), PostError> {
         // These end a connection, so accept them even from a guest that no longer takes its
         // messages.
         match message {
-            GuestMessage::InitiateContact(contact) => self.on_contact(contact),
+            GuestMessage::InitiateContact(contact) => self.on_contact(port, contact),
             GuestMessage::Unload => self.on_unload(),
             _ if self.version().is_none() => count(&mut self.faults.out_of_state),
             _ if !self.can_accept() => {
@@ -256,9 +261,11 @@ impl Server {
         Ok(())
     }
 
+    /// A guest that has not seen the rescind yet goes on setting the channel up. Hyper-V lets it, and
+    /// some guests do not survive a refusal, so only a released relid is unknown here.
     fn on_gpadl_header(&mut self, header: &wire::GpadlHeader, list: &[u8]) {
         let limit = self.config.page_limit;
-        let progress = match self.channels.offered(header.relid.get()) {
+        let progress = match self.channels.by_relid(header.relid.get()) {
             Some((id, _)) => self.gpadls.begin(id, header, list, limit),
             None => Progress::Refused(Relid::new(header.relid.get())),
         };
@@ -297,9 +304,15 @@ impl Server {
             count(&mut self.faults.unknown_gpadls);
             return self.send_torndown(id);
         };
-        if self.channels.get_mut(owner).and_then(|channel| channel.ring_gpadl()) == Some(id) {
+        let Some(channel) = self.channels.get(owner) else { return };
+        if channel.relid.get() != teardown.relid.get() {
+            // An answer would say that the pages are free, and another channel's device may be
+            // using them.
+            return count(&mut self.faults.unknown_gpadls);
+        }
+        if channel.ring_gpadl() == Some(id) {
             self.gpadls.tear_down(id);
-            self.close(owner);
+            self.close_for_guest(owner);
         } else {
             self.gpadls.remove(id);
             self.send_torndown(id);

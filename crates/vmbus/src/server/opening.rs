@@ -142,8 +142,27 @@ impl Server {
         if channel.is_closed() && channel.presence != Presence::Rescinded {
             count(&mut self.faults.out_of_state);
         }
-        channel.cancel_reopen();
+        let reopening = channel.cancel_reopen();
+        self.fail_open(id, reopening);
+        self.close_for_guest(id);
+    }
+
+    /// Closes a channel because the guest asked for it, by CLOSE or by taking the rings back.
+    pub(super) fn close_for_guest(&mut self, id: ChannelId) {
+        let opening = self.channels.get(id).and_then(Channel::opening);
+        self.fail_open(id, opening);
         self.close(id);
+    }
+
+    /// Answers an OPEN that will not be carried out: the guest may be waiting for the result, and
+    /// nothing else would end its wait. (After a rescind it does not wait.)
+    fn fail_open(&mut self, id: ChannelId, unanswered: Option<OpenId>) {
+        let (Some(open_id), Some(channel)) = (unanswered, self.channels.get(id)) else { return };
+        if channel.presence == Presence::Offered {
+            let relid = channel.relid.get();
+            count(&mut self.faults.opens_refused);
+            self.send_open_result(relid, open_id, false);
+        }
     }
 
     pub(super) fn close(&mut self, channel: ChannelId) {
@@ -160,8 +179,9 @@ impl Server {
             self.channels.offered(modify.relid.get()).and_then(|(id, channel)| match &mut channel
                 .state
             {
+                // A channel opened without a VP has no interrupt to move.
                 ChannelState::Opening { rings, .. } | ChannelState::Open { rings } => {
-                    Some((id, rings))
+                    rings.target_vp.is_some().then_some((id, rings))
                 }
                 ChannelState::Closed | ChannelState::Closing { .. } => None,
             });

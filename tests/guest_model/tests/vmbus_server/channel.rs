@@ -167,21 +167,39 @@ fn a_reopen_of_rings_that_were_torn_down_fails() {
 }
 
 #[test]
-fn close_before_the_driver_has_opened_is_answered_by_close_finished_alone() {
-    let (mut pair, relid) = Pair::connected(Version::V5_3);
-    let gpadl = pair.client.create_gpadl(relid, &pages(10, 10));
-    pair.run();
-    for message in [open(relid, gpadl), close(relid)] {
-        pair.server.handle_message(ConnectionId::MESSAGE, message.emit().as_bytes()).unwrap();
+fn an_open_that_is_taken_back_before_the_driver_has_opened_fails() {
+    for take_back in [close, teardown] {
+        let (mut pair, relid) = Pair::connected(Version::V5_3);
+        let gpadl = pair.client.create_gpadl(relid, &pages(10, 10));
+        pair.run();
+        for message in [open(relid, gpadl), take_back(relid, gpadl)] {
+            pair.server.handle_message(ConnectionId::MESSAGE, message.emit().as_bytes()).unwrap();
+        }
+        let actions: Vec<_> = std::iter::from_fn(|| pair.server.poll_channel_action()).collect();
+        assert!(matches!(actions[..], [vmbus::Action::Open { .. }, vmbus::Action::Close { .. }]));
+        let answers = pair.answers();
+        let [HostMessage::OpenResult(result)] = &answers[..] else { panic!("{answers:?}") };
+        assert_eq!((result.open_id.get(), result.status.get()), (7, wire::STATUS_FAILURE));
+        pair.server.open_finished(pair.channel, true);
+        assert_eq!(pair.answers(), [], "one result for each open");
+        pair.server.close_finished(pair.channel);
+        pair.answers();
+        let (_, mut rings) = pair.open(relid);
+        pair.exchange(&mut rings);
     }
-    let actions: Vec<_> = std::iter::from_fn(|| pair.server.poll_channel_action()).collect();
-    assert!(matches!(actions[..], [vmbus::Action::Open { .. }, vmbus::Action::Close { .. }]));
-    pair.server.open_finished(pair.channel, true);
-    assert_eq!(pair.answers(), []);
-    pair.server.close_finished(pair.channel);
-    assert_eq!(pair.answers(), []);
+}
+
+#[test]
+fn a_reopen_that_is_taken_back_fails() {
+    let (mut pair, relid, gpadl, _) = Pair::opened(Version::V5_3);
+    pair.slow_device = true;
+    pair.client.close(relid);
     pair.client.open(relid, gpadl, 5, VpIndex::new(0));
-    assert_eq!(pair.run(), [Event::Opened(relid, true)]);
+    assert_eq!(pair.run(), []);
+    pair.client.close(relid);
+    assert_eq!(pair.run(), [Event::Opened(relid, false)]);
+    pair.finish_closing();
+    assert_eq!(pair.run(), []);
 }
 
 fn open(relid: Relid, gpadl: GpadlId) -> GuestMessage {
@@ -195,8 +213,13 @@ fn open(relid: Relid, gpadl: GpadlId) -> GuestMessage {
     })
 }
 
-fn close(relid: Relid) -> GuestMessage {
+fn close(relid: Relid, _: GpadlId) -> GuestMessage {
     GuestMessage::Close(wire::Channel { relid: relid.get().into() })
+}
+
+fn teardown(relid: Relid, gpadl: GpadlId) -> GuestMessage {
+    let (relid, gpadl) = (relid.get().into(), gpadl.get().into());
+    GuestMessage::GpadlTeardown(wire::GpadlTeardown { relid, gpadl })
 }
 
 #[test]
@@ -222,6 +245,17 @@ fn a_closed_channel_has_no_vp_to_modify() {
     let (mut pair, relid) = Pair::connected(Version::V5_3);
     pair.client.modify(relid, VpIndex::new(2));
     assert_eq!(pair.run(), [Event::Modified(relid, false)]);
+}
+
+#[test]
+fn a_channel_opened_without_interrupts_has_no_vp_to_modify() {
+    let (mut pair, relid) = Pair::connected(Version::V5_3);
+    let gpadl = pair.client.create_gpadl(relid, &pages(10, 10));
+    pair.client.open(relid, gpadl, 5, VpIndex::NONE);
+    pair.run();
+    pair.client.modify(relid, VpIndex::new(2));
+    assert_eq!(pair.run(), [Event::Modified(relid, false)]);
+    assert_eq!((pair.target_vp, pair.server.faults().changes_refused), (None, 1));
 }
 
 #[test]

@@ -14,6 +14,16 @@ fn version() -> impl Strategy<Value = Version> {
 }
 
 fn contact(version: u32, vp: u32, sint: u8, vtl: u8) -> Message {
+    contact_with_monitors(version, vp, sint, vtl, [0x1000, 0x2000])
+}
+
+fn contact_with_monitors(
+    version: u32,
+    vp: u32,
+    sint: u8,
+    vtl: u8,
+    [there, back]: [u64; 2],
+) -> Message {
     GuestMessage::InitiateContact(wire::InitiateContact {
         version: version.into(),
         target_vp: vp.into(),
@@ -21,10 +31,16 @@ fn contact(version: u32, vp: u32, sint: u8, vtl: u8) -> Message {
         target_vtl: vtl,
         reserved: 0.into(),
         feature_flags: 0.into(),
-        parent_to_child_monitor: 0x1000.into(),
-        child_to_parent_monitor: 0x2000.into(),
+        parent_to_child_monitor: there.into(),
+        child_to_parent_monitor: back.into(),
     })
     .emit()
+}
+
+/// Posts a contact to the port of versions from 5.0 on.
+fn named(pair: &mut Pair, message: Message) -> Vec<HostMessage> {
+    pair.post(Post { connection_id: ConnectionId::CONTACT_V5, message }).unwrap();
+    pair.answers()
 }
 
 proptest! {
@@ -65,7 +81,8 @@ fn a_host_below_5_0_has_no_port_4() {
 fn version_responses_are_the_bytes_of_the_protocol() {
     let mut pair = Pair::new(Version::V5_3, Version::V5_3);
     for (version, expected) in [
-        (0x4_0000, [0x0f, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]),
+        (0x2_0004, [0x0f, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 4, 0, 2, 0]),
+        (0x4_0000, [0x0f, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 4, 0]),
         (0x5_0003, [0x0f, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]),
         (0x6_0000, [0x0f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
         (0x4_0002, [0x0f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
@@ -93,12 +110,43 @@ fn a_vp_a_sint_or_a_vtl_that_is_not_there_is_refused() {
         contact(0x5_0003, 0, 3, 0),
         contact(0x5_0003, 0, 2, 1),
     ] {
-        let answers = pair.raw(refused);
+        let answers = named(&mut pair, refused);
         let [HostMessage::VersionResponse(response)] = answers[..] else { panic!("{answers:?}") };
         assert_eq!((response.supported, pair.server.version()), (0, None));
         assert_eq!(pair.message_vp, Some(VpIndex::new(0)));
     }
     assert_eq!(pair.server.faults().contacts_refused, 4);
+}
+
+#[test]
+fn the_old_port_names_no_sint_and_no_vtl() {
+    for (sint, vtl) in [(0, 0), (0xff, 0xff), (2, 1)] {
+        let mut pair = Pair::new(Version::V5_3, Version::V5_3);
+        assert_eq!(pair.raw(contact(0x6_0000, 0, sint, vtl)).len(), 1);
+        assert_eq!(pair.server.version(), None, "6.0 is refused for what it is");
+        assert_eq!(pair.raw(contact(0x5_0003, 0, sint, vtl)).len(), 1);
+        assert_eq!(pair.server.version(), Some(Version::V5_3));
+    }
+}
+
+#[test]
+fn a_contact_for_another_sint_or_vtl_leaves_the_connection_alone() {
+    let (mut pair, _, _, mut rings) = Pair::opened(Version::V5_3);
+    for other in [contact(0x5_0003, 0, 3, 0), contact(0x5_0003, 0, 2, 1)] {
+        assert_eq!(named(&mut pair, other), []);
+    }
+    assert_eq!(pair.server.version(), Some(Version::V5_3));
+    assert_eq!(pair.server.faults().contacts_refused, 2);
+    pair.exchange(&mut rings);
+}
+
+#[test]
+fn one_monitor_page_alone_is_refused() {
+    for (pages, accepted) in [([0x1000, 0], false), ([0, 0x1000], false), ([0, 0], true)] {
+        let mut pair = Pair::new(Version::V5_3, Version::V5_3);
+        assert_eq!(pair.raw(contact_with_monitors(0x4_0000, 0, 0, 0, pages)).len(), 1);
+        assert_eq!(pair.server.version().is_some(), accepted, "{pages:?}");
+    }
 }
 
 #[test]
@@ -119,6 +167,7 @@ fn an_offer_has_what_linux_needs() {
     assert_eq!((offer.interface, offer.instance), (OFFER.interface, OFFER.instance));
     assert_eq!((offer.relid.get(), offer.connection_id.get()), (1, 0x1001));
     assert_eq!((offer.interrupt_flags.get(), offer.monitor_allocated), (1, 0));
+    assert_eq!(offer.monitor_id, 0xff, "the ID of no monitor");
 }
 
 #[test]

@@ -88,6 +88,27 @@ fn unload_while_a_contact_waits_is_answered_alone() {
 }
 
 #[test]
+fn unload_while_a_refusal_waits_is_answered_alone() {
+    let (mut pair, ..) = Pair::opened(Version::V5_3);
+    pair.slow_device = true;
+    let contact = wire::InitiateContact {
+        version: 0x6_0000.into(),
+        target_vp: 0.into(),
+        target_sint: 2,
+        target_vtl: 0,
+        reserved: 0.into(),
+        feature_flags: 0.into(),
+        parent_to_child_monitor: 0.into(),
+        child_to_parent_monitor: 0.into(),
+    };
+    assert_eq!(pair.raw(GuestMessage::InitiateContact(contact).emit()), []);
+    pair.client.unload();
+    assert_eq!(pair.run(), []);
+    pair.finish_closing();
+    assert_eq!(pair.answers(), [HostMessage::UnloadResponse]);
+}
+
+#[test]
 fn unload_drops_older_messages() {
     let (mut pair, ..) = Pair::opened(Version::V5_3);
     pair.guest_reads = false;

@@ -100,6 +100,37 @@ fn a_teardown_of_nothing_is_answered() {
 }
 
 #[test]
+fn a_channel_being_withdrawn_takes_gpadls_until_it_is_released() {
+    let (mut pair, relid) = Pair::connected(Version::V5_3);
+    pair.server.rescind(pair.channel);
+    assert_eq!(pair.run(), [Event::Rescinded(relid)]);
+    let answers = pair.raw(header(relid, 10, 16, &[0x1000, 1]));
+    assert_eq!(statuses(&answers), [true]);
+    pair.client.teardown_gpadl(relid, GpadlId::new(10));
+    assert_eq!(pair.run(), [Event::GpadlTorndown(GpadlId::new(10))]);
+    pair.client.release(relid);
+    pair.run();
+    let answers = pair.raw(header(relid, 11, 16, &[0x1000, 1]));
+    assert_eq!(statuses(&answers), [false], "the relid is nobody's now");
+}
+
+#[test]
+fn a_gpadl_is_torn_down_by_its_own_channel_only() {
+    let (mut pair, relid, gpadl, mut rings) = Pair::opened(Version::V5_3);
+    let other = pair.client.create_gpadl(relid, &pages(40, 2));
+    assert_eq!(pair.run(), [Event::GpadlCreated(other, true)]);
+    for gpadl in [gpadl, other] {
+        pair.client.teardown_gpadl(Relid::new(77), gpadl);
+        assert_eq!(pair.run(), []);
+    }
+    assert_eq!(pair.server.faults().unknown_gpadls, 2);
+    pair.exchange(&mut rings);
+    pair.client.teardown_gpadl(relid, other);
+    pair.client.teardown_gpadl(relid, gpadl);
+    assert_eq!(pair.run(), [Event::GpadlTorndown(other), Event::GpadlTorndown(gpadl)]);
+}
+
+#[test]
 fn a_half_built_gpadl_can_be_torn_down() {
     let (mut pair, relid) = Pair::connected(Version::V5_3);
     pair.raw(header(relid, 5, 24, &[0x2000, 1]));

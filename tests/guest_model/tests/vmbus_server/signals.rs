@@ -12,7 +12,12 @@ use std::{
 };
 
 use guest_model::vmbus::{GuestRings, SharedMemory};
-use vmbus::ring::{ChannelRings, RingLayout, Sent};
+use page_range::Gpa;
+use vmbus::{
+    GuestMemory,
+    protocol::ring::{FEATURE_BITS, FEATURE_PENDING_SEND_SIZE},
+    ring::{ChannelRings, RingLayout, Sent},
+};
 
 use crate::pair::pages;
 
@@ -43,9 +48,18 @@ fn payload(id: u64) -> Vec<u8> {
 }
 
 fn rings() -> (ChannelRings<Arc<SharedMemory>>, GuestRings<Arc<SharedMemory>>) {
+    rings_of_a_guest_with(FEATURE_PENDING_SEND_SIZE)
+}
+
+/// The rings of a guest that sets these feature bits in the ring it sends on.
+fn rings_of_a_guest_with(
+    features: u32,
+) -> (ChannelRings<Arc<SharedMemory>>, GuestRings<Arc<SharedMemory>>) {
     let mem = Arc::new(SharedMemory::new(32));
     let pages = pages(3, 5);
     let guest = GuestRings::new(mem.clone(), &pages, 3);
+    let at = Gpa::new(pages[0].gpa().get() + FEATURE_BITS);
+    mem.write(at, &features.to_le_bytes()).unwrap();
     (ChannelRings::open(mem, &RingLayout::new(&pages, 3).unwrap()).unwrap(), guest)
 }
 
@@ -100,6 +114,16 @@ fn room_is_signalled_once_and_only_to_a_side_that_waits_for_it() {
     while let Sent::Written { .. } = host.send(&[0; 1000], 0).unwrap() {}
     let signals = core::iter::from_fn(|| guest.receive()).filter(|packet| packet.signal).count();
     assert_eq!(signals, 1);
+}
+
+#[test]
+fn a_pending_size_asks_for_the_signal_whatever_the_feature_bits_say() {
+    for features in [0, FEATURE_PENDING_SEND_SIZE] {
+        let (mut host, mut guest) = rings_of_a_guest_with(features);
+        while guest.send_or_wait(&[0; 112], 0).is_ok() {}
+        while host.receive().unwrap().is_some() {}
+        assert!(host.end_receive(), "{features:#x}");
+    }
 }
 
 #[test]
