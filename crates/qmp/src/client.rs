@@ -14,15 +14,15 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The longest message taken from a server, in bytes. QEMU's schema, the longest of all, has some
-/// 250 KB.
+/// The longest message accepted from a server, in bytes. QEMU's schema, the longest of all, has
+/// about 250 KB.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
-/// The most events kept while nobody asks for them; the oldest go first.
+/// The most events kept until they are asked for; the oldest are dropped first.
 const MAX_KEPT_EVENTS: usize = 1024;
 
-/// The longest event kept, in bytes of its data: the longest of QEMU's have some hundred. A server
-/// may be anybody's, and is not to fill this process's memory.
+/// The longest event kept, in bytes of its data; QEMU's longest have a few hundred. The server may
+/// be anyone's and must not fill this process's memory.
 const MAX_KEPT_EVENT_BYTES: usize = 16 << 10;
 
 /// A connection to a QMP server, past negotiation.
@@ -43,27 +43,27 @@ pub struct ReceivedEvent {
     /// Its name, for example `BALLOON_CHANGE`.
     #[serde(rename = "event")]
     pub name: String,
-    /// What it says; null if nothing.
+    /// Its data; null if there is none.
     #[serde(default)]
     pub data: Value,
 }
 
-/// Why a server could not be asked, or did not do what it was asked.
+/// Why a server could not be reached, or did not carry out a command.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nothing is there.
+    /// There is no such file.
     #[error("{}: no such socket: is the virtual machine running?", .path.display())]
     NoSocket {
         /// The path asked for.
         path: PathBuf,
     },
-    /// Something other than a socket is there.
+    /// The file is not a socket.
     #[error("{}: not a socket: give the path that follows --qmp", .path.display())]
     NotASocket {
         /// The path asked for.
         path: PathBuf,
     },
-    /// The socket is there but nobody listens on it.
+    /// The socket exists, but nobody listens on it.
     #[error("{}: nobody listens on this socket: its virtual machine has ended", .path.display())]
     NobodyListens {
         /// The path asked for.
@@ -75,7 +75,7 @@ pub enum ClientError {
         /// The path asked for.
         path: PathBuf,
     },
-    /// The kernel has no room for so long a socket path.
+    /// The kernel does not support a socket path of this length.
     #[error(
         "{}: socket paths must be 1 to {MAX_PATH_BYTES} bytes long: change directory and use a relative path",
         .path.display()
@@ -84,7 +84,7 @@ pub enum ClientError {
         /// The path asked for.
         path: PathBuf,
     },
-    /// The server accepts nobody, or says nothing.
+    /// The server accepts no connection, or sends nothing.
     #[error(
         "{}: no QMP greeting within {:.0?}: not a QMP socket, or another client holds it (QEMU serves one client per socket)",
         .path.display(), .timeout
@@ -92,18 +92,18 @@ pub enum ClientError {
     NoGreeting {
         /// The server's path.
         path: PathBuf,
-        /// How long we waited.
+        /// How long the client waited.
         timeout: Duration,
     },
-    /// The server speaks something else.
+    /// The server speaks another protocol.
     #[error("{}: not a QMP socket: it says {said}", .path.display())]
     NotQmp {
         /// The server's path.
         path: PathBuf,
-        /// The beginning of what it said.
+        /// The beginning of what it sent.
         said: String,
     },
-    /// The server speaks QMP but turned us away.
+    /// The server speaks QMP but refused the connection.
     #[error("{}: refused: {desc}", .path.display())]
     TurnedAway {
         /// The server's path.
@@ -111,7 +111,7 @@ pub enum ClientError {
         /// Its reason.
         desc: String,
     },
-    /// The server hung up.
+    /// The server closed the connection.
     #[error("{}: the connection ended: the virtual machine has gone", .path.display())]
     Closed {
         /// The server's path.
@@ -122,35 +122,35 @@ pub enum ClientError {
     Timeout {
         /// The server's path.
         path: PathBuf,
-        /// What we asked.
+        /// The command.
         command: String,
-        /// How long we waited.
+        /// How long the client waited.
         timeout: Duration,
     },
-    /// The server executed the command and failed.
+    /// The server rejected the command, or the command failed.
     #[error("{command}: {desc}")]
     Command {
-        /// What we asked.
+        /// The command.
         command: String,
         /// QEMU's error class, or another word.
         class: Value,
-        /// Its reason.
+        /// The server's description.
         desc: String,
     },
-    /// The answer has another shape than the command's.
+    /// The answer does not have the shape that the command calls for.
     #[error("{command}: unexpected answer: {source}")]
     Answer {
-        /// What we asked.
+        /// The command.
         command: String,
         /// What does not fit.
         source: serde_json::Error,
     },
-    /// The system refuses.
+    /// A system call failed.
     #[error("{}: {source}", .path.display())]
     Io {
         /// The server's path.
         path: PathBuf,
-        /// The system's reason.
+        /// The error.
         source: io::Error,
     },
 }
@@ -175,7 +175,7 @@ struct Failure {
 }
 
 impl Client {
-    /// Connects to the server at `path` and negotiates. `timeout` holds for this and for each
+    /// Connects to the server at `path` and negotiates. `timeout` applies to this and to each
     /// command.
     ///
     /// # Errors
@@ -197,7 +197,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Who answers, from the greeting.
+    /// The server's version, from its greeting.
     pub fn version(&self) -> &VersionInfo {
         &self.version
     }
@@ -205,7 +205,7 @@ impl Client {
     /// Executes a typed command, from [`crate::qapi`] for example.
     ///
     /// # Errors
-    /// The server fails the command, does not answer in time, or answers something else.
+    /// The server reports a failure, does not answer in time, or answers in another form.
     pub fn run<C: Command>(&mut self, command: &C) -> Result<C::Ok, ClientError> {
         let unexpected = |source| ClientError::Answer { command: C::NAME.to_owned(), source };
         let arguments = serde_json::to_value(command).map_err(unexpected)?;
@@ -213,11 +213,11 @@ impl Client {
         serde_json::from_value(answer).map_err(unexpected)
     }
 
-    /// Executes a command. `arguments` is an object, or null for none. Events that come in the
-    /// meantime are kept for [`next_event`](Self::next_event), but for very long ones.
+    /// Executes a command. `arguments` is an object, or null for none. Events that arrive in the
+    /// meantime are kept for [`next_event`](Self::next_event), except very long ones.
     ///
     /// # Errors
-    /// The server fails the command or does not answer in time.
+    /// The server reports a failure, or does not answer in time.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, ClientError> {
         self.last_id += 1;
         let wanted = json!(self.last_id);
@@ -228,7 +228,7 @@ impl Client {
         loop {
             let result = match self.receive(deadline)? {
                 None => return Err(self.timed_out(command)),
-                // The id of a late answer is an older one; a parse error has none.
+                // A late answer carries the id of an older command; a parse error carries none.
                 Some(Message::Answer { id, result }) if id == wanted || id.is_null() => result,
                 Some(Message::Answer { .. }) => continue,
                 Some(Message::Event(event)) => {
@@ -247,7 +247,7 @@ impl Client {
     /// The next event, or `None` if there is none within `timeout`.
     ///
     /// # Errors
-    /// The server hung up.
+    /// The server closed the connection.
     pub fn next_event(&mut self, timeout: Duration) -> Result<Option<ReceivedEvent>, ClientError> {
         if let Some(event) = self.events.pop_front() {
             return Ok(Some(event));
@@ -300,13 +300,13 @@ impl Client {
         }
     }
 
-    /// The next value on the wire, or `None` after the deadline.
+    /// The next value on the wire, or `None` once the deadline has passed.
     fn receive_value(&mut self, deadline: Instant) -> Result<Option<Value>, ClientError> {
         let mut buffer = [0; 16 * 1024];
         loop {
             if let Some(message) = self.framer.next_message() {
                 return message.map(Some).map_err(|error: FrameError| {
-                    self.not_qmp(&format!("something that is no JSON ({error})"))
+                    self.not_qmp(&format!("something that is not JSON ({error})"))
                 });
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -371,7 +371,7 @@ fn connect_error(path: &Path, errno: Errno, timeout: Duration) -> ClientError {
     match errno {
         Errno::ENAMETOOLONG => ClientError::PathLength { path },
         Errno::ENOENT | Errno::ENOTDIR => ClientError::NoSocket { path },
-        // Linux refuses the connection also where there is a file or directory.
+        // Linux refuses the connection also for a file or a directory.
         Errno::ECONNREFUSED if !is_socket(&path) => ClientError::NotASocket { path },
         Errno::ECONNREFUSED => ClientError::NobodyListens { path },
         Errno::EACCES => ClientError::Permission { path },

@@ -1,4 +1,4 @@
-//! The command table: each command's name, arguments, when it is legal, and what it does.
+//! The command table: name, arguments, phase and action of each command.
 
 use crate::dynamic_memory::DynamicMemoryInfo;
 use crate::event::value_of;
@@ -22,7 +22,7 @@ pub(crate) struct Command {
     run: fn(&dyn Machine, Arguments) -> Answer,
 }
 
-/// When a command is legal.
+/// When a command is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Only before the client has negotiated.
@@ -41,7 +41,7 @@ struct Argument {
 enum Kind {
     Integer,
     Text,
-    /// A list of names out of a set that is empty here: no capability is optional in this server.
+    /// A list of names drawn from an empty set: no capability is optional in this server.
     Capabilities,
 }
 
@@ -93,13 +93,13 @@ const COMMANDS: &[Command] = &[
     plain("x-query-dynamic-memory", |machine, _| machine.dynamic_memory().map(value_of)),
 ];
 
-/// The table's row for this name.
+/// The row for this name.
 pub(crate) fn find(name: &str) -> Option<&'static Command> {
     COMMANDS.iter().find(|command| command.name == name)
 }
 
-/// What `query-version` and the greeting say: the QEMU whose behaviour this follows, and who really
-/// answers.
+/// The version in `query-version` and the greeting: the QEMU whose behaviour this server follows,
+/// and the name of the program that really answers.
 pub(crate) fn version() -> VersionInfo {
     VersionInfo {
         qemu: VersionTriple { major: 10, minor: 0, micro: 0 },

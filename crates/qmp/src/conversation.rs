@@ -6,8 +6,8 @@ use crate::session::{MAX_COMMAND_BYTES, Session};
 use serde_json::Value;
 use std::sync::Arc;
 
-/// What one client says, in whatever pieces it comes, and the answers: what [`Server`](crate::Server)
-/// has with each of its clients, for whoever brings a transport of their own.
+/// One client's input, in pieces of any size, and the answers to it: what [`Server`](crate::Server)
+/// runs for each of its clients, for programs that bring their own transport.
 ///
 /// It holds at most the bytes of the last [`push`](Self::push) and one command of
 /// [`MAX_COMMAND_BYTES`].
@@ -22,23 +22,24 @@ impl Conversation {
         Self { framer: Framer::new(MAX_COMMAND_BYTES), session: Session::new(machine) }
     }
 
-    /// What the server says before the client says anything.
+    /// The server's first message, sent before the client says anything.
     pub fn greeting() -> Value {
         Session::greeting()
     }
 
-    /// Takes bytes as they came. Take all answers before the next call.
+    /// Takes bytes from the transport. Take all answers before the next call.
     pub fn push(&mut self, bytes: &[u8]) {
         self.framer.push(bytes);
     }
 
-    /// Executes the next command, if there is one, and gives its answer, success or failure.
+    /// Executes the next complete command, if there is one, and returns its answer, success or
+    /// failure.
     pub fn next_answer(&mut self) -> Option<Value> {
         let message = self.framer.next_message()?;
         Some(self.session.answer(message))
     }
 
-    /// Whether the client has negotiated, and so gets events.
+    /// Whether the client has negotiated and therefore receives events.
     pub fn has_negotiated(&self) -> bool {
         self.session.has_negotiated()
     }

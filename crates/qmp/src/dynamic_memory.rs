@@ -1,14 +1,14 @@
-//! What `x-query-dynamic-memory` answers: the balloon's books.
+//! The answer to `x-query-dynamic-memory`: the balloon's state and page accounting.
 
 use serde::{Deserialize, Serialize};
 
-/// What `x-query-dynamic-memory` returns. Sizes are in bytes.
+/// The answer to `x-query-dynamic-memory`. Sizes are in bytes.
 ///
 /// Once [`Machine::balloon`](crate::Machine::balloon) has returned, `target`, `waiting` and
-/// `stopped` are those of that call: a client that waits for the guest must not see why an earlier
-/// target was not reached.
+/// `stopped` describe that call: a client that waits for the guest must not see why an earlier
+/// target was missed.
 ///
-/// Fields may be added. A client takes a missing one as zero or absent.
+/// Fields may be added. Clients treat a missing field as zero or absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct DynamicMemoryInfo {
@@ -16,10 +16,10 @@ pub struct DynamicMemoryInfo {
     pub state: String,
     /// The guest's present size, as `query-balloon` gives it.
     pub actual: u64,
-    /// The size last asked for, rounded as the device rounds; absent when none was.
+    /// The last size requested, as the device rounded it; absent if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<u64>,
-    /// The largest size the guest can have: what it boots with and what can be added.
+    /// The largest size the guest can have: boot memory and all memory that can be added.
     #[serde(default)]
     pub maximum: u64,
     /// The memory the guest boots with.
@@ -28,92 +28,93 @@ pub struct DynamicMemoryInfo {
     /// Memory added since the guest booted, ballooned or not.
     #[serde(default)]
     pub hot_added: u64,
-    /// Memory that is the guest's, ballooned or not: `boot` and `hot_added`.
+    /// The memory assigned to the guest, ballooned or not: `boot` plus `hot_added`.
     #[serde(default)]
     pub assigned: u64,
-    /// Memory the guest gave and the host has back: `assigned` less `actual`.
+    /// Memory that the guest gave up and the host has back: `assigned` less `actual`.
     #[serde(default)]
     pub ballooned: u64,
-    /// Memory the guest gave that the host has not got back yet.
+    /// Memory that the guest gave up and the host does not have back yet.
     #[serde(default)]
     pub in_flight: u64,
-    /// Memory the guest gave that the host cannot free, as it shares a huge page with memory the
-    /// guest uses.
+    /// Memory that the guest gave up but the host cannot free, because it shares a huge page with
+    /// memory the guest uses.
     #[serde(default)]
     pub held: u64,
-    /// Memory the guest gave that the host failed to free.
+    /// Memory that the guest gave up and the host failed to free.
     #[serde(default)]
     pub undiscarded: u64,
-    /// Memory the guest gave that was never its own.
+    /// Memory that the guest gave up although it was never assigned to it.
     #[serde(default)]
     pub foreign: u64,
-    /// How long until the device will act on a target, in milliseconds, while it waits for a guest
-    /// that has only just started; absent when it acts at once.
+    /// Milliseconds until the device acts on a target, while it waits for a guest that has only
+    /// just started; absent if it acts at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_in_ms: Option<u64>,
-    /// Why nothing can happen now, in a few words; absent when something can. The target stands,
-    /// and the guest follows once this is over.
+    /// Why nothing can happen now, in a few words; absent if something can. The target stands, and
+    /// the guest follows it once the obstacle is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
-    /// Why the guest stays short of the target; absent while it moves towards it or has reached it.
+    /// Why the guest stopped short of the target; absent while it moves towards it or has reached
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<String>,
-    /// The last target the device refused; absent when it refused none.
+    /// The last target the device refused; absent if it refused none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_refusal: Option<Refusal>,
-    /// The guest's operating system as it told the hypervisor: the value of
+    /// The guest's operating system as it identified itself to the hypervisor: the value of
     /// `HV_X64_MSR_GUEST_OS_ID` (Hypervisor Top Level Functional Specification, "Reporting the
-    /// Guest OS Identity"); absent when it told none.
+    /// Guest OS Identity"); absent if it has not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_os_id: Option<u64>,
-    /// The same for people.
+    /// The same in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_os: Option<String>,
     /// The protocol version agreed with the guest's driver, such as `2.0`; absent without a driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol_version: Option<String>,
-    /// What added memory begins and ends at multiples of, as the guest's driver wants it; absent
-    /// when it does not want any, or has not said.
+    /// The alignment that the guest's driver wants for the start and size of added memory; absent
+    /// if it accepts none, or has not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hot_add_alignment: Option<u64>,
-    /// What the guest did wrong since the machine was made.
+    /// Protocol violations by the guest since the machine was created.
     #[serde(default)]
     pub faults: Faults,
 }
 
-/// A target the device did not take.
+/// A target that the device refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Refusal {
-    /// The size asked for, in bytes.
+    /// The size requested, in bytes.
     pub target: u64,
     /// Why it is impossible, in a few words.
     pub reason: String,
 }
 
-/// What a guest did wrong, counted. Nothing of it harms the host.
+/// Protocol violations by the guest, counted. None of them harms the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct Faults {
-    /// Packets that were no message.
+    /// Packets that were not a message.
     pub malformed: u64,
-    /// Messages without meaning when they came.
+    /// Messages that made no sense when they arrived.
     pub out_of_state: u64,
-    /// Requests dropped because the guest does not take the answers.
+    /// Requests dropped because the guest does not read the answers.
     pub floods: u64,
     /// Page ranges that named no pages.
     pub bad_ranges: u64,
-    /// Pages given twice.
+    /// Pages given up twice.
     pub duplicate_pages: u64,
-    /// Pages given that are not the guest's memory, and remembered.
+    /// Pages given up that are not the guest's memory, and are remembered.
     pub foreign_pages: u64,
-    /// Pages given that are not the guest's memory, and too many to remember.
+    /// Pages given up that are not the guest's memory, and were too many to remember.
     pub forgotten_pages: u64,
-    /// Messages with pages that nobody was waiting for.
+    /// Messages with pages that the device had not asked for.
     pub unasked_responses: u64,
-    /// Pages given beyond what was asked for.
+    /// Pages given up beyond the number asked for.
     pub excess_pages: u64,
-    /// Answers to an addition of memory that name more than was offered, or part of a block.
+    /// Answers to a hot-add request that name more memory than was offered, or part of a block.
     pub odd_hot_adds: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Events: what happened, its JSON line, and the handle that sends it to every client.
+//! Events: their kinds, their JSON form, and the handle that sends one to every client.
 
 use crate::server::Hub;
 use qapi_qmp::{
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// Something that happened to the machine. Sizes are in bytes.
+/// An event of the machine. Sizes are in bytes.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
@@ -19,9 +19,9 @@ pub enum Event {
         /// The guest's size now.
         actual: u64,
     },
-    /// `X_BALLOON_STOPPED`: the guest stays short of its target. QEMU has no such event.
+    /// `X_BALLOON_STOPPED`: the guest stopped short of its target. QEMU has no such event.
     BalloonStopped {
-        /// The size that was asked for.
+        /// The size requested.
         target: u64,
         /// The guest's size now.
         actual: u64,
@@ -36,16 +36,16 @@ pub enum Event {
         available: u64,
     },
     /// `MEMORY_DEVICE_SIZE_CHANGE`: memory was added, or is gone after a reset. QEMU sends at most
-    /// one a second; who emits it here has to do the same.
+    /// one a second; whoever emits it here must do the same.
     MemoryDeviceSizeChange {
         /// The device's id, if it has one.
         id: Option<String>,
-        /// The memory the device adds now.
+        /// The memory the device now adds.
         size: u64,
         /// Where QEMU's clients find the device, such as `/machine/peripheral/balloon0`.
         qom_path: String,
     },
-    /// `RESET`: the machine starts again.
+    /// `RESET`: the machine restarts.
     Reset {
         /// Whether the guest asked for it.
         guest: bool,
@@ -84,7 +84,7 @@ impl Event {
         )
     }
 
-    /// The event as QMP words it, stamped with `at`, the time since the UNIX epoch.
+    /// The event in QMP's form, stamped with `at`, the time since the UNIX epoch.
     pub(crate) fn to_json(&self, at: Duration) -> Value {
         json!({
             "timestamp": { "seconds": at.as_secs(), "microseconds": at.subsec_micros() },
@@ -117,14 +117,14 @@ impl Event {
     }
 }
 
-/// A QAPI structure as JSON. They hold only strings, numbers, booleans and lists of those, so this
-/// cannot fail; `null` would stand for a failure.
+/// A QAPI structure as JSON. Such structures hold only strings, numbers, booleans and lists of
+/// them, so this cannot fail; a failure would appear as `null`.
 pub(crate) fn value_of(data: impl Serialize) -> Value {
     serde_json::to_value(data).unwrap_or(Value::Null)
 }
 
-/// Sends events to every client that has negotiated. Cheap to clone, usable from any thread, also
-/// after the server is gone (then it does nothing).
+/// Sends events to every client that has negotiated. Cheap to clone and usable from any thread;
+/// does nothing once the server is gone.
 #[derive(Clone, Debug)]
 pub struct EventSender {
     hub: Arc<Hub>,
@@ -138,8 +138,8 @@ impl EventSender {
     /// Queues the event for every client. Never waits for one.
     ///
     /// A client that has not read earlier `BALLOON_CHANGE`, `MEMORY_DEVICE_SIZE_CHANGE` or
-    /// `HV_BALLOON_STATUS_REPORT` events gets only the newest of each. One whose queue is full nevertheless is disconnected: it would otherwise miss
-    /// an event without knowing.
+    /// `HV_BALLOON_STATUS_REPORT` events gets only the newest of each. A client whose queue is full
+    /// all the same is disconnected, since it would otherwise miss an event without knowing.
     pub fn emit(&self, event: &Event) {
         // A clock before 1970 is no reason to lose an event.
         let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

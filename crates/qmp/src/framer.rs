@@ -1,10 +1,10 @@
 //! Cuts a byte stream into JSON values.
 //!
 //! QMP has no frame markers: a value ends where its brackets balance. Values may share a line or
-//! span several. As QEMU does, this accepts strings in single quotes, answers nonsense with an error
-//! and then finds its feet again: it skips to the next bracket, comma, colon or control character.
-//! The bytes 0xFE and 0xFF, impossible in UTF-8, therefore end whatever was going on, which lets a
-//! client put the stream into a known state.
+//! span several. Like QEMU, the framer accepts strings in single quotes, and answers garbage with
+//! an error and then resynchronises: it skips to the next bracket, comma, colon or control
+//! character. The bytes 0xFE and 0xFF cannot occur in UTF-8 and abort whatever was in progress,
+//! which lets a client put the stream into a known state.
 
 use serde_json::Value;
 use std::mem;
@@ -12,18 +12,18 @@ use std::mem;
 /// Deepest nesting of brackets in a value. QEMU takes 1024; no command of ours needs more than 3.
 const MAX_DEPTH: usize = 64;
 
-/// Longest piece of a client's nonsense that is quoted back to it, in bytes.
+/// Longest excerpt of invalid input that is quoted back to the client, in bytes.
 const MAX_QUOTED: usize = 40;
 
-/// Cuts bytes into values; see the module's description.
+/// Cuts bytes into values; see the module documentation.
 #[derive(Debug)]
 pub(crate) struct Framer {
     /// Longest value accepted, in bytes.
     limit: usize,
     input: Vec<u8>,
-    /// How much of `input` is consumed.
+    /// How much of `input` has been consumed.
     taken: usize,
-    /// The value being collected, with double quotes only.
+    /// The value being collected, with all quotes converted to double quotes.
     text: Vec<u8>,
     /// Open brackets of either kind in `text`.
     depth: usize,
@@ -37,25 +37,25 @@ enum State {
     Tokens,
     /// In a number or keyword that stands outside any bracket.
     Word,
-    /// In a string that `quote` ends.
+    /// In a string that `quote` closes.
     Text { quote: u8, escaped: bool },
-    /// After an error: until a byte that may begin something sensible.
+    /// After an error: skipping to a byte that may begin something valid.
     Skipping,
-    /// After a value beyond a limit: until the end of the line, else its rest would be taken for
-    /// thousands of broken values.
+    /// After a value that exceeds a limit: skipping to the end of the line, or its rest would count
+    /// as thousands of broken values.
     SkippingLine,
 }
 
-/// Why bytes were no value. The texts are QEMU's.
+/// Why the bytes are not a value. The texts are QEMU's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FrameError {
-    /// A byte, or an unfinished string, that fits nowhere.
+    /// A byte, or an unfinished string, in a place where nothing allows it.
     #[error("JSON parse error, stray '{0}'")]
     Stray(String),
-    /// A word that is none of JSON's three.
+    /// A word other than `true`, `false` and `null`.
     #[error("JSON parse error, invalid keyword '{0}'")]
     Keyword(String),
-    /// Tokens in an order that makes no value.
+    /// Tokens in an order that forms no value.
     #[error("JSON parse error, {0}")]
     Syntax(String),
     /// A value longer than the limit.
@@ -72,7 +72,7 @@ impl Framer {
         Self { limit, input: vec![], taken: 0, text: vec![], depth: 0, state: State::Tokens }
     }
 
-    /// Adds bytes as they came from the stream. Take all messages before the next call.
+    /// Adds bytes from the stream. Take all messages before the next call.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.input.drain(..mem::take(&mut self.taken));
         self.input.extend_from_slice(bytes);
@@ -139,7 +139,7 @@ impl Framer {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.') {
             return self.keep(byte);
         }
-        // The byte belongs to what comes next.
+        // The byte belongs to the next token.
         self.taken -= 1;
         Some(self.finish())
     }
@@ -154,7 +154,7 @@ impl Framer {
                 }
                 Some(Err(error))
             }
-            // JSON knows no \' and wants \" for a double quote that ends nothing.
+            // JSON has no \' escape, and needs \" for a double quote inside the string.
             b'\'' if escaped => {
                 self.text.pop();
                 self.keep(byte)
@@ -217,7 +217,7 @@ impl Framer {
     }
 }
 
-/// Bytes at which sense may begin again after an error.
+/// Bytes at which a valid value may begin again after an error.
 fn is_landmark(byte: u8) -> bool {
     matches!(byte, b'{' | b'}' | b'[' | b']' | b',' | b':' | 0xFE | 0xFF)
         || (byte < 0x20 && byte != b'\t')

@@ -1,4 +1,4 @@
-//! The human monitor: one line in, text out. Failures are text too, as QEMU does it.
+//! The human monitor: one line in, text out. As in QEMU, failures are text too.
 
 use crate::machine::Machine;
 use crate::memory_device::{HvBalloonDevice, MemoryDevice};
@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 const MIB: u64 = 1 << 20;
 
-/// Name, operands and description of each command; `info` subjects by their full name.
+/// Name, operands and description of each command. `info` subjects are listed by their full name.
 const COMMANDS: &[(&str, &str, &str)] = &[
     ("balloon", " target", "set the size the guest should have, in MiB"),
     ("help", " [command]", "list the commands, or explain one"),
@@ -21,7 +21,7 @@ const COMMANDS: &[(&str, &str, &str)] = &[
     ("system_reset", " ", "reset the machine"),
 ];
 
-/// Executes one line. The answer is empty or lines that end in CR LF.
+/// Executes one line. The answer is empty, or lines that end in CR LF.
 pub(crate) fn execute(machine: &dyn Machine, line: &str) -> String {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     match *words {
@@ -68,7 +68,7 @@ fn balloon(machine: &dyn Machine, operands: &[&str]) -> String {
     if more || !rest.is_empty() {
         return extraneous("balloon", "balloon");
     }
-    // QEMU lets large numbers of MiB wrap around; here they are no size.
+    // QEMU lets large numbers of MiB wrap around; here they are invalid.
     match mib.checked_mul(MIB).filter(|&bytes| bytes > 0 && i64::try_from(bytes).is_ok()) {
         None => failure("Parameter 'value' expects a size"),
         Some(bytes) => match machine.balloon(bytes) {
@@ -78,7 +78,7 @@ fn balloon(machine: &dyn Machine, operands: &[&str]) -> String {
     }
 }
 
-/// The number `text` begins with, decimal or hexadecimal, and what follows it.
+/// The leading number in `text`, decimal or hexadecimal, and the rest of the text.
 fn number(text: &str) -> Result<(u64, &str), String> {
     let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => (digits, 16),
@@ -106,7 +106,7 @@ fn info_balloon(machine: &dyn Machine) -> String {
     }
 }
 
-/// Appends what QEMU prints of such a device, and the `size` that it does not.
+/// Appends the device as QEMU prints it, and its `size`, which QEMU omits.
 fn memory_device(mut text: String, device: &MemoryDevice) -> String {
     let MemoryDevice::HvBalloon(HvBalloonDevice { id, memaddr, max_size, memdev, size }) = device;
     // Writing to a string cannot fail.

@@ -1,19 +1,19 @@
 #![forbid(unsafe_code)]
-//! QEMU's monitor protocol (QMP) and the few human monitor (HMP) commands that go with it: a server
-//! that QEMU's own clients accept, and a client that talks to ours and to QEMU's.
+//! QEMU's monitor protocol (QMP) and the human monitor commands (HMP) that go with it: a server
+//! that QEMU's own clients accept, and a client for this server and QEMU's.
 //!
-//! [`Server`] listens on a UNIX socket and serves several clients at once. What it controls is
-//! behind the [`Machine`] trait: this crate knows no device. [`EventSender`] carries events to every
+//! [`Server`] listens on a UNIX socket and serves several clients at once. It controls a machine
+//! through the [`Machine`] trait; the crate knows no device. [`EventSender`] sends events to every
 //! client that has negotiated, and never blocks its caller.
 //!
-//! [`Client`] is the other side: blocking, one command at a time, with a deadline on each.
+//! [`Client`] is the other side: blocking, one command at a time, each with a deadline.
 //!
-//! No input from a client can block, slow down or end another client or the machine: every client
-//! has its own two threads, a cap on the length of a command ([`MAX_COMMAND_BYTES`]) and a bounded
+//! No client's input can block, slow down or end another client or the machine: every client has
+//! its own two threads, a limit on the length of a command ([`MAX_COMMAND_BYTES`]) and a bounded
 //! queue of unsent output ([`MAX_UNSENT_BYTES`]).
 //!
-//! Wording, error classes and framing follow what QEMU 10.0 answers; where the two differ the type
-//! or constant concerned says so.
+//! Texts, error classes and framing follow QEMU 10.0; the documentation of a type or constant says
+//! where they differ.
 
 mod client;
 mod commands;

@@ -1,8 +1,8 @@
-//! What `query-memory-devices` answers.
+//! The answer to `query-memory-devices`.
 
 use serde::{Deserialize, Serialize};
 
-/// A device that gives the guest memory beyond what it boots with, as `query-memory-devices` lists
+/// A device that can give the guest memory beyond its boot memory, as `query-memory-devices` lists
 /// it: `{"type": "hv-balloon", "data": {...}}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "data", rename_all = "kebab-case")]
@@ -12,9 +12,10 @@ pub enum MemoryDevice {
     HvBalloon(HvBalloonDevice),
 }
 
-/// QEMU's `HvBalloonDeviceInfo` and, in `size`, what QEMU does not tell. Sizes are in bytes.
+/// QEMU's `HvBalloonDeviceInfo`, and in `size` a figure that QEMU does not report. Sizes are in
+/// bytes.
 ///
-/// The type of `qapi-qmp` has no `size`, so this is our own; its clients skip the field.
+/// The type in `qapi-qmp` has no `size`, hence this one; clients of that crate skip the field.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HvBalloonDevice {
@@ -30,7 +31,7 @@ pub struct HvBalloonDevice {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memdev: Option<String>,
     /// The memory the device has added, ballooned or not. An extension: QEMU's hv-balloon does not
-    /// tell; its virtio-mem does, under this name.
+    /// report it; its virtio-mem does, under this name.
     #[serde(default)]
     pub size: u64,
 }

@@ -1,4 +1,4 @@
-//! One client's unsent output: a bounded queue between whoever has something to say and the thread
+//! One client's unsent output: a bounded queue between the producers of messages and the thread
 //! that writes to the socket.
 
 use serde_json::Value;
@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The most unsent output kept for one client, in bytes; about 2,000 events. A single answer may be
-/// longer when nothing else waits.
+/// longer if nothing else is queued.
 pub const MAX_UNSENT_BYTES: usize = 256 * 1024;
 
 /// The queue. Answers wait for room, events never wait.
@@ -20,7 +20,7 @@ pub(crate) struct Outbox {
 struct State {
     lines: VecDeque<Line>,
     bytes: usize,
-    /// Whether the client has negotiated: before that it gets no events.
+    /// Whether the client has negotiated: it gets no events before that.
     wants_events: bool,
     end: End,
 }
@@ -42,19 +42,19 @@ enum End {
     Closed,
 }
 
-/// What became of an event.
+/// The outcome of queueing an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Queued {
-    /// It will be sent, or the client is not to have it.
+    /// It will be sent, or the client does not want it.
     Done,
-    /// No room. The outbox is now closed; the caller closes the connection.
+    /// The queue is full. The outbox is now closed, and the caller must close the connection.
     Overflow,
 }
 
 impl Outbox {
-    /// Queues an answer (or the greeting), waiting for room: the client that caused it must read it
-    /// before its next command is looked at. From the line after this one on the client gets events
-    /// if `wants_events`. Returns false when the outbox is closed.
+    /// Queues an answer (or the greeting) and waits for room, since the client must read it before
+    /// its next command is looked at. After this line the client receives events if `wants_events`.
+    /// Returns false if the outbox is closed.
     pub(crate) fn push_answer(&self, value: &Value, wants_events: bool) -> bool {
         let text = line(value);
         let full = |s: &mut State| {
@@ -92,7 +92,7 @@ impl Outbox {
         Queued::Done
     }
 
-    /// The next line to write, once there is one; `None` when there will be none.
+    /// Waits for the next line to write; `None` when there will be no more.
     pub(crate) fn next_line(&self) -> Option<Vec<u8>> {
         let empty = |s: &mut State| s.end == End::Open && s.lines.is_empty();
         let mut state =
@@ -103,7 +103,7 @@ impl Outbox {
         Some(line.text)
     }
 
-    /// Takes no more in. What is queued can still be taken out.
+    /// Accepts nothing more. Queued lines can still be taken out.
     pub(crate) fn finish(&self) {
         let mut state = self.lock();
         if state.end == End::Open {
@@ -112,7 +112,7 @@ impl Outbox {
         self.changed.notify_all();
     }
 
-    /// Drops what is queued and takes no more in.
+    /// Drops what is queued and accepts nothing more.
     pub(crate) fn close(&self) {
         self.lock().close();
         self.changed.notify_all();

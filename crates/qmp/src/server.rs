@@ -1,11 +1,12 @@
 //! The server: a thread that accepts, and a reading and a writing thread for each client.
 //!
-//! A client's reader executes its commands one after the other and queues the answers; its writer
-//! empties the queue. Where a client does not read its answers its own reader waits, and nobody
-//! else. Events go straight into the queues, see [`Outbox`].
+//! A client's reader executes its commands in order and queues the answers; its writer empties the
+//! queue. If a client does not read its answers, only its own reader waits. Events go straight into
+//! the queues; see [`Outbox`].
 //!
-//! A process without a free descriptor can accept nobody, and so tell nobody why. One is kept in
-//! reserve for that: it is let go, the client takes its place, is told, and disconnected.
+//! A process without a free descriptor can accept no client, so it cannot tell one why. The server
+//! therefore keeps one descriptor in reserve: it closes that, accepts the client in its place, says
+//! why, and disconnects it.
 
 use crate::conversation::Conversation;
 use crate::event::{Event, EventSender};
@@ -25,28 +26,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// The most clients at a time. One more is told so and disconnected.
+/// The most clients at a time. A client beyond that is told so and disconnected.
 pub const MAX_CLIENTS: usize = 16;
 
-/// How long the end of the server waits for clients to take what is queued for them, such as the
+/// How long a server that ends waits for clients to read what is queued for them, such as the
 /// `SHUTDOWN` event.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// How often that wait looks.
+/// How often that wait checks.
 const FAREWELL_STEP: Duration = Duration::from_millis(2);
 
-/// Pause after an accept that failed, for example for want of file descriptors.
+/// The pause after a failed accept, for example for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The threads of a client.
+/// Threads for each client.
 const THREADS: usize = 2;
 
-/// What a client hears that came with the last descriptor.
+/// The message to a client whose connection took the last descriptor.
 const NO_DESCRIPTOR: &str = "the virtual machine's process has no file descriptor left for another \
                              monitor client; end one, or raise its limit (prlimit --nofile)";
 
-/// A monitor on a UNIX socket. Dropping it says good-bye to all clients, ends its threads and
-/// removes the socket.
+/// A monitor on a UNIX socket. Dropping it lets clients read what is queued for a moment, ends its
+/// threads and removes the socket.
 #[derive(Debug)]
 pub struct Server {
     listener: Arc<Listener>,
@@ -65,10 +66,10 @@ pub enum ServerThread {
     Write,
 }
 
-/// Called on each thread before it does anything; see [`Server::start_with`].
+/// Called on each thread before anything else; see [`Server::start_with`].
 type Prepare = dyn Fn(ServerThread) -> io::Result<()> + Send + Sync;
 
-/// All clients there are.
+/// All connected clients.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
     clients: Mutex<Vec<Client>>,
@@ -87,23 +88,23 @@ struct Client {
 struct Connection {
     stream: UnixStream,
     outbox: Outbox,
-    /// How many of the threads are left.
+    /// How many of the threads are still running.
     threads: AtomicUsize,
 }
 
 impl Server {
-    /// Starts to serve `machine` on a new socket at `path`, which only this user may use. A socket
-    /// that nobody listens on any more is replaced.
+    /// Serves `machine` on a new socket at `path`, which only this user may use. Replaces a socket
+    /// on which nobody listens any more.
     ///
     /// # Errors
-    /// The path is in use, no socket, too long, or the system refuses.
+    /// The path is in use, is not a socket, or is too long; or a system call failed.
     pub fn start(path: &Path, machine: Arc<dyn Machine>) -> Result<Self, ServerError> {
         Self::start_with(path, machine, |_| Ok(()))
     }
 
-    /// The same with `prepare` called on each thread of the server before it does anything, to
-    /// confine it for one. A thread for which it fails ends at once, and with a thread of a client
-    /// that client's connection.
+    /// As [`Server::start`], with `prepare` called on each of the server's threads before anything
+    /// else, for example to confine it. A thread for which it fails ends at once; if that thread
+    /// belongs to a client, the client is disconnected.
     ///
     /// # Errors
     /// As [`Server::start`].
@@ -130,7 +131,7 @@ impl Server {
         Ok(Self { listener, hub, accepting: Some(accepting) })
     }
 
-    /// A handle that sends events to the clients.
+    /// A handle for sending events to the clients.
     pub fn events(&self) -> EventSender {
         EventSender::new(self.hub.clone())
     }
@@ -148,19 +149,19 @@ impl Drop for Server {
 }
 
 impl Hub {
-    /// Queues the event for every client, see [`EventSender::emit`].
+    /// Queues the event for every client; see [`EventSender::emit`].
     pub(crate) fn broadcast(&self, event: &Event, at: Duration) {
         let value = event.to_json(at);
         let replaceable = event.is_a_state().then(|| event.name());
         for client in self.lock().iter() {
             if client.connection.outbox.push_event(&value, replaceable) == Queued::Overflow {
-                tracing::warn!("a monitor client does not read its events: disconnected");
+                tracing::warn!("disconnected a monitor client that does not read its events");
                 client.connection.cut();
             }
         }
     }
 
-    /// Takes a new client in, or tells it why not.
+    /// Admits a new client, or tells it why not.
     fn admit(
         self: &Arc<Self>,
         stream: UnixStream,
@@ -192,12 +193,12 @@ impl Hub {
         }
     }
 
-    /// Lets go of a client whose threads have nothing more to do, and with it of its descriptor.
+    /// Drops a client whose threads have nothing more to do, and with it its descriptor.
     fn forget(&self, gone: &Arc<Connection>) {
         self.lock().retain(|client| !Arc::ptr_eq(&client.connection, gone));
     }
 
-    /// Disconnects all clients once they have what is queued for them, or after a while.
+    /// Disconnects all clients once they have read what is queued for them, or after a while.
     fn end(&self) {
         let clients = std::mem::take(&mut *self.lock());
         for client in &clients {
@@ -228,7 +229,7 @@ impl Client {
         hub: &Arc<Hub>,
         prepare: &Arc<Prepare>,
     ) -> io::Result<Self> {
-        // The reader first: it says the greeting, and a client that is turned away gets none.
+        // The reader first: it sends the greeting, and a client that is refused gets none.
         let presence = Presence { connection: connection.clone(), hub: hub.clone() };
         let (ready, go) = sync_channel(1);
         let prepare_reader = prepare.clone();
@@ -241,14 +242,14 @@ impl Client {
         })?;
         let (of_writer, hub, prepare) = (connection.clone(), hub.clone(), prepare.clone());
         let writer = spawn("qmp-write", move || {
-            // Not before the thread is there: dropped by this one it would wait for itself.
+            // Only once the thread exists: if this thread dropped it, it would wait for itself.
             let presence = Presence { connection: of_writer, hub };
             let connection = &presence.connection;
-            // An error means that the client is gone, or shall be.
+            // An error means that the client is gone, or must go.
             let _ = prepare(ServerThread::Write).and_then(|()| write_loop(connection));
             connection.cut();
         })?;
-        // The reader waits for this, or for its end.
+        // The reader waits for this, or for the sender to be dropped.
         let _ = ready.send(());
         Ok(Self { connection: connection.clone(), reader, writer })
     }
@@ -259,7 +260,7 @@ impl Client {
 
     fn join(self) {
         for thread in [self.reader, self.writer] {
-            // A thread cannot wait for itself; `Machine` forbids this, but a hang would be worse.
+            // A thread cannot join itself. `Machine` forbids this, but a hang would be worse.
             if thread.thread().id() != thread::current().id() {
                 let _ = thread.join();
             }
@@ -268,14 +269,14 @@ impl Client {
 }
 
 impl Connection {
-    /// Ends both directions at once and wakes both threads.
+    /// Shuts down both directions and wakes both threads.
     fn cut(&self) {
         self.outbox.close();
         let _ = self.stream.shutdown(net::Shutdown::Both);
     }
 }
 
-/// That a thread of a client is there. The last one to end takes the client off the list.
+/// Marks a running thread of a client. The last one to end removes the client from the list.
 struct Presence {
     connection: Arc<Connection>,
     hub: Arc<Hub>,
@@ -289,7 +290,7 @@ impl Drop for Presence {
     }
 }
 
-/// Lets the writer end after the reader, also when a command panicked.
+/// Lets the writer end after the reader, even if a command panicked.
 struct FinishOnDrop<'a>(&'a Outbox);
 
 impl Drop for FinishOnDrop<'_> {
@@ -320,11 +321,11 @@ fn accept_loop(
                     spare = reserve();
                 }
             }
-            // The server ends.
+            // The server is ending.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
-                // Once, and not again before it works again.
+                // Logged once, and again only after it has worked.
                 if !std::mem::replace(&mut is_failing, true) {
                     tracing::error!(%error, "cannot accept monitor clients");
                 }
@@ -341,11 +342,11 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHan
     thread::Builder::new().name(name.to_owned()).spawn(body)
 }
 
-/// Tells a client why it is not served, if it takes that at once.
+/// Tells a client why it is not served, if it can take that without blocking.
 fn turn_away(mut stream: &UnixStream, why: &str) {
-    tracing::debug!("a monitor client is turned away: {why}");
+    tracing::debug!("refused a monitor client: {why}");
     let answer = json!({ "error": { "class": "GenericError", "desc": why } });
-    // It sees the end of the connection in any case.
+    // The client sees the end of the connection in any case.
     let _ = stream
         .set_nonblocking(true)
         .and_then(|()| stream.write_all(format!("{answer}\r\n").as_bytes()));

@@ -1,4 +1,4 @@
-//! One client's conversation: what it may say, and the answer to each thing it says.
+//! One client's session: which commands it may use, and the answer to each.
 
 use crate::commands::{self, Arguments, Phase};
 use crate::framer::FrameError;
@@ -9,13 +9,13 @@ use std::sync::Arc;
 /// The longest command accepted, in bytes. QEMU takes 64 MiB; ours need a few hundred bytes.
 pub const MAX_COMMAND_BYTES: usize = 64 * 1024;
 
-/// A conversation with one client.
+/// A session with one client.
 pub(crate) struct Session {
     machine: Arc<dyn Machine>,
     phase: Phase,
 }
 
-/// A command as it came, with its outer shape checked.
+/// A command as received, with its outer shape checked.
 #[derive(Debug)]
 struct Request {
     name: String,
@@ -23,12 +23,12 @@ struct Request {
 }
 
 impl Session {
-    /// A conversation that has not negotiated yet.
+    /// A session that has not negotiated yet.
     pub(crate) fn new(machine: Arc<dyn Machine>) -> Self {
         Self { machine, phase: Phase::Negotiation }
     }
 
-    /// What the server says before the client says anything.
+    /// The server's first message, sent before the client says anything.
     pub(crate) fn greeting() -> Value {
         json!({ "QMP": { "version": commands::version(), "capabilities": [] } })
     }
@@ -38,7 +38,7 @@ impl Session {
         self.phase == Phase::Command
     }
 
-    /// Executes what the client sent and returns the answer, success or failure.
+    /// Executes the client's message and returns the answer, success or failure.
     pub(crate) fn answer(&mut self, message: Result<Value, FrameError>) -> Value {
         let mut message = match message {
             Ok(Value::Object(message)) => message,
@@ -143,8 +143,8 @@ mod tests {
         fn quit(&self) {}
     }
 
-    /// Pairs of what a client says and what QEMU 10.0 answers. Where the answers hold nothing that
-    /// depends on the machine's make, they were recorded from QEMU.
+    /// Messages of a client and QEMU 10.0's answers. Answers that do not depend on the machine were
+    /// recorded from QEMU.
     const NEGOTIATING: &[(&str, &str)] = &[
         (
             r#"{"execute":"query-status"}"#,

@@ -1,4 +1,4 @@
-//! UNIX socket paths: listening on one, connecting to one, and saying plainly why not.
+//! UNIX sockets: listening, connecting, and errors that say plainly what is wrong.
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout};
@@ -18,13 +18,13 @@ use std::time::Duration;
 /// Longest path of a UNIX socket on Linux, in bytes: `sun_path` less its terminator.
 pub(crate) const MAX_PATH_BYTES: usize = 107;
 
-/// How many clients may wait to be accepted. They never wait long.
+/// How many clients may wait to be accepted. None waits long.
 const BACKLOG: i32 = 16;
 
-/// Why no server could be started.
+/// Why the server could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// The kernel has no room for so long a socket path.
+    /// The kernel does not support a socket path of this length.
     #[error(
         "monitor socket {}: the path is {} bytes long, the kernel allows {MAX_PATH_BYTES}: choose a shorter one",
         .path.display(), .path.as_os_str().len()
@@ -33,7 +33,7 @@ pub enum ServerError {
         /// The path asked for.
         path: PathBuf,
     },
-    /// A process listens there.
+    /// Another process listens on it.
     #[error(
         "monitor socket {} is in use: another process answers on it; choose another path or end that process",
         .path.display()
@@ -42,33 +42,33 @@ pub enum ServerError {
         /// The path asked for.
         path: PathBuf,
     },
-    /// Something else has that name; it is left alone.
-    #[error("monitor socket {}: the path exists and is no socket; choose another or remove it", .path.display())]
+    /// The path names something other than a socket, which is left alone.
+    #[error("monitor socket {}: the path exists and is not a socket; choose another path or remove it", .path.display())]
     NotASocket {
         /// The path asked for.
         path: PathBuf,
     },
-    /// The system refuses.
+    /// A system call failed.
     #[error("cannot listen on monitor socket {}", .path.display())]
     Listen {
         /// The path asked for.
         path: PathBuf,
-        /// The system's reason.
+        /// The error.
         source: io::Error,
     },
 }
 
-/// A socket this process listens on. The file goes away with it.
+/// A socket this process listens on. Dropping it removes the file.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) socket: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file we made: a later one at this path is not ours to remove.
+    /// Device and inode of the file this created: a later file at this path is someone else's.
     identity: Option<(u64, u64)>,
 }
 
 impl Listener {
-    /// Listens on `path`, for this user only. A socket that nobody listens on any more is replaced.
+    /// Listens on `path`, for this user only. Replaces a socket on which nobody listens any more.
     pub(crate) fn bind(path: &Path) -> Result<Self, ServerError> {
         let failed = |source: io::Error| ServerError::Listen { path: path.to_owned(), source };
         let address =
@@ -76,7 +76,7 @@ impl Listener {
         remove_stale(path, &address)?;
         let socket = stream_socket(SockFlag::empty()).map_err(failed)?;
         // On Linux the file inherits the socket's mode, so it is never open to others, not even
-        // for the moment between bind and a chmod.
+        // between bind and a chmod.
         fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| failed(e.into()))?;
         bind(socket.as_raw_fd(), &address).map_err(|errno| match errno {
             Errno::EADDRINUSE => ServerError::InUse { path: path.to_owned() },
@@ -96,14 +96,14 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let found = fs::symlink_metadata(&self.path).ok().map(|file| (file.dev(), file.ino()));
         if found.is_some() && found == self.identity {
-            // Nobody is left to tell; a stale file is replaced by the next server.
+            // No one is left to report to; the next server replaces a stale file.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Connects to `path`, waiting at most `timeout` where the server is slow to accept. Reads and
-/// writes of the stream time out after the same time.
+/// Connects to `path`, waiting at most `timeout` if the server is slow to accept. Reads and writes
+/// on the stream have the same timeout.
 pub(crate) fn connect_within(path: &Path, timeout: Duration) -> Result<UnixStream, Errno> {
     let address = address(path).ok_or(Errno::ENAMETOOLONG)?;
     let socket = stream_socket(SockFlag::empty()).map_err(|_| Errno::last())?;
@@ -116,7 +116,7 @@ pub(crate) fn connect_within(path: &Path, timeout: Duration) -> Result<UnixStrea
 }
 
 fn address(path: &Path) -> Option<UnixAddr> {
-    // An empty path would mean an address the kernel picks.
+    // An empty path would bind to an address that the kernel picks.
     let fits = (1..=MAX_PATH_BYTES).contains(&path.as_os_str().len());
     fits.then(|| UnixAddr::new(path).ok()).flatten()
 }
@@ -126,7 +126,7 @@ fn stream_socket(flags: SockFlag) -> io::Result<OwnedFd> {
     Ok(socket(AddressFamily::Unix, SockType::Stream, flags, None)?)
 }
 
-/// Makes way for a new socket at `path` if what is there is a socket nobody listens on.
+/// Removes what is at `path` if it is a socket on which nobody listens.
 fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), ServerError> {
     let failed = |source: io::Error| ServerError::Listen { path: path.to_owned(), source };
     match fs::metadata(path) {
@@ -140,9 +140,9 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), ServerError> {
     let probe = stream_socket(SockFlag::SOCK_NONBLOCK).map_err(failed)?;
     match connect(probe.as_raw_fd(), address) {
         Err(Errno::ECONNREFUSED) => fs::remove_file(path).map_err(failed),
-        // A server too busy to accept is a server all the same.
+        // A server too busy to accept is still a server.
         Ok(()) | Err(Errno::EAGAIN) => Err(ServerError::InUse { path: path.to_owned() }),
-        // It ended since we looked.
+        // It disappeared in the meantime.
         Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err(failed(errno.into())),
     }
