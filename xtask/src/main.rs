@@ -36,7 +36,7 @@ enum Task {
     Soak(soak::SoakArgs),
     /// Measures the same guest under hvb and under QEMU's two balloons.
     BenchPeers(peers::PeersArgs),
-    /// Checks what the compiler does not: layers, purity, manifests, file sizes.
+    /// Checks what the compiler does not: layers, purity, manifests, file sizes, links.
     Lint,
     /// Checks that the compiler in use is the oldest one that README.md and `rust-version` promise.
     ///

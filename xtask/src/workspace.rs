@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anyhow::{Result, ensure};
+
 /// The root of the workspace.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
@@ -15,6 +17,17 @@ pub(crate) fn target() -> PathBuf {
         Some(dir) => root().join(dir),
         None => root().join("target"),
     }
+}
+
+/// The files in version control whose names match, from the root on; those that are about to be added
+/// count.
+pub(crate) fn files(pattern: &str) -> Result<Vec<PathBuf>> {
+    let list = ["ls-files", "-z", "--cached", "--others", "--exclude-standard", pattern];
+    let output = Command::new("git").current_dir(root()).args(list).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    let names = String::from_utf8(output.stdout)?;
+    let names = names.split_terminator('\0').map(PathBuf::from);
+    Ok(names.filter(|name| root().join(name).exists()).collect())
 }
 
 /// `cargo`, the one that runs this task, in the root of the workspace.

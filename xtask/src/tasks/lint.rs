@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 
+use super::links;
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
@@ -75,7 +76,8 @@ const MAX_LINES: usize = 600;
 /// Checks the workspace; prints each finding on a line.
 pub(crate) fn main() -> Result<ExitCode> {
     let metadata = MetadataCommand::new().current_dir(workspace::root()).no_deps().exec()?;
-    let findings = check(&metadata)?;
+    let mut findings = check(&metadata)?;
+    findings.extend(links::check()?);
     for finding in &findings {
         eprintln!("{finding}");
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod demo;
 pub(crate) mod fuzz;
+mod links;
 pub(crate) mod lint;
 pub(crate) mod msrv;
 pub(crate) mod package;
