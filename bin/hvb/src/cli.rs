@@ -122,13 +122,9 @@ pub(crate) enum Serial {
     None,
 }
 
-/// The wait before the first request to a new guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Settle {
-    /// As long as this kind of guest needs.
-    Auto,
-    Fixed(Duration),
-}
+/// The wait before the first request to a new guest; `None` for as long as this kind of guest needs.
+/// The command line parser would take an `Option` for an option that may be left out.
+pub(crate) type Settle = Option<Duration>;
 
 /// Huge pages for guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -196,8 +192,8 @@ fn serial(text: &str) -> Result<Serial, String> {
 
 fn settle(text: &str) -> Result<Settle, String> {
     match text {
-        "auto" => Ok(Settle::Auto),
-        _ => Ok(Settle::Fixed(whole_seconds(text).ok_or_else(|| {
+        "auto" => Ok(None),
+        _ => Ok(Some(whole_seconds(text).ok_or_else(|| {
             format!("invalid wait '{text}': give auto or seconds from 0 to {MAX_SECONDS}")
         })?)),
     }
@@ -244,7 +240,7 @@ mod tests {
             qmp: None,
             serial: Serial::Stdio,
             status_report: false,
-            settle: Settle::Auto,
+            settle: None,
             hugepages: HugePages::Thp,
             on_reset: OnReset::BootSize,
             seccomp: Seccomp::On,
@@ -264,7 +260,7 @@ mod tests {
             qmp: Some("q".into()),
             serial: Serial::File("log:1".into()),
             status_report: true,
-            settle: Settle::Fixed(Duration::from_secs(3)),
+            settle: Some(Duration::from_secs(3)),
             hugepages: HugePages::Mib2,
             on_reset: OnReset::KeepSize,
             seccomp: Seccomp::Log,
@@ -286,7 +282,7 @@ mod tests {
         assert!(serial("tcp:1").is_err());
         assert!(settle("-1").is_err());
         assert!(settle("86401").is_err());
-        assert_eq!(settle("0"), Ok(Settle::Fixed(Duration::ZERO)));
+        assert_eq!(settle("0"), Ok(Some(Duration::ZERO)));
         assert!(seconds("0").is_err());
         assert!(page_multiple("4097").is_err());
         assert!(size("12Q").unwrap_err().starts_with("invalid size '12Q': "));

@@ -1,9 +1,9 @@
 //! The machine configuration, from the options of `hvb run`.
 
 use anyhow::{Context, Result, bail};
-use vmm::{Config, SerialOutput, SettleTime};
+use vmm::{Config, SerialOutput};
 
-use crate::cli::{HugePages, OnReset, RunArgs, Seccomp, Serial, Settle};
+use crate::cli::{HugePages, OnReset, RunArgs, Seccomp, Serial};
 use crate::size::ByteSize;
 
 /// The machine that the options describe.
@@ -36,10 +36,7 @@ pub(crate) fn config(args: RunArgs) -> Result<Config> {
             Serial::None => SerialOutput::None,
         },
         status_reports: args.status_report,
-        settle: match args.settle {
-            Settle::Auto => SettleTime::Auto,
-            Settle::Fixed(wait) => SettleTime::Fixed(wait),
-        },
+        settle: args.settle,
         huge_pages: match args.hugepages {
             HugePages::Off => vmm::HugePages::Off,
             HugePages::Thp => vmm::HugePages::Transparent,

@@ -77,89 +77,65 @@ pub enum GuestFault {
     },
 }
 
-/// How often each [`GuestFault`] was seen since the device was made. Saturating.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FaultCounts {
-    /// Packets that were no message.
-    pub malformed: u64,
-    /// Messages without meaning in their state.
-    pub out_of_state: u64,
-    /// Requests dropped because their answers pile up.
-    pub floods: u64,
-    /// Range words that named no pages.
-    pub bad_ranges: u64,
-    /// Pages given twice.
-    pub duplicate_pages: u64,
-    /// Pages given that are not RAM, and remembered.
-    pub foreign_pages: u64,
-    /// Pages given that are not RAM, and not remembered.
-    pub forgotten_pages: u64,
-    /// Balloon responses nobody was waiting for.
-    pub unasked_responses: u64,
-    /// Pages given beyond what was asked for.
-    pub excess_pages: u64,
-    /// Impossible answers to hot-add requests.
-    pub odd_hot_adds: u64,
+/// Declares [`FaultCounts`]: for each counter its documentation, its field, its name, and the fault
+/// that it counts with the amount.
+macro_rules! fault_counts {
+    ($($(#[$doc:meta])* $field:ident $name:literal: $fault:pat => $amount:expr,)*) => {
+        /// How often each [`GuestFault`] was seen since the device was made. Saturating.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct FaultCounts {
+            $($(#[$doc])* pub $field: u64,)*
+        }
+
+        impl FaultCounts {
+            /// How many counters there are.
+            pub const COUNT: usize = [$($name),*].len();
+
+            /// Each counter with its name, such as `bad-ranges`: for monitors and logs.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+                [$(($name, self.$field)),*].into_iter()
+            }
+
+            pub(crate) fn count(&mut self, fault: GuestFault) {
+                match fault {
+                    $($fault => self.$field = self.$field.saturating_add($amount),)*
+                }
+            }
+
+            pub(crate) const fn to_saved(self) -> [u64; Self::COUNT] {
+                [$(self.$field),*]
+            }
+
+            pub(crate) const fn from_saved([$($field),*]: [u64; Self::COUNT]) -> Self {
+                Self { $($field),* }
+            }
+        }
+    };
 }
 
-impl FaultCounts {
-    pub(crate) fn count(&mut self, fault: GuestFault) {
-        let (counter, amount) = match fault {
-            GuestFault::Malformed(_) => (&mut self.malformed, 1),
-            GuestFault::OutOfState { .. } => (&mut self.out_of_state, 1),
-            GuestFault::Flood => (&mut self.floods, 1),
-            GuestFault::BadRanges { ranges } => (&mut self.bad_ranges, ranges),
-            GuestFault::DuplicatePages { pages } => (&mut self.duplicate_pages, pages.get()),
-            GuestFault::ForeignPages { pages } => (&mut self.foreign_pages, pages.get()),
-            GuestFault::ForgottenPages { pages } => (&mut self.forgotten_pages, pages.get()),
-            GuestFault::UnaskedResponse { .. } => (&mut self.unasked_responses, 1),
-            GuestFault::OddHotAdd { .. } => (&mut self.odd_hot_adds, 1),
-            GuestFault::ExcessPages { asked, given } => {
-                (&mut self.excess_pages, given.saturating_sub(asked).get())
-            }
-        };
-        *counter = counter.saturating_add(amount);
-    }
-
-    /// All counters, in the order in which they are saved.
-    fn counters(&mut self) -> [&mut u64; 10] {
-        let Self {
-            malformed,
-            out_of_state,
-            floods,
-            bad_ranges,
-            duplicate_pages,
-            foreign_pages,
-            forgotten_pages,
-            unasked_responses,
-            excess_pages,
-            odd_hot_adds,
-        } = self;
-        [
-            malformed,
-            out_of_state,
-            floods,
-            bad_ranges,
-            duplicate_pages,
-            foreign_pages,
-            forgotten_pages,
-            unasked_responses,
-            excess_pages,
-            odd_hot_adds,
-        ]
-    }
-
-    pub(crate) fn to_saved(mut self) -> [u64; 10] {
-        self.counters().map(|counter| *counter)
-    }
-
-    pub(crate) fn from_saved(saved: [u64; 10]) -> Self {
-        let mut counts = Self::default();
-        for (counter, count) in counts.counters().into_iter().zip(saved) {
-            *counter = count;
-        }
-        counts
-    }
+// The order is that in which the counters are saved.
+fault_counts! {
+    /// Packets that were no message.
+    malformed "malformed": GuestFault::Malformed(_) => 1,
+    /// Messages without meaning in their state.
+    out_of_state "out-of-state": GuestFault::OutOfState { .. } => 1,
+    /// Requests dropped because their answers pile up.
+    floods "floods": GuestFault::Flood => 1,
+    /// Range words that named no pages.
+    bad_ranges "bad-ranges": GuestFault::BadRanges { ranges } => ranges,
+    /// Pages given twice.
+    duplicate_pages "duplicate-pages": GuestFault::DuplicatePages { pages } => pages.get(),
+    /// Pages given that are not RAM, and remembered.
+    foreign_pages "foreign-pages": GuestFault::ForeignPages { pages } => pages.get(),
+    /// Pages given that are not RAM, and not remembered.
+    forgotten_pages "forgotten-pages": GuestFault::ForgottenPages { pages } => pages.get(),
+    /// Balloon responses nobody was waiting for.
+    unasked_responses "unasked-responses": GuestFault::UnaskedResponse { .. } => 1,
+    /// Pages given beyond what was asked for.
+    excess_pages "excess-pages":
+        GuestFault::ExcessPages { asked, given } => given.saturating_sub(asked).get(),
+    /// Impossible answers to hot-add requests.
+    odd_hot_adds "odd-hot-adds": GuestFault::OddHotAdd { .. } => 1,
 }
 
 #[cfg(test)]

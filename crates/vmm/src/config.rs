@@ -8,16 +8,6 @@ use guest_ram::HugePages;
 use crate::confine::Seccomp;
 use crate::console::SerialOutput;
 
-/// The wait between the guest's capability report and the first request to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SettleTime {
-    /// 50 seconds, and none for a guest that says it is Linux: some Windows versions crash when
-    /// asked right after boot.
-    Auto,
-    /// As long as this.
-    Fixed(Duration),
-}
-
 /// The memory of a guest after a reset of the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnReset {
@@ -52,8 +42,9 @@ pub struct Config {
     pub serial: SerialOutput,
     /// Whether the guest is to report its memory use.
     pub status_reports: bool,
-    /// The wait before the first request.
-    pub settle: SettleTime,
+    /// The wait between the guest's capability report and the first request to it; `None` for as
+    /// long as this kind of guest needs (`hv_balloon::Settle::Auto`).
+    pub settle: Option<Duration>,
     /// The pages that back guest memory.
     pub huge_pages: HugePages,
     /// What becomes of system calls that none of the VM's threads needs. The caller's thread is

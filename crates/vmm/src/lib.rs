@@ -26,7 +26,7 @@ mod vcpu;
 mod watch;
 
 pub use boot::linux::load_linux;
-pub use config::{Config, OnReset, SettleTime};
+pub use config::{Config, OnReset};
 pub use confine::{Seccomp, confine_log_thread};
 pub use console::SerialOutput;
 pub use error::{BootError, MachineError, VmmError};

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use guest_ram::GuestRam;
 use page_range::PageCount;
 use qmp::{
     DynamicMemoryInfo, HvBalloonInfo, Machine, MemoryDevice, MemoryInfo, MonitorError, RunState,
@@ -11,17 +10,12 @@ use qmp::{
 use crate::control::{Cause, Control, ControlSender};
 use crate::error::VmmError;
 use crate::machine::Vm;
-use crate::memory::{Kept, MemoryMap};
+use crate::memory::{BootMemory, Kept};
 
 /// The balloon device, for the operator and for whoever resets the machine. Usable on any thread.
 pub(crate) trait Balloon: Send + Sync {
     /// Takes the memory of the machine that starts next.
-    fn start_machine(
-        &self,
-        ram: &Arc<GuestRam>,
-        vm: &Arc<Vm>,
-        map: MemoryMap,
-    ) -> Result<(), VmmError>;
+    fn start_machine(&self, memory: &BootMemory, vm: &Arc<Vm>) -> Result<(), VmmError>;
 
     /// Lets go of the machine that has stopped, and says what it leaves.
     fn stop_machine(&self) -> Kept;

@@ -22,7 +22,7 @@ use crate::control::{Cause, Control, ControlSender, control_channel};
 use crate::error::{BootError, MachineError, VmmError};
 use crate::log_limit::LogLimit;
 use crate::machine::{Machine, Parts, Platform};
-use crate::memory::{BootMemory, Kept, MemoryMap, MemoryPlan};
+use crate::memory::{BootMemory, Kept, MemoryPlan};
 use crate::monitor::{Balloon, Monitored};
 use crate::vcpu::kick_signal;
 use crate::watch::{GuestLog, Watch};
@@ -51,9 +51,9 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     let monitor_events = Arc::new(OnceLock::new());
     let log = Arc::new(Mutex::new(LogLimit::new()));
     let mut host = bus(config, &plan, &confinement, &log)?;
-    let balloon = attach_balloon(&mut host, config, &first.map, &monitor_events, log)?;
+    let balloon = attach_balloon(&mut host, config, (&plan, &first), &monitor_events, log)?;
     let host = host.start()?;
-    let boot_memory = first.map.boot_ram.len();
+    let boot_memory = first.ram.pages().len();
     let monitored = Monitored { balloon: balloon.clone(), boot_memory, control: control.clone() };
     let monitor = start_monitor(config, monitored, &confinement, &monitor_events)?;
     let to_control = control.clone();
@@ -135,10 +135,9 @@ impl Vm<'_> {
         memory: BootMemory,
         files: &mut BootFiles,
     ) -> Result<(Control, Kept), VmmError> {
-        let BootMemory { ram, map } = memory;
         let parts = Parts {
             kvm: &self.kvm,
-            ram: &ram,
+            ram: &memory.ram,
             console: &self.console,
             host: &self.host,
             signals_in_kernel: self.capabilities.eventfd,
@@ -150,7 +149,7 @@ impl Vm<'_> {
         // To the end of this function: by then nobody works on the memory any more.
         let _memory = machine.memory_guard();
         if let Some(balloon) = &self.balloon {
-            balloon.start_machine(&ram, machine.vm(), map)?;
+            balloon.start_machine(&memory, machine.vm())?;
         }
         let started = machine.start();
         // The senders outlive this: one is in `self`.
@@ -175,7 +174,7 @@ fn bus(
 ) -> Result<HostBuilder<Platform>, VmmError> {
     let server = ServerConfig {
         vp_count: config.vcpus.into(),
-        page_limit: plan.address_end(),
+        page_limit: plan.address_end,
         ..ServerConfig::default()
     };
     Ok(HostBuilder::new(server, Watch::new(confinement.clone(), Arc::clone(log)))?)
@@ -186,18 +185,18 @@ fn bus(
 fn attach_balloon(
     host: &mut HostBuilder<Platform>,
     config: &Config,
-    map: &MemoryMap,
+    (plan, first): (&MemoryPlan, &BootMemory),
     monitor: &Arc<OnceLock<EventSender>>,
     log: GuestLog,
 ) -> Result<Option<Arc<dyn Balloon>>, VmmError> {
-    crate::balloon::attach(host, config, map, monitor, log).map(Some)
+    crate::balloon::attach(host, config, plan, first, monitor, log).map(Some)
 }
 
 #[cfg(not(feature = "hv-balloon"))]
 fn attach_balloon(
     _: &mut HostBuilder<Platform>,
     _: &Config,
-    _: &MemoryMap,
+    _: (&MemoryPlan, &BootMemory),
     _: &Arc<OnceLock<EventSender>>,
     _: GuestLog,
 ) -> Result<Option<Arc<dyn Balloon>>, VmmError> {

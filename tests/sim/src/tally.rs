@@ -71,19 +71,7 @@ impl Tally {
 
     /// What the guest did wrong in all of a run.
     pub(crate) fn see_faults(&mut self, snapshot: &Snapshot, bus: &vmbus::Faults) {
-        let f = &snapshot.faults;
-        for (name, count) in [
-            ("malformed", f.malformed),
-            ("out of state", f.out_of_state),
-            ("floods", f.floods),
-            ("bad ranges", f.bad_ranges),
-            ("duplicate pages", f.duplicate_pages),
-            ("foreign pages", f.foreign_pages),
-            ("forgotten pages", f.forgotten_pages),
-            ("unasked responses", f.unasked_responses),
-            ("excess pages", f.excess_pages),
-            ("odd hot-adds", f.odd_hot_adds),
-        ] {
+        for (name, count) in snapshot.faults.iter() {
             self.see_many("fault", name, count);
         }
         for (name, count) in [

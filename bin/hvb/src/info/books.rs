@@ -152,14 +152,14 @@ mod tests {
             guest_os: Some("Linux 6.0".to_owned()),
             protocol_version: Some("2.0".to_owned()),
             hot_add_alignment: Some(128 << 20),
-            faults: Faults { floods: 1, duplicate_pages: 300, ..Faults::default() },
+            faults: Faults::from_iter([("floods", 1), ("malformed", 0), ("duplicate-pages", 300)]),
             ..idle()
         };
         let expected = [
             "guest OS: Linux 6.0 (0x8100060000000000)",
             "protocol: 2.0",
             "alignment: 128 MiB for added memory",
-            "faults: 1 floods, 300 duplicate pages",
+            "faults: 300 duplicate pages, 1 floods",
         ];
         assert_eq!(shown(&books)[6..], expected);
         let unnamed = DynamicMemoryInfo { guest_os: None, ..books };

@@ -133,7 +133,7 @@ impl Machine for SharedGuest {
                 reason: "the guest cannot balloon".to_owned(),
             }),
             protocol_version: Some("2.0".to_owned()),
-            faults: Faults { floods: 3, ..Faults::default() },
+            faults: Faults::from_iter([("floods", 3)]),
             ..DynamicMemoryInfo::default()
         })
     }

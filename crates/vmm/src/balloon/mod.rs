@@ -1,20 +1,19 @@
 //! The Dynamic Memory device of a VM: on the bus, under an operator, over resets.
 
+mod memory;
 mod notices;
 mod operator;
 
 use std::sync::{Arc, OnceLock};
 
-use guest_ram::{GuestRam, RamBackend};
+use guest_ram::RamBackend;
 use qmp::EventSender;
-use vmbus_kvm::{
-    DynamicMemoryHandle, HostBuilder, HotAdd, MachineMemory, NoMachine, Settle, VmSlots,
-};
+use vmbus_kvm::{DynamicMemoryHandle, HostBuilder, MachineMemory, NoMachine, Settle, VmSlots};
 
-use crate::config::{Config, SettleTime};
+use crate::config::Config;
 use crate::error::VmmError;
 use crate::machine::{Platform, Vm};
-use crate::memory::{Kept, MemoryMap, ToAdd};
+use crate::memory::{BootMemory, Kept, MemoryPlan};
 use crate::monitor::Balloon;
 use crate::watch::GuestLog;
 use notices::Notices;
@@ -22,26 +21,26 @@ use notices::Notices;
 /// The device.
 struct Device {
     memory: DynamicMemoryHandle<Platform>,
+    plan: MemoryPlan,
     status_reports: bool,
 }
 
-/// Puts the device on the bus, for a guest with memory `map` at first.
+/// Puts the device on the bus, for a guest with memory `first` at first.
 pub(crate) fn attach(
     host: &mut HostBuilder<Platform>,
     config: &Config,
-    map: &MemoryMap,
+    plan: &MemoryPlan,
+    first: &BootMemory,
     monitor: &Arc<OnceLock<EventSender>>,
     log: GuestLog,
 ) -> Result<Arc<dyn Balloon>, VmmError> {
+    let MachineMemory { boot_ram, hot_add, .. } = memory::describe(plan, first);
     let settings = vmbus_kvm::Config {
-        boot_ram: map.boot_ram.clone(),
-        settle: match config.settle {
-            SettleTime::Auto => Settle::Auto,
-            SettleTime::Fixed(wait) => Settle::Fixed(wait),
-        },
+        boot_ram,
+        settle: config.settle.map_or(Settle::Auto, Settle::Fixed),
         status_reports: config.status_reports,
-        hot_add: map.to_add.map(hot_add),
-        discard_unit: map.discard_unit,
+        hot_add,
+        discard_unit: plan.huge_pages.page_size(),
         ..vmbus_kvm::Config::default()
     };
     let this = Arc::new(OnceLock::new());
@@ -49,16 +48,14 @@ pub(crate) fn attach(
     let memory = host.dynamic_memory(settings, NoMachine, notices)?;
     // Set once: here.
     let _ = this.set(memory.clone());
-    Ok(Arc::new(Device { memory, status_reports: config.status_reports }))
+    Ok(Arc::new(Device { memory, plan: *plan, status_reports: config.status_reports }))
 }
 
 impl Device {
-    fn start(&self, ram: &Arc<GuestRam>, vm: &Arc<Vm>, map: MemoryMap) -> Result<(), VmmError> {
-        let backend = RamBackend::new(Arc::clone(ram), VmSlots(Arc::clone(vm)));
+    fn start(&self, memory: &BootMemory, vm: &Arc<Vm>) -> Result<(), VmmError> {
+        let backend = RamBackend::new(Arc::clone(&memory.ram), VmSlots(Arc::clone(vm)));
         self.memory.replace_backend(backend)?;
-        let MemoryMap { boot_ram, to_add, target, .. } = map;
-        let memory = MachineMemory { boot_ram, hot_add: to_add.map(hot_add), target };
-        Ok(self.memory.next_machine(memory)?)
+        Ok(self.memory.next_machine(memory::describe(&self.plan, memory))?)
     }
 
     fn stop(&self) -> Kept {
@@ -67,9 +64,4 @@ impl Device {
         let _ = self.memory.replace_backend(NoMachine);
         Kept { size, target, set_since }
     }
-}
-
-fn hot_add(memory: ToAdd) -> HotAdd {
-    let ToAdd { window, capacity, least_alignment } = memory;
-    HotAdd { window, capacity, least_alignment }
 }

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use guest_ram::GuestRam;
-use hv_balloon::{FaultCounts, Refusal, Snapshot, StateName};
+use hv_balloon::{Refusal, Snapshot, StateName};
 use page_range::PageCount;
 use qmp::{
-    DynamicMemoryInfo, Faults, HvBalloonDevice, HvBalloonInfo, MemoryDevice, MemoryInfo,
-    MonitorError,
+    DynamicMemoryInfo, HvBalloonDevice, HvBalloonInfo, MemoryDevice, MemoryInfo, MonitorError,
 };
 use vmbus_kvm::SetTargetError;
 
@@ -15,17 +13,12 @@ use super::Device;
 use super::notices::DEVICE_ID;
 use crate::error::VmmError;
 use crate::machine::Vm;
-use crate::memory::{Kept, MemoryMap};
+use crate::memory::{BootMemory, Kept};
 use crate::monitor::Balloon;
 
 impl Balloon for Device {
-    fn start_machine(
-        &self,
-        ram: &Arc<GuestRam>,
-        vm: &Arc<Vm>,
-        map: MemoryMap,
-    ) -> Result<(), VmmError> {
-        self.start(ram, vm, map)
+    fn start_machine(&self, memory: &BootMemory, vm: &Arc<Vm>) -> Result<(), VmmError> {
+        self.start(memory, vm)
     }
 
     fn stop_machine(&self) -> Kept {
@@ -75,7 +68,7 @@ impl Balloon for Device {
             guest_os: device.guest_os_id.and_then(os_name),
             protocol_version: device.version.map(|version| version.to_string()),
             hot_add_alignment: device.alignment.map(PageCount::bytes),
-            faults: faults(device.faults),
+            faults: device.faults.iter().collect(),
         }
     }
 
@@ -136,21 +129,6 @@ fn waiting(device: &Snapshot) -> Option<&'static str> {
 
 fn last_refusal((target, refusal): (PageCount, Refusal)) -> qmp::Refusal {
     qmp::Refusal { target: target.bytes(), reason: refusal.to_string() }
-}
-
-fn faults(counts: FaultCounts) -> Faults {
-    Faults {
-        malformed: counts.malformed,
-        out_of_state: counts.out_of_state,
-        floods: counts.floods,
-        bad_ranges: counts.bad_ranges,
-        duplicate_pages: counts.duplicate_pages,
-        foreign_pages: counts.foreign_pages,
-        forgotten_pages: counts.forgotten_pages,
-        unasked_responses: counts.unasked_responses,
-        excess_pages: counts.excess_pages,
-        odd_hot_adds: counts.odd_hot_adds,
-    }
 }
 
 /// What `HV_X64_MSR_GUEST_OS_ID` says, in words (TLFS; Linux `hv_generate_guest_id`): for open

@@ -5,7 +5,7 @@ mod acts;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use qmp::{Client, DynamicMemoryInfo, Faults};
+use qmp::{Client, DynamicMemoryInfo};
 
 use super::footprint::{Footprint, descriptors_and_threads};
 use super::loss::{self, Loss};
@@ -228,7 +228,7 @@ impl Session {
     /// The books add up, and the guest says the same. To be called when the device is idle.
     fn check_books(&mut self) -> Result<()> {
         let status = &self.seen;
-        ensure!(status.faults == Faults::default(), "the guest is said to be at fault: {status:?}");
+        ensure!(status.faults.are_none(), "the guest is said to be at fault: {status:?}");
         ensure!(status.actual + status.ballooned == status.assigned, "{status:?}");
         ensure!(status.assigned <= MOST, "{status:?}");
         let odd = [status.in_flight, status.held, status.undiscarded, status.foreign];
