@@ -2,6 +2,7 @@
 //!
 //! - [`probe`]: whether this KVM can do it, by capability.
 //! - [`cpuid`]: the Hyper-V leaves a guest must see, written or completed.
+//! - [`acpi`]: the device by which it finds VMBus.
 //! - [`exit`] and [`hypercall`]: `KVM_EXIT_HYPERV` decoded, `HvPostMessage` and `HvSignalEvent`.
 //! - [`synic`]: the message slot and the event flags of each virtual processor (VP), and its saved
 //!   state.
@@ -21,6 +22,7 @@
 //! Every write into guest memory is marked in the bitmap that the memory may have, for a live
 //! migration.
 
+pub mod acpi;
 mod copy;
 pub mod cpuid;
 pub mod exit;

@@ -106,7 +106,7 @@ fn dsdt() -> Sdt {
     let mut code = Code(Vec::new());
     power_off(&mut code);
     serial_port(&mut code);
-    vmbus(&mut code);
+    code.0.extend(kvm_hyperv::acpi::vmbus_device(ports::VMBUS_GSI));
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM_ID, OEM_TABLE, 1);
     dsdt.append_slice(&code.0);
     dsdt
@@ -134,19 +134,6 @@ fn serial_port(code: &mut Code) {
     let resources = ResourceTemplate::new(vec![&interrupt, &io]);
     let crs = Name::new(Path::new("_CRS"), &resources);
     let device = Device::new(Path::new("COM1"), vec![&hid, &uid, &crs]);
-    Scope::new(Path::new("_SB_"), vec![&device]).to_aml_bytes(code);
-}
-
-/// The device by which the guest finds VMBus. The interrupt is never raised; Windows wants one in
-/// the list, Linux wants a list (Linux `vmbus_drv.c`).
-fn vmbus(code: &mut Code) {
-    let hid = Name::new(Path::new("_HID"), &"VMBus");
-    let uid = Name::new(Path::new("_UID"), &aml::ZERO);
-    let sta = Name::new(Path::new("_STA"), &0xf_u8);
-    let interrupt = Interrupt::new(true, true, false, false, ports::VMBUS_GSI);
-    let resources = ResourceTemplate::new(vec![&interrupt]);
-    let crs = Name::new(Path::new("_CRS"), &resources);
-    let device = Device::new(Path::new("VMBS"), vec![&hid, &uid, &sta, &crs]);
     Scope::new(Path::new("_SB_"), vec![&device]).to_aml_bytes(code);
 }
 
