@@ -48,6 +48,8 @@ pub(crate) struct Oracle {
     discarded: PageRangeSet,
     pub(crate) flights: Vec<Flight>,
     preparation: Option<Preparation>,
+    /// What memory was added, and in blocks of what size. It stays when the memory goes.
+    additions: Vec<(PageRange, PageCount)>,
     /// Memory that is being taken away.
     removals: Vec<(JobId, PageRange)>,
     /// Discarded huge pages that the next kernel must find provided.
@@ -78,6 +80,7 @@ impl Oracle {
             discarded: PageRangeSet::new(),
             flights: Vec::new(),
             preparation: None,
+            additions: Vec::new(),
             removals: Vec::new(),
             absent: PageRangeSet::new(),
             offered: None,
@@ -221,6 +224,8 @@ impl Oracle {
                 let end = offset.saturating_add(range.count());
                 assert!(end <= hot_add.capacity, "{range} beyond the capacity");
                 assert!(self.ram.is_disjoint(*range), "{range} is RAM already");
+                self.additions.retain(|(other, _)| other.intersection(*range).is_none());
+                self.additions.push((*range, *alignment));
             }
             Prepare::Return(ranges) => {
                 assert!(self.unit > PageCount::new(1), "single pages come back by themselves");
@@ -245,6 +250,11 @@ impl Oracle {
         );
         if let Some(hot_add) = self.hot_add {
             assert_eq!(hot_add.window.intersection(range), Some(range), "{range} is not to add");
+        }
+        for (added, alignment) in &self.additions {
+            let part = added.intersection(range);
+            let whole = part.and_then(|part| part.units_within(*alignment));
+            assert_eq!(part, whole, "{range} is taken away and holds a part of a block of {added}");
         }
         self.mapped.remove(range);
         self.removals.push((id, range));

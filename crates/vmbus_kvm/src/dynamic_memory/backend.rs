@@ -49,8 +49,9 @@ pub trait MemoryBackend: Send + 'static {
         alignment: PageCount,
     ) -> Result<(), BackendError>;
 
-    /// Takes added memory out of the guest's reach and gives it back to the host. Parts that were never
-    /// added are to be skipped.
+    /// Takes added memory out of the guest's reach and gives it back to the host. These are whole blocks
+    /// of the alignment with which they were added, not always all blocks of one addition. Parts that
+    /// were never added are to be skipped.
     ///
     /// # Errors
     /// If the guest still reaches some of it, or the host has not got it back. It must still have done
