@@ -11,7 +11,7 @@ use super::links;
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 13] = [
+const LAYERS: [(&str, &[&str]); 14] = [
     ("page_range", &[]),
     ("confinement", &[]),
     ("saved_state", &["page_range"]),
@@ -39,7 +39,11 @@ const LAYERS: [(&str, &[&str]); 13] = [
         ],
     ),
     ("hvb", &["confinement", "qmp", "vmm"]),
+    ("minimal_vmm", &["guest_ram", "kvm_hyperv", "page_range", "vmbus", "vmbus_kvm"]),
 ];
+
+/// Where the packages are that have a layer: what ships, and the examples that others start from.
+const SHIPPED: [&str; 3] = ["crates", "bin", "examples"];
 
 /// Crates without input, output, clock or unsafe code.
 const PURE: [&str; 7] = [
@@ -90,9 +94,7 @@ fn check(metadata: &Metadata) -> Result<Vec<String>> {
     for package in metadata.workspace_packages() {
         let dir = package.manifest_path.parent().context("no directory")?;
         findings.extend(check_benches(package, &benches));
-        if dir.starts_with(metadata.workspace_root.join("crates"))
-            || dir.starts_with(metadata.workspace_root.join("bin"))
-        {
+        if SHIPPED.iter().any(|room| dir.starts_with(metadata.workspace_root.join(room))) {
             findings.extend(check_layers(package, metadata));
             for file in rust_files(dir.join("src").as_std_path())? {
                 findings.extend(check_memory_access(&file)?);

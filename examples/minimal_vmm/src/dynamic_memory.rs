@@ -1,0 +1,295 @@
+//! Dynamic Memory: all that this VMM has for the sake of a guest that grows and shrinks.
+//!
+//! In order: the vCPUs, the backend that changes guest memory, the news, the start, and the operator.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::Sender;
+
+use anyhow::{Context, Result, anyhow};
+use guest_ram::BorrowedRam;
+use kvm_bindings::{CpuId, KVM_CAP_HYPERV_SYNIC2, kvm_cpuid_entry2, kvm_enable_cap};
+use kvm_hyperv::cpuid::{self, SyntheticTimers};
+use kvm_hyperv::exit::{HypervExit, complete_hypercall};
+use kvm_hyperv::msr;
+use kvm_hyperv::sint::SintLines;
+use kvm_ioctls::VcpuFd;
+use page_range::{Gpa, Gpfn, PageCount, PageRange};
+use vm_memory::{
+    GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap,
+};
+use vmbus::ServerConfig;
+use vmbus::protocol::VpIndex;
+use vmbus_kvm::{
+    BackendError, Config, DynamicMemoryHandle, Host, HostBuilder, HostFailure, HotAdd, KvmPlatform,
+    Machine, MemoryBackend, Notice, Report, Supervisor,
+};
+
+use crate::End;
+use crate::log::Log;
+use crate::memory::{HIGH_RAM_START, Memory, Vm};
+
+/// The smallest block to add: what Linux takes at once.
+const LEAST_BLOCK: u64 = 128 << 20;
+
+/// Lines about the guest's misbehaviour; it could cause any number.
+const MOST_GUEST_LINES: u32 = 100;
+
+type Platform = KvmPlatform<Memory, Arc<Vm>>;
+
+/// Sets a vCPU's CPUID with the leaves of Hyper-V, and enables its SynIC: in this order, and both
+/// before [`DynamicMemory::start`].
+pub(crate) fn prepare_vcpu(vcpu: &VcpuFd, mut leaves: Vec<kvm_cpuid_entry2>) -> Result<()> {
+    let supported = cpuid::supported(vcpu).context("cannot read KVM's Hyper-V CPUID")?;
+    cpuid::add_hyperv_leaves(&mut leaves, supported.as_slice(), SyntheticTimers::Withheld);
+    vcpu.set_cpuid2(&CpuId::from_entries(&leaves)?).context("cannot set a vCPU's CPUID")?;
+    let synic = kvm_enable_cap { cap: KVM_CAP_HYPERV_SYNIC2, ..Default::default() };
+    vcpu.enable_cap(&synic).context("cannot enable a vCPU's SynIC")
+}
+
+/// The bus as a vCPU's thread sees it.
+#[derive(Clone)]
+pub(crate) struct Bus(Machine<Platform>);
+
+impl Bus {
+    /// To be called before each `KVM_RUN`.
+    pub(crate) fn before_run(&self, vcpu: u32) -> Result<()> {
+        self.0.before_run(VpIndex::new(vcpu)).context("cannot raise a synthetic interrupt")
+    }
+
+    /// To be called after a Hyper-V exit.
+    pub(crate) fn on_exit(&self, vcpu: u32, fd: &mut VcpuFd) {
+        let Some(exit) = HypervExit::read(fd) else { return };
+        let os_id = || msr::guest_os_id(fd).ok();
+        if let Some(result) = self.0.on_exit(VpIndex::new(vcpu), exit, os_id) {
+            complete_hypercall(fd, result);
+        }
+    }
+}
+
+/// Changes guest memory. Added memory comes and goes in blocks: a block is a region of the guest's
+/// memory with a slot of its own.
+struct Backend {
+    vm: Arc<Vm>,
+    memory: Memory,
+    /// The regions of `memory`, for discards.
+    ram: BorrowedRam,
+    blocks: Vec<PageRange>,
+}
+
+impl Backend {
+    fn add_block(&mut self, block: PageRange) -> Result<(), BackendError> {
+        let (start, size) = place(block);
+        let region = Arc::new(GuestRegionMmap::from_range(start, usize::try_from(size)?, None)?);
+        let memory = self.memory.memory().insert_region(Arc::clone(&region))?;
+        self.ram.insert(&region)?;
+        if let Err(error) = self.vm.add(region) {
+            self.ram.remove(block);
+            return Err(std::io::Error::from(error).into());
+        }
+        self.publish(memory);
+        self.blocks.push(block);
+        Ok(())
+    }
+
+    fn remove_block(&mut self, block: PageRange) -> Result<(), BackendError> {
+        let (start, size) = place(block);
+        // First, or the guest could fill it again.
+        self.vm.remove(start).map_err(std::io::Error::from)?;
+        // Whoever has a snapshot of the memory keeps it mapped, but not filled.
+        let discarded = self.ram.discard(&[block]);
+        self.ram.remove(block);
+        self.blocks.retain(|other| *other != block);
+        let (memory, _) = self.memory.memory().remove_region(start, size)?;
+        self.publish(memory);
+        Ok(discarded?)
+    }
+
+    fn publish(&self, memory: GuestMemoryMmap) {
+        self.memory.lock().unwrap_or_else(|error| error.into_inner()).replace(memory);
+    }
+}
+
+impl MemoryBackend for Backend {
+    fn discard(&mut self, ranges: &[PageRange]) -> Result<(), BackendError> {
+        Ok(self.ram.discard_or_undo(ranges)?)
+    }
+
+    fn add(
+        &mut self,
+        range: PageRange,
+        _: PageCount,
+        alignment: PageCount,
+    ) -> Result<(), BackendError> {
+        let mut start = range.start();
+        while start < range.end() {
+            let block = PageRange::new(start, alignment)?;
+            if let Err(error) = self.add_block(block) {
+                // The first error matters more than one met while undoing.
+                let _ = self.remove(range);
+                return Err(error);
+            }
+            start = block.end();
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, range: PageRange) -> Result<(), BackendError> {
+        let mut result = Ok(());
+        for block in self.blocks.clone() {
+            if range.intersection(block).is_some() {
+                result = result.and(self.remove_block(block));
+            }
+        }
+        result
+    }
+}
+
+/// A block's address and size in bytes.
+fn place(block: PageRange) -> (GuestAddress, u64) {
+    (GuestAddress(block.start().gpa().get()), block.count().bytes())
+}
+
+/// Tells of failures and of what the guest does wrong.
+struct Watch {
+    log: Log,
+    ends: Sender<End>,
+    lines: GuestLines,
+}
+
+impl Supervisor for Watch {
+    fn failed(&self, failure: HostFailure) {
+        // Nobody listens where the machine ends already.
+        let _ = self.ends.send(End::Failed(failure.into()));
+    }
+
+    fn report(&self, report: Report) {
+        self.lines.log(&self.log, || format!("{:#}", anyhow!(report)));
+    }
+}
+
+/// How many more lines a guest can cause.
+#[derive(Clone)]
+struct GuestLines(Arc<AtomicU32>);
+
+impl GuestLines {
+    fn log(&self, log: &Log, line: impl FnOnce() -> String) {
+        let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        if left.is_ok() {
+            log.line(line());
+        }
+    }
+}
+
+fn on_notice(notice: Notice, log: &Log, lines: &GuestLines) {
+    match notice {
+        Notice::Ready { version } => log.line(format!("ready for Dynamic Memory {version}")),
+        Notice::SizeChanged { actual } => log.line(format!("actual {}", actual.bytes())),
+        Notice::TargetReached { actual } => log.line(format!("reached {}", actual.bytes())),
+        Notice::StoppedShort { target, actual, reason } => log.line(format!(
+            "stopped at {} on the way to {}: {reason}",
+            actual.bytes(),
+            target.bytes()
+        )),
+        other => lines.log(log, || format!("{other:?}")),
+    }
+}
+
+/// What the rest of the VMM provides.
+pub(crate) struct Parts {
+    pub(crate) vm: Arc<Vm>,
+    /// The RAM that the guest boots with.
+    pub(crate) memory: Memory,
+    pub(crate) vcpus: u32,
+    /// Bits of a guest physical address.
+    pub(crate) address_bits: u32,
+    /// Bytes that can be added.
+    pub(crate) to_add: u64,
+    /// Memory slots for them.
+    pub(crate) free_slots: u32,
+    pub(crate) signals_in_kernel: bool,
+    pub(crate) kick: Box<dyn Fn(usize) + Send + Sync>,
+    pub(crate) ends: Sender<End>,
+}
+
+/// The running bus with its device; both end when it is dropped.
+pub(crate) struct DynamicMemory {
+    _host: Host<Platform>,
+    control: Control,
+}
+
+impl DynamicMemory {
+    /// Starts the bus for a machine whose vCPUs are about to run.
+    pub(crate) fn start(parts: Parts) -> Result<(Self, Bus)> {
+        let ram = BorrowedRam::new(parts.memory.memory().iter())?;
+        let address_end = Gpa::new(1 << parts.address_bits).gpfn().context("no address space")?;
+        let config = Config {
+            boot_ram: ram.pages(),
+            hot_add: hot_add(&parts, address_end)?,
+            ..Config::default()
+        };
+        let backend = Backend {
+            vm: Arc::clone(&parts.vm),
+            memory: parts.memory.clone(),
+            ram,
+            blocks: Vec::new(),
+        };
+
+        let (log, lines) = (Log::start()?, GuestLines(Arc::new(AtomicU32::new(MOST_GUEST_LINES))));
+        let watch = Watch { log: log.clone(), ends: parts.ends, lines: lines.clone() };
+        let server = ServerConfig {
+            vp_count: parts.vcpus,
+            page_limit: address_end,
+            ..ServerConfig::default()
+        };
+        let mut builder = HostBuilder::new(server, watch)?;
+        let notices = move |notice| on_notice(notice, &log, &lines);
+        let handle = builder.dynamic_memory(config, backend, notices)?;
+        let host = builder.start()?;
+
+        let lines = SintLines::new(parts.vm.fd(), parts.vcpus)
+            .context("cannot route the synthetic interrupts")?;
+        let kick = parts.kick;
+        let kick = move |vp: VpIndex| kick(usize::try_from(vp.get()).unwrap_or(usize::MAX));
+        let platform =
+            KvmPlatform::new(parts.vm, parts.memory, lines, parts.signals_in_kernel, kick);
+        let machine = host.start_machine(platform)?;
+        Ok((Self { _host: host, control: Control(handle) }, Bus(machine)))
+    }
+
+    pub(crate) fn control(&self) -> Control {
+        self.control.clone()
+    }
+}
+
+/// Memory above 4 GiB, in blocks so large that the slots suffice.
+fn hot_add(parts: &Parts, address_end: Gpfn) -> Result<Option<HotAdd>> {
+    let capacity = PageCount::from_bytes(parts.to_add);
+    if capacity.is_zero() {
+        return Ok(None);
+    }
+    let start = Gpa::new(HIGH_RAM_START).gpfn().context("no address space")?;
+    let window = PageRange::between(start, address_end).context("no address space")?;
+    let block = capacity.get().div_ceil(parts.free_slots.into()).next_power_of_two();
+    let least_alignment = PageCount::new(block).max(PageCount::from_bytes(LEAST_BLOCK));
+    Ok(Some(HotAdd { window, capacity, least_alignment }))
+}
+
+/// Resizes the guest, on any thread.
+#[derive(Clone)]
+pub(crate) struct Control(DynamicMemoryHandle<Platform>);
+
+impl Control {
+    /// Asks for a size in bytes.
+    pub(crate) fn set_target(&self, bytes: u64) -> Result<String> {
+        let target = self.0.set_target(PageCount::from_bytes(bytes))?;
+        Ok(format!("target {}", target.bytes()))
+    }
+
+    /// The state in one line.
+    pub(crate) fn status(&self) -> String {
+        let device = self.0.snapshot().device;
+        let (actual, hot_added) = (device.actual.bytes(), device.hot_added.bytes());
+        format!("status {} actual {actual} hot-added {hot_added}", device.state.as_str())
+    }
+}
