@@ -35,3 +35,8 @@ pub use run::run;
 
 /// Whether this build has the Dynamic Memory device.
 pub const HAS_BALLOON: bool = cfg!(feature = "hv-balloon");
+
+/// Compiles the code in the guide for authors of VMMs.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/embedding.md")]
+struct Embedding;
