@@ -12,7 +12,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use rig::{emulator, host};
-use tasks::{demo, fuzz, lint, msrv, package, peers, soak, suite, test, toolchain};
+use tasks::{demo, fuzz, lint, msrv, package, peers, public_api, soak, suite, test, toolchain};
 
 /// Tasks of the hv-balloon project.
 #[derive(Parser)]
@@ -48,6 +48,8 @@ enum Task {
     Msrv,
     /// Packages every library as `cargo publish` would, and builds what is in the packages.
     Package(package::PackageArgs),
+    /// Writes the listings of the libraries' public API in `docs/api`, or checks them.
+    PublicApi(public_api::PublicApiArgs),
     /// Installs and downloads all that the rig and the test guest need, ahead of time.
     Prepare {
         /// Takes the newest kernels even where some are cached.
@@ -90,6 +92,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Toolchain => toolchain::main(),
         Task::Msrv => msrv::main(),
         Task::Package(args) => package::main(&args),
+        Task::PublicApi(args) => public_api::main(&args),
         Task::Prepare { refresh } => prepare(refresh),
         Task::GuestImage { kernel } => {
             let guest = guest_image::build(kernel)?;

@@ -81,12 +81,7 @@ fn compiles(compiler: &Compiler, version: RustVersion, names: &str) -> Result<bo
 }
 
 fn find(version: RustVersion) -> Option<Compiler> {
-    let of_rustup = toolchain::installed().unwrap_or_default().into_iter();
-    let of_rustup = of_rustup.filter(|toolchain| toolchain.version == version);
-    let of_rustup = of_rustup.filter_map(|toolchain| toolchain.rustc().ok());
-    let own = ["rustc", "/usr/bin/rustc"].map(PathBuf::from);
-    let compilers = of_rustup.chain(own).map(|rustc| Compiler { rustc, libraries: None });
-    let found = compilers.into_iter().find(|c| c.version().is_ok_and(|found| found == version));
+    let found = toolchain::rustc(version).map(|rustc| Compiler { rustc, libraries: None });
     found.or_else(|| {
         let compiler = (version == DEBIAN).then(debian)?;
         compiler.inspect_err(|error| eprintln!("warning: no compiler of Debian's: {error:#}")).ok()

@@ -54,14 +54,14 @@ impl fmt::Display for RustVersion {
 
 /// A toolchain of rustup.
 #[derive(Clone, Debug)]
-pub(crate) struct Installed {
+struct Installed {
     name: String,
-    pub(crate) version: RustVersion,
+    version: RustVersion,
 }
 
 impl Installed {
     /// Its compiler itself, past rustup's proxy.
-    pub(crate) fn rustc(&self) -> Result<PathBuf> {
+    fn rustc(&self) -> Result<PathBuf> {
         let mut which = Command::new("rustup");
         let output = which.args(["which", "--toolchain", &self.name, "rustc"]).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
@@ -82,7 +82,7 @@ enum Choice {
 
 /// Prints the name of the toolchain to use, or nothing where the one in use is right.
 pub(crate) fn main() -> Result<ExitCode> {
-    let promised = rust_version()?;
+    let promised = promised()?;
     let readme = fs::read_to_string(workspace::root().join("README.md"))?;
     check_readme(&readme, promised)?;
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
@@ -103,7 +103,7 @@ pub(crate) fn main() -> Result<ExitCode> {
 }
 
 /// The workspace's `rust-version`, which is also that of this program.
-fn rust_version() -> Result<RustVersion> {
+pub(crate) fn promised() -> Result<RustVersion> {
     let metadata = MetadataCommand::new().current_dir(workspace::root()).no_deps().exec()?;
     let packages = metadata.workspace_packages();
     let package = packages.iter().find(|package| package.name.as_str() == env!("CARGO_PKG_NAME"));
@@ -149,7 +149,7 @@ fn choose(
 }
 
 /// The toolchains that rustup has, without those that do not run; `None` without rustup.
-pub(crate) fn installed() -> Option<Vec<Installed>> {
+fn installed() -> Option<Vec<Installed>> {
     let list = Command::new("rustup").args(["toolchain", "list"]).output().ok()?;
     let names = names_in(&String::from_utf8(list.stdout).ok()?);
     let toolchains = names.into_iter().filter_map(|name| {
@@ -157,6 +157,16 @@ pub(crate) fn installed() -> Option<Vec<Installed>> {
         Some(Installed { name, version: version.ok()? })
     });
     list.status.success().then(|| toolchains.collect())
+}
+
+/// The compiler of this version: one of rustup's, or the machine's own.
+pub(crate) fn rustc(version: RustVersion) -> Option<PathBuf> {
+    let of_rustup = installed().unwrap_or_default().into_iter();
+    let of_rustup = of_rustup.filter(|toolchain| toolchain.version == version);
+    let of_rustup = of_rustup.filter_map(|toolchain| toolchain.rustc().ok());
+    let own = ["rustc", "/usr/bin/rustc"].map(PathBuf::from);
+    let version_of = |rustc: &PathBuf| version_of(Command::new(rustc).arg("--version"));
+    of_rustup.chain(own).find(|rustc| version_of(rustc).is_ok_and(|found| found == version))
 }
 
 /// The first word of each line: `stable-x86_64-unknown-linux-gnu (active, default)`.
