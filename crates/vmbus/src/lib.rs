@@ -7,7 +7,8 @@
     clippy::todo,
     clippy::unreachable,
     clippy::indexing_slicing,
-    clippy::arithmetic_side_effects
+    clippy::arithmetic_side_effects,
+    clippy::wildcard_enum_match_arm
 )]
 //! The host side of the Hyper-V VMBus, without I/O.
 //!

@@ -329,8 +329,12 @@ impl Server {
         };
         match channel.presence {
             Presence::Rescinded => channel.presence = Presence::Gone,
-            _ if channel.is_closed() => channel.presence = Presence::Released,
-            _ => return count(&mut self.faults.out_of_state),
+            Presence::Unannounced | Presence::Offered | Presence::Released | Presence::Gone => {
+                if !channel.is_closed() {
+                    return count(&mut self.faults.out_of_state);
+                }
+                channel.presence = Presence::Released;
+            }
         }
         // The device may still use its rings. The guest gets them back when the channel has closed.
         self.gpadls.remove_channel(id, channel.ring_gpadl());
