@@ -112,6 +112,11 @@ pub(crate) struct BalloonArgs {
 pub(crate) struct InfoArgs {
     /// Monitor (QMP) socket of the virtual machine.
     pub(crate) socket: PathBuf,
+
+    /// Write what the machine's flight recorder holds to this file, with the state of vCPUs, threads
+    /// and balloon, for a report on a guest that hangs.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dump: Option<PathBuf>,
 }
 
 /// Destination of the guest's serial console.

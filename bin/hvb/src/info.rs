@@ -1,6 +1,7 @@
 //! `hvb info`: the state of a running machine.
 
 mod books;
+mod dump;
 
 use crate::cli::InfoArgs;
 use crate::monitor::{connect, explain};
@@ -15,9 +16,12 @@ const OUR_PACKAGE: &str = "hv-balloon ";
 /// A row of the table: label and text.
 type Row = (&'static str, String);
 
-/// Prints a small table.
+/// Prints a small table, or writes the dump.
 pub(crate) fn run(args: &InfoArgs) -> Result<()> {
     let mut client = connect(&args.socket)?;
+    if let Some(file) = &args.dump {
+        return dump::write(&mut client, &args.socket, file);
+    }
     let mut rows: Vec<Row> = vec![
         ("socket", args.socket.display().to_string()),
         ("monitor", monitor(client.version())),

@@ -11,7 +11,6 @@ const SIGNAL_EVENT: u64 = 0x5d;
 
 /// Bit of the control word that says the input is in registers.
 const FAST: u64 = 1 << 16;
-const CODE: u64 = 0xffff;
 
 /// Most payload bytes in a message.
 pub const MAX_PAYLOAD: usize = 240;
@@ -68,6 +67,13 @@ pub enum Hypercall {
     },
 }
 
+/// The call code in a hypercall's control word (TLFS 3.10).
+#[must_use]
+pub const fn call_code(control: u64) -> u16 {
+    let [low, high, ..] = control.to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
+
 impl Hypercall {
     /// Decodes a hypercall exit.
     ///
@@ -78,7 +84,7 @@ impl Hypercall {
         control: u64,
         parameters: [u64; 2],
     ) -> Result<Self, Status> {
-        match control & CODE {
+        match u64::from(call_code(control)) {
             POST_MESSAGE => post_message(memory, control, parameters[0]),
             SIGNAL_EVENT => signal_event(parameters[0]),
             _ => Err(Status::INVALID_CODE),

@@ -3,6 +3,7 @@
 use crate::framer::{FrameError, Framer};
 use crate::socket::{MAX_PATH_BYTES, connect_within};
 use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use qapi_qmp::VersionInfo;
 use qapi_spec::{Command, ErrorClass};
 use serde::Deserialize;
@@ -195,6 +196,12 @@ impl Client {
         client.version = client.greeting()?;
         client.execute("qmp_capabilities", Value::Null)?;
         Ok(client)
+    }
+
+    /// The process that serves the socket; `None` if the kernel does not tell.
+    pub fn server_process(&self) -> Option<u32> {
+        let credentials = getsockopt(&self.stream, PeerCredentials).ok()?;
+        u32::try_from(credentials.pid()).ok().filter(|&pid| pid != 0)
     }
 
     /// The server's version, from its greeting.

@@ -90,6 +90,7 @@ const COMMANDS: &[Command] = &[
         machine.system_reset();
         Ok(json!({}))
     }),
+    plain("x-dump-flight-recorder", |machine, _| machine.flight_recorder()),
     plain("x-query-dynamic-memory", |machine, _| machine.dynamic_memory().map(value_of)),
 ];
 

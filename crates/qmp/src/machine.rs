@@ -4,6 +4,7 @@ use crate::dynamic_memory::DynamicMemoryInfo;
 use crate::memory_device::MemoryDevice;
 use qapi_qmp::{HvBalloonInfo, MemoryInfo, RunState};
 use qapi_spec::ErrorClass;
+use serde_json::Value;
 
 /// The machine a [`Server`](crate::Server) controls.
 ///
@@ -44,6 +45,15 @@ pub trait Machine: Send + Sync {
     /// implement it.
     fn dynamic_memory(&self) -> Result<DynamicMemoryInfo, MonitorError> {
         Err(MonitorError::generic("this machine does not report its balloon's state"))
+    }
+
+    /// What the machine did last, thread by thread, as far as it keeps a record:
+    /// `x-dump-flight-recorder`. Its form may change with any version. This may take a few seconds.
+    ///
+    /// # Errors
+    /// A machine that keeps no record need not implement it.
+    fn flight_recorder(&self) -> Result<Value, MonitorError> {
+        Err(MonitorError::generic("this machine has no flight recorder"))
     }
 
     /// The guest's newest memory pressure report: `query-hv-balloon-status-report`.

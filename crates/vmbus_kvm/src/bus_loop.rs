@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::attached::Attached;
 use crate::shared::{Shared, StopMark};
 use crate::sources::{Source, Sources};
-use crate::{Bound, BusMemory, HostFailure, Machine, OpenError, Platform, Report, Thread};
+use crate::{Bound, BusMemory, HostFailure, Machine, OpenError, Platform, Report, Thread, Trace};
 
 /// How often a busy message slot, or a full ring, is looked at again. A guest that crashes never
 /// acknowledges a message (Linux `vmbus_wait_for_unload`), and Linux' balloon driver never says that
@@ -177,6 +177,7 @@ impl<P: Platform> BusLoop<P> {
     fn on_event(&mut self, source: Source) {
         match source {
             Source::Wake => {
+                self.shared.supervisor.trace(Trace::Woken);
                 let _ = self.shared.wake_fd().read();
             }
             Source::Signal(device) => {
@@ -185,6 +186,7 @@ impl<P: Platform> BusLoop<P> {
                     && let Some(link) = &slot.link
                 {
                     let _ = link.signal.read();
+                    self.shared.supervisor.trace(Trace::Signalled { device });
                     slot.device.handle(now, ChannelEvent::Signalled);
                 }
             }

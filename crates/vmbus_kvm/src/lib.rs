@@ -47,6 +47,7 @@ mod platform;
 mod shared;
 mod sources;
 mod supervisor;
+mod trace;
 
 pub use attached::Sink;
 #[cfg(feature = "guest_ram")]
@@ -68,3 +69,4 @@ pub use paused::{Paused, SavedBus};
 pub use platform::{Bound, BusMemory, MemoryGuard, Platform};
 pub use shared::BusHandle;
 pub use supervisor::{HostFailure, Report, Supervisor, Thread};
+pub use trace::Trace;

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kvm_hyperv::exit::HypervExit;
-use kvm_hyperv::hypercall::{Hypercall, Status};
+use kvm_hyperv::hypercall::{Hypercall, Status, call_code};
 use kvm_hyperv::synic::{Delivery, SavedSynic, SavedSynicError, VpSynic};
 use vmbus::GuestSignal;
 use vmbus::protocol::{ConnectionId, VpIndex};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::Platform;
 use crate::shared::{Shared, lock};
+use crate::{Platform, Trace};
 
 /// A machine's end of the bus; [`Host::start_machine`](crate::Host::start_machine) makes it. Each vCPU
 /// thread has a clone.
@@ -66,8 +66,15 @@ impl<P: Platform> Machine<P> {
     pub fn before_run(&self, vp: VpIndex) -> io::Result<()> {
         let Some(synic) = self.synic(vp) else { return Ok(()) };
         match synic.deliver(&*self.0.platform.memory()) {
-            Delivery::Delivered => self.0.platform.raise_sint(vp),
-            Delivery::Idle | Delivery::Blocked => Ok(()),
+            Delivery::Delivered => {
+                self.trace(Trace::Delivered { vp });
+                self.0.platform.raise_sint(vp)
+            }
+            Delivery::Blocked => {
+                self.trace(Trace::SlotBusy { vp });
+                Ok(())
+            }
+            Delivery::Idle => Ok(()),
         }
     }
 
@@ -85,6 +92,7 @@ impl<P: Platform> Machine<P> {
     ) -> Option<u64> {
         match exit {
             HypervExit::Synic(registers) => {
+                self.trace(Trace::SynicSet { vp });
                 if let Some(synic) = self.synic(vp) {
                     synic.update(&*self.0.platform.memory(), registers);
                 }
@@ -94,7 +102,9 @@ impl<P: Platform> Machine<P> {
                 None
             }
             HypervExit::Hypercall { control, parameters } => {
-                Some(self.hypercall(control, parameters).result())
+                let status = self.hypercall(control, parameters);
+                self.trace(Trace::Hypercall { vp, code: call_code(control), status: status.0 });
+                Some(status.result())
             }
             HypervExit::Other(_) => None,
         }
@@ -103,9 +113,20 @@ impl<P: Platform> Machine<P> {
     /// The guest acknowledged an interrupt of SINT 2: has the VP look at its message slot again, if
     /// messages wait. Call it from any thread, where [`Platform::acknowledgement`] has no eventfd.
     pub fn acknowledged(&self, vp: VpIndex) {
-        if self.synic(vp).is_some_and(VpSynic::has_queued) {
+        let kicked = self.kick_if_waiting(vp);
+        self.trace(Trace::Acknowledged { vp, kicked });
+    }
+
+    fn kick_if_waiting(&self, vp: VpIndex) -> bool {
+        let waits = self.synic(vp).is_some_and(VpSynic::has_queued);
+        if waits {
             self.0.platform.kick(vp);
         }
+        waits
+    }
+
+    fn trace(&self, trace: Trace) {
+        self.0.shared.supervisor.trace(trace);
     }
 
     fn hypercall(&self, control: u64, parameters: [u64; 2]) -> Status {
@@ -185,10 +206,10 @@ impl<P: Platform> Machine<P> {
     /// Sets the event flag of a signal and raises the interrupt, where the flag was clear.
     pub(crate) fn signal_guest(&self, signal: GuestSignal) -> io::Result<()> {
         let Some(synic) = self.synic(signal.vp) else { return Ok(()) };
-        if synic.set_event(&*self.0.platform.memory(), signal.flag) {
-            self.0.platform.raise_sint(signal.vp)?;
-        }
-        Ok(())
+        let (vp, flag) = (signal.vp, signal.flag);
+        let raised = synic.set_event(&*self.0.platform.memory(), flag);
+        self.trace(Trace::EventSet { vp, flag, raised });
+        if raised { self.0.platform.raise_sint(vp) } else { Ok(()) }
     }
 
     /// Queues a message of the bus and has the VP put it into its slot. There is room: the caller asks
@@ -197,6 +218,7 @@ impl<P: Platform> Machine<P> {
         if let Some(synic) = self.synic(vp) {
             let posted = synic.post(message);
             debug_assert!(posted.is_ok(), "the queue was full");
+            self.trace(Trace::Posted { vp });
             self.0.platform.kick(vp);
         }
     }
@@ -218,6 +240,8 @@ impl<P: Platform> Machine<P> {
 
     /// Has each VP with waiting messages look at its slot.
     pub(crate) fn kick_waiting(&self) {
-        self.vps().for_each(|vp| self.acknowledged(vp));
+        for vp in self.vps() {
+            self.kick_if_waiting(vp);
+        }
     }
 }

@@ -8,9 +8,9 @@ use vmbus::Offer;
 use vmbus::protocol::VpIndex;
 use vmbus::ring::RingError;
 
-use crate::OpenError;
 #[cfg(feature = "dynamic-memory")]
 use crate::WorkError;
+use crate::{OpenError, Trace};
 
 /// A thread of this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,12 @@ pub trait Supervisor: Send + Sync + 'static {
     /// Something happened that is worth a line in the log. A guest can cause as many reports as it
     /// likes, so the log must be limited.
     fn report(&self, report: Report);
+
+    /// The host or the guest did something. This is called very often, also on vCPU threads, and must
+    /// not wait: it is meant for a recorder in memory.
+    fn trace(&self, trace: Trace) {
+        let _ = trace;
+    }
 }
 
 impl<S: Supervisor + ?Sized> Supervisor for Arc<S> {
@@ -64,6 +70,10 @@ impl<S: Supervisor + ?Sized> Supervisor for Arc<S> {
 
     fn report(&self, report: Report) {
         (**self).report(report);
+    }
+
+    fn trace(&self, trace: Trace) {
+        (**self).trace(trace);
     }
 }
 

@@ -15,6 +15,7 @@ mod confine;
 mod console;
 mod control;
 mod error;
+mod flight_recorder;
 mod log_limit;
 mod machine;
 mod memory;

@@ -22,6 +22,7 @@ use crate::confine::Confinement;
 use crate::console::Console;
 use crate::control::ControlSender;
 use crate::error::{MachineError, VmmError};
+use crate::flight_recorder::{Answered, Desk, Recorder};
 use crate::ports::{self, Ports};
 use crate::vcpu::{Shared, Vcpu, kick_signal};
 
@@ -45,6 +46,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) confinement: Confinement,
     pub(crate) control: ControlSender,
     pub(crate) vcpus: u8,
+    pub(crate) recorder: &'a Arc<Recorder>,
 }
 
 /// The threads of the vCPUs, by number.
@@ -101,6 +103,8 @@ impl Machine {
             cpu::set_entry(first, entry)?;
         }
         let threads = Arc::new(Threads::default());
+        let asked = Arc::clone(&threads);
+        let desk = Desk::new(move |vcpu| asked.kick(vcpu));
         let kicked = Arc::clone(&threads);
         let kick = move |vp: VpIndex| kicked.kick(usize::try_from(vp.get()).unwrap_or(usize::MAX));
         let memory = parts.ram.address_space();
@@ -111,11 +115,14 @@ impl Machine {
             bus: parts.host.start_machine(platform)?,
             confinement: parts.confinement,
             control: parts.control,
+            recorder: Arc::clone(parts.recorder),
+            desk: Arc::new(desk),
             stop: AtomicBool::new(false),
         });
         parts.console.connect(&shared.ports);
-        let waiting =
-            (0..).zip(fds).map(|(id, fd)| Vcpu { id, fd, shared: Arc::clone(&shared) }).collect();
+        let vcpu =
+            |(id, fd)| Vcpu { id, fd, shared: Arc::clone(&shared), answered: Answered::default() };
+        let waiting = (0..).zip(fds).map(vcpu).collect();
         Ok(Self { vm, threads, shared, waiting })
     }
 
@@ -144,6 +151,7 @@ impl Machine {
         }
         // Also those of a start that failed: `stop` must find them.
         *self.threads.0.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        self.shared.recorder.machine_started(Arc::clone(&self.shared.desk));
         result
     }
 
@@ -158,6 +166,7 @@ impl Machine {
         for thread in threads {
             let _ = thread.join();
         }
+        self.shared.recorder.machine_stopped();
     }
 }
 

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use page_range::PageCount;
 use qmp::{
     DynamicMemoryInfo, HvBalloonInfo, Machine, MemoryDevice, MemoryInfo, MonitorError, RunState,
+    Value,
 };
 
 use crate::control::{Cause, Control, ControlSender};
 use crate::error::VmmError;
+use crate::flight_recorder::Recorder;
 use crate::machine::Vm;
 use crate::memory::{BootMemory, Kept};
 
@@ -44,6 +46,7 @@ pub(crate) struct Monitored {
     pub(crate) balloon: Option<Arc<dyn Balloon>>,
     pub(crate) boot_memory: PageCount,
     pub(crate) control: ControlSender,
+    pub(crate) recorder: Arc<Recorder>,
 }
 
 impl Monitored {
@@ -88,6 +91,10 @@ impl Machine for Monitored {
     fn status_report(&self) -> Result<HvBalloonInfo, MonitorError> {
         let balloon = self.balloon.as_ref().ok_or_else(MonitorError::status_report_no_device)?;
         balloon.status_report()
+    }
+
+    fn flight_recorder(&self) -> Result<Value, MonitorError> {
+        Ok(self.recorder.dump())
     }
 
     fn memory_devices(&self) -> Vec<MemoryDevice> {

@@ -14,6 +14,11 @@ pub(crate) const SERIAL_GSI: u32 = 4;
 /// The interrupt that the VMBus device lists; never raised.
 pub(crate) const VMBUS_GSI: u32 = 7;
 const SERIAL_LAST: u16 = SERIAL + 7;
+
+/// Whether this is a register of the serial port.
+pub(crate) const fn is_serial(port: u16) -> bool {
+    matches!(port, SERIAL..=SERIAL_LAST)
+}
 const KEYBOARD_COMMAND: u16 = 0x64;
 /// Pulses the reset line; Linux' way out when all else fails.
 const KEYBOARD_RESET: u8 = 0xfe;

@@ -8,7 +8,7 @@ use kvm_hyperv::kick;
 use kvm_hyperv::probe::{self, Capabilities, Irqchip};
 use kvm_ioctls::Kvm;
 use qmp::{Event, EventSender, ShutdownCause};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 use vmbus::ServerConfig;
 use vmbus_kvm::{Host, HostBuilder};
@@ -20,6 +20,7 @@ use crate::confine::{Confinement, Thread};
 use crate::console::Console;
 use crate::control::{Cause, Control, ControlSender, control_channel};
 use crate::error::{BootError, MachineError, VmmError};
+use crate::flight_recorder::{self, Recorder};
 use crate::log_limit::LogLimit;
 use crate::machine::{Machine, Parts, Platform};
 use crate::memory::{BootMemory, Kept, MemoryPlan};
@@ -46,15 +47,22 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     let first = plan.first()?;
     let (control, events) = control_channel();
     let confinement = Confinement::new(config.seccomp, control.clone())?;
-    let signals = watch_signals(control.clone(), confinement.clone())?;
+    let recorder = Arc::new(Recorder::new(config.vcpus));
+    flight_recorder::dump_on_panic(&recorder);
+    let signals = watch_signals(control.clone(), confinement.clone(), Arc::clone(&recorder))?;
     let mut console = Console::open(&config.serial, confinement.clone())?;
     let monitor_events = Arc::new(OnceLock::new());
     let log = Arc::new(Mutex::new(LogLimit::new()));
-    let mut host = bus(config, &plan, &confinement, &log)?;
+    let mut host = bus(config, &plan, &confinement, &log, &recorder)?;
     let balloon = attach_balloon(&mut host, config, (&plan, &first), &monitor_events, log)?;
     let host = host.start()?;
     let boot_memory = first.ram.pages().len();
-    let monitored = Monitored { balloon: balloon.clone(), boot_memory, control: control.clone() };
+    let monitored = Monitored {
+        balloon: balloon.clone(),
+        boot_memory,
+        control: control.clone(),
+        recorder: Arc::clone(&recorder),
+    };
     let monitor = start_monitor(config, monitored, &confinement, &monitor_events)?;
     let to_control = control.clone();
     console.start_input(move || to_control.send(Control::Shutdown(Cause::Console)))?;
@@ -72,6 +80,7 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
         events,
         balloon,
         host,
+        recorder,
     };
     let emit = |event: &Event| {
         if let Some(sender) = monitor_events.get() {
@@ -96,6 +105,7 @@ struct Vm<'a> {
     events: Receiver<Control>,
     balloon: Option<Arc<dyn Balloon>>,
     host: Host<Platform>,
+    recorder: Arc<Recorder>,
 }
 
 impl Vm<'_> {
@@ -144,6 +154,7 @@ impl Vm<'_> {
             confinement: self.confinement.clone(),
             control: self.control.clone(),
             vcpus: self.config.vcpus,
+            recorder: &self.recorder,
         };
         let mut machine = Machine::new(parts, files)?;
         // To the end of this function: by then nobody works on the memory any more.
@@ -171,13 +182,15 @@ fn bus(
     plan: &MemoryPlan,
     confinement: &Confinement,
     log: &GuestLog,
+    recorder: &Arc<Recorder>,
 ) -> Result<HostBuilder<Platform>, VmmError> {
     let server = ServerConfig {
         vp_count: config.vcpus.into(),
         page_limit: plan.address_end,
         ..ServerConfig::default()
     };
-    Ok(HostBuilder::new(server, Watch::new(confinement.clone(), Arc::clone(log)))?)
+    let watch = Watch::new(confinement.clone(), Arc::clone(log), Arc::clone(recorder));
+    Ok(HostBuilder::new(server, watch)?)
 }
 
 /// Puts the balloon device on the bus, in a program that has it.
@@ -220,10 +233,15 @@ fn start_monitor(
     Ok(Some(server))
 }
 
-/// Ends the machine on a signal that asks the process to end.
-fn watch_signals(control: ControlSender, confinement: Confinement) -> Result<Handle, MachineError> {
+/// Ends the machine on a signal that asks the process to end, and writes what the flight recorder
+/// holds to the log on `SIGUSR1`.
+fn watch_signals(
+    control: ControlSender,
+    confinement: Confinement,
+    recorder: Arc<Recorder>,
+) -> Result<Handle, MachineError> {
     let failed = MachineError::system("cannot handle signals");
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).map_err(failed)?;
     let handle = signals.handle();
     Builder::new()
         .name("signals".into())
@@ -231,8 +249,11 @@ fn watch_signals(control: ControlSender, confinement: Confinement) -> Result<Han
             if confinement.enter(Thread::Signals).is_err() {
                 return;
             }
-            for _ in signals.forever() {
-                control.send(Control::Shutdown(Cause::Signal));
+            for signal in signals.forever() {
+                match signal {
+                    SIGUSR1 => tracing::warn!("flight recorder: {}", recorder.dump()),
+                    _ => control.send(Control::Shutdown(Cause::Signal)),
+                }
             }
         })
         .map_err(failed)?;

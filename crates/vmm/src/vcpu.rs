@@ -13,8 +13,9 @@ use vmm_sys_util::signal::SIGRTMIN;
 use crate::confine::{Confinement, Thread};
 use crate::control::{Cause, Control, ControlSender};
 use crate::error::MachineError;
+use crate::flight_recorder::{Answered, Desk, Exit, Recorder, vp};
 use crate::machine::Platform;
-use crate::ports::Ports;
+use crate::ports::{self, Ports};
 use crate::power::PowerRequest;
 
 /// The signal that gets a vCPU's thread out of the guest.
@@ -28,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) bus: vmbus_kvm::Machine<Platform>,
     pub(crate) confinement: Confinement,
     pub(crate) control: ControlSender,
+    pub(crate) recorder: Arc<Recorder>,
+    pub(crate) desk: Arc<Desk>,
     /// Set when the threads are to end.
     pub(crate) stop: AtomicBool,
 }
@@ -37,6 +40,8 @@ pub(crate) struct Vcpu {
     pub(crate) id: u8,
     pub(crate) fd: VcpuFd,
     pub(crate) shared: Arc<Shared>,
+    /// The rounds of [`Desk`] that this vCPU has answered.
+    pub(crate) answered: Answered,
 }
 
 /// Whether a vCPU runs on.
@@ -61,6 +66,7 @@ impl Vcpu {
             return Ok(());
         }
         while !self.shared.stop.load(Ordering::Acquire) {
+            self.shared.desk.answer(self.id, &mut self.answered, &self.fd);
             self.shared
                 .bus
                 .before_run(self.vp())
@@ -74,7 +80,10 @@ impl Vcpu {
     }
 
     fn enter(&mut self) -> Result<Next, MachineError> {
-        let exit = match self.fd.run() {
+        self.shared.recorder.entering(self.id);
+        let result = self.fd.run();
+        self.shared.recorder.exited(self.id, kind(&result));
+        let exit = match result {
             Ok(exit) => exit,
             Err(error) => return self.interrupted(error),
         };
@@ -149,6 +158,26 @@ impl Vcpu {
     }
 
     fn vp(&self) -> VpIndex {
-        VpIndex::new(self.id.into())
+        vp(self.id)
+    }
+}
+
+/// The exit, for the flight recorder.
+fn kind(result: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> Exit {
+    match result {
+        Ok(VcpuExit::IoIn(port, _) | VcpuExit::IoOut(port, _)) if ports::is_serial(*port) => {
+            Exit::Serial
+        }
+        Ok(VcpuExit::IoIn(port, _)) => Exit::PortIn(*port),
+        Ok(VcpuExit::IoOut(port, _)) => Exit::PortOut(*port),
+        Ok(VcpuExit::MmioRead(at, _)) => Exit::MmioRead(*at),
+        Ok(VcpuExit::MmioWrite(at, _)) => Exit::MmioWrite(*at),
+        Ok(VcpuExit::Hyperv) => Exit::Hyperv,
+        Ok(VcpuExit::Hlt) => Exit::Halted,
+        Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => Exit::SystemEvent,
+        Ok(VcpuExit::Intr) => Exit::Interrupted,
+        Ok(_) => Exit::Failed,
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
+        Err(_) => Exit::Failed,
     }
 }

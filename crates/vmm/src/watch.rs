@@ -3,11 +3,12 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vmbus_kvm::{HostFailure, Report, Supervisor};
+use vmbus_kvm::{HostFailure, Report, Supervisor, Trace};
 
 use crate::confine::{Confinement, Thread};
 use crate::control::Control;
 use crate::error::{MachineError, chain};
+use crate::flight_recorder::Recorder;
 use crate::log_limit::LogLimit;
 
 /// A bound on lines about the guest's driver, for all who write some.
@@ -20,11 +21,12 @@ pub(crate) struct Watch {
     guest: GuestLog,
     /// For what fails on the host, since a guest can cause the work that fails.
     host: Mutex<LogLimit>,
+    recorder: Arc<Recorder>,
 }
 
 impl Watch {
-    pub(crate) fn new(confinement: Confinement, guest: GuestLog) -> Self {
-        Self { confinement, guest, host: Mutex::new(LogLimit::new()) }
+    pub(crate) fn new(confinement: Confinement, guest: GuestLog, recorder: Arc<Recorder>) -> Self {
+        Self { confinement, guest, host: Mutex::new(LogLimit::new()), recorder }
     }
 }
 
@@ -53,6 +55,10 @@ impl Supervisor for Watch {
             report if report.is_guest_fault() => log(&self.guest, || tracing::warn!("{text}")),
             _ => log(&self.host, || tracing::error!("{text}")),
         }
+    }
+
+    fn trace(&self, trace: Trace) {
+        self.recorder.trace(trace);
     }
 }
 

@@ -322,6 +322,15 @@ impl Vm {
         Ok(pages * 4096)
     }
 
+    /// What `hvb` has written to stderr.
+    ///
+    /// # Errors
+    ///
+    /// The file is gone.
+    pub fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.dir.path().join("stderr"))?)
+    }
+
     fn pid(&self) -> Result<Pid> {
         Pid::from_raw(self.child.id().try_into()?).context("no process")
     }
@@ -366,6 +375,45 @@ impl Vm {
     }
 }
 
+/// How many events of each thread a failed test shows.
+const EVENTS_SHOWN: usize = 60;
+
+impl Vm {
+    /// What `hvb` and its vCPUs did last: by the monitor where it answers, otherwise in what `hvb`
+    /// has on stderr.
+    fn flight_recorder(&self) -> String {
+        let dump = self.connect().and_then(|mut client| {
+            Ok(client.execute("x-dump-flight-recorder", serde_json::Value::Null)?)
+        });
+        match dump {
+            Ok(mut dump) => {
+                shorten(&mut dump);
+                format!("{dump:#}")
+            }
+            Err(error) => {
+                let _ = self.signal(Signal::USR1);
+                std::thread::sleep(Duration::from_secs(3));
+                format!("{error:#}; asked by signal")
+            }
+        }
+    }
+}
+
+/// Leaves the newest strings of each list of strings.
+fn shorten(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Array(items) => {
+            if items.iter().all(serde_json::Value::is_string) {
+                let surplus = items.len().saturating_sub(EVENTS_SHOWN);
+                items.drain(..surplus);
+            }
+            items.iter_mut().for_each(shorten);
+        }
+        serde_json::Value::Object(fields) => fields.values_mut().for_each(shorten),
+        _ => {}
+    }
+}
+
 const DRIVER: &str = "/sys/bus/vmbus/drivers/hv_balloon";
 
 impl Drop for Vm {
@@ -374,6 +422,7 @@ impl Drop for Vm {
             return;
         }
         println!("-- threads of hvb:\n{}", threads(self.child.id()));
+        println!("-- flight recorder:\n{}", self.flight_recorder());
         let _ = self.child.kill();
         let status = self.child.wait();
         println!("-- guest's console:\n{}", self.agent.console.tail());

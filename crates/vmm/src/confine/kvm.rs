@@ -1,7 +1,8 @@
 //! The ioctls of KVM that this program makes (Linux `include/uapi/linux/kvm.h`), for its filters.
 
 use kvm_bindings::{
-    KVMIO, kvm_cpuid2, kvm_enable_cap, kvm_msrs, kvm_pit_config, kvm_regs, kvm_sregs,
+    KVMIO, kvm_cpuid2, kvm_enable_cap, kvm_lapic_state, kvm_mp_state, kvm_msrs, kvm_pit_config,
+    kvm_regs, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_hyperv::ioctl_numbers::{
     KVM_CHECK_EXTENSION, KVM_GET_MSRS, KVM_GET_SUPPORTED_HV_CPUID, KVM_HYPERV_EVENTFD, KVM_IRQFD,
@@ -30,11 +31,22 @@ const fn request<T>(name: &'static str, direction: u32, number: u32) -> Request 
 /// Runs a vCPU. First where it is allowed: filters look in order.
 const RUN: Request = request::<()>("KVM_RUN", _IOC_NONE, 0x80);
 const GET_MSRS: Request = known("KVM_GET_MSRS", KVM_GET_MSRS);
+const GET_REGS: Request = request::<kvm_regs>("KVM_GET_REGS", _IOC_READ, 0x81);
+const GET_SREGS: Request = request::<kvm_sregs>("KVM_GET_SREGS", _IOC_READ, 0x83);
 const SET_USER_MEMORY_REGION: Request =
     known("KVM_SET_USER_MEMORY_REGION", KVM_SET_USER_MEMORY_REGION);
 
 /// What a vCPU's thread asks of its vCPU while the guest runs.
-pub(super) const OF_VCPUS: [Request; 2] = [RUN, GET_MSRS];
+pub(super) const OF_VCPUS: [Request; 7] = [
+    RUN,
+    GET_MSRS,
+    // For the flight recorder.
+    GET_REGS,
+    GET_SREGS,
+    request::<kvm_lapic_state>("KVM_GET_LAPIC", _IOC_READ, 0x8e),
+    request::<kvm_mp_state>("KVM_GET_MP_STATE", _IOC_READ, 0x98),
+    request::<kvm_vcpu_events>("KVM_GET_VCPU_EVENTS", _IOC_READ, 0x9f),
+];
 
 /// What the bus's thread asks of the VM.
 pub(super) const OF_THE_BUS: [Request; 1] = [known("KVM_HYPERV_EVENTFD", KVM_HYPERV_EVENTFD)];
@@ -56,9 +68,9 @@ pub(super) const TO_BUILD: [Request; 21] = [
     known("KVM_SET_GSI_ROUTING", KVM_SET_GSI_ROUTING),
     known("KVM_IRQFD", KVM_IRQFD),
     request::<kvm_pit_config>("KVM_CREATE_PIT2", _IOC_WRITE, 0x77),
-    request::<kvm_regs>("KVM_GET_REGS", _IOC_READ, 0x81),
+    GET_REGS,
     request::<kvm_regs>("KVM_SET_REGS", _IOC_WRITE, 0x82),
-    request::<kvm_sregs>("KVM_GET_SREGS", _IOC_READ, 0x83),
+    GET_SREGS,
     request::<kvm_sregs>("KVM_SET_SREGS", _IOC_WRITE, 0x84),
     request::<kvm_msrs>("KVM_SET_MSRS", _IOC_WRITE, 0x89),
     known("KVM_SET_SIGNAL_MASK", KVM_SET_SIGNAL_MASK),

@@ -95,11 +95,10 @@ pub(super) fn its_own(thread: Thread) -> Rules {
         Thread::QmpWrite => qmp_write(),
         Thread::ConsoleIn => Rules::new().allow([Sysno::read]),
         Thread::ConsoleOut | Thread::Log => Rules::new(),
-        Thread::Signals => reads_a_socket().allow_where(
-            Sysno::recvfrom,
-            "MSG_DONTWAIT",
-            receive(libc::MSG_DONTWAIT),
-        ),
+        Thread::Signals => reads_a_socket()
+            .allow_where(Sysno::recvfrom, "MSG_DONTWAIT", receive(libc::MSG_DONTWAIT))
+            // To dump the flight recorder.
+            .and(&kicks_vcpus()),
     }
 }
 
@@ -122,7 +121,7 @@ fn main() -> Rules {
         .allow_where(Sysno::madvise, "HUGEPAGE", advice(libc::MADV_HUGEPAGE))
         .allow_where(Sysno::madvise, "NOHUGEPAGE", advice(libc::MADV_NOHUGEPAGE))
         .allow_where(Sysno::madvise, "DONTDUMP", advice(libc::MADV_DONTDUMP))
-        .allow_where(Sysno::tgkill, "the kick of a vCPU", signal(kick_signal()))
+        .and(&kicks_vcpus())
         // Sets the terminal back; the second is for older kernels.
         .allow_where(Sysno::ioctl, "TCSETS2", [is(1, TCSETS2)])
         .allow_where(Sysno::ioctl, "TCSETS", [is(1, libc::TCSETS)])
@@ -137,7 +136,11 @@ fn bus() -> Rules {
     ioctls(&kvm::OF_THE_BUS)
         // Events for a monitor client that does not read end its connection: `shutdown`.
         .allow([Sysno::epoll_ctl, Sysno::epoll_wait, Sysno::eventfd2, Sysno::read, Sysno::shutdown])
-        .allow_where(Sysno::tgkill, "the kick of a vCPU", signal(kick_signal()))
+        .and(&kicks_vcpus())
+}
+
+fn kicks_vcpus() -> Rules {
+    Rules::new().allow_where(Sysno::tgkill, "the kick of a vCPU", signal(kick_signal()))
 }
 
 fn memory() -> Rules {
@@ -166,9 +169,9 @@ fn qmp_accept() -> Rules {
         .allow_where(Sysno::fcntl, "F_DUPFD_CLOEXEC", [is(1, libc::F_DUPFD_CLOEXEC)])
 }
 
-/// Executes commands: they go to other threads.
+/// Executes commands: they go to other threads. The dump of the flight recorder asks the vCPUs.
 fn qmp_read() -> Rules {
-    reads_a_socket().allow([Sysno::shutdown])
+    reads_a_socket().and(&kicks_vcpus()).allow([Sysno::shutdown])
 }
 
 fn qmp_write() -> Rules {

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod confinement;
+mod flight_recorder;
 mod host_faults;
 mod hot_add;
 mod huge_pages;
