@@ -1,6 +1,6 @@
 //! A small VMM on KVM that boots Linux with the hv-balloon device.
 //!
-//! [`run`] is all of it; [`load_linux`] is its loader alone. Without the feature `hv-balloon`, which is
+//! [`run`] is all of it; [`load_linux`] is its loader alone, [`flight_recorder`] what it remembers. Without the feature `hv-balloon`, which is
 //! on by default, the machine has a bus and no device on it.
 //!
 //! Threads: one per vCPU, the two of `vmbus_kvm` (bus and memory), the monitor's own, two for the
@@ -15,7 +15,7 @@ mod confine;
 mod console;
 mod control;
 mod error;
-mod flight_recorder;
+pub mod flight_recorder;
 mod log_limit;
 mod machine;
 mod memory;

@@ -34,6 +34,12 @@ struct Answers {
     states: Vec<Option<VcpuState>>,
 }
 
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").field("round", &self.round).finish_non_exhaustive()
+    }
+}
+
 impl Desk {
     pub(crate) fn new(kick: impl Fn(usize) + Send + Sync + 'static) -> Self {
         Self {

@@ -16,7 +16,7 @@ use vmbus::protocol::VpIndex;
 use vmbus_kvm::Trace;
 
 pub(crate) use capture::{Answered, Desk};
-pub(crate) use ring::Exit;
+pub use ring::Exit;
 use ring::{Event, Ring};
 
 /// How many events all rings of a dump show together: as many as a monitor client's buffer takes.
@@ -28,7 +28,8 @@ const SHOWN_AT_LEAST: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The recorder of a VM. It outlives its machines, so that a dump shows what led to a reset.
-pub(crate) struct Recorder {
+#[derive(Debug)]
+pub struct Recorder {
     start: Instant,
     vcpus: Box<[Mutex<Ring>]>,
     bus: Mutex<Ring>,
@@ -37,7 +38,9 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn new(vcpus: u8) -> Self {
+    /// A recorder for so many vCPUs.
+    #[must_use]
+    pub fn new(vcpus: u8) -> Self {
         Self {
             start: Instant::now(),
             vcpus: (0..vcpus).map(|_| Mutex::default()).collect(),
@@ -47,7 +50,7 @@ impl Recorder {
     }
 
     /// A vCPU is about to enter the guest.
-    pub(crate) fn entering(&self, vcpu: u8) {
+    pub fn entering(&self, vcpu: u8) {
         let now = self.start.elapsed();
         if let Some(ring) = self.vcpu(vcpu.into()) {
             lock(ring).entering(now);
@@ -55,7 +58,7 @@ impl Recorder {
     }
 
     /// A vCPU has come out.
-    pub(crate) fn exited(&self, vcpu: u8, exit: Exit) {
+    pub fn exited(&self, vcpu: u8, exit: Exit) {
         let now = self.start.elapsed();
         if let Some(ring) = self.vcpu(vcpu.into()) {
             lock(ring).exited(now, exit);
@@ -63,7 +66,7 @@ impl Recorder {
     }
 
     /// Something happened on the bus.
-    pub(crate) fn trace(&self, trace: Trace) {
+    pub fn trace(&self, trace: Trace) {
         let now = self.start.elapsed();
         let ring = trace.vcpu().map_or(Some(&self.bus), |vp| self.vcpu(vp.get()));
         if let Some(ring) = ring {
@@ -83,7 +86,8 @@ impl Recorder {
 
     /// Everything known, in JSON: the events of each ring, oldest first, and the state of each vCPU
     /// that answers. Waits for up to two seconds for that.
-    pub(crate) fn dump(&self) -> Value {
+    #[must_use]
+    pub fn dump(&self) -> Value {
         let desk = lock(&self.desk).clone();
         let states = desk.map(|desk| desk.ask(self.vcpus.len(), PATIENCE)).unwrap_or_default();
         let shown = self.shown();

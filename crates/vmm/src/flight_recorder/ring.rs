@@ -11,15 +11,20 @@ const CAPACITY: usize = 1024;
 
 /// Why a vCPU came out of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Exit {
+pub enum Exit {
     /// The serial port, read or written: a character takes several.
     Serial,
+    /// A port was read.
     PortIn(u16),
+    /// A port was written.
     PortOut(u16),
+    /// An address where there is no memory was read.
     MmioRead(u64),
+    /// An address where there is no memory was written.
     MmioWrite(u64),
     /// The SynIC, or a hypercall.
     Hyperv,
+    /// The guest has nothing to do, and KVM leaves waiting to the VMM.
     Halted,
     /// A signal: somebody wants the thread.
     Interrupted,
