@@ -1,5 +1,5 @@
-//! The clock of a PC: what Linux reads the date from while it boots. Without one it waits seconds
-//! for it, and starts in 1970.
+//! A PC's real-time clock, from which Linux reads the date while it boots. Without one, Linux waits
+//! for it for seconds and starts in 1970.
 
 use time::OffsetDateTime;
 
@@ -21,27 +21,27 @@ const STATUS_A: u8 = 0xa;
 const STATUS_B: u8 = 0xb;
 const STATUS_D: u8 = 0xd;
 
-/// A 32768 Hz crystal; no update in progress, ever.
+/// A 32,768 Hz crystal; never an update in progress.
 const DIVIDER: u8 = 0x20;
-/// The day has 24 hours. Numbers are decimal, two digits a byte: Linux takes nothing else on a PC
-/// (`RTC_ALWAYS_BCD`), whatever this register says.
+/// 24-hour format. Numbers are BCD: Linux assumes this on a PC (`RTC_ALWAYS_BCD`), whatever this
+/// register says.
 const DECIMAL_24_HOURS: u8 = 0x02;
 /// The battery is good.
 const VALID: u8 = 0x80;
 
-/// The clock; it shows the host's time in UTC and cannot be set.
+/// The clock. It shows the host's time in UTC and cannot be set.
 #[derive(Debug, Default)]
 pub(crate) struct Cmos {
     index: u8,
 }
 
 impl Cmos {
-    /// The guest writes the index port. The top bit masks the NMI and means nothing here.
+    /// Handles a write to the index port. The top bit masks the NMI and has no effect here.
     pub(crate) fn select(&mut self, index: u8) {
         self.index = index & 0x7f;
     }
 
-    /// The guest reads the data port.
+    /// Handles a read of the data port.
     pub(crate) fn read(&self) -> u8 {
         self.register(OffsetDateTime::now_utc())
     }

@@ -1,4 +1,4 @@
-//! What a VM is made of.
+//! The configuration of a VM.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use crate::console::SerialOutput;
 /// The memory of a guest after a reset of the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnReset {
-    /// What it first booted with; a target set before is forgotten.
+    /// Its first boot size; a target set before is forgotten.
     #[default]
     BootSize,
-    /// What it had last; a target it was on its way to holds.
+    /// The size it had last; a target it was moving towards stays in force.
     KeepSize,
 }
 
-/// A VM to run.
+/// The configuration of a VM.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The kernel, a bzImage.
@@ -29,30 +29,30 @@ pub struct Config {
     pub command_line: String,
     /// Number of vCPUs, 1 to [`Config::MAX_VCPUS`].
     pub vcpus: u8,
-    /// Boot memory, in bytes; whole pages.
+    /// Boot memory, in bytes: a multiple of the page size.
     pub memory_bytes: u64,
-    /// The most memory the guest may grow to, in bytes; whole pages, and no less than
-    /// `memory_bytes`. What is above `memory_bytes` can be added while the guest runs.
+    /// The most memory the guest may grow to, in bytes: a multiple of the page size, and at least
+    /// `memory_bytes`. Memory above `memory_bytes` can be added while the guest runs.
     pub max_memory_bytes: u64,
     /// The guest's memory after a reset.
     pub on_reset: OnReset,
-    /// Where the monitor listens, if anywhere.
+    /// The monitor's socket, if there is to be a monitor.
     pub qmp: Option<PathBuf>,
-    /// Where the serial port goes.
+    /// The destination of the serial port.
     pub serial: SerialOutput,
-    /// Whether the guest is to report its memory use.
+    /// Whether the guest's memory pressure reports are emitted as events.
     pub status_reports: bool,
     /// The wait between the guest's capability report and the first request to it; `None` for as
     /// long as this kind of guest needs (`hv_balloon::Settle::Auto`).
     pub settle: Option<Duration>,
     /// The pages that back guest memory.
     pub huge_pages: HugePages,
-    /// What becomes of system calls that none of the VM's threads needs. The caller's thread is
+    /// How to treat system calls that none of the VM's threads needs. The calling thread is
     /// confined for good, and so is every thread it starts afterwards.
     pub seccomp: Seccomp,
 }
 
 impl Config {
-    /// Most vCPUs: APIC ids are 8 bits wide here, and the I/O APIC needs one.
+    /// The most vCPUs: APIC ids have 8 bits here, and the I/O APIC needs one.
     pub const MAX_VCPUS: u8 = 254;
 }

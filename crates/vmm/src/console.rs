@@ -1,4 +1,4 @@
-//! The serial port and what stands at its other end.
+//! The serial port and the terminal or file behind it.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
@@ -17,22 +17,22 @@ use crate::confine::{Confinement, Thread};
 use crate::error::{MachineError, VmmError};
 use crate::ports::Ports;
 
-/// Bytes of output that may wait for a slow reader. What comes beyond is dropped: a terminal that
+/// Bytes of output that may wait for a slow reader. Anything beyond is dropped: a terminal that
 /// nobody reads must not stop the guest.
 const OUTPUT_QUEUE: usize = 64 << 10;
 
-/// How often waiting input looks whether the guest has read what came before.
+/// How often pending input checks whether the guest has read the previous bytes.
 const INPUT_RETRY: Duration = Duration::from_millis(10);
 
-/// How long input waits for a guest that reads nothing; then it is dropped. A guest that hangs must
-/// not keep the user from leaving.
+/// How long input waits for a guest that reads nothing before it is dropped. A hung guest must not
+/// keep the user from leaving.
 const INPUT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long the end waits for a reader of the output; then what is left is dropped.
+/// How long shutdown waits for a reader of the output before it drops the rest.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// `Ctrl-A` then `x` leaves, as on QEMU's console; the terminal is in raw mode, so the guest gets
-/// `Ctrl-C`.
+/// `Ctrl-A` then `x` leaves, as on QEMU's console; the terminal is in raw mode, so `Ctrl-C` goes to
+/// the guest.
 const ESCAPE: u8 = 0x01;
 const LEAVE: u8 = b'x';
 
@@ -67,16 +67,17 @@ impl SerialPort {
     }
 
     pub(crate) fn write(&mut self, offset: u8, value: u8) {
-        // The one failure is an interrupt counter that overflows, with the interrupt pending.
+        // The only possible failure is an overflow of the interrupt counter, and then an interrupt
+        // is pending.
         let _ = self.0.write(offset, value);
     }
 
-    /// The eventfd to raise the interrupt with.
+    /// The eventfd that raises the interrupt.
     pub(crate) fn interrupt(&self) -> &EventFd {
         &self.0.interrupt_evt().0
     }
 
-    /// Hands input to the guest; returns how many bytes it had room for.
+    /// Hands input to the guest; returns the number of bytes it had room for.
     fn enqueue(&mut self, input: &[u8]) -> usize {
         let room = self.0.fifo_capacity().min(input.len());
         input.get(..room).and_then(|part| self.0.enqueue_raw_bytes(part).ok()).unwrap_or(0)
@@ -101,18 +102,18 @@ impl Write for Output {
     }
 }
 
-/// The console: outlives the serial ports of the machines that are booted one after another.
+/// The console. It outlives the serial ports of successive machines.
 pub(crate) struct Console {
     queue: Option<SyncSender<u8>>,
-    /// Disconnected when everything is written.
+    /// Disconnected once everything is written.
     written: Option<Receiver<()>>,
     input: Option<Arc<Input>>,
-    /// How the terminal was before it was made raw.
+    /// The terminal's settings before raw mode.
     terminal: Option<Termios>,
     confinement: Confinement,
 }
 
-/// The serial port that input goes to at the moment.
+/// The serial port that currently receives input.
 #[derive(Default)]
 struct Input {
     ports: Mutex<Option<Arc<Ports>>>,
@@ -120,7 +121,7 @@ struct Input {
 }
 
 impl Console {
-    /// Opens the other end of the serial port and starts writing to it.
+    /// Opens the terminal or file and starts the thread that writes to it.
     pub(crate) fn open(output: &SerialOutput, confinement: Confinement) -> Result<Self, VmmError> {
         let (queue, written, input, terminal) = (None, None, None, None);
         let mut console = Self { queue, written, input, terminal, confinement };
@@ -146,7 +147,7 @@ impl Console {
         Ok(SerialPort(Serial::new(Interrupt(interrupt), Output(self.queue.clone()))))
     }
 
-    /// Lets input go to the serial port among `ports` from now on.
+    /// Directs input to the serial port of `ports` from now on.
     pub(crate) fn connect(&self, ports: &Arc<Ports>) {
         if let Some(input) = &self.input {
             *input.ports.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(ports));
@@ -154,8 +155,9 @@ impl Console {
         }
     }
 
-    /// Starts to read standard input, if that is the console. `leave` is called when the user
-    /// asks to leave. The thread ends with the process: a read from a terminal cannot be ended.
+    /// Starts the thread that reads standard input, if that is the console. Calls `leave` when the
+    /// user asks to leave. The thread ends with the process, since a read from a terminal cannot be
+    /// cancelled.
     pub(crate) fn start_input(
         &mut self,
         leave: impl Fn() + Send + 'static,
@@ -200,8 +202,8 @@ impl Console {
 }
 
 impl Drop for Console {
-    /// Ends with everything the guest wrote on its way, if somebody reads it. The serial ports must
-    /// be gone before.
+    /// Waits until everything the guest wrote is written, if someone reads it. The serial ports
+    /// must be gone by then.
     fn drop(&mut self) {
         if let Some(before) = &self.terminal {
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
@@ -211,14 +213,15 @@ impl Drop for Console {
             *input.ports.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
         if let Some(written) = &self.written {
-            // Ends with the writer, or without it: the process is about to go.
+            // The writer has finished or is stuck; either way the process is about to end.
             let _ = written.recv_timeout(OUTPUT_PATIENCE);
         }
     }
 }
 
-/// Lets every key reach the guest at once and unseen; returns how the terminal was before. Output
-/// stays as it is: the guest's own terminal driver does not know where lines begin on ours.
+/// Passes every key to the guest at once and without echo; returns the previous settings. Output
+/// processing stays on: the guest's terminal driver does not know where lines begin on this
+/// terminal.
 fn make_raw() -> Option<Termios> {
     let before = tcgetattr(io::stdin()).ok()?;
     let mut raw = before.clone();
@@ -229,13 +232,13 @@ fn make_raw() -> Option<Termios> {
     Some(before)
 }
 
-/// Writes until all serial ports are gone; `_end` tells by its own end.
+/// Writes until all serial ports are gone. Dropping `_end` signals the end.
 fn write_output(bytes: &Receiver<u8>, mut output: impl Write, _end: Sender<()>) {
     let mut is_failing = false;
     while let Ok(first) = bytes.recv() {
         let mut chunk = vec![first];
         chunk.extend(bytes.try_iter().take(OUTPUT_QUEUE));
-        // A reader that has gone away, or a disk without room, is no reason to stop the guest.
+        // A reader that has gone away, or a full disk, is no reason to stop the guest.
         let result = output.write_all(&chunk).and_then(|()| output.flush());
         if let Err(error) = &result
             && !is_failing
@@ -270,7 +273,7 @@ fn read_input(input: &Input, leave: Option<impl Fn()>) {
     }
 }
 
-/// Hands bytes to the guest as fast as it reads them, until it reads no more.
+/// Hands bytes to the guest as fast as it reads them, until it stops reading.
 fn feed(input: &Input, mut bytes: &[u8]) {
     let mut ports = input.ports.lock().unwrap_or_else(PoisonError::into_inner);
     let mut last_taken = Instant::now();
@@ -293,7 +296,7 @@ fn feed(input: &Input, mut bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    /// A disk that has no room the first time, and tells of each write.
+    /// A disk that is full for the first write, and reports each write.
     struct Disk {
         is_full: bool,
         writes: Sender<Option<Vec<u8>>>,

@@ -1,10 +1,10 @@
-//! What the parts of a running VMM tell the thread that governs it.
+//! Messages from the parts of a running VM to the thread that governs it.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::error::{MachineError, VmmError};
 
-/// Who wanted something.
+/// The origin of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
     /// The guest itself.
@@ -17,19 +17,19 @@ pub(crate) enum Cause {
     Console,
 }
 
-/// What is to happen to the machine.
+/// A request or event for the machine as a whole.
 #[derive(Debug)]
 pub(crate) enum Control {
     /// Boot again.
     Reset(Cause),
-    /// End.
+    /// Shut down.
     Shutdown(Cause),
-    /// The machine broke.
+    /// The machine failed.
     Failed(VmmError),
 }
 
 impl Control {
-    /// The one of two wishes that wins: a failure over the end, the end over a reset.
+    /// The more serious of two: a failure wins over a shutdown, a shutdown over a reset.
     pub(crate) fn graver(self, other: Self) -> Self {
         let weight = |control: &Self| match control {
             Self::Reset(_) => 0,
@@ -40,26 +40,26 @@ impl Control {
     }
 }
 
-/// The sending end; may be given to any thread.
+/// The sending end. Any thread may have one.
 #[derive(Clone, Debug)]
 pub(crate) struct ControlSender(Sender<Control>);
 
 impl ControlSender {
-    /// Sends; where the governing thread has gone already there is nothing left to control.
+    /// Sends. If the governing thread has already ended, there is nothing left to control.
     pub(crate) fn send(&self, control: Control) {
         let _ = self.0.send(control);
     }
 }
 
 impl ControlSender {
-    /// To be held by a thread without which the machine cannot run: should it panic, the machine
-    /// ends instead of standing still.
+    /// A guard for a thread without which the machine cannot run: if that thread panics, the
+    /// machine ends instead of hanging.
     pub(crate) fn report_panic(&self, thread: &'static str) -> PanicReport {
         PanicReport { control: self.clone(), thread }
     }
 }
 
-/// Reports the end of a thread that panics.
+/// Reports a panic of its thread.
 pub(crate) struct PanicReport {
     control: ControlSender,
     thread: &'static str,

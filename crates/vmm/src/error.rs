@@ -1,5 +1,4 @@
-//! What can go wrong on the host's side; each text names the thing and, where there is one, the
-//! remedy.
+//! Errors on the host's side. Each text names what failed and, where there is one, the remedy.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +8,7 @@ use kvm_hyperv::probe::ProbeError;
 use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
-/// The guest cannot be loaded.
+/// The guest could not be loaded.
 #[derive(Debug, Error)]
 pub enum BootError {
     /// A file cannot be opened.
@@ -23,7 +22,7 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// A directory or a device was given.
+    /// The path names a directory or a device.
     #[error("the {what} '{}' is not a regular file", path.display())]
     NotAFile {
         /// Which file.
@@ -40,13 +39,13 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// The kernel is something else.
+    /// The kernel has another format.
     #[error("'{}' is not a bzImage: take a kernel such as a distribution's /boot/vmlinuz-*", path.display())]
     NotBzImage {
         /// Its name.
         path: PathBuf,
     },
-    /// The kernel is broken, or does not fit.
+    /// The kernel is damaged, or does not fit.
     #[error("cannot load the kernel '{}': is it whole, and does it fit into --memory?", path.display())]
     Kernel {
         /// Its name.
@@ -63,7 +62,7 @@ pub enum BootError {
     },
     /// The kernel does not fit.
     #[error(
-        "the kernel '{}' needs {need_mib} MiB to start in, and the guest has {room_mib} MiB below \
+        "the kernel '{}' needs {need_mib} MiB to start, and the guest has {room_mib} MiB below \
          4 GiB: give it more with --memory",
         path.display()
     )]
@@ -89,9 +88,9 @@ pub enum BootError {
         /// Room for it.
         room_mib: u64,
     },
-    /// The command line is too long, or holds a zero byte.
+    /// The command line is too long, or contains a zero byte.
     #[error(
-        "the kernel command line of {length} bytes is not usable: at most {limit} bytes, none zero"
+        "the kernel command line of {length} bytes cannot be used: it must have at most {limit} bytes, none of them zero"
     )]
     CommandLine {
         /// Its length.
@@ -101,7 +100,7 @@ pub enum BootError {
     },
     /// Less memory than any kernel can boot in.
     #[error(
-        "{} MiB of memory are too little to boot in: give the guest at least {} MiB with --memory",
+        "{} MiB of memory is too little to boot: give the guest at least {} MiB with --memory",
         bytes >> 20,
         least >> 20
     )]
@@ -119,54 +118,54 @@ pub enum BootError {
     ZeroPage(#[source] linux_loader::configurator::Error),
 }
 
-/// The machine cannot be built, or broke.
+/// The machine could not be built, or failed.
 #[derive(Debug, Error)]
 pub enum MachineError {
-    /// KVM refused.
+    /// A KVM call failed.
     #[error("{what}{}", remedy(source.errno()))]
     Kvm {
-        /// What was tried.
+        /// What was attempted.
         what: &'static str,
-        /// What KVM said.
+        /// KVM's error.
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// The system refused.
+    /// A system call failed.
     #[error("{what}{}", remedy(source.raw_os_error().unwrap_or_default()))]
     System {
-        /// What was tried.
+        /// What was attempted.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Something ran out.
+    /// The host has run out of something.
     #[error("the host has no {0} left")]
     Resource(&'static str),
-    /// A thread of ours died of a defect.
-    #[error("the {0} thread failed by a defect of hvb: please report what it printed")]
+    /// A thread panicked.
+    #[error("the {0} thread panicked, which is a defect of hvb: please report its output")]
     Panic(&'static str),
-    /// The bus cannot be started.
+    /// The bus could not be started.
     #[error(transparent)]
     StartBus(#[from] vmbus_kvm::StartError),
     /// The bus has failed.
     #[error(transparent)]
     Bus(vmbus_kvm::HostFailure),
-    /// The bus has ended, for a reason that was told apart.
+    /// The bus has ended; the reason was reported separately.
     #[error(transparent)]
     Stopped(#[from] vmbus_kvm::Stopped),
-    /// A thread cannot be confined.
+    /// A thread could not be confined.
     #[error(
         "cannot confine a thread of hvb: does this kernel have CONFIG_SECCOMP_FILTER? \
          --seccomp off does without"
     )]
     Confine(#[source] confinement::ApplyError),
-    /// KVM left a vCPU for a reason that cannot be handled.
+    /// KVM stopped a vCPU for a reason that cannot be handled.
     #[error("vCPU {vcpu} stopped: {reason}")]
     VcpuStopped {
-        /// Which one.
+        /// The vCPU's number.
         vcpu: u8,
-        /// In KVM's words.
+        /// The reason, in KVM's words.
         reason: String,
     },
 }
@@ -189,10 +188,10 @@ pub enum VmmError {
     /// KVM cannot be used.
     #[error(transparent)]
     Probe(ProbeError),
-    /// KVM is there, and lacks something.
+    /// KVM is there, but lacks something.
     #[error("{0}; to try it on this machine anyway, run the command under 'cargo xtask rig --'")]
     NoHyperV(ProbeError),
-    /// The guest cannot be loaded.
+    /// The guest could not be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),
     /// The host has no room for the guest's memory.
@@ -202,7 +201,7 @@ pub enum VmmError {
         option: &'static str,
         /// Bytes asked for.
         bytes: u64,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -211,17 +210,17 @@ pub enum VmmError {
     HugePages {
         /// What the host lacks, and a remedy.
         lack: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// Guest memory cannot be had for another reason.
+    /// Guest memory could not be set up for another reason.
     #[error(transparent)]
     Ram(guest_ram::RamError),
-    /// The machine cannot be built, or broke.
+    /// The machine could not be built, or failed.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// The serial port's other end cannot be had.
+    /// The output of the serial port could not be opened.
     #[error("cannot write the serial port's output to '{}'", path.display())]
     Serial {
         /// The file.
@@ -230,7 +229,7 @@ pub enum VmmError {
         #[source]
         source: io::Error,
     },
-    /// The monitor cannot be started.
+    /// The monitor could not be started.
     #[error(transparent)]
     Monitor(#[from] qmp::ServerError),
     /// The guest could not reach all of its memory.
@@ -247,14 +246,14 @@ pub enum VmmError {
         /// The most memory that can be reached, in bytes.
         most: u64,
     },
-    /// No guest can have the memory that the machine was to get: a defect.
+    /// The memory described to the device for the next machine is impossible: a defect.
     #[cfg(feature = "hv-balloon")]
     #[error(transparent)]
     Replace(#[from] vmbus_kvm::ReplaceError),
-    /// The rules for threads make no sense: a defect.
+    /// The system call rules are contradictory: a defect.
     #[error(transparent)]
     Rules(#[from] confinement::CompileError),
-    /// The device was left out of this build.
+    /// This build lacks the device.
     #[error(
         "{option} needs the hv-balloon device, and this program was built without it: build it \
          with the feature hv-balloon, or leave the option out"
@@ -265,7 +264,7 @@ pub enum VmmError {
     },
 }
 
-/// Names the options of `hvb`, of which the library knows nothing.
+/// Adds the names of `hvb`'s options, which the library does not know.
 impl From<RamError> for VmmError {
     fn from(error: RamError) -> Self {
         match error {
@@ -300,7 +299,7 @@ impl From<vmbus_kvm::Stopped> for VmmError {
     }
 }
 
-/// What helps where the host has run out of something, to follow the text of an error.
+/// A remedy to append to an error's text, if the host has run out of something.
 pub(crate) fn remedy(errno: i32) -> &'static str {
     match errno {
         libc::EMFILE => "; raise the limit of open files (ulimit -n, prlimit --nofile)",

@@ -4,7 +4,7 @@
 //! on by default, the machine has a bus and no device on it.
 //!
 //! Threads: one per vCPU, the two of `vmbus_kvm` (bus and memory), the monitor's own, two for the
-//! console, and the caller's, which governs.
+//! console, and the caller's, which governs the others.
 
 #[cfg(feature = "hv-balloon")]
 mod balloon;

@@ -1,23 +1,23 @@
-//! A bound on the log lines that a guest can cause.
+//! A rate limit for log lines that a guest can cause.
 
 use std::time::{Duration, Instant};
 
-/// Most lines in an [`INTERVAL`].
+/// The most lines in one [`INTERVAL`].
 const BURST: u32 = 10;
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// A guest can cause lines as fast as it can send; the log must not grow with it.
+/// A guest can cause lines as fast as it can send; the log must not grow at that rate.
 #[derive(Debug)]
 pub(crate) struct LogLimit {
     start: Instant,
     lines: u32,
 }
 
-/// What becomes of a line.
+/// Whether to log a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Verdict {
     is_logged: bool,
-    /// Lines that were left out before it, if that was not said yet.
+    /// Lines suppressed before it, unless already reported.
     left_out: u32,
 }
 
@@ -26,12 +26,14 @@ impl LogLimit {
         Self { start: Instant::now(), lines: 0 }
     }
 
-    /// Logs a line, unless there were too many. How many were left out is said with the first line
-    /// after them.
+    /// Logs a line unless there were too many. The first line after suppressed ones says how many
+    /// there were.
     pub(crate) fn log(&mut self, log: impl FnOnce()) {
         let Verdict { is_logged, left_out } = self.judge(Instant::now());
         if left_out > 0 {
-            tracing::warn!("{left_out} more lines about the guest's balloon driver were left out");
+            tracing::warn!(
+                "{left_out} more lines about the guest's balloon driver were suppressed"
+            );
         }
         if is_logged {
             log();

@@ -1,7 +1,7 @@
-//! One machine, from switching on to the next reset.
+//! One machine, from power-on to the next reset.
 //!
-//! A reset builds a new machine, with new memory: KVM does not reset Hyper-V state with a
-//! vCPU, and a VM that was never used has none.
+//! A reset builds a new machine with new memory: KVM does not reset Hyper-V state with a vCPU, and
+//! a new VM has none.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +26,8 @@ use crate::flight_recorder::{Answered, Desk, Recorder};
 use crate::ports::{self, Ports};
 use crate::vcpu::{Shared, Vcpu, kick_signal};
 
-/// Where Intel's real-mode helpers go: in the hole below 4 GiB, out of everybody's way.
+/// The memory that Intel's real-mode emulation needs: in the hole below 4 GiB, where nothing else
+/// lies.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
@@ -35,7 +36,7 @@ pub(crate) type Vm = GuestVm<RamRegion>;
 /// The machine as the bus sees it.
 pub(crate) type Platform = KvmPlatform<RamAddressSpace, Arc<Vm>>;
 
-/// What a machine is built from.
+/// The parts of a machine.
 pub(crate) struct Parts<'a> {
     pub(crate) kvm: &'a Kvm,
     pub(crate) ram: &'a Arc<GuestRam>,
@@ -49,12 +50,12 @@ pub(crate) struct Parts<'a> {
     pub(crate) recorder: &'a Arc<Recorder>,
 }
 
-/// The threads of the vCPUs, by number.
+/// The vCPU threads, by number.
 #[derive(Default)]
 struct Threads(Mutex<Vec<JoinHandle<()>>>);
 
 impl Threads {
-    /// Gets the thread of a vCPU out of the guest, so that it looks for work.
+    /// Gets a vCPU's thread out of the guest, so that it looks for work.
     fn kick(&self, vcpu: usize) {
         let threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = threads.get(vcpu) {
@@ -68,13 +69,13 @@ impl Threads {
     }
 }
 
-/// Takes a machine's memory away from KVM, on the thread that drops this: the VM itself may be
-/// dropped last by a thread whose filter does not let it.
+/// Takes a machine's memory away from KVM on the thread that drops this: a thread whose filter
+/// forbids that may be the last to drop the VM itself.
 pub(crate) struct MemoryGuard(Arc<Vm>);
 
 impl Drop for MemoryGuard {
     fn drop(&mut self) {
-        // What KVM does not let go of stays mapped: see `GuestVm`.
+        // Memory that KVM does not let go of stays mapped: see `GuestVm`.
         let _ = self.0.remove_all();
     }
 }
@@ -88,7 +89,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Builds a machine and loads the guest; nothing runs yet.
+    /// Builds a machine and loads the guest. Nothing runs yet.
     pub(crate) fn new(parts: Parts<'_>, files: &mut BootFiles) -> Result<Self, VmmError> {
         let vm = Arc::new(create_vm(&parts)?);
         let fds = create_vcpus(&parts, vm.fd())?;
@@ -130,12 +131,12 @@ impl Machine {
         &self.vm
     }
 
-    /// What takes the guest's memory away from KVM when it is dropped.
+    /// A guard that takes the guest's memory away from KVM when it is dropped.
     pub(crate) fn memory_guard(&self) -> MemoryGuard {
         MemoryGuard(Arc::clone(&self.vm))
     }
 
-    /// Lets the vCPUs run.
+    /// Starts the vCPUs.
     pub(crate) fn start(&mut self) -> Result<(), MachineError> {
         let mut threads = Vec::with_capacity(self.waiting.len());
         let mut result = Ok(());
@@ -149,7 +150,7 @@ impl Machine {
                 }
             }
         }
-        // Also those of a start that failed: `stop` must find them.
+        // After a failed start as well: `stop` must find the threads that run.
         *self.threads.0.lock().unwrap_or_else(PoisonError::into_inner) = threads;
         self.shared.recorder.machine_started(Arc::clone(&self.shared.desk));
         result

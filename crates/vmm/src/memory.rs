@@ -1,4 +1,4 @@
-//! How much memory a machine gets, at its start and after each reset.
+//! A machine's memory: its size at the start and after each reset.
 
 use std::sync::Arc;
 
@@ -10,20 +10,20 @@ use crate::boot::cpu;
 use crate::config::{Config, OnReset};
 use crate::error::VmmError;
 
-/// Most memory slots for added memory: with more to add, blocks are larger.
+/// The most memory slots for added memory. A machine that can add more has larger blocks.
 const MAX_PIECES: u32 = 1024;
 
 /// Memory slots for everything else.
 const OTHER_SLOTS: u32 = 16;
 
-/// What a VM may have for memory in all its life.
+/// The memory limits of a VM, for all its machines.
 #[derive(Clone, Copy)]
 pub(crate) struct MemoryPlan {
     boot: PageCount,
     pub(crate) maximum: PageCount,
     pub(crate) huge_pages: HugePages,
     on_reset: OnReset,
-    /// The page after the last one the guest can address.
+    /// The page after the last one that the guest can address.
     pub(crate) address_end: Gpfn,
     /// The most pieces in which memory can be added.
     pub(crate) max_pieces: u32,
@@ -32,24 +32,24 @@ pub(crate) struct MemoryPlan {
 /// The memory of one machine.
 pub(crate) struct BootMemory {
     pub(crate) ram: Arc<GuestRam>,
-    /// The size to bring the guest to once it can be asked.
+    /// The size to bring the guest to once its driver is ready.
     #[cfg_attr(not(feature = "hv-balloon"), expect(dead_code, reason = "for the device"))]
     pub(crate) target: Option<PageCount>,
 }
 
-/// What a machine that is taken away leaves behind.
+/// What a machine leaves behind for the next one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Kept {
     /// The size the guest had.
     pub(crate) size: Option<PageCount>,
-    /// The target it was on its way to.
+    /// The target it was moving towards.
     pub(crate) target: Option<PageCount>,
-    /// The target set since the reset was asked for.
+    /// The target set since the reset was requested.
     pub(crate) set_since: Option<PageCount>,
 }
 
 impl MemoryPlan {
-    /// Checks the sizes asked for against what the guest can address.
+    /// Checks the requested sizes against what the guest can address.
     pub(crate) fn new(config: &Config, kvm: &Kvm) -> Result<Self, VmmError> {
         let bits = cpu::address_bits(kvm)?;
         let address_end = Gpa::new(1_u64.checked_shl(bits).unwrap_or(u64::MAX));
@@ -61,7 +61,7 @@ impl MemoryPlan {
             address_end: address_end.gpfn().unwrap_or(Gpfn::MAX),
             max_pieces: kvm_hyperv::vm::slot_limit(kvm).saturating_sub(OTHER_SLOTS).min(MAX_PIECES),
         };
-        // The hole below 4 GiB takes a part of the address space.
+        // The hole below 4 GiB takes part of the address space.
         let room = Gpfn::distance_from(plan.address_end, Gpfn::default());
         let hole = HIGH_RAM_START.get().saturating_sub(guest_ram::LOW_RAM_LIMIT.get());
         let most = room.saturating_sub(PageCount::from_bytes(hole));
@@ -72,17 +72,17 @@ impl MemoryPlan {
         Ok(plan)
     }
 
-    /// The memory to start with.
+    /// The memory of the first machine.
     pub(crate) fn first(&self) -> Result<BootMemory, VmmError> {
         Ok(self.provide(self.boot, None)?)
     }
 
     /// The memory after a reset of a machine that left `kept`.
     ///
-    /// With `boot-size` only a target set since the reset was asked for counts. A guest that is to
-    /// keep a size above its boot size boots with it. One below boots with its
-    /// boot size, since a kernel may not start in less, and is shrunk once its driver is there:
-    /// until then it only takes from the host what it touches.
+    /// With `boot-size`, only a target set since the reset was requested counts. With `keep-size`,
+    /// a guest larger than its boot size boots with the size it had. A smaller one boots with its
+    /// boot size, since a kernel may not start in less, and is shrunk once its driver is there;
+    /// until then the host provides only what the guest touches.
     pub(crate) fn after_reset(&self, kept: Kept) -> Result<BootMemory, VmmError> {
         if self.on_reset == OnReset::BootSize {
             return Ok(self.provide(self.boot, kept.set_since)?);

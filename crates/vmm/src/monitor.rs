@@ -14,18 +14,19 @@ use crate::flight_recorder::Recorder;
 use crate::machine::Vm;
 use crate::memory::{BootMemory, Kept};
 
-/// The balloon device, for the operator and for whoever resets the machine. Usable on any thread.
+/// The balloon device, for the operator and for the code that resets the machine. Usable on any
+/// thread.
 pub(crate) trait Balloon: Send + Sync {
-    /// Takes the memory of the machine that starts next.
+    /// Takes over the memory of the machine that starts next.
     fn start_machine(&self, memory: &BootMemory, vm: &Arc<Vm>) -> Result<(), VmmError>;
 
-    /// Lets go of the machine that has stopped, and says what it leaves.
+    /// Lets go of the machine that has stopped, and returns what it leaves behind.
     fn stop_machine(&self) -> Kept;
 
-    /// A reset is coming: targets from now on are for the machine after it.
+    /// Announces a reset: targets set from now on are for the machine after it.
     fn announce_reset(&self);
 
-    /// Asks for a size.
+    /// Sets a target size.
     fn set_target(&self, bytes: u64) -> Result<(), MonitorError>;
 
     /// The guest's size in bytes.
@@ -40,9 +41,9 @@ pub(crate) trait Balloon: Send + Sync {
     fn memory_size_summary(&self) -> MemoryInfo;
 }
 
-/// The monitor's view; methods are called on its threads.
+/// The monitor's view of the machine; methods are called on the monitor's threads.
 pub(crate) struct Monitored {
-    /// `None` in a program that was built without the device.
+    /// `None` in a program built without the device.
     pub(crate) balloon: Option<Arc<dyn Balloon>>,
     pub(crate) boot_memory: PageCount,
     pub(crate) control: ControlSender,
@@ -52,7 +53,7 @@ pub(crate) struct Monitored {
 impl Monitored {
     fn balloon(&self) -> Result<&dyn Balloon, MonitorError> {
         self.balloon.as_deref().ok_or_else(|| {
-            // QEMU's error, and why.
+            // QEMU's error, with the reason added.
             let mut error = MonitorError::no_balloon_device();
             error.desc.push_str(": this program was built without its feature hv-balloon");
             error

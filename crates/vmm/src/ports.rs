@@ -1,5 +1,5 @@
-//! The machine's few I/O ports: serial port, clock, keyboard controller's reset line,
-//! ACPI's power registers.
+//! The machine's few I/O ports: serial port, clock, the keyboard controller's reset line and ACPI's
+//! power registers.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +11,7 @@ use crate::power::{Power, PowerRequest};
 pub(crate) const SERIAL: u16 = 0x3f8;
 /// Its interrupt.
 pub(crate) const SERIAL_GSI: u32 = 4;
-/// The interrupt that the VMBus device lists; never raised.
+/// The interrupt listed for the VMBus device; never raised.
 pub(crate) const VMBUS_GSI: u32 = 7;
 const SERIAL_LAST: u16 = SERIAL + 7;
 
@@ -20,9 +20,9 @@ pub(crate) const fn is_serial(port: u16) -> bool {
     matches!(port, SERIAL..=SERIAL_LAST)
 }
 const KEYBOARD_COMMAND: u16 = 0x64;
-/// Pulses the reset line; Linux' way out when all else fails.
+/// Pulses the reset line; Linux's last resort for a reset.
 const KEYBOARD_RESET: u8 = 0xfe;
-/// What an absent device answers.
+/// The value read from an absent device.
 const NOBODY: u8 = 0xff;
 
 /// All ports.
@@ -37,7 +37,7 @@ impl Ports {
         Self { serial: Mutex::new(serial), cmos: Mutex::default(), power: Mutex::new(Power::new()) }
     }
 
-    /// The serial port, for bytes that come from outside.
+    /// The serial port, for input from outside.
     pub(crate) fn serial(&self) -> MutexGuard<'_, SerialPort> {
         self.serial.lock().unwrap_or_else(PoisonError::into_inner)
     }

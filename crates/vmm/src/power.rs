@@ -1,7 +1,7 @@
 //! ACPI's power management registers (ACPI 6.5, section 4.8.3) and the PC's reset register.
 //!
-//! The machine is always in ACPI mode and raises no event: it has no buttons. It is a full ACPI
-//! machine and not a "hardware reduced" one, because Linux believes the latter to be reset by EFI.
+//! The machine is always in ACPI mode and raises no events, since it has no buttons. It is a full
+//! ACPI machine and not a "hardware reduced" one, because Linux expects EFI to reset the latter.
 
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ pub(crate) const SCI_GSI: u8 = 9;
 pub(crate) const RESET: u16 = 0xcf9;
 /// Full reset.
 pub(crate) const RESET_VALUE: u8 = 0x0e;
-/// The sleep type of "off", as `\_S5` says.
+/// The sleep type of "off", as in `\_S5`.
 pub(crate) const SLEEP_TYPE_OFF: u8 = 5;
 
 const ENABLE: u16 = EVENT_BLOCK + 2;
@@ -51,7 +51,7 @@ impl Power {
         Self { start: Instant::now(), enabled_events: 0 }
     }
 
-    /// The value at a port, if it is one of the registers; the caller takes as many bytes as the
+    /// The value at a port, if it is one of the registers. The caller takes as many bytes as the
     /// guest reads.
     pub(crate) fn read(&self, port: u16) -> Option<u32> {
         match port {
@@ -63,7 +63,7 @@ impl Power {
         }
     }
 
-    /// Takes what the guest writes.
+    /// Handles a guest write.
     pub(crate) fn write(&mut self, port: u16, data: &[u8]) -> Option<PowerRequest> {
         match (port, data) {
             (ENABLE, &[low, high]) => {
@@ -81,7 +81,7 @@ impl Power {
         }
     }
 
-    /// The timer has 32 bits and wraps.
+    /// The timer has 32 bits and wraps around.
     fn ticks(&self) -> u32 {
         let ticks = self.start.elapsed().as_micros() * TIMER_HZ / 1_000_000;
         u32::try_from(ticks & u128::from(u32::MAX)).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! The life of a VM, from its parts to its end.
+//! The life of a VM, from start to end.
 
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -28,13 +28,14 @@ use crate::monitor::{Balloon, Monitored};
 use crate::vcpu::kick_signal;
 use crate::watch::{GuestLog, Watch};
 
-/// The smallest machine that can boot at all: below, kernel and firmware data have no room.
+/// The smallest machine that can boot at all: with less there is no room for kernel and firmware
+/// data.
 const SMALLEST_MEMORY: u64 = 16 << 20;
 
 /// Boots a VM and runs it until the guest, the monitor or a signal ends it.
 ///
 /// # Errors
-/// [`VmmError`] for whatever keeps the VM from starting, and for a failure of KVM later on.
+/// [`VmmError`] for anything that keeps the VM from starting, and for a later failure of KVM.
 pub fn run(config: &Config) -> Result<(), VmmError> {
     check(config)?;
     let mut files =
@@ -121,7 +122,7 @@ impl Vm<'_> {
             let (control, kept) = self.boot_once(memory, files)?;
             match control {
                 Control::Reset(cause) => {
-                    tracing::info!(?cause, "the machine resets");
+                    tracing::info!(?cause, "the machine is reset");
                     emit(&Event::Reset {
                         guest: cause == Cause::Guest,
                         reason: reset_reason(cause),
@@ -139,7 +140,8 @@ impl Vm<'_> {
         }
     }
 
-    /// Runs a machine until something is to happen to it. Its memory is the host's again then.
+    /// Runs a machine until it resets, ends or fails. Its memory is the host's again when this
+    /// returns.
     fn boot_once(
         &self,
         memory: BootMemory,
@@ -157,26 +159,26 @@ impl Vm<'_> {
             recorder: &self.recorder,
         };
         let mut machine = Machine::new(parts, files)?;
-        // To the end of this function: by then nobody works on the memory any more.
+        // Dropped at the end of this function: by then nothing works on the memory any more.
         let _memory = machine.memory_guard();
         if let Some(balloon) = &self.balloon {
             balloon.start_machine(&memory, machine.vm())?;
         }
         let started = machine.start();
-        // The senders outlive this: one is in `self`.
+        // The senders outlive this function: one of them is in `self`.
         let control =
             started.map(|()| self.events.recv().unwrap_or(Control::Shutdown(Cause::Signal)));
         machine.stop();
-        // Where the bus has failed there is nothing left to wait for, and the reason is in `events`.
+        // If the bus has failed there is nothing left to wait for, and `events` holds the reason.
         let _ = self.host.reset();
         let kept = self.balloon.as_ref().map_or_else(Kept::default, |it| it.stop_machine());
-        // A second vCPU may have asked for the same before it was stopped.
+        // A second vCPU may have requested something before it was stopped.
         let worst = self.events.try_iter().fold(control?, Control::graver);
         Ok((worst, kept))
     }
 }
 
-/// A bus without devices.
+/// Creates a bus without devices.
 fn bus(
     config: &Config,
     plan: &MemoryPlan,
@@ -193,7 +195,7 @@ fn bus(
     Ok(HostBuilder::new(server, watch)?)
 }
 
-/// Puts the balloon device on the bus, in a program that has it.
+/// Puts the balloon device on the bus, in a build that has it.
 #[cfg(feature = "hv-balloon")]
 fn attach_balloon(
     host: &mut HostBuilder<Platform>,
@@ -228,7 +230,7 @@ fn start_monitor(
     let confinement = confinement.clone();
     let confine = move |thread: qmp::ServerThread| confinement.enter(thread.into());
     let server = qmp::Server::start_with(path, Arc::new(machine), confine)?;
-    // Set once: there is one monitor.
+    // Set only once: there is one monitor.
     let _ = events.set(server.events());
     Ok(Some(server))
 }
@@ -260,8 +262,8 @@ fn watch_signals(
     Ok(handle)
 }
 
-/// Has a write beyond the limit of file sizes fail, for whoever writes: by itself it would end the
-/// process, and the guest with it.
+/// Makes a write beyond the file size limit fail. By default it would kill the process, and the
+/// guest with it.
 fn survive_file_limits() -> Result<(), MachineError> {
     signal_hook::flag::register(SIGXFSZ, Arc::default())
         .map(drop)
@@ -284,7 +286,7 @@ fn shutdown_reason(cause: Cause) -> ShutdownCause {
     }
 }
 
-/// Checks what files and KVM cannot tell.
+/// Checks what neither the files nor KVM can tell.
 fn check(config: &Config) -> Result<(), VmmError> {
     if config.memory_bytes < SMALLEST_MEMORY {
         return Err(

@@ -1,4 +1,4 @@
-//! One vCPU's thread.
+//! A vCPU thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ pub(crate) fn kick_signal() -> i32 {
     SIGRTMIN()
 }
 
-/// What all vCPUs of a machine share.
+/// State shared by all vCPUs of a machine.
 pub(crate) struct Shared {
     pub(crate) ports: Arc<Ports>,
     pub(crate) bus: vmbus_kvm::Machine<Platform>,
@@ -35,7 +35,7 @@ pub(crate) struct Shared {
     pub(crate) stop: AtomicBool,
 }
 
-/// A vCPU with its thread's state.
+/// A vCPU and its thread's state.
 pub(crate) struct Vcpu {
     pub(crate) id: u8,
     pub(crate) fd: VcpuFd,
@@ -44,14 +44,14 @@ pub(crate) struct Vcpu {
     pub(crate) answered: Answered,
 }
 
-/// Whether a vCPU runs on.
+/// Whether a vCPU goes on running.
 enum Next {
     Run,
     Stop,
 }
 
 impl Vcpu {
-    /// Runs until the machine stops; a failure goes to the machine's control.
+    /// Runs until the machine stops. Reports a failure through the machine's control.
     pub(crate) fn run(mut self) {
         let _guard = self.shared.control.report_panic("vCPU");
         if let Err(error) = self.run_until_stopped() {
@@ -101,7 +101,7 @@ impl Vcpu {
             VcpuExit::MmioRead(_, data) => data.fill(0xff),
             VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::Hlt => {}
             VcpuExit::Hyperv => self.hyperv_exit(),
-            // A triple fault: what a PC answers with a reset.
+            // A triple fault, to which a PC responds with a reset.
             VcpuExit::Shutdown => {
                 tracing::warn!(vcpu = self.id, "the guest reset itself by a triple fault");
                 self.shared.control.send(Control::Reset(Cause::Guest));
@@ -116,14 +116,15 @@ impl Vcpu {
         Ok(Next::Run)
     }
 
-    /// The guest wrote the Hyper-V reset or crash MSR, which KVM takes whatever CPUID says.
+    /// The guest wrote the Hyper-V reset or crash MSR, which KVM handles whatever CPUID says.
     fn system_event(&self, event: u32) -> Result<Next, MachineError> {
         match event {
             KVM_SYSTEM_EVENT_SHUTDOWN => {
                 self.shared.control.send(Control::Shutdown(Cause::Guest));
             }
             KVM_SYSTEM_EVENT_RESET => self.shared.control.send(Control::Reset(Cause::Guest)),
-            // The guest says that it crashes; what it does about it comes by itself.
+            // The guest only announces that it crashes; what it does next, a reset for example,
+            // arrives separately.
             KVM_SYSTEM_EVENT_CRASH => return Ok(Next::Run),
             other => {
                 let reason = format!("system event {other}");

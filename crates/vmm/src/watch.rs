@@ -1,4 +1,5 @@
-//! What `hvb` does when the bus reports: confines its threads, ends the machine, writes the log.
+//! Supervision of the bus: confines its threads, ends the machine when it fails, and writes its
+//! reports to the log.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,15 +12,15 @@ use crate::error::{MachineError, chain};
 use crate::flight_recorder::Recorder;
 use crate::log_limit::LogLimit;
 
-/// A bound on lines about the guest's driver, for all who write some.
+/// The rate limit for lines about the guest's driver, shared by everything that writes them.
 pub(crate) type GuestLog = Arc<Mutex<LogLimit>>;
 
-/// Watches over the bus.
+/// Supervises the bus.
 pub(crate) struct Watch {
     confinement: Confinement,
-    /// For what the guest causes.
+    /// For events that the guest causes.
     guest: GuestLog,
-    /// For what fails on the host, since a guest can cause the work that fails.
+    /// For failures on the host, since a guest can cause the work that fails.
     host: Mutex<LogLimit>,
     recorder: Arc<Recorder>,
 }
@@ -41,7 +42,7 @@ impl Supervisor for Watch {
     fn failed(&self, failure: HostFailure) {
         let error = match failure {
             HostFailure::Panicked(thread) => MachineError::Panic(thread.name()),
-            // Who refused it has said so.
+            // Whoever refused it has reported why.
             HostFailure::Refused { .. } => return,
             other => MachineError::Bus(other),
         };
@@ -62,7 +63,7 @@ impl Supervisor for Watch {
     }
 }
 
-/// Logs a line, unless there were too many.
+/// Logs a line unless there were too many.
 pub(crate) fn log(limit: &Mutex<LogLimit>, line: impl FnOnce()) {
     limit.lock().unwrap_or_else(PoisonError::into_inner).log(line);
 }

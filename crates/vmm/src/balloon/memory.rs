@@ -1,4 +1,4 @@
-//! A machine's memory as the device is told of it: boot RAM, and where more may go.
+//! A machine's memory as described to the device: boot RAM, and where more can be added.
 
 use guest_ram::{GuestRam, HIGH_RAM_START};
 use page_range::{Gpa, PageCount, PageRange};
@@ -8,7 +8,7 @@ use crate::memory::{BootMemory, MemoryPlan};
 
 /// A guest whose RAM ends above this has larger memory blocks (Linux `arch/x86/mm/init_64.c`).
 const LARGE_BLOCKS_FROM: u64 = 64 << 30;
-/// Linux' smallest and largest memory blocks, in bytes.
+/// Linux's smallest and largest memory blocks, in bytes.
 const SMALLEST_BLOCK: u64 = 128 << 20;
 const LARGEST_BLOCK: u64 = 2 << 30;
 
@@ -18,7 +18,7 @@ pub(super) fn describe(plan: &MemoryPlan, memory: &BootMemory) -> MachineMemory 
     MachineMemory { boot_ram: ram.pages().clone(), hot_add: hot_add(plan, ram), target: *target }
 }
 
-/// The memory that may be added; `None` where the guest boots with all it can have.
+/// The memory that can be added; `None` if the guest boots with all it can have.
 fn hot_add(plan: &MemoryPlan, ram: &GuestRam) -> Option<HotAdd> {
     let capacity = plan.maximum.saturating_sub(ram.pages().len());
     let start = ram.end().max(HIGH_RAM_START).gpfn()?;
@@ -27,14 +27,14 @@ fn hot_add(plan: &MemoryPlan, ram: &GuestRam) -> Option<HotAdd> {
     (!capacity.is_zero()).then_some(HotAdd { window, capacity, least_alignment })
 }
 
-/// One memory slot holds one block, so that the guest reaches nothing beyond it.
+/// A memory slot holds exactly one block, so that the guest can reach nothing beyond it.
 fn least_alignment(plan: &MemoryPlan, boot_end: Gpa, capacity: PageCount) -> PageCount {
     let slot = capacity.get().div_ceil(plan.max_pieces.max(1).into()).next_power_of_two();
     block_size(boot_end).max(plan.huge_pages.page_size()).max(PageCount::new(slot))
 }
 
-/// The memory blocks of a Linux guest whose RAM ends at `end`: what its driver says may be less
-/// (Linux 6.1 `hv_balloon.c` always says 128 MiB). For smaller guests, one huge page.
+/// The memory block size of a Linux guest whose RAM ends at `end`. Its driver may report less
+/// (Linux 6.1 `hv_balloon.c` always reports 128 MiB). For smaller guests, one huge page.
 fn block_size(end: Gpa) -> PageCount {
     let mut block = LARGEST_BLOCK;
     if end.get() < LARGE_BLOCKS_FROM {

@@ -1,4 +1,5 @@
-//! The Dynamic Memory device of a VM: on the bus, under an operator, over resets.
+//! A VM's Dynamic Memory device: attached to the bus, controlled by an operator, kept across
+//! resets.
 
 mod memory;
 mod notices;
@@ -25,7 +26,7 @@ struct Device {
     status_reports: bool,
 }
 
-/// Puts the device on the bus, for a guest with memory `first` at first.
+/// Puts the device on the bus, for a guest that first has the memory `first`.
 pub(crate) fn attach(
     host: &mut HostBuilder<Platform>,
     config: &Config,
@@ -46,7 +47,7 @@ pub(crate) fn attach(
     let this = Arc::new(OnceLock::new());
     let notices = Notices::new(Arc::clone(monitor), log, Arc::clone(&this));
     let memory = host.dynamic_memory(settings, NoMachine, notices)?;
-    // Set once: here.
+    // Set only once, here.
     let _ = this.set(memory.clone());
     Ok(Arc::new(Device { memory, plan: *plan, status_reports: config.status_reports }))
 }
@@ -60,7 +61,7 @@ impl Device {
 
     fn stop(&self) -> Kept {
         let vmbus_kvm::Kept { size, target, set_since } = self.memory.take_kept();
-        // The memory goes with the machine. This fails where all of the host has ended.
+        // The memory goes with the machine. This fails only if the whole host has ended.
         let _ = self.memory.replace_backend(NoMachine);
         Kept { size, target, set_since }
     }

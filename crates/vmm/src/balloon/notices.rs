@@ -1,4 +1,4 @@
-//! News of the device, passed on to the monitor's clients and the log.
+//! The device's notices, passed on to the monitor's clients and the log.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -12,15 +12,15 @@ use vmbus_kvm::{DynamicMemoryHandle, Sink};
 use crate::machine::Platform;
 use crate::watch::{GuestLog, log};
 
-/// The monitor sends at most one change of each size and one status report in this time, the newest;
-/// QEMU's interval for the same events.
+/// In this time the monitor sends at most one event for each size and one status report, each the
+/// newest. QEMU uses the same interval for these events.
 const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the device is called to monitor clients, and where QEMU's would look for it.
+/// The device's id for monitor clients, and the path at which QEMU's clients look for it.
 pub(crate) const DEVICE_ID: &str = "balloon0";
 const QOM_PATH: &str = "/machine/peripheral/balloon0";
 
-/// Where notices go.
+/// The destinations of notices.
 pub(crate) struct Notices {
     monitor: Arc<OnceLock<EventSender>>,
     size: Throttled<PageCount>,
@@ -31,7 +31,7 @@ pub(crate) struct Notices {
 }
 
 impl Notices {
-    /// `monitor` is filled once there is one, and so is `device`.
+    /// `monitor` and `device` are set once these exist.
     pub(crate) fn new(
         monitor: Arc<OnceLock<EventSender>>,
         log: GuestLog,
@@ -54,7 +54,7 @@ impl Notices {
                 self.flush();
             }
             Notice::HotAddedChanged { hot_added } => {
-                tracing::info!(bytes = hot_added.bytes(), "memory beyond boot RAM");
+                tracing::info!(bytes = hot_added.bytes(), "memory added beyond boot RAM");
                 self.hot_added.held = Some(hot_added);
                 self.flush();
             }
@@ -84,7 +84,7 @@ impl Notices {
         }
     }
 
-    /// Sends what was held back, if its time has come.
+    /// Sends what was held back, once it is due.
     fn flush(&mut self) {
         if let Some(actual) = self.size.take_due() {
             self.emit(&Event::BalloonChange { actual: actual.bytes() });
@@ -96,7 +96,7 @@ impl Notices {
                 qom_path: QOM_PATH.into(),
             });
         }
-        // A report that was held back is dropped when its guest is gone.
+        // A report that was held back is dropped if its guest is gone.
         if let Some(report) = self.report.take_due()
             && self.device.get().is_some_and(|device| device.snapshot().device.status.is_some())
         {
@@ -128,7 +128,7 @@ impl Sink<Notice> for Notices {
     }
 }
 
-/// A value of which only the newest counts, and not too often.
+/// A value of which only the newest counts, sent at a limited rate.
 #[derive(Debug)]
 struct Throttled<T> {
     held: Option<T>,

@@ -109,7 +109,7 @@ impl Device {
     }
 }
 
-/// Why a target cannot be acted on now.
+/// Why the device cannot act on a target now.
 fn waiting(device: &Snapshot) -> Option<&'static str> {
     match device.state {
         StateName::Closed | StateName::Closing => Some(
@@ -131,9 +131,9 @@ fn last_refusal((target, refusal): (PageCount, Refusal)) -> qmp::Refusal {
     qmp::Refusal { target: target.bytes(), reason: refusal.to_string() }
 }
 
-/// What `HV_X64_MSR_GUEST_OS_ID` says, in words (TLFS; Linux `hv_generate_guest_id`): for open
-/// source systems bit 63, the system from bit 56, the version from bit 16; else vendor, system and
-/// version of Microsoft's.
+/// The operating system in `HV_X64_MSR_GUEST_OS_ID` (TLFS; Linux `hv_generate_guest_id`). With bit
+/// 63 set it is an open source system: its type from bit 56, its version from bit 16. Otherwise the
+/// fields are Microsoft's vendor, system and version.
 fn os_name(id: u64) -> Option<String> {
     let byte = |shift: u32| id >> shift & 0xff;
     match (id >> 63, byte(56) & 0x7f) {

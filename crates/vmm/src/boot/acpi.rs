@@ -1,7 +1,7 @@
 //! ACPI tables: processors, the serial port, power off, reset, and the VMBus device.
 //!
-//! There is no `_S3` and no `_S4`: Linux' `hv_balloon` ignores all
-//! requests where hibernation is possible (Linux `hv_balloon.c`).
+//! There is no `_S3` and no `_S4`: Linux's `hv_balloon` ignores all requests if hibernation is
+//! possible (Linux `hv_balloon.c`).
 
 use acpi_tables::aml::{self, Device, IO, Interrupt, Name, Path, ResourceTemplate, Scope};
 use acpi_tables::facs::FACS;
@@ -17,14 +17,14 @@ use crate::{cmos, ports, power};
 
 const OEM_ID: [u8; 6] = *b"HVBALL";
 const OEM_TABLE: [u8; 8] = *b"HVBMACHN";
-/// FADT boot flag: a PC has a display, and this machine has none.
+/// FADT boot flag: no VGA. A PC is assumed to have a display, and this machine has none.
 const NO_VGA: u16 = 1 << 2;
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
 
 /// Bytes of a table's header, in front of the DSDT's code.
 const HEADER: u32 = 36;
-/// The same of the MADT, which has two fields of its own in front.
+/// The same for the MADT, which has two fields of its own in front.
 const MADT_HEADER: u32 = 44;
 /// MADT flag: there are two 8259 controllers.
 const LEGACY_CONTROLLERS: u32 = 1;
@@ -52,7 +52,7 @@ struct Tables {
 }
 
 impl Tables {
-    /// Adds a table and returns its guest address, a multiple of 64 as the FACS wants it.
+    /// Adds a table and returns its guest address, a multiple of 64 as the FACS requires.
     fn append(&mut self, table: &[u8]) -> u64 {
         let offset = self.bytes.len().next_multiple_of(64);
         self.bytes.resize(offset, 0);
@@ -89,8 +89,8 @@ fn fadt(dsdt: u64, facs: u32) -> impl Aml {
     fadt.finalize()
 }
 
-/// The table of processors and interrupt controllers. Written out here, since the flag that says
-/// that there are two legacy controllers cannot be set on the crate's own.
+/// The table of processors and interrupt controllers. Written by hand, because the crate's own type
+/// cannot set the flag for the two legacy controllers.
 fn madt(vcpus: u8) -> Sdt {
     let mut madt = Sdt::new(*b"APIC", MADT_HEADER, 4, OEM_ID, OEM_TABLE, 1);
     madt.write_u32(36, LOCAL_APIC);
@@ -120,7 +120,7 @@ impl AmlSink for Code {
     }
 }
 
-/// `\_S5`: the value that the guest writes to the sleep register to switch itself off.
+/// `\_S5`: the value that the guest writes to the sleep register to power off.
 fn power_off(code: &mut Code) {
     let package = aml::Package::new(vec![&power::SLEEP_TYPE_OFF]);
     Name::new(Path::new("_S5_"), &package).to_aml_bytes(code);

@@ -1,4 +1,4 @@
-//! The state a vCPU starts in, and the CPUID it sees.
+//! The initial state of a vCPU, and its CPUID.
 
 use guest_ram::GuestRam;
 use kvm_bindings::{
@@ -25,17 +25,17 @@ const LONG_MODE_ACTIVE: u64 = 1 << 10;
 const PRESENT: u64 = 0x03;
 const LARGE_PAGE: u64 = 0x83;
 const PAGE: u64 = 4096;
-/// The identity map covers this much; kernel, initrd and boot data lie below.
+/// The identity map covers this much; kernel, initrd and boot data lie within it.
 const MAPPED_GIB: u64 = 4;
 
-/// Descriptors for flat 64-bit code and flat data, at their selectors.
+/// Descriptors for flat 64-bit code and flat data, at the index of their selectors.
 const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
 /// `IA32_MTRR_DEF_TYPE`: MTRRs on, all memory write-back, as firmware leaves it.
 const MTRR_DEFAULT_TYPE: kvm_msr_entry =
     kvm_msr_entry { index: 0x2ff, reserved: 0, data: 1 << 11 | 6 };
 
-/// Writes the descriptor table and the page tables that the first vCPU starts with.
+/// Writes the descriptor table and the page tables for the first vCPU.
 pub(crate) fn write_tables(ram: &GuestRam) -> Result<(), BootError> {
     let memory = ram.memory();
     let put = |address: u64, entry: u64| {
@@ -56,7 +56,7 @@ pub(crate) fn write_tables(ram: &GuestRam) -> Result<(), BootError> {
     Ok(())
 }
 
-/// Sets the first vCPU to enter the kernel in 64-bit mode at `entry`.
+/// Sets up the first vCPU to enter the kernel in 64-bit mode at `entry`.
 pub(crate) fn set_entry(vcpu: &VcpuFd, entry: u64) -> Result<(), MachineError> {
     let failed = MachineError::kvm("cannot set the registers of the first vCPU");
     let mut special = vcpu.get_sregs().map_err(failed)?;
@@ -93,9 +93,9 @@ fn segment(selector: u16, type_: u8, code: bool) -> kvm_segment {
     }
 }
 
-/// How many bits a physical address of the guest has.
+/// The width of the guest's physical addresses, in bits.
 pub(crate) fn address_bits(kvm: &Kvm) -> Result<u32, MachineError> {
-    /// What processors without the leaf have.
+    /// The width on processors without this leaf.
     const LEAST: u32 = 36;
     let cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -104,14 +104,14 @@ pub(crate) fn address_bits(kvm: &Kvm) -> Result<u32, MachineError> {
     Ok(leaf.map_or(LEAST, |leaf| (leaf.eax & 0xff).clamp(LEAST, 52)))
 }
 
-/// Sets what every vCPU starts with, apart from the entry.
+/// Sets the MSRs with which every vCPU starts.
 pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), MachineError> {
     let msrs = Msrs::from_entries(&[MTRR_DEFAULT_TYPE])
         .map_err(|_| MachineError::Resource("memory for model specific registers"))?;
     vcpu.set_msrs(&msrs).map_err(MachineError::kvm("cannot set the MSRs of a vCPU")).map(|_| ())
 }
 
-/// What CPUID says on a vCPU: the host's features, this machine's processors, and Hyper-V.
+/// A vCPU's CPUID: the host's features, this machine's processors, and Hyper-V.
 pub(crate) fn cpuid(kvm: &Kvm, vcpu: &VcpuFd, id: u8, vcpus: u8) -> Result<CpuId, MachineError> {
     let host = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -122,14 +122,14 @@ pub(crate) fn cpuid(kvm: &Kvm, vcpu: &VcpuFd, id: u8, vcpus: u8) -> Result<CpuId
     })?;
     let mut entries = host.as_slice().to_vec();
     set_topology(&mut entries, id, vcpus);
-    // What boots here is Linux, which is better off without.
+    // The guest is Linux, which is better off without them.
     add_hyperv_leaves(&mut entries, hyperv.as_slice(), SyntheticTimers::Withheld);
     CpuId::from_entries(&entries).map_err(|_| MachineError::Resource("memory for CPUID leaves"))
 }
 
-/// One socket, `vcpus` cores, one thread each; APIC id = vCPU number.
+/// One socket, `vcpus` cores, one thread each; the APIC id is the vCPU number.
 fn set_topology(entries: &mut Vec<kvm_cpuid_entry2>, id: u8, vcpus: u8) {
-    // The host's own topology leaves describe other processors.
+    // The host's own topology leaves describe its processors, not the guest's.
     entries.retain(|entry| !matches!(entry.function, 0xb | 0x1f));
     let apic_id = u32::from(id);
     let cores = u32::from(vcpus);

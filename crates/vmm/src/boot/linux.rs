@@ -1,4 +1,4 @@
-//! Loading a bzImage, its initrd and its command line (Linux `Documentation/arch/x86/boot.rst`).
+//! Loads a bzImage, its initrd and its command line (Linux `Documentation/arch/x86/boot.rst`).
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -22,22 +22,22 @@ const RESERVED: u32 = 2;
 /// A loader without an assigned number.
 const LOADER_OTHER: u8 = 0xff;
 
-/// `xloadflags` bit 0: the kernel has the 64-bit entry, this far behind its start.
+/// `xloadflags` bit 0: the kernel has a 64-bit entry, at this offset from its start.
 const HAS_64_BIT_ENTRY: u16 = 1;
 const ENTRY_64: u64 = 0x200;
 
-/// What every kernel with boot protocol 2.00 or later has in its header.
+/// The magic in the header of every kernel with boot protocol 2.00 or later.
 const MAGIC: [u8; 4] = *b"HdrS";
 const MAGIC_OFFSET: u64 = 0x202;
 
 const PAGE: u64 = 4096;
 
-/// Loads a kernel (a bzImage), its initrd and its command line into memory that nothing uses yet, as
+/// Loads a kernel (a bzImage), its initrd and its command line into unused memory, as
 /// [`run`](crate::run) does, and returns the address of the first instruction.
 ///
 /// # Errors
-/// [`BootError`] where the files are no kernel and initrd for this memory, or cannot be read. The
-/// memory may be written in part then.
+/// [`BootError`] if the files are not a kernel and initrd for this memory, or cannot be read. Part
+/// of the memory may have been written by then.
 pub fn load_linux(
     ram: &GuestRam,
     kernel: &Path,
@@ -48,7 +48,7 @@ pub fn load_linux(
     BootFiles::open(kernel, initrd, command_line)?.load(ram, vcpus)
 }
 
-/// What to boot. The files stay open, so that a reset works even if their names are gone.
+/// The files to boot. They stay open, so that a reset works even if their names are gone.
 #[derive(Debug)]
 pub(crate) struct BootFiles {
     kernel: NamedFile,
@@ -72,7 +72,7 @@ impl NamedFile {
         Ok(Self { path: path.to_path_buf(), file })
     }
 
-    /// Looks for the magic of the boot protocol, long before the rest of the file is needed.
+    /// Checks for the boot protocol's magic early, long before the rest of the file is needed.
     fn check_is_bzimage(&self) -> Result<(), BootError> {
         let mut magic = [0; MAGIC.len()];
         match self.file.read_exact_at(&mut magic, MAGIC_OFFSET) {
@@ -122,7 +122,7 @@ impl BootFiles {
     /// Loads everything into memory and returns the address of the first instruction.
     pub(crate) fn load(&mut self, ram: &GuestRam, vcpus: u8) -> Result<u64, BootError> {
         let memory = ram.memory();
-        // Below is the boot data.
+        // The boot data lies below.
         let lowest = Some(GuestAddress(layout::HIGH_MEMORY));
         let image = BzImage::load(&*memory, None, &mut self.kernel.file, lowest)
             .map_err(|source| BootError::Kernel { path: self.kernel.path.clone(), source })?;
@@ -144,8 +144,8 @@ impl BootFiles {
         Ok(image.kernel_load.0 + ENTRY_64)
     }
 
-    /// The end of the memory that the kernel uses before it looks at the memory map. It moves to
-    /// its preferred address first where that is above the one it was loaded at.
+    /// The end of the memory that the kernel uses before it reads the memory map. If its preferred
+    /// address is above its load address, it moves there first.
     fn kernel_end(
         &self,
         ram: &GuestRam,

@@ -1,4 +1,4 @@
-//! The ioctls of KVM that this program makes (Linux `include/uapi/linux/kvm.h`), for its filters.
+//! The KVM ioctls that this program makes (Linux `include/uapi/linux/kvm.h`), for its filters.
 
 use kvm_bindings::{
     KVMIO, kvm_cpuid2, kvm_enable_cap, kvm_lapic_state, kvm_mp_state, kvm_msrs, kvm_pit_config,
@@ -10,13 +10,13 @@ use kvm_hyperv::ioctl_numbers::{
 };
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 
-/// A request with its name.
+/// An ioctl request and its name.
 pub(super) struct Request {
     pub(super) name: &'static str,
     pub(super) number: u32,
 }
 
-/// One that `kvm_hyperv` makes, or tells the number of.
+/// A request that `kvm_hyperv` makes, or whose number it exports.
 const fn known(name: &'static str, number: u32) -> Request {
     Request { name, number }
 }
@@ -28,7 +28,7 @@ const fn request<T>(name: &'static str, direction: u32, number: u32) -> Request 
     Request { name, number }
 }
 
-/// Runs a vCPU. First where it is allowed: filters look in order.
+/// Runs a vCPU. Listed first wherever it is allowed, since filters check in order.
 const RUN: Request = request::<()>("KVM_RUN", _IOC_NONE, 0x80);
 const GET_MSRS: Request = known("KVM_GET_MSRS", KVM_GET_MSRS);
 const GET_REGS: Request = request::<kvm_regs>("KVM_GET_REGS", _IOC_READ, 0x81);
@@ -48,13 +48,13 @@ pub(super) const OF_VCPUS: [Request; 7] = [
     request::<kvm_vcpu_events>("KVM_GET_VCPU_EVENTS", _IOC_READ, 0x9f),
 ];
 
-/// What the bus's thread asks of the VM.
+/// Requests of the bus thread on the VM.
 pub(super) const OF_THE_BUS: [Request; 1] = [known("KVM_HYPERV_EVENTFD", KVM_HYPERV_EVENTFD)];
 
-/// What the memory's thread asks of the VM.
+/// Requests of the memory thread on the VM.
 pub(super) const OF_THE_MEMORY: [Request; 1] = [SET_USER_MEMORY_REGION];
 
-/// What it takes to build a machine.
+/// Requests that building a machine takes.
 pub(super) const TO_BUILD: [Request; 21] = [
     request::<()>("KVM_CREATE_VM", _IOC_NONE, 0x01),
     known("KVM_CHECK_EXTENSION", KVM_CHECK_EXTENSION),
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn numbers_are_those_of_the_header() {
-        // As strace prints them.
+        // In strace's format.
         assert_eq!(RUN.number, 0xae80);
         assert_eq!(GET_MSRS.number, 0xc008_ae88);
         assert_eq!(SET_USER_MEMORY_REGION.number, 0x4020_ae46);

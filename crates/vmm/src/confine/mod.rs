@@ -1,8 +1,8 @@
-//! What the threads of a VMM may ask the kernel for.
+//! System call filters for the threads of a VM.
 //!
-//! Each thread takes its filter before it looks at anything from outside; main takes its own when
-//! all others that live as long as the VM are there, and before it builds the first machine, so that
-//! a reset needs nothing that the first boot did not.
+//! Each thread installs its filter before it handles any outside input. The main thread installs
+//! its own once all other threads that live as long as the VM exist, but before it builds the first
+//! machine, so that a reset needs nothing that the first boot did not.
 
 mod kvm;
 mod rules;
@@ -17,13 +17,13 @@ use qmp::ServerThread;
 use crate::control::{Control, ControlSender};
 use crate::error::{MachineError, VmmError};
 
-/// What becomes of system calls that no part of a VMM needs.
+/// How system calls that no part of the VMM needs are treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Seccomp {
-    /// All calls are made, as if there were no rules.
+    /// All calls are allowed.
     #[default]
     Off,
-    /// They are made, and the kernel writes them to its audit log.
+    /// They are allowed, and the kernel writes them to its audit log.
     Log,
     /// They end the process, with a line on stderr that names the call, and with status 159
     /// ([`confinement::VIOLATION_STATUS`]).
@@ -40,11 +40,11 @@ impl Seccomp {
     }
 }
 
-/// Confines the calling thread for good to writing what others give it: for the thread that writes a
-/// program's log, which is there before [`run`](crate::run()) confines the others.
+/// Confines the calling thread, for good, to writing what other threads give it: for a program's
+/// log thread, which exists before [`run`](crate::run()) confines the others.
 ///
 /// # Errors
-/// The kernel has no filters, or refuses this one.
+/// The kernel does not support filters, or rejects this one.
 pub fn confine_log_thread(seccomp: Seccomp) -> Result<(), VmmError> {
     let Some(mode) = seccomp.mode() else { return Ok(()) };
     let rules = rules::of(Thread::Log);
@@ -52,7 +52,7 @@ pub fn confine_log_thread(seccomp: Seccomp) -> Result<(), VmmError> {
     Ok(filter.apply().map_err(MachineError::Confine)?)
 }
 
-/// What a user reads behind the name of a call.
+/// The advice printed after the name of a forbidden call.
 const ADVICE: &str = "either the guest has taken over hvb, or this is a defect of hvb; please \
                       report this line. With --seccomp log such calls are made";
 
@@ -69,7 +69,7 @@ pub(crate) enum Thread {
     ConsoleIn,
     ConsoleOut,
     Signals,
-    /// Of the program, which starts it before the machine is there.
+    /// The program's own, started before there is a machine.
     Log,
 }
 
@@ -125,7 +125,7 @@ pub(crate) struct Confinement {
 }
 
 impl Confinement {
-    /// Makes the filters; nothing is confined yet. Threads that cannot be confined later are
+    /// Compiles the filters; nothing is confined yet. Failures to confine a thread later are
     /// reported to `control`.
     pub(crate) fn new(seccomp: Seccomp, control: ControlSender) -> Result<Self, VmmError> {
         let Some(mode) = seccomp.mode() else { return Ok(Self { filters: None, control }) };
@@ -139,13 +139,13 @@ impl Confinement {
         Ok(Self { filters: Some(filters), control })
     }
 
-    /// Who is told of threads that cannot be confined.
+    /// The channel for reporting threads that cannot be confined.
     pub(crate) fn control(&self) -> &ControlSender {
         &self.control
     }
 
-    /// Confines the calling thread. Where that fails the machine is told to end, and the thread
-    /// must do no more than what that end waits for.
+    /// Confines the calling thread. If that fails, the machine is told to end, and the thread must
+    /// do nothing but what that end waits for.
     pub(crate) fn enter(&self, thread: Thread) -> io::Result<()> {
         self.apply(thread).map_err(|error| {
             self.control.send(Control::Failed(MachineError::Confine(error).into()));
@@ -153,16 +153,16 @@ impl Confinement {
         })
     }
 
-    /// The same for a thread that tells of the failure itself.
+    /// As [`Confinement::enter`], for a thread that reports the failure itself.
     pub(crate) fn apply(&self, thread: Thread) -> Result<(), ApplyError> {
         let filter = self.filters.as_ref().and_then(|filters| filters.get(thread as usize));
         filter.map_or(Ok(()), Filter::apply)
     }
 }
 
-/// Lets glibc's malloc read the files that it reads once: `/proc/sys/vm/overcommit_memory` before a
-/// thread other than main gives memory back, and `/sys/devices/system/cpu/online` when there are more
-/// than eight arenas, one for a thread, to learn how many there may be.
+/// Lets glibc's malloc read the files that it reads only once: `/proc/sys/vm/overcommit_memory`,
+/// before a thread other than main gives memory back, and `/sys/devices/system/cpu/online`, to
+/// learn the limit once there are more than eight arenas (one for each thread).
 fn settle_allocator() {
     const THREADS: usize = 12;
     let (arrive, arrivals) = channel();
@@ -177,11 +177,12 @@ fn settle_allocator() {
                 drop(gate.lock());
                 drop(memory);
             };
-            // Where the system has no room for so many, the VM will have no more of them either.
+            // If the system has no room for so many threads, the VM will not have more either.
             let _ = std::thread::Builder::new().spawn_scoped(scope, use_arena);
         }
         drop(arrive);
-        // Nobody sends: this is the end of the last sender, so all have memory.
+        // Nobody sends. This returns when the last sender is dropped, so all threads have
+        // allocated.
         let _: Result<(), _> = arrivals.recv();
         drop(closed);
     });

@@ -1,8 +1,9 @@
-//! The system calls of each kind of thread, for glibc and what else this program is made of.
-//! `docs/confinement.md` shows them.
+//! The allowed system calls of each kind of thread, given glibc and the other libraries of this
+//! program. `docs/confinement.md` lists them.
 //!
-//! A thread inherits the filter of the one that starts it, and a call must pass both: main and the
-//! thread that accepts monitor clients must allow all that the threads they start may do.
+//! A thread inherits the filter of the thread that starts it, and a call must pass both. So main,
+//! and the thread that accepts monitor clients, must allow everything that the threads they start
+//! may do.
 
 use confinement::{Check, Rules, Sysno};
 
@@ -16,13 +17,13 @@ const FUTEX_COMMAND: u64 = 0x7f;
 /// `PIDFD_SELF_THREAD` (Linux `include/uapi/linux/pidfd.h`).
 const THIS_THREAD: i32 = -10_000;
 
-/// `MADV_GUARD_INSTALL` (Linux 6.13), which glibc 2.42 makes the guard of a stack with.
+/// `MADV_GUARD_INSTALL` (Linux 6.13), with which glibc 2.42 creates a stack's guard pages.
 const MADV_GUARD_INSTALL: i32 = 102;
 
 /// `TCSETS2` (Linux `include/uapi/asm-generic/ioctls.h`).
 const TCSETS2: u32 = 0x402c_542b;
 
-/// What glibc starts a thread with (`clone(2)`).
+/// The flags with which glibc starts a thread (`clone(2)`).
 const THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
@@ -33,12 +34,12 @@ const THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID;
 
-/// All that a kind of thread may do.
+/// Everything a kind of thread may do.
 pub(super) fn of(thread: Thread) -> Rules {
     every_thread().and(&its_own(thread))
 }
 
-/// What allocating, waiting, logging, ending and failing take.
+/// The calls for allocating, waiting, logging, ending and failing.
 pub(super) fn every_thread() -> Rules {
     Rules::new()
         .allow([
@@ -72,18 +73,21 @@ pub(super) fn every_thread() -> Rules {
         )
         .allow_where(Sysno::mprotect, "not executable", [without_bits(2, libc::PROT_EXEC)])
         .allow_where(Sysno::madvise, "DONTNEED", advice(libc::MADV_DONTNEED))
-        // The standard library's handler lets a real fault end the process as it would.
+        // The standard library's handler restores the default action, so that a real fault ends the
+        // process.
         .allow_where(Sysno::rt_sigaction, "SIGSEGV", [is(0, libc::SIGSEGV)])
         .allow_where(Sysno::rt_sigaction, "SIGBUS", [is(0, libc::SIGBUS)])
         .allow_where(Sysno::rt_sigaction, "SIGABRT", [is(0, libc::SIGABRT)])
         .allow_where(Sysno::tgkill, "SIGABRT to itself", signal(libc::SIGABRT))
-        // Where it checks itself, the standard library looks at a descriptor before it closes it.
+        // In builds with debug assertions, the standard library checks a descriptor before it
+        // closes it.
         .allow_where(Sysno::fcntl, "F_GETFD", [is(1, libc::F_GETFD)])
-        // SIGTERM and its like come to any thread; the handler tells the thread `signals`.
+        // SIGTERM and similar signals arrive on any thread; the handler notifies the thread
+        // `signals`.
         .allow_where(Sysno::sendto, "where connected, MSG_DONTWAIT", send(libc::MSG_DONTWAIT))
 }
 
-/// What a kind of thread may do beyond that.
+/// What a kind of thread may do in addition.
 pub(super) fn its_own(thread: Thread) -> Rules {
     match thread {
         Thread::Main => main(),
@@ -102,7 +106,7 @@ pub(super) fn its_own(thread: Thread) -> Rules {
     }
 }
 
-/// Builds the machine anew after each reset, starts the vCPUs, and clears up in the end.
+/// Rebuilds the machine after each reset, starts the vCPUs, and cleans up at the end.
 fn main() -> Rules {
     let rules = starts_threads().and(&vcpu()).and(&ioctls(&kvm::TO_BUILD)).allow([
         Sysno::clock_nanosleep,
@@ -114,7 +118,7 @@ fn main() -> Rules {
         Sysno::statx,
         Sysno::unlink,
     ]);
-    // A pool's memory is a memfd.
+    // Pool memory is a memfd.
     rules
         .allow([Sysno::ftruncate, Sysno::memfd_create])
         .allow_where(Sysno::mmap, "not executable", [without_bits(2, libc::PROT_EXEC)])
@@ -128,13 +132,13 @@ fn main() -> Rules {
 }
 
 fn vcpu() -> Rules {
-    // The two take a pending kick.
+    // These two consume a pending kick.
     ioctls(&kvm::OF_VCPUS).allow([Sysno::rt_sigpending, Sysno::rt_sigtimedwait])
 }
 
 fn bus() -> Rules {
     ioctls(&kvm::OF_THE_BUS)
-        // Events for a monitor client that does not read end its connection: `shutdown`.
+        // An event for a monitor client that does not read ends its connection: `shutdown`.
         .allow([Sysno::epoll_ctl, Sysno::epoll_wait, Sysno::eventfd2, Sysno::read, Sysno::shutdown])
         .and(&kicks_vcpus())
 }
@@ -165,7 +169,7 @@ fn qmp_accept() -> Rules {
         .and(&qmp_write())
         .allow([Sysno::accept4, Sysno::clock_nanosleep])
         .allow_where(Sysno::ioctl, "FIONBIO", [is(1, libc::FIONBIO)])
-        // The descriptor that it keeps in reserve, a copy of the one it listens on.
+        // For the descriptor kept in reserve, a copy of the listening one.
         .allow_where(Sysno::fcntl, "F_DUPFD_CLOEXEC", [is(1, libc::F_DUPFD_CLOEXEC)])
 }
 
@@ -183,17 +187,18 @@ fn qmp_write() -> Rules {
     )
 }
 
-/// The standard library's way depends on its version.
+/// Which of the two the standard library uses depends on its version.
 fn reads_a_socket() -> Rules {
     Rules::new().allow([Sysno::read]).allow_where(Sysno::recvfrom, "without flags", receive(0))
 }
 
-/// Also what a thread does before it has its own filter, and what it takes to add that.
+/// Also covers what a thread does before it has its own filter, and the installation of that.
 fn starts_threads() -> Rules {
     Rules::new()
         .allow([Sysno::rseq, Sysno::set_robust_list])
         .allow_where(Sysno::clone, "a thread", [Check::is_long(0, THREAD_FLAGS)])
-        // Its flags stand in memory, where no filter can look; glibc then takes `clone`.
+        // `clone3` has its flags in memory, where a filter cannot see them; glibc falls back to
+        // `clone`.
         .refuse(Sysno::clone3, "as glibc does at first", [], libc::ENOSYS)
         .allow_where(Sysno::madvise, "GUARD_INSTALL", advice(MADV_GUARD_INSTALL))
         .allow_where(Sysno::prctl, "PR_SET_NAME", [is(0, libc::PR_SET_NAME)])
@@ -233,17 +238,17 @@ fn advice(advice: i32) -> [Check; 1] {
     [is(2, advice)]
 }
 
-/// For `tgkill`: to threads of this process.
+/// For `tgkill`, to threads of this process only.
 fn signal(signal: i32) -> [Check; 2] {
     [is(0, std::process::id()), is(2, signal)]
 }
 
-/// For `recvfrom`: what `read` could do as well.
+/// For `recvfrom`, restricted to what `read` can do as well.
 fn receive(flags: i32) -> [Check; 2] {
     [is(3, flags), Check::is_long(4, 0)]
 }
 
-/// For `sendto`: what `write` could do as well.
+/// For `sendto`, restricted to what `write` can do as well.
 fn send(flags: i32) -> [Check; 2] {
     [is(3, flags), Check::is_long(4, 0)]
 }

@@ -14,11 +14,11 @@ use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::Signals;
 use vmm_sys_util::signal::Killable;
 
-/// Says what a process started by these tests is to do, and as which thread.
+/// The variable that tells a process started by these tests what to do, and as which thread.
 const DEED: &str = "HVB_CONFINED_DEED";
 const THE_END: &str = "got to the end";
 
-/// Starts this program anew, to do this deed as this thread and nothing else.
+/// Starts this program again, to do this deed as this thread and nothing else.
 fn process(thread: Thread, deed: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "confine::tests::deeds", "--nocapture", "--test-threads=1"])
@@ -28,7 +28,7 @@ fn process(thread: Thread, deed: &str) -> Output {
         .unwrap()
 }
 
-/// Not a test: what the processes do that the tests start. Without a deed it does nothing.
+/// Not a test: the code of the processes that the tests start. It does nothing without a deed.
 #[test]
 fn deeds() {
     let Ok(words) = std::env::var(DEED) else { return };
@@ -49,7 +49,7 @@ fn deeds() {
     });
     let confined = confined.unwrap();
     until_ready.recv().unwrap();
-    // A signal that ends the VM may come to any thread.
+    // A signal that ends the VM may arrive on any thread.
     confined.kill(SIGTERM).unwrap();
     assert_eq!(signals.forever().next(), Some(SIGTERM));
     go.send(()).unwrap();
@@ -84,9 +84,9 @@ fn perform(deed: &str) {
     }
 }
 
-/// What the code of any thread comes to do sooner or later.
+/// What any thread's code does sooner or later.
 fn ordinary_life() {
-    // Enough to make an arena of its own grow and shrink, by blocks and by mappings.
+    // Enough to make the thread's own arena grow and shrink, by blocks and by mappings.
     for size in [64, 5000, 40_000, 1 << 20] {
         let blocks: Vec<Vec<u8>> = (0..200).map(|_| vec![1; size]).collect();
         assert_eq!(blocks.len(), 200);
@@ -155,7 +155,7 @@ fn no_thread_may_open_files_or_sockets_or_start_programs() {
     }
 }
 
-/// glibc blocks all signals around `clone`, so there is no line that says what was forbidden.
+/// glibc blocks all signals around `clone`, so no line names the forbidden call.
 #[test]
 fn only_main_and_the_one_that_accepts_clients_may_start_threads() {
     for thread in Thread::ALL {
@@ -210,7 +210,7 @@ fn nothing_is_confined_that_is_not_asked_for() {
     confinement.enter(Thread::ConsoleOut).unwrap();
     let status = fs::read_to_string("/proc/thread-self/status").unwrap();
     let has = |wanted: &str| status.lines().any(|line| line.replace('\t', " ") == wanted);
-    // What another filter around the tests does is not ours.
+    // Ignores filters that surround the tests.
     let outside = fs::read_to_string("/proc/self/status").unwrap();
     let line =
         |text: &str| text.lines().find(|line| line.starts_with("Seccomp:")).map(str::to_owned);
