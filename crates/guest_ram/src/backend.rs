@@ -1,8 +1,8 @@
 //! Guest memory and the VM's memory slots, changed together.
 //!
-//! What a balloon and hot-add need of a VMM's memory: give pages back, take them again, add memory
-//! to a running VM and take it out. The methods of [`RamBackend`] do so in an order in which the
-//! guest never reaches memory that the host does not count as its own.
+//! This is what a balloon and hot-add need of a VMM's memory: discarding pages, providing them
+//! again, adding memory to a running VM and removing it. The methods of [`RamBackend`] work in an
+//! order in which the guest never reaches memory that the host does not count as the guest's.
 
 use std::io;
 use std::ops::Deref;
@@ -16,19 +16,19 @@ use crate::{AddError, DiscardError, GuestRam, ProvideError, RamRegion};
 
 /// The memory slots of a running VM, one for each region.
 pub trait MemorySlots {
-    /// Lets the guest reach a region. Whoever implements this keeps `region` for as long as the
+    /// Lets the guest reach a region. The implementation must keep `region` for as long as the
     /// hypervisor has its address.
     ///
     /// # Errors
-    /// Those of the hypervisor; the guest does not reach the region then. A region that
-    /// [`MemorySlots::remove`] failed to take away is taken away first, or this fails.
+    /// The hypervisor's; the guest then does not reach the region. A region that
+    /// [`MemorySlots::remove`] failed to take away is removed first, or this fails.
     fn add(&self, region: Arc<RamRegion>) -> io::Result<()>;
 
     /// Takes the region that begins at `start` away from the guest.
     ///
     /// # Errors
-    /// [`io::ErrorKind::NotFound`] where no region begins there, else those of the hypervisor; the
-    /// guest may reach the region then.
+    /// [`io::ErrorKind::NotFound`] if no region begins there, or the hypervisor's error; the guest
+    /// may then still reach the region.
     fn remove(&self, start: GuestAddress) -> io::Result<()>;
 }
 
@@ -42,7 +42,7 @@ impl<S: Deref<Target: MemorySlots>> MemorySlots for S {
     }
 }
 
-/// Memory was not added, or not taken away.
+/// Memory could not be added or removed.
 #[derive(Debug, Error)]
 pub enum BackendError {
     /// The memory does not fit, or the host does not have it.
@@ -53,7 +53,7 @@ pub enum BackendError {
     AddSlot {
         /// The region.
         range: PageRange,
-        /// What the hypervisor said.
+        /// The hypervisor's error.
         #[source]
         source: io::Error,
     },
@@ -65,16 +65,16 @@ pub enum BackendError {
     RemoveSlot {
         /// The region.
         range: PageRange,
-        /// What the hypervisor said.
+        /// The hypervisor's error.
         #[source]
         source: io::Error,
     },
-    /// The memory is out of the VM, and the host did not get it back.
+    /// The memory is out of the VM, but the host did not get it back.
     #[error(transparent)]
     Discard(#[from] DiscardError),
 }
 
-/// A guest's memory with the slots of its VM.
+/// A guest's memory and the memory slots of its VM.
 #[derive(Debug)]
 pub struct RamBackend<S> {
     ram: Arc<GuestRam>,
@@ -82,7 +82,7 @@ pub struct RamBackend<S> {
 }
 
 impl<S: MemorySlots> RamBackend<S> {
-    /// `slots` are those of a VM that has the regions of `ram`.
+    /// `slots` belong to a VM that has the regions of `ram`.
     #[must_use]
     pub fn new(ram: Arc<GuestRam>, slots: S) -> Self {
         Self { ram, slots }
@@ -94,26 +94,26 @@ impl<S: MemorySlots> RamBackend<S> {
         &self.ram
     }
 
-    /// Gives pages back to the host: [`GuestRam::discard_or_undo`].
+    /// Gives pages back to the host; see [`GuestRam::discard_or_undo`].
     ///
     /// # Errors
-    /// As there. The guest may touch all of the pages then.
+    /// As [`GuestRam::discard_or_undo`]. The guest may then touch all of the pages.
     pub fn discard(&self, ranges: &[PageRange]) -> Result<(), DiscardError> {
         self.ram.discard_or_undo(ranges)
     }
 
-    /// Makes discarded pages ready for the guest: [`GuestRam::provide`].
+    /// Makes discarded pages ready for the guest; see [`GuestRam::provide`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`GuestRam::provide`].
     pub fn provide(&self, ranges: &[PageRange]) -> Result<(), ProvideError> {
         self.ram.provide(ranges)
     }
 
-    /// Adds memory to the running VM, as [`GuestRam::add`] has it.
+    /// Adds memory to the running VM; for the parameters see [`GuestRam::add`].
     ///
     /// # Errors
-    /// [`BackendError`]; nothing was added then.
+    /// [`BackendError`]; nothing was added.
     pub fn add(
         &self,
         range: PageRange,
@@ -123,7 +123,7 @@ impl<S: MemorySlots> RamBackend<S> {
         for region in self.ram.add(range, offset, alignment)? {
             let pages = region.range();
             if let Err(source) = self.slots.add(region) {
-                // The first error matters more than one met while undoing.
+                // The first error matters more than one met while undoing the addition.
                 let _ = self.remove(range);
                 return Err(BackendError::AddSlot { range: pages, source });
             }
@@ -135,15 +135,15 @@ impl<S: MemorySlots> RamBackend<S> {
     /// cannot have been added.
     ///
     /// # Errors
-    /// [`BackendError`], the first one: all that can be done is done. Pages that the host could not
-    /// get back keep their content if they are added again.
+    /// The first [`BackendError`]; everything that could be done has been done. Pages that the host
+    /// could not get back keep their content if they are added again.
     pub fn remove(&self, range: PageRange) -> Result<(), BackendError> {
         let Some(range) = self.ram.addable(range) else { return Ok(()) };
         let mut result = Ok(());
         for region in self.ram.remove(range)? {
             match self.slots.remove(region.start_addr()) {
                 Ok(()) => {}
-                // It never came in: adding it failed.
+                // It was never added to the VM: adding it failed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => {
                     let error = BackendError::RemoveSlot { range: region.range(), source };
@@ -152,7 +152,7 @@ impl<S: MemorySlots> RamBackend<S> {
             }
         }
         match self.ram.discard(&[range]) {
-            // The guest took a part of a huge page, and with it the host keeps all of that page.
+            // The guest took part of a huge page, so the host keeps all of that page.
             Ok(()) | Err(DiscardError::Unaligned { .. }) => result,
             Err(error) => result.and(Err(error.into())),
         }

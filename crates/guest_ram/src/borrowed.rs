@@ -1,4 +1,4 @@
-//! Discarding memory that another VMM has mapped.
+//! Discards on memory that another VMM has mapped.
 
 use std::sync::Arc;
 
@@ -12,19 +12,19 @@ use crate::extent::Extent;
 use crate::extents::Extents;
 use crate::mapping::{BorrowError, borrow};
 
-/// A region of another VMM's memory was not taken.
+/// A region of another VMM's memory was refused.
 #[derive(Debug, Error)]
 #[error("cannot discard pages of the guest memory at {start}")]
 pub struct RegionError {
     /// The guest address of the region.
     pub start: Gpa,
-    /// What is in the way.
+    /// The reason.
     #[source]
     pub source: BorrowError,
 }
 
-/// The memory of a guest that another VMM has mapped with `vm-memory`, to be discarded as that of
-/// [`GuestRam`](crate::GuestRam) is.
+/// The memory of a guest that another VMM has mapped with `vm-memory`, for discards like those of
+/// [`GuestRam`](crate::GuestRam).
 ///
 /// ```
 /// use guest_ram::BorrowedRam;
@@ -39,43 +39,44 @@ pub struct RegionError {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// How a region is discarded follows from how it was mapped:
+/// How a region is discarded depends on how it was mapped:
 ///
 /// | memory | call | the page afterwards |
 /// |---|---|---|
 /// | private, anonymous | `MADV_DONTNEED` | zeros |
-/// | shared, with a file or memfd | `fallocate` `PUNCH_HOLE` at the page's place in the file | zeros, for all who map it |
-/// | shared, without a file | `MADV_REMOVE` | zeros, for all who map it |
-/// | private, with a file | `MADV_DONTNEED` | what the file has there |
+/// | shared, with a file or memfd | `fallocate` `PUNCH_HOLE` at the page's place in the file | zeros, in all mappings |
+/// | shared, without a file | `MADV_REMOVE` | zeros, in all mappings |
+/// | private, with a file | `MADV_DONTNEED` | the file's content |
 ///
-/// The file behind a private mapping is left alone: it may be a snapshot that other guests start
-/// from. Memory of the host's pool of huge pages goes as whole huge pages only.
+/// The file behind a private mapping is not changed: it may be a snapshot from which other guests
+/// start. Memory from the host's pool can be discarded as whole huge pages only.
 ///
-/// # What the caller answers for
+/// # The caller's responsibilities
 ///
-/// - **Pinned pages.** A device passed through with VFIO, and whatever else pins memory (RDMA,
-///   registered io_uring buffers), goes on using the page that the guest had before. Discarding it
-///   frees nothing, and the next touch gives the guest another page than the device's: data is
-///   lost. Do not discard while such a device is attached, in this process or in one that shares
+/// - **Pinned pages.** A device passed through with VFIO, and anything else that pins memory (RDMA,
+///   registered io_uring buffers), keeps using the page that the guest had before. Discarding it
+///   frees nothing, and on its next touch the guest gets a different page from the device's: data
+///   is lost. Do not discard while such a device is attached, in this process or in one that shares
 ///   the memory. The same holds while a snapshot is taken or received (postcopy).
-/// - **Dirty bitmaps.** A discard changes pages and marks none. A migration that has sent a page
-///   before its discard leaves the old content at the destination: discard it there as well.
-/// - **Locked memory** (`mlock`) cannot be discarded: the kernel refuses, and that is reported.
+/// - **Dirty bitmaps.** A discard changes pages and marks none as dirty. If a migration has sent a
+///   page before its discard, the destination still has the old content: discard it there as well.
+/// - **Locked memory** (`mlock`) cannot be discarded: the kernel refuses, and the call returns an
+///   error.
 ///
 /// # What keeps the memory mapped
 ///
-/// Each region's mapping is held from [`BorrowedRam::insert`] to [`BorrowedRam::remove`], or to the
-/// drop. Memory that the VMM has taken out of the guest is therefore unmapped only when it was
-/// removed here too. Regions made from a raw address (`build_raw`) are refused: holding them does
-/// not keep their memory mapped.
+/// Each region's mapping is held from [`BorrowedRam::insert`] to [`BorrowedRam::remove`] or the
+/// drop. So memory that the VMM takes out of the guest is unmapped only once it is removed here
+/// too. Regions made from a raw address (`build_raw`) are refused, because holding them does not
+/// keep their memory mapped.
 #[derive(Debug, Default)]
 pub struct BorrowedRam {
     extents: Vec<Extent>,
 }
 
 impl BorrowedRam {
-    /// Takes all regions of a guest, such as `memory.iter()` of a `GuestMemoryMmap`. Regions that
-    /// are added to the guest later are [inserted](BorrowedRam::insert).
+    /// Takes all regions of a guest, such as `memory.iter()` of a `GuestMemoryMmap`.
+    /// [Insert](BorrowedRam::insert) regions that are added to the guest later.
     ///
     /// # Errors
     /// As [`BorrowedRam::insert`].
@@ -92,14 +93,14 @@ impl BorrowedRam {
         Ok(ram)
     }
 
-    /// Takes one more region. All its pages count as present: pool pages that the VMM leaves to
-    /// the guest's first touch are not allocated here.
+    /// Takes one more region. All its pages count as present: this does not allocate pool pages
+    /// that the VMM leaves to the guest's first touch.
     ///
-    /// Asks the kernel (`fstatfs`) whether a file is one of huge pages.
+    /// Asks the kernel (`fstatfs`) whether a file consists of huge pages.
     ///
     /// # Errors
-    /// [`RegionError`] for a region from a raw address, one that overlaps another or is not whole
-    /// pages, and for huge pages of an unknown size.
+    /// [`RegionError`] for a region made from a raw address, for one that overlaps another or does
+    /// not consist of whole pages, and for huge pages of an unknown size.
     pub fn insert<B>(&mut self, region: &GuestRegionMmap<B>) -> Result<(), RegionError>
     where
         B: Bitmap + Send + Sync + 'static,
@@ -115,21 +116,21 @@ impl BorrowedRam {
         Ok(())
     }
 
-    /// Lets go of the region that has exactly these pages. Returns whether there is one.
+    /// Lets go of the region that has exactly these pages. Returns whether there was one.
     pub fn remove(&mut self, range: PageRange) -> bool {
         let before = self.extents.len();
         self.extents.retain(|extent| extent.range() != range);
         self.extents.len() < before
     }
 
-    /// All pages of all regions, those that cannot be discarded included.
+    /// All pages of all regions, including those that cannot be discarded.
     #[must_use]
     pub fn pages(&self) -> PageRangeSet {
         self.extents.iter().map(Extent::range).collect()
     }
 
-    /// The largest unit in which pages are discarded, in pages of 4 KiB: one without huge pages of
-    /// the host's pool.
+    /// The largest unit in which pages are discarded, in pages of 4 KiB; one if no region has huge
+    /// pages of the host's pool.
     #[must_use]
     pub fn unit(&self) -> PageCount {
         self.extents.iter().map(Extent::unit).max().unwrap_or(PageCount::new(1))
@@ -138,19 +139,18 @@ impl BorrowedRam {
     /// Gives pages back to the host. Pool pages must be [provided](BorrowedRam::provide) before
     /// the guest touches them again.
     ///
-    /// Neighbouring ranges are merged, and many go with one system call where the kernel can do
-    /// that; ranges in ascending order are fastest. Every range is tried; the first failure is
-    /// reported.
+    /// Adjacent ranges are merged, and many go into one system call if the kernel supports that;
+    /// ranges in ascending order are fastest. Tries every range and reports the first failure.
     ///
     /// # Errors
     /// [`DiscardError`] for pages outside all regions, in a region that is mapped read-only, or
-    /// that are not whole huge pages, and where the kernel refuses.
+    /// that are not whole huge pages, and if a system call fails.
     pub fn discard(&self, ranges: &[PageRange]) -> Result<(), DiscardError> {
         self.extents().discard(ranges)
     }
 
     /// As [`BorrowedRam::discard`], for a caller that leaves all pages with the guest after a
-    /// failure: pool pages that are gone by then are provided again, if the pool still has them.
+    /// failure: provides pool pages again that are already gone, if the pool still has them.
     ///
     /// # Errors
     /// As [`BorrowedRam::discard`].
@@ -158,12 +158,12 @@ impl BorrowedRam {
         self.extents().discard_or_undo(ranges)
     }
 
-    /// Allocates pool pages that were discarded; their content is zero. All of them, or none.
-    /// Does nothing for other pages: the kernel allocates them when they are touched.
+    /// Allocates discarded pool pages again, all of them or none; they contain zeros. Does nothing
+    /// for other pages, which the kernel allocates on first touch.
     ///
     /// # Errors
-    /// [`ProvideError`] for pages outside all regions or that are not whole huge pages, and where
-    /// the pool has no more.
+    /// [`ProvideError`] for pages that are outside all regions or are not whole huge pages, and if
+    /// the pool has too few.
     pub fn provide(&self, ranges: &[PageRange]) -> Result<(), ProvideError> {
         self.extents().provide(ranges)
     }

@@ -1,4 +1,4 @@
-//! Errors of giving pages back to the host and taking them again.
+//! Errors of discarding pages and of providing them again.
 
 use std::io;
 
@@ -7,13 +7,13 @@ use thiserror::Error;
 
 use crate::PoolError;
 
-/// Pages could not be given back.
+/// Pages could not be given back to the host.
 #[derive(Debug, Error)]
 pub enum DiscardError {
     /// The range holds a page that is not guest RAM.
     #[error("pages {0} are not all guest RAM")]
     NotRam(PageRange),
-    /// The pages are mapped read-only: their content must not change.
+    /// The pages are mapped read-only, so their content must not change.
     #[error("pages {0} are read-only memory")]
     ReadOnly(PageRange),
     /// The range begins or ends inside a huge page.
@@ -24,18 +24,18 @@ pub enum DiscardError {
         /// Pages of 4 KiB in a huge page.
         unit: PageCount,
     },
-    /// The kernel refused.
+    /// The system call failed.
     #[error("cannot give pages {range} back to the host")]
     System {
         /// The pages.
         range: PageRange,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// Discarded pages could not be allocated again. None was.
+/// Discarded pages could not be allocated again. None were.
 #[derive(Debug, Error)]
 pub enum ProvideError {
     /// The range holds a page that is not guest RAM.
@@ -49,7 +49,7 @@ pub enum ProvideError {
         /// Pages of 4 KiB in a huge page.
         unit: PageCount,
     },
-    /// The host's pool has too few.
+    /// The host's pool has too few pages.
     #[error("cannot get memory for pages {range}")]
     Pool {
         /// The pages.
@@ -58,12 +58,12 @@ pub enum ProvideError {
         #[source]
         source: PoolError,
     },
-    /// The kernel refused.
+    /// The system call failed.
     #[error("cannot get memory for pages {range}")]
     System {
         /// The pages.
         range: PageRange,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },

@@ -1,4 +1,4 @@
-//! One mapping at its place in the guest: giving its pages back to the host and taking them again.
+//! One mapping at its place in the guest: discarding its pages and providing them again.
 
 use std::io;
 use std::slice;
@@ -10,15 +10,15 @@ use crate::discard::{DiscardError, ProvideError};
 use crate::mapping::{Mapping, Span};
 use crate::{HugePages, PoolError, RamRegion};
 
-/// A mapping and the guest pages that it backs, all or some of which are the guest's.
+/// A mapping and the guest pages that it backs, some or all of which the guest has.
 #[derive(Debug)]
 pub(crate) struct Extent {
     range: PageRange,
     mapping: Arc<Mapping>,
     huge_pages: HugePages,
     is_read_only: bool,
-    /// Pages that the host's pool has. Empty for other memory, which the kernel allocates when it is
-    /// touched.
+    /// Pages that are back in the host's pool. Empty for other memory, which the kernel allocates
+    /// on first touch.
     absent: Mutex<PageRangeSet>,
 }
 
@@ -28,7 +28,7 @@ impl Extent {
         Self { range, mapping, huge_pages, is_read_only: false, absent: Mutex::default() }
     }
 
-    /// The extent, with content that must not change.
+    /// Marks the content as not to be changed.
     pub(crate) fn read_only(self) -> Self {
         Self { is_read_only: true, ..self }
     }
@@ -43,22 +43,22 @@ impl Extent {
         self.range
     }
 
-    /// Whether all pages of a range are here.
+    /// Whether the extent holds all pages of a range.
     pub(crate) fn holds(&self, range: PageRange) -> bool {
         self.range.start() <= range.start() && range.end() <= self.range.end()
     }
 
-    /// Pages that are given back together, at multiples of that in the guest and in the mapping.
+    /// The unit of discards, in pages; guest and mapping are aligned to it.
     pub(crate) fn unit(&self) -> PageCount {
         self.huge_pages.page_size()
     }
 
-    /// The same in bytes.
+    /// The unit of discards, in bytes.
     pub(crate) fn unit_bytes(&self) -> usize {
         usize::try_from(self.unit().bytes()).unwrap_or(usize::MAX)
     }
 
-    /// Whether its pages come from the host's pool. If so, discarded pages must be provided before
+    /// Whether the pages come from the host's pool. Discarded pages must then be provided before
     /// they are touched again.
     pub(crate) fn has_pool_pages(&self) -> bool {
         self.huge_pages.from_pool()
@@ -69,7 +69,7 @@ impl Extent {
         RamRegion::new(part, Arc::clone(&self.mapping), self.span(part)?.offset)
     }
 
-    /// The span that [`Extent::discard`] takes for a part of the extent.
+    /// The span to pass to [`Extent::discard`] for a part of the extent.
     pub(crate) fn discardable(&self, part: PageRange) -> Result<Span, DiscardError> {
         let unit = self.unit();
         if self.is_read_only {
@@ -81,12 +81,12 @@ impl Extent {
         }
     }
 
-    /// Gives spans back to the host. Every one is tried; the first failure is reported.
+    /// Gives spans back to the host. Tries every one and reports the first failure.
     pub(crate) fn discard(&self, spans: &[Span]) -> Result<(), DiscardError> {
         if !self.has_pool_pages() {
             return self.discard_now(spans);
         }
-        // Held throughout, so that the set agrees with what the pool has.
+        // Held throughout, so that the set matches the pool.
         let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
         let mut result = Ok(());
         for span in spans {
@@ -106,7 +106,7 @@ impl Extent {
         })
     }
 
-    /// Whether [`Extent::provide`] takes this range.
+    /// Whether [`Extent::provide`] accepts this range.
     pub(crate) fn check_provide(&self, part: PageRange) -> Result<(), ProvideError> {
         let unit = self.unit();
         if is_whole(part, unit) {
@@ -116,7 +116,7 @@ impl Extent {
         }
     }
 
-    /// Takes the absent pages of a range from the pool: all of them, or none. Returns them.
+    /// Allocates the absent pages of a range from the pool: all of them, or none. Returns them.
     pub(crate) fn provide(&self, part: PageRange) -> Result<Vec<PageRange>, ProvideError> {
         if !self.has_pool_pages() {
             return Ok(Vec::new());
@@ -126,7 +126,7 @@ impl Extent {
         let missing: Vec<PageRange> = absent.intersection(part).collect();
         for (index, range) in missing.iter().enumerate() {
             if let Err(error) = self.allocate(*range) {
-                // The range that failed as well: the pool may have given a part of it.
+                // Including the range that failed: the pool may have provided part of it.
                 for taken in missing.iter().take(index + 1) {
                     self.put_back(*taken);
                 }
@@ -143,7 +143,7 @@ impl Extent {
     /// Undoes [`Extent::provide`] for a range that it returned.
     pub(crate) fn take_back(&self, part: PageRange) {
         if let Some(span) = self.span(part) {
-            // It was absent a moment ago: if this fails, only pool pages are lost, no content.
+            // It was absent a moment ago, so a failure loses only pool pages, no content.
             let _ = self.discard(slice::from_ref(&span));
         }
     }
@@ -154,7 +154,7 @@ impl Extent {
 
     fn put_back(&self, part: PageRange) {
         if let Some(span) = self.span(part) {
-            // What cannot be put back now goes when the extent is unmapped.
+            // Pages that cannot be given back now are freed when the extent is unmapped.
             let _ = self.mapping.discard(slice::from_ref(&span));
         }
     }
@@ -166,7 +166,7 @@ impl Extent {
         }
     }
 
-    /// Where a part lies in the mapping; `None` if it is not all inside.
+    /// The span of a part in the mapping; `None` if the extent does not hold all of it.
     fn span(&self, part: PageRange) -> Option<Span> {
         if !self.holds(part) {
             return None;
@@ -176,7 +176,7 @@ impl Extent {
         Some(Span { offset, len: usize::try_from(part.count().bytes()).ok()? })
     }
 
-    /// The pages at a place in the mapping.
+    /// The pages at a span of the mapping.
     fn pages(&self, span: Span) -> Option<PageRange> {
         let offset = PageCount::from_bytes(span.offset as u64);
         let start = self.range.start().checked_add(offset)?;

@@ -1,4 +1,4 @@
-//! All the memory of a guest: discards and provisions that may cross from one mapping to the next.
+//! All of a guest's memory: discards and provisions that may span several mappings.
 
 use page_range::PageRange;
 
@@ -7,7 +7,7 @@ use crate::extent::Extent;
 use crate::mapping::Span;
 use crate::plan::{Planner, merged};
 
-/// The mappings that a guest's memory consists of, none of which overlap.
+/// The mappings that make up a guest's memory. They do not overlap.
 #[derive(Clone, Copy)]
 pub(crate) struct Extents<'a> {
     boot: &'a [Extent],
@@ -15,7 +15,7 @@ pub(crate) struct Extents<'a> {
 }
 
 impl<'a> Extents<'a> {
-    /// Boot RAM, and what memory is added from.
+    /// Boot RAM, and the reserve for added memory.
     pub(crate) fn new(boot: &'a [Extent], added: Option<&'a Extent>) -> Self {
         Self { boot, added }
     }
@@ -47,16 +47,16 @@ impl<'a> Extents<'a> {
     /// the guest can touch all pages of `ranges`, as before.
     pub(crate) fn discard_or_undo(self, ranges: &[PageRange]) -> Result<(), DiscardError> {
         self.discard(ranges).inspect_err(|_| {
-            // Merged, as the discard did: two halves of a huge page make a whole one.
+            // Merged, as in the discard: two halves of a huge page make a whole one.
             for (extent, part) in merged(ranges).flat_map(|run| self.parts(run)) {
-                // Each part by itself, since a part is provided whole or not at all. What the pool
-                // has given to others by now is allocated on the guest's next touch, if it can be.
+                // Part by part, since each is provided whole or not at all. Pages that the pool has
+                // meanwhile given to others are allocated on the guest's next touch, if possible.
                 let _ = extent.provide(part);
             }
         })
     }
 
-    /// Takes what is absent from the host's pool again: all of it, or nothing.
+    /// Allocates absent pages from the host's pool again: all of them, or none.
     pub(crate) fn provide(self, ranges: &[PageRange]) -> Result<(), ProvideError> {
         let mut parts = Vec::new();
         for run in merged(ranges) {
@@ -83,13 +83,13 @@ impl<'a> Extents<'a> {
         Ok(())
     }
 
-    /// The extents that hold pages of a range, and which pages.
+    /// The extents that hold pages of a range, and the pages each holds.
     pub(crate) fn parts(self, range: PageRange) -> impl Iterator<Item = (&'a Extent, PageRange)> {
         let held = move |extent| Some((extent, Extent::range(extent).intersection(range)?));
         self.all().filter_map(held)
     }
 
-    /// Whether all pages of a range are here.
+    /// Whether the extents hold all pages of a range.
     fn hold(self, range: PageRange) -> bool {
         let found: u64 = self.parts(range).map(|(_, part)| part.count().get()).sum();
         found == range.count().get()

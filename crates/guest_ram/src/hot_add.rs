@@ -1,8 +1,9 @@
 //! Memory that is added while the guest runs.
 //!
-//! All of it comes from one mapping, the *reserve*, made with the machine; memory that nobody has
-//! touched costs nothing. The guest gets it in pieces, each of which is a region of its own and so a
-//! memory slot of the VM. Pieces are cut from the reserve on a grid, which bounds their number.
+//! All of it comes from one mapping, the *reserve*, made together with the machine; memory that
+//! nothing has touched costs nothing. The guest gets it in pieces, each of which is a region of its
+//! own and therefore a memory slot of the VM. Pieces are cut from the reserve on a grid, which
+//! limits their number.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -14,71 +15,73 @@ use crate::extent::Extent;
 use crate::mapping::Mapping;
 use crate::{HugePages, RamRegion};
 
-/// Memory could not be added. Nothing has changed then.
+/// Memory could not be added. Nothing has changed.
 #[derive(Debug, Error)]
 pub enum AddError {
-    /// The range is not all inside what may be added.
+    /// The range is not entirely within the memory that can be added.
     #[error("pages {range} at offset {offset} exceed the {capacity} pages that can be added")]
     Capacity {
-        /// What was to be added.
+        /// The range to add.
         range: PageRange,
-        /// Its place in the memory that can be added.
+        /// Its offset in the memory that can be added.
         offset: PageCount,
-        /// How much can be added.
+        /// How much memory can be added.
         capacity: PageCount,
     },
-    /// Memory that can be added would begin below address 0 or end above the highest address.
-    #[error("no address space for added memory with pages {range} at offset {offset}")]
+    /// The memory that can be added would begin below address 0 or end above the highest address.
+    #[error("there is no address space for added memory with pages {range} at offset {offset}")]
     AddressSpace {
-        /// What was to be added.
+        /// The range to add.
         range: PageRange,
-        /// Its place in the memory that can be added.
+        /// Its offset in the memory that can be added.
         offset: PageCount,
     },
     /// Boot RAM is in the way.
     #[error("added memory would lie over boot RAM at pages {0}")]
     Occupied(PageRange),
-    /// Range and offset do not fit those of memory added before.
-    #[error("pages {range} at offset {offset} do not fit memory added before, from page {base} up")]
+    /// Range and offset contradict those of memory added before.
+    #[error(
+        "pages {range} at offset {offset} do not fit the memory added before, which begins at page {base}"
+    )]
     Elsewhere {
-        /// What was to be added.
+        /// The range to add.
         range: PageRange,
-        /// Its place in the memory that can be added.
+        /// Its offset in the memory that can be added.
         offset: PageCount,
         /// Where that memory begins in the guest.
         base: Gpfn,
     },
-    /// The alignment changed so often that the pieces are too many.
+    /// The alignment changed so often that there would be too many pieces.
     #[error("adding pages {range} would take more than {limit} pieces of memory")]
     TooManyPieces {
-        /// What was to be added.
+        /// The range to add.
         range: PageRange,
         /// The most pieces there may be.
         limit: u32,
     },
-    /// The pool has too few huge pages, or the range is not whole ones.
+    /// The pool has too few huge pages, or the range does not consist of whole ones.
     #[error(transparent)]
     Provide(#[from] ProvideError),
 }
 
-/// The reserve, and what the guest has of it.
+/// The reserve, and the parts of it that the guest has.
 #[derive(Debug)]
 pub(crate) struct HotAdd {
     pub(crate) mapping: Arc<Mapping>,
     pub(crate) huge_pages: HugePages,
     pub(crate) capacity: PageCount,
     pub(crate) max_pieces: u32,
-    /// The reserve at its place in the guest, which the first addition decides.
+    /// The reserve at its place in the guest, which the first addition determines.
     extent: OnceLock<Extent>,
     added: Mutex<Added>,
 }
 
-/// What the guest has.
+/// The memory that the guest has.
 #[derive(Debug, Default)]
 pub(crate) struct Added {
-    /// What was asked for.
+    /// The ranges requested.
     wanted: PageRangeSet,
-    /// The pieces that hold it: at least as much.
+    /// The pieces that hold these ranges, and possibly more.
     pieces: Vec<Arc<RamRegion>>,
 }
 
@@ -94,18 +97,19 @@ impl HotAdd {
         Self { mapping, huge_pages, capacity, max_pieces, extent, added }
     }
 
-    /// The reserve at its place in the guest; `None` before anything was added.
+    /// The reserve at its place in the guest; `None` before the first addition.
     pub(crate) fn extent(&self) -> Option<&Extent> {
         self.extent.get()
     }
 
-    /// What the guest has. Whoever changes it holds this lock until the change is visible.
+    /// The memory that the guest has. A caller that changes it holds this lock until the change is
+    /// visible.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Added> {
         self.added.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The reserve, placed so that `range` begins `offset` pages above its start. `None` if it is
-    /// there already.
+    /// already there.
     pub(crate) fn place(
         &self,
         range: PageRange,
@@ -136,14 +140,14 @@ impl HotAdd {
         Ok(Some(Extent::new_absent(window, Arc::clone(&self.mapping), self.huge_pages)))
     }
 
-    /// Keeps the place that [`HotAdd::place`] proposed. The caller has held the lock since.
+    /// Keeps the place that [`HotAdd::place`] proposed. The caller has held the lock since then.
     pub(crate) fn settle(&self, extent: Option<Extent>) {
         if let Some(extent) = extent {
             let _ = self.extent.set(extent);
         }
     }
 
-    /// The pieces that `range` needs and the guest does not have.
+    /// The pieces that `range` needs and the guest does not have yet.
     pub(crate) fn missing_pieces(
         &self,
         extent: &Extent,
@@ -176,7 +180,7 @@ impl Added {
         self.pieces.extend_from_slice(pieces);
     }
 
-    /// Takes `range` away and returns its pieces that nobody needs any more.
+    /// Removes `range` and returns the pieces that are no longer needed.
     pub(crate) fn remove(&mut self, range: PageRange) -> Vec<Arc<RamRegion>> {
         self.wanted.remove(range);
         let wanted = &self.wanted;
@@ -188,7 +192,7 @@ impl Added {
     }
 }
 
-/// How the reserve is cut into pieces.
+/// The division of the reserve into pieces.
 #[derive(Clone, Copy, Debug)]
 struct Grid {
     /// Pages in a piece, at least one.
@@ -205,7 +209,7 @@ fn grid(capacity: PageCount, max_pieces: u32, alignment: PageCount) -> Grid {
 
 impl Grid {
     /// The pieces that hold pages of `range`. The first piece begins where `window` does; the last
-    /// one of the window may be shorter than the others.
+    /// one in the window may be shorter than the others.
     fn around(self, window: PageRange, range: PageRange) -> impl Iterator<Item = PageRange> {
         let offset = |gpfn: Gpfn| gpfn.distance_from(window.start()).get();
         let piece = self.piece.get().max(1);

@@ -1,4 +1,4 @@
-//! Sizes of the pages that back guest memory, and the host's pool of huge ones.
+//! Sizes of the pages that back guest memory, and the host's pool of huge pages.
 
 use std::fmt;
 use std::fs::File;
@@ -14,7 +14,7 @@ use thiserror::Error;
 pub enum HugePages {
     /// Pages of 4 KiB only.
     Off,
-    /// Transparent huge pages, where the kernel has them.
+    /// Transparent huge pages, if the kernel has them.
     #[default]
     Transparent,
     /// Huge pages of 2 MiB, from the host's pool.
@@ -24,8 +24,8 @@ pub enum HugePages {
 }
 
 impl HugePages {
-    /// The unit in which memory is given back to the host, in pages of 4 KiB: one, or a whole huge
-    /// page of the pool.
+    /// The unit in which memory is given back to the host, in pages of 4 KiB: one page, or a whole
+    /// huge page of the pool.
     #[must_use]
     pub const fn page_size(self) -> PageCount {
         match self {
@@ -53,7 +53,7 @@ impl fmt::Display for HugePages {
     }
 }
 
-/// The host's pool of huge pages does not have what was asked of it.
+/// The host's pool of huge pages could not meet a request.
 #[derive(Debug, Error)]
 pub enum PoolError {
     /// The pool is too small.
@@ -68,7 +68,7 @@ pub enum PoolError {
         needed: u64,
         /// Huge pages that are free and not reserved.
         available: u64,
-        /// The size of the pool that would be enough.
+        /// The pool size that would suffice.
         enough: u64,
     },
     /// The host has no pool of this page size.
@@ -78,15 +78,15 @@ pub enum PoolError {
     NoSuchSize {
         /// The page size.
         size: HugePages,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
 }
 
 impl PoolError {
-    /// What the `error` of a system call that asked the pool for `bytes` means. Gives the error back
-    /// if it has nothing to do with the pool.
+    /// Interprets the `error` of a system call that asked the pool for `bytes`. Returns the error
+    /// itself if it has nothing to do with the pool.
     pub(crate) fn explain(
         size: HugePages,
         bytes: u64,
@@ -112,8 +112,8 @@ impl PoolError {
     }
 }
 
-/// The host's figures for a pool. The files are opened once, so that a process can read them after
-/// it was confined.
+/// The host's figures for a pool. The files are opened once, so that a process can still read them
+/// after it was confined.
 #[derive(Debug)]
 pub(crate) struct PoolFiles {
     all: NumberFile,
@@ -136,7 +136,7 @@ impl PoolFiles {
     }
 }
 
-/// A file with a number that changes.
+/// A file that holds a number, which changes.
 #[derive(Debug)]
 struct NumberFile(Option<File>);
 
@@ -153,7 +153,7 @@ impl NumberFile {
 }
 
 impl HugePages {
-    /// The size as the kernel's command line has it.
+    /// The size as written on the kernel's command line.
     fn kernel_name(self) -> &'static str {
         match self {
             Self::Pool1G => "1G",

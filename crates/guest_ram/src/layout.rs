@@ -8,8 +8,8 @@ pub const LOW_RAM_LIMIT: Gpa = Gpa::new(3 << 30);
 /// Where RAM continues above the hole.
 pub const HIGH_RAM_START: Gpa = Gpa::new(4 << 30);
 
-/// The ranges of `size` pages of boot RAM: from address 0 up to the hole, and the rest from 4 GiB up.
-/// Without the upper range if that would leave the address space.
+/// The ranges of `size` pages of boot RAM: from address 0 up to the hole, and the rest from 4 GiB
+/// up. Omits the upper range if it would leave the address space.
 #[must_use]
 pub fn boot_ram_ranges(size: PageCount) -> Vec<PageRange> {
     let low = size.get().min(LOW_RAM_LIMIT.get() / page_range::PAGE_SIZE);

@@ -1,32 +1,33 @@
-//! One mapping of host memory, our own or borrowed, and the system calls on it.
+//! One mapping of host memory, the crate's own or borrowed, and the system calls on it.
 //!
 //! # Giving memory back
 //!
-//! | memory | call | instead of |
+//! | Memory | Call | Rather than |
 //! |---|---|---|
 //! | anonymous | MADV_DONTNEED, many ranges with one `process_madvise` where the kernel has it | MADV_FREE |
-//! | memfd | `fallocate` PUNCH_HOLE, one range each | MADV_DONTNEED, MADV_REMOVE |
+//! | memfd | `fallocate` PUNCH_HOLE, one call for each range | MADV_DONTNEED, MADV_REMOVE |
 //! | pages of the host's pool (a hugetlb memfd) | the same, whole huge pages only | |
-//! | shared, without a file (borrowed memory only) | MADV_REMOVE, one range each | |
+//! | shared, without a file (borrowed memory only) | MADV_REMOVE, one call for each range | |
 //!
 //! - MADV_FREE leaves the pages with the process until the host runs short. The figures an operator
-//!   sees on the host then do not follow the guest's size, and the guest may find old content. It is
-//!   not even cheaper: 2 MiB of small pages take 65 us (MADV_DONTNEED: 44 us), and a single page
+//!   sees on the host then do not follow the guest's size, and the guest may find old content. It
+//!   is not even cheaper: 2 MiB of small pages take 65 us (MADV_DONTNEED: 44 us), and a single page
 //!   inside a huge one 1.8 us (1.2 us), since the huge page is split at once. Only whole huge pages
 //!   are faster, 1.6 us (5.1 us), because they are not freed.
 //! - On a shared mapping, MADV_DONTNEED only drops this process's view of the pages. They stay in
-//!   the memfd until a hole is punched. A private mapping of a file (borrowed memory only) has
-//!   copies of its own, which MADV_DONTNEED frees; the file is left alone, since others may use it.
+//!   the memfd until a hole is punched. A private mapping of a file (borrowed memory only) has its
+//!   own copies of pages, which MADV_DONTNEED frees; the file is not changed, since other processes
+//!   may use it.
 //! - MADV_REMOVE punches the same hole, but looks up the mapping first: 2.5 us for a single page,
-//!   against 2.2 us for `fallocate`. Dropping the view of many pages with one call before the holes
+//!   against 2.2 us for `fallocate`. Dropping the view of many pages in one call before the holes
 //!   are punched saves a fifth; but with a VM attached, KVM is then notified twice for each page
-//!   instead of once, and that takes twice as long.
+//!   instead of once, which takes twice as long.
 //! - A vector of single pages costs 0.25 to 0.3 us a page, one call each 1.45 us (0.2 and 1.2 us
-//!   inside huge pages). With a running vCPU, whose TLB is flushed each time, it is 1 us and 8 us,
-//!   and for whole huge pages 3.5 us and 5.1 us. A memfd has nothing to gain from a vector.
+//!   inside huge pages). With a running vCPU, whose TLB is flushed each time, the costs are 1 us
+//!   and 8 us, and for whole huge pages 3.5 us and 5.1 us. A memfd gains nothing from a vector.
 //!
-//! Measured on Linux 6.18 in a virtual machine with two CPUs (Intel Xeon), 256 MiB at a time, best of
-//! four; with a vCPU means a nested one.
+//! Measured on Linux 6.18 in a virtual machine with two CPUs (Intel Xeon), 256 MiB at a time, best
+//! of four. The vCPU was a nested one.
 
 // UNSAFETY: mapping, unmapping and discarding memory are system calls on raw addresses.
 #![expect(unsafe_code, reason = "mmap, madvise and fallocate work on raw addresses")]
@@ -57,14 +58,14 @@ pub(crate) struct Span {
     pub(crate) len: usize,
 }
 
-/// What the pages of a mapping belong to, on which depends how they are given back.
+/// What the pages of a mapping belong to, which determines how they are given back.
 #[derive(Debug)]
 enum Backing {
     /// The mapping alone: anonymous memory, or private copies of a file's pages.
     Private,
-    /// All processes that have inherited the mapping: shared memory without a file.
+    /// All processes that inherit the mapping: shared memory without a file.
     Shared,
-    /// A file, from byte `start` on, which the mapping shares with whoever else has it.
+    /// A file, from byte `start` on, shared with everything else that maps it.
     File { file: Arc<File>, start: u64 },
 }
 
@@ -73,7 +74,7 @@ enum Backing {
 enum Owner {
     /// The [`Mapping`], on drop.
     Mapping,
-    /// Somebody else, and not before this is dropped.
+    /// Other code, which keeps the memory mapped until this is dropped.
     Other { _keeps_mapped: Arc<dyn Any + Send + Sync> },
 }
 
@@ -87,14 +88,14 @@ pub(crate) struct Mapping {
     owner: Owner,
 }
 
-// SAFETY: the mapping is plain memory without thread affinity; it is reached only through
-// `VolatileSlice` and through system calls.
+// SAFETY: the mapping is plain memory without thread affinity; it is accessed only through
+// `VolatileSlice` and system calls.
 unsafe impl Send for Mapping {}
 // SAFETY: as for `Send`: concurrent access goes through `VolatileSlice`, which is volatile.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// The memfd, where the memory is one; it is as long as the mapping.
+    /// The memfd, if the memory is one; it is as long as the mapping.
     pub(crate) fn memfd(&self) -> Option<&Arc<File>> {
         match &self.backing {
             Backing::File { file, start: 0 } => Some(file),
@@ -102,12 +103,12 @@ impl Mapping {
         }
     }
 
-    /// Host address of the byte at `offset`; `None` outside.
+    /// Host address of the byte at `offset`; `None` outside the mapping.
     pub(crate) fn host_address(&self, offset: usize) -> Option<*mut u8> {
         (offset < self.len).then(|| self.start.as_ptr().wrapping_add(offset))
     }
 
-    /// The bytes from `offset` on, for volatile access; `None` outside the mapping.
+    /// The `count` bytes from `offset` on, for volatile access; `None` outside the mapping.
     pub(crate) fn slice(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_>> {
         if offset.checked_add(count)? > self.len {
             return None;
@@ -117,17 +118,18 @@ impl Mapping {
         Some(unsafe { VolatileSlice::new(self.start.as_ptr().wrapping_add(offset), count) })
     }
 
-    /// Gives spans back to the host. They read as zeros afterwards, or as the file behind a private
-    /// mapping. Every span is tried.
+    /// Gives spans back to the host. They then read as zeros, or as the file behind a private
+    /// mapping. Tries every span.
     ///
     /// # Errors
-    /// The index in `spans` of the first one that failed, and why.
+    /// The index in `spans` of the first span that failed, and its error.
     pub(crate) fn discard(&self, spans: &[Span]) -> Result<(), (usize, io::Error)> {
         let mut result = Ok(());
         let mut done = 0;
         while let Some(left) = spans.get(done..).filter(|left| !left.is_empty()) {
             done += self.discard_leading(left);
-            // Where the vectored call stopped, a call for one span says why, or gets past it.
+            // Where the vectored call stopped, a call for that one span succeeds or returns the
+            // reason.
             if let Some(span) = spans.get(done) {
                 result = result.and(self.discard_one(*span).map_err(|error| (done, error)));
                 done += 1;
@@ -158,10 +160,10 @@ impl Mapping {
             iov_base: self.start.as_ptr().wrapping_add(span.offset).cast(),
             iov_len: span.len,
         });
-        // SAFETY: all ranges are inside this mapping, and nobody relies on their content staying the
-        // same: it is guest memory, which is reached through volatile accesses only.
+        // SAFETY: all ranges are inside this mapping, and no code relies on their content staying
+        // the same: it is guest memory, accessed through volatile accesses only.
         let mut bytes = unsafe { vector::discard(vector) };
-        // The kernel takes them in order and returns the bytes it got through.
+        // The kernel works through them in order and returns the number of bytes discarded.
         let whole = spans.iter().take_while(|span| {
             let left = bytes.checked_sub(span.len);
             bytes = left.unwrap_or_default();
@@ -170,14 +172,14 @@ impl Mapping {
         whole.count()
     }
 
-    /// Allocates a span now; pages that are there keep their content.
+    /// Allocates a span now; pages that are present keep their content.
     pub(crate) fn allocate(&self, span: Span) -> io::Result<()> {
         match &self.backing {
             Backing::File { file, start } => fallocate(file, 0, *start, span),
             Backing::Private | Backing::Shared => {
                 self.advise(span, libc::MADV_POPULATE_WRITE).map_err(|error| {
                     match error.raw_os_error() {
-                        // The touch of a page for which the pool has nothing would be a SIGBUS.
+                        // Touching a page that the pool cannot provide would raise SIGBUS.
                         Some(libc::EFAULT) => io::Error::from_raw_os_error(libc::ENOMEM),
                         _ => error,
                     }
@@ -195,8 +197,8 @@ impl Mapping {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let start = self.start.as_ptr().wrapping_add(span.offset);
-        // SAFETY: the range is inside this mapping, and nobody relies on its content staying the
-        // same: it is guest memory, which is reached through volatile accesses only.
+        // SAFETY: the range is inside this mapping, and no code relies on its content staying the
+        // same: it is guest memory, accessed through volatile accesses only.
         let result = unsafe { libc::madvise(start.cast(), span.len, advice) };
         check(result)
     }
@@ -205,7 +207,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         if let Owner::Mapping = self.owner {
-            // SAFETY: this mapping was made by `Mapping::new` and nobody else unmaps it. Slices of
+            // SAFETY: this mapping was made by `Mapping::new` and nothing else unmaps it. Slices of
             // it borrow from `self`, so none are left.
             unsafe { unmap(self.start, self.len) };
         }
@@ -213,7 +215,7 @@ impl Drop for Mapping {
 }
 
 /// # Safety
-/// The range must be the caller's own, and not be touched afterwards.
+/// The range must belong to the caller, and must not be touched afterwards.
 unsafe fn unmap(start: NonNull<u8>, len: usize) {
     if len > 0 {
         // SAFETY: the caller owns the range and does not touch it again.
@@ -221,16 +223,17 @@ unsafe fn unmap(start: NonNull<u8>, len: usize) {
     }
 }
 
-/// Works on a span of a mapping that shows `file` from byte `start` on.
+/// Works on a span of a mapping of `file` that begins at byte `start`.
 fn fallocate(file: &File, mode: libc::c_int, start: u64, span: Span) -> io::Result<()> {
     let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let offset = start.saturating_add(span.offset as u64);
     let offset = libc::off_t::try_from(offset).map_err(invalid)?;
     let count = libc::off_t::try_from(span.len).map_err(invalid)?;
     loop {
-        // SAFETY: works on a descriptor that `file` keeps open, and on no memory of ours directly.
+        // SAFETY: works on a descriptor that `file` keeps open, and on no memory of this process
+        // directly.
         let result = check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, count) });
-        // Allocating takes long enough to be interrupted by a signal.
+        // Allocating takes long enough for a signal to interrupt it.
         match result {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => return other,

@@ -1,14 +1,14 @@
-//! Turning a list of pages into system calls.
+//! From a list of pages to system calls.
 //!
-//! A call costs as much as many pages do, so neighbours are merged, and what remains goes into one
+//! A call costs as much as many pages, so adjacent ranges are merged, and the rest go into one
 //! vector.
 //!
-//! A call must not become too large either. Linux 6.18 would need no bound: while one call discards
-//! 1 GiB in 28 ms, a vCPU that touches new pages of the same memory waits no longer than beside calls
-//! of 2 MiB (99 % within 17 us and 14 us; 15 us without any discard), and neither does a thread of
-//! the host that touches or maps memory. Before 6.17, however, a call holds the address space's lock
-//! for reading until it ends. Whoever wants to map memory waits for it, and all page faults that
-//! need the lock queue up behind.
+//! A call must not become too large either. Linux 6.18 would need no limit: while one call discards
+//! 1 GiB in 28 ms, a vCPU that touches new pages of the same memory waits no longer than beside
+//! calls of 2 MiB (99 % within 17 us and 14 us; 15 us without any discard), and neither does a
+//! thread of the host that touches or maps memory. Before 6.17, however, a call holds the address
+//! space's lock for reading until it ends. A thread that maps memory waits for it, and all page
+//! faults that need the lock queue up behind that thread.
 
 use std::borrow::Cow;
 
@@ -16,12 +16,12 @@ use page_range::PageRange;
 
 use crate::mapping::{MAX_SPANS, Span};
 
-/// The most bytes that one call gives back, unless a single page is larger. The kernel takes 2.2 ms
-/// for that much anonymous memory in 4 KiB pages, 0.2 ms in huge pages, and 6.5 ms for a memfd. Calls
-/// of 1 GiB would be 2 % faster.
+/// The most bytes that one call gives back, unless a single page is larger. For that much memory
+/// the kernel takes 2.2 ms if it is anonymous and in 4 KiB pages, 0.2 ms in huge pages, and 6.5 ms
+/// if it is a memfd. Calls of 1 GiB would be 2 % faster.
 pub(crate) const MAX_BYTES: usize = 64 << 20;
 
-/// The ranges in ascending order, with those that overlap or touch merged. Ranges that arrive in
+/// The ranges in ascending order, with overlapping and adjacent ones merged. Ranges that arrive in
 /// order, as guests send them, are not copied.
 pub(crate) fn merged(ranges: &[PageRange]) -> impl Iterator<Item = PageRange> + '_ {
     let mut sorted = Cow::Borrowed(ranges);
@@ -40,7 +40,7 @@ pub(crate) fn merged(ranges: &[PageRange]) -> impl Iterator<Item = PageRange> + 
     })
 }
 
-/// Collects spans and issues a call whenever there is enough for one.
+/// Collects spans and makes a call whenever there are enough for one.
 pub(crate) struct Planner<T, F> {
     target: Option<T>,
     spans: Vec<Span>,
@@ -53,18 +53,18 @@ where
     T: Copy + PartialEq,
     F: FnMut(T, &[Span]) -> Result<(), E>,
 {
-    /// `issue` makes a call for at most [`MAX_SPANS`] spans of one target. `ranges` is roughly the
-    /// number of spans to expect.
+    /// `issue` makes a call for at most [`MAX_SPANS`] spans of one target. `ranges` is the
+    /// approximate number of spans to expect.
     pub(crate) fn new(ranges: usize, issue: F) -> Self {
         let spans = Vec::with_capacity(ranges.min(MAX_SPANS));
         Self { target: None, spans, bytes: 0, issue }
     }
 
-    /// Adds a span of whole pages of `unit` bytes, in pieces if it is large. Pieces end at multiples
-    /// of [`MAX_BYTES`], so that no huge page is cut.
+    /// Adds a span of whole pages of `unit` bytes, in pieces if it is large. Pieces end at
+    /// multiples of [`MAX_BYTES`], so that no huge page is split.
     ///
     /// # Errors
-    /// The first call that failed; the others are made nevertheless.
+    /// The first call that failed; all others are made nevertheless.
     pub(crate) fn add(&mut self, target: T, span: Span, unit: usize) -> Result<(), E> {
         let mut result = Ok(());
         if self.target != Some(target) {
@@ -87,10 +87,10 @@ where
         result
     }
 
-    /// Makes the call for the spans that are left.
+    /// Makes the call for the remaining spans.
     ///
     /// # Errors
-    /// Those of the call.
+    /// That of the call.
     pub(crate) fn flush(&mut self) -> Result<(), E> {
         let result = match self.target {
             Some(target) if !self.spans.is_empty() => (self.issue)(target, &self.spans),
@@ -170,7 +170,7 @@ mod tests {
                 prop_assert!(call.iter().map(|span| span.len).sum::<usize>() <= MAX_BYTES.max(unit));
                 for span in call {
                     let ends = [span.offset, span.offset + span.len];
-                    // An end is that of a wanted range, or between two huge pages.
+                    // A piece ends where its range does, or between two huge pages.
                     for end in ends.into_iter().filter(|end| end % HUGE.max(unit) != 0) {
                         prop_assert!(wanted.iter().map(bytes).any(|range| {
                             end == range.offset || end == range.offset + range.len

@@ -1,4 +1,4 @@
-//! The guest's RAM as a whole.
+//! The guest's RAM as a whole: its configuration, changes to it, and access to it.
 
 use std::fmt;
 use std::io;
@@ -19,19 +19,19 @@ use crate::layout::boot_ram_ranges;
 use crate::mapping::{Mapping, MemoryKind, Request};
 use crate::{HugePages, PoolError, RamRegion};
 
-/// What to map.
+/// The memory to map.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RamConfig {
     /// Size of boot RAM.
     pub size: PageCount,
-    /// What the memory is made of. Huge pages of the host's pool are always a memfd.
+    /// The kind of memory. Huge pages of the host's pool are always a memfd.
     pub kind: MemoryKind,
     /// Size of the pages that back it.
     pub huge_pages: HugePages,
-    /// How much can be added later; zero for none. Until then it only takes address space of this
-    /// process.
+    /// How much can be added later; zero for none. Until it is added, it takes only address space
+    /// of this process.
     pub hot_add: PageCount,
-    /// The most regions that added memory may have: free memory slots of the VM.
+    /// The most regions that added memory may have: the VM's free memory slots.
     pub max_pieces: u32,
 }
 
@@ -66,11 +66,11 @@ pub enum RamError {
         part: RamPart,
         /// Bytes asked for.
         bytes: u64,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// The size is not whole huge pages.
+    /// The size is not a multiple of the huge page size.
     #[error("guest memory of {bytes} bytes is not a multiple of its huge pages of {size}")]
     NotWhole {
         /// Bytes asked for.
@@ -83,13 +83,13 @@ pub enum RamError {
     Pool(#[from] PoolError),
 }
 
-/// A guest's memory, to which memory may be added.
+/// A guest's memory as an address space that can grow.
 pub type RamAddressSpace = GuestMemoryAtomic<GuestRegionCollection<RamRegion>>;
 
-/// The RAM of one guest: what it boots with, and what is added later.
+/// The RAM of one guest: its boot RAM, and memory added later.
 ///
-/// All methods can be called from several threads. What keeps the memory mapped is described
-/// [here](crate#what-keeps-memory-mapped).
+/// All methods may be called from several threads. The crate documentation says [what keeps the
+/// memory mapped](crate#what-keeps-memory-mapped).
 #[derive(Debug)]
 pub struct GuestRam {
     memory: RamAddressSpace,
@@ -100,8 +100,9 @@ pub struct GuestRam {
 }
 
 impl GuestRam {
-    /// Maps boot RAM, and reserves address space for what may be added. The host allocates nothing
-    /// until the guest touches it; boot RAM from the pool of huge pages is reserved there now.
+    /// Maps boot RAM and reserves address space for memory that can be added. The host allocates
+    /// nothing until the guest touches it, except that boot RAM from the pool of huge pages is
+    /// reserved there now.
     ///
     /// # Errors
     /// [`RamError`] if the sizes make no sense or the host has no room for them.
@@ -114,7 +115,8 @@ impl GuestRam {
         check_whole(config.size, config.huge_pages)?;
         check_whole(config.hot_add, config.huge_pages)?;
         if config.huge_pages.from_pool() {
-            // Open the files now: an error may have to be explained after the process is confined.
+            // Opens the files now: an error may have to be explained after the process was
+            // confined.
             PoolFiles::of(config.huge_pages);
         }
         let boot = map_boot(config, &ranges)?;
@@ -126,20 +128,20 @@ impl GuestRam {
         Ok(Self { memory, boot, boot_regions, pages, hot_add: map_hot_add(config)? })
     }
 
-    /// A snapshot of the memory, for everything that works on `vm-memory` traits. It does not show
-    /// memory added later, and keeps memory removed later mapped: take a new one for each use.
+    /// A snapshot of the memory, for all code that works on `vm-memory` traits. It does not include
+    /// memory added later, and keeps memory removed later mapped, so take a new one for each use.
     #[must_use]
     pub fn memory(&self) -> GuestMemoryLoadGuard<GuestRegionCollection<RamRegion>> {
         self.memory.memory()
     }
 
-    /// The same for whoever keeps it for long, such as the rings of a channel while it is open.
+    /// The same snapshot for long-term use, such as the rings of a channel while it is open.
     #[must_use]
     pub fn snapshot(&self) -> Arc<GuestRegionCollection<RamRegion>> {
         self.memory.memory().into_inner()
     }
 
-    /// The same as an address space, for those who take it anew themselves.
+    /// The memory as an address space, for code that takes snapshots of it itself.
     #[must_use]
     pub fn address_space(&self) -> RamAddressSpace {
         self.memory.clone()
@@ -151,7 +153,7 @@ impl GuestRam {
         self.boot_regions.clone()
     }
 
-    /// All regions there are now: those of boot RAM, then those added, in no particular order.
+    /// All current regions: those of boot RAM, then those added, in no particular order.
     #[must_use]
     pub fn regions(&self) -> Vec<Arc<RamRegion>> {
         let mut regions = self.boot_regions();
@@ -173,14 +175,15 @@ impl GuestRam {
         self.pages.iter().map(|range| range.end().gpa()).max().unwrap_or_default()
     }
 
-    /// Adds memory at `range`, which lies `offset` pages above the start of what can be added. The
-    /// first addition decides where that start is in the guest; all later ones must agree.
+    /// Adds memory at `range`, which lies `offset` pages above the start of the memory that can be
+    /// added. The first addition determines where that start lies in the guest; all later ones must
+    /// agree with it.
     ///
-    /// Returns the regions that are new. The caller gives them to the VM, and calls
-    /// [`GuestRam::remove`] if that fails; [`RamBackend`](crate::RamBackend) does both. A region is
-    /// one block of `alignment` pages, or as many blocks as it takes to keep the number of regions
-    /// within [`RamConfig::max_pieces`]: it may hold more than `range` then. Pool pages are
-    /// allocated for `range` only, which takes long: the kernel clears them now.
+    /// Returns the new regions. The caller gives them to the VM, and calls [`GuestRam::remove`] if
+    /// that fails; [`RamBackend`](crate::RamBackend) does both. A region is one block of
+    /// `alignment` pages, or as many blocks as it takes to keep the number of regions within
+    /// [`RamConfig::max_pieces`]; it may then hold more than `range`. Pool pages are allocated for
+    /// `range` only. That takes long, because the kernel clears them now.
     ///
     /// # Errors
     /// [`AddError`]; nothing was added then.
@@ -209,12 +212,13 @@ impl GuestRam {
         Ok(pieces)
     }
 
-    /// Takes added memory away and returns the regions in which nothing is left. A region that
-    /// also holds other added memory stays.
+    /// Removes added memory and returns the regions that are now empty. A region that holds other
+    /// added memory as well stays.
     ///
-    /// The pages keep their content, and the host's memory. The caller takes the regions out of the
-    /// VM, so that the guest cannot fill them again, and then calls [`GuestRam::discard`] for
-    /// `range`. If the range is added again before, the guest finds the old content there.
+    /// The pages keep their content and the host memory behind them. The caller takes the regions
+    /// out of the VM, so that the guest cannot fill them again, and then calls
+    /// [`GuestRam::discard`] for `range`. If the range is added again before that, the guest finds
+    /// the old content there.
     ///
     /// # Errors
     /// [`DiscardError::NotRam`] for pages that cannot have been added.
@@ -229,26 +233,26 @@ impl GuestRam {
         Ok(gone)
     }
 
-    /// Gives pages back to the host; the guest reads zeros there afterwards. Pool pages go as whole
-    /// huge pages only, and the guest must not touch them until they are
-    /// [provided](GuestRam::provide) again: where the pool is empty by then, that ends the process.
+    /// Gives pages back to the host; the guest then reads zeros there. Pool pages can be given back
+    /// as whole huge pages only, and the guest must not touch them until they are
+    /// [provided](GuestRam::provide) again: if the pool is empty by then, a touch ends the process.
     ///
-    /// Neighbouring ranges are merged, and many go with one system call, since a call costs far more
-    /// than a page. Ranges in ascending order are fastest. Memory that was removed, or not added
-    /// yet, counts as RAM here.
+    /// Adjacent ranges are merged, and many go into one system call, since a call costs far more
+    /// than a page. Ranges in ascending order are fastest. Memory that was removed or not yet added
+    /// counts as RAM here.
     ///
-    /// Every range is tried; the first failure is reported.
+    /// Tries every range and reports the first failure.
     ///
     /// # Errors
-    /// [`DiscardError`] for pages that are not RAM or not whole huge pages, and if the kernel
-    /// refuses.
+    /// [`DiscardError`] for pages that are not RAM or not whole huge pages, and if a system call
+    /// fails.
     pub fn discard(&self, ranges: &[PageRange]) -> Result<(), DiscardError> {
         self.extents().discard(ranges)
     }
 
     /// As [`GuestRam::discard`], for a caller that leaves all pages with the guest after a failure:
-    /// pool pages that are gone by then are provided again. If the pool has given them to others
-    /// meanwhile, the guest's next touch needs a free huge page.
+    /// provides pool pages again that are already gone. If the pool has given them to others in the
+    /// meantime, the guest's next touch needs a free huge page.
     ///
     /// # Errors
     /// As [`GuestRam::discard`].
@@ -256,8 +260,8 @@ impl GuestRam {
         self.extents().discard_or_undo(ranges)
     }
 
-    /// Allocates discarded pages of the pool again, all of them or none; their content is zero. Does
-    /// nothing for other pages: the kernel allocates them when they are touched.
+    /// Allocates discarded pages of the pool again, all of them or none; they contain zeros. Does
+    /// nothing for other pages, which the kernel allocates on first touch.
     ///
     /// # Errors
     /// [`ProvideError`] for pages that are not RAM or not whole huge pages, and if the pool has too
@@ -266,17 +270,18 @@ impl GuestRam {
         self.extents().provide(ranges)
     }
 
-    /// The pages of a range that may have been added.
+    /// The part of a range that may have been added.
     pub(crate) fn addable(&self, range: PageRange) -> Option<PageRange> {
         self.hot_add.as_ref().and_then(HotAdd::extent)?.range().intersection(range)
     }
 
-    /// All memory there is, added or not.
+    /// All memory, added or not.
     fn extents(&self) -> Extents<'_> {
         Extents::new(&self.boot, self.hot_add.as_ref().and_then(HotAdd::extent))
     }
 
-    /// Makes boot RAM and `pieces` what [`GuestRam::memory`] shows. `false` where they overlap.
+    /// Makes boot RAM and `pieces` the memory that [`GuestRam::memory`] shows. `false` if they
+    /// overlap.
     fn publish<'a>(&self, pieces: impl IntoIterator<Item = &'a Arc<RamRegion>>) -> bool {
         let mut regions: Vec<Arc<RamRegion>> =
             self.boot_regions.iter().cloned().chain(pieces.into_iter().cloned()).collect();
@@ -310,7 +315,7 @@ fn map_boot(config: &RamConfig, ranges: &[PageRange]) -> Result<Vec<Extent>, Ram
         .map_err(|error| failed(config, RamPart::Boot, config.size, error))
 }
 
-/// Where added memory will lie in the guest is not known yet, only that a huge page begins there.
+/// Where added memory will lie in the guest is not known yet, except that a huge page begins there.
 fn map_hot_add(config: &RamConfig) -> Result<Option<HotAdd>, RamError> {
     let RamConfig { hot_add: size, huge_pages, max_pieces, .. } = *config;
     if size.is_zero() {
@@ -333,7 +338,7 @@ fn request(
     Ok(Request { kind, huge_pages, guest_address, len, reserve })
 }
 
-/// Whatever was mapped before the failure is unmapped by now, so the pool's free pages count towards
+/// Everything mapped before the failure is unmapped by now, so the pool's free pages count towards
 /// all of `size`.
 fn failed(config: &RamConfig, part: RamPart, size: PageCount, error: io::Error) -> RamError {
     let bytes = size.bytes();

@@ -25,7 +25,7 @@ pub struct RamRegion {
 }
 
 impl RamRegion {
-    /// `None` if the mapping is too short.
+    /// `None` if the range does not fit into the mapping.
     pub(crate) fn new(range: PageRange, mapping: Arc<Mapping>, offset: usize) -> Option<Self> {
         let len = usize::try_from(range.count().bytes()).ok()?;
         mapping.slice(offset, len)?;

@@ -1,4 +1,4 @@
-//! Slow work on guest memory, on a thread of its own.
+//! A thread for slow work on guest memory.
 
 use std::error::Error;
 use std::fmt;
@@ -14,21 +14,21 @@ use crate::{AddError, DiscardError, GuestRam, ProvideError};
 /// A job of the [`MemoryWorker`] failed.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkError {
-    /// Giving pages back.
+    /// Discarding pages.
     #[error(transparent)]
     Discard(#[from] DiscardError),
-    /// Taking pages again.
+    /// Providing pages again.
     #[error(transparent)]
     Provide(#[from] ProvideError),
     /// Adding memory.
     #[error(transparent)]
     Add(#[from] AddError),
-    /// What the caller's own job says.
+    /// The error of the caller's own job.
     #[error(transparent)]
     Other(Box<dyn Error + Send + Sync>),
 }
 
-/// What is asked of the thread. The frequent jobs are not boxed.
+/// A request to the thread. The frequent jobs are not boxed.
 enum Job {
     Discard(Arc<GuestRam>, Vec<PageRange>),
     Provide(Arc<GuestRam>, Vec<PageRange>),
@@ -45,9 +45,9 @@ impl Job {
     }
 }
 
-/// A thread that works on guest memory, in the order asked for.
+/// A thread that works on guest memory, in the order of the requests.
 ///
-/// Dropping it waits until everything asked for is done.
+/// Dropping it waits until all requests are done.
 pub struct MemoryWorker<T> {
     jobs: Option<Sender<(T, Job)>>,
     thread: Option<JoinHandle<()>>,
@@ -57,7 +57,7 @@ impl<T: Send + 'static> MemoryWorker<T> {
     /// Starts the thread. `done` is called on it after each job, with the job's tag.
     ///
     /// # Errors
-    /// Where the system has no room for a thread.
+    /// If the system cannot start a thread.
     pub fn spawn(
         mut done: impl FnMut(T, Result<(), WorkError>) + Send + 'static,
     ) -> io::Result<Self> {
@@ -70,18 +70,18 @@ impl<T: Send + 'static> MemoryWorker<T> {
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// Queues ranges for [`GuestRam::discard`]. Returns at once. Of one that fails all pages are
-    /// there again, as far as the host's pool has them.
+    /// Queues ranges for [`GuestRam::discard_or_undo`] and returns at once. After a failure the
+    /// guest has all of their pages again, as far as the host's pool can provide them.
     pub fn submit_discard(&self, tag: T, ram: Arc<GuestRam>, ranges: Vec<PageRange>) {
         self.queue(tag, Job::Discard(ram, ranges));
     }
 
-    /// Queues ranges for [`GuestRam::provide`]. Returns at once.
+    /// Queues ranges for [`GuestRam::provide`] and returns at once.
     pub fn submit_provide(&self, tag: T, ram: Arc<GuestRam>, ranges: Vec<PageRange>) {
         self.queue(tag, Job::Provide(ram, ranges));
     }
 
-    /// Queues a job of the caller's. Returns at once.
+    /// Queues the caller's own job and returns at once.
     pub fn submit(&self, tag: T, job: impl FnOnce() -> Result<(), WorkError> + Send + 'static) {
         self.queue(tag, Job::Other(Box::new(job)));
     }

@@ -1,20 +1,22 @@
 //! Copies to and from guest memory, by volatile accesses only.
 //!
 //! `vm-memory` copies up to 8 bytes with volatile accesses and more with `copy_nonoverlapping`. A
-//! compiler may assume that nobody else writes during such a copy, and could then look at the
-//! guest's bytes a second time instead of at the copy: after they were checked, say. It has no
+//! compiler may assume that nothing else writes during such a copy, so it could later read the
+//! guest's bytes a second time instead of the copy, for example after they were checked. It has no
 //! reason to, and would have to see through several layers; with volatile accesses it must not.
 //!
-//! They cost 50 ns for each 4 KiB read and 80 ns for each 4 KiB written, and nothing for 48 bytes.
+//! The volatile accesses cost 50 ns for each 4 KiB read, 80 ns for each 4 KiB written, and nothing
+//! for 48 bytes.
 
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{ByteValued, VolatileMemory, VolatileSlice};
 
-/// Large enough that a loop over a packet costs little, small enough for registers.
+/// Large enough to make a loop over a packet cheap, small enough for registers.
 type Block = [u64; 4];
 type Word = u64;
 
-/// Copies guest memory to `buf`, which is as long; `None` if it is longer than the memory.
+/// Copies guest memory to `buf`, which has the same length; `None` if `buf` is longer than the
+/// memory.
 #[inline]
 pub(crate) fn copy_out<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, buf: &mut [u8]) -> Option<()> {
     let (blocks, rest) = buf.as_chunks_mut::<{ size_of::<Block>() }>();
@@ -27,7 +29,7 @@ pub(crate) fn copy_out<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, buf: &mut [
     Some(())
 }
 
-/// Copies `buf` to guest memory, which is as long; `None` if it is longer than the memory.
+/// Copies `buf` to guest memory of the same length; `None` if `buf` is longer than the memory.
 #[inline]
 pub(crate) fn copy_in<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, buf: &[u8]) -> Option<()> {
     let (blocks, rest) = buf.as_chunks::<{ size_of::<Block>() }>();

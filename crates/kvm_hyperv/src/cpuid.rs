@@ -1,12 +1,12 @@
-//! The CPUID leaves that make a guest believe in Hyper-V and load VMBus.
+//! The CPUID leaves by which a guest recognises Hyper-V and loads VMBus.
 //!
-//! What KVM reports as supported is a maximum under its own name; a guest wants `Microsoft Hv`
+//! What KVM reports as supported is a maximum, under KVM's own name. A guest wants `Microsoft Hv`
 //! (Linux `arch/x86/kernel/cpu/mshyperv.c`), no KVM leaves beside it, and none of the bits that
-//! would make Linux think it is the root partition, or a confidential VM.
+//! make Linux think it is the root partition or a confidential VM.
 //!
 //! [`add_hyperv_leaves`] writes all of them for a VMM that has none; [`merge_hyperv_leaves`]
-//! completes the ones that a VMM has. KVM looks for leaf 0x40000001 in `KVM_SET_CPUID2`, so set the
-//! table before `KVM_CAP_HYPERV_SYNIC2` and the MSRs.
+//! completes those of a VMM that has some. KVM looks for leaf 0x40000001 in `KVM_SET_CPUID2`, so
+//! set the table before `KVM_CAP_HYPERV_SYNIC2` and the MSRs.
 
 use std::io;
 
@@ -17,7 +17,7 @@ use thiserror::Error;
 /// The range that CPUID reserves for hypervisors.
 const HYPERVISOR_LEAVES: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
 
-/// Where hypervisors show themselves that are not the first.
+/// The leaves where further hypervisors show themselves.
 const OTHER_HYPERVISORS: std::ops::RangeInclusive<u32> = 0x4000_0100..=0x4fff_ffff;
 
 const VENDOR_AND_MAX: u32 = 0x4000_0000;
@@ -27,18 +27,18 @@ const FEATURES: u32 = 0x4000_0003;
 const RECOMMENDATIONS: u32 = 0x4000_0004;
 const LIMITS: u32 = 0x4000_0005;
 
-/// The signature KVM looks for before it treats a vCPU as a Hyper-V one.
+/// The signature that KVM requires before it treats a vCPU as a Hyper-V one.
 const INTERFACE_SIGNATURE: u32 = u32::from_le_bytes(*b"Hv#1");
 
-/// The signature Linux looks for (`ms_hyperv_platform`).
+/// The signature that Linux requires (`ms_hyperv_platform`).
 const VENDOR: [u32; 3] = [word(*b"Micr"), word(*b"osof"), word(*b"t Hv")];
 
-/// Bits of leaf 0x40000003 EAX: which MSRs the guest may use (TLFS 2.4.3). With
-/// `KVM_CAP_HYPERV_ENFORCE_CPUID` KVM refuses the MSRs of bits that are clear.
+/// Bits of leaf 0x40000003 EAX: the MSRs the guest may use (TLFS 2.4.3). With
+/// `KVM_CAP_HYPERV_ENFORCE_CPUID`, KVM refuses MSRs whose bits are clear.
 pub mod access {
     /// VP runtime. Windows wants it.
     pub const VP_RUNTIME: u32 = 1 << 0;
-    /// Reference counter: the guest's clock before it has the TSC page.
+    /// Reference counter: the guest's clock until it has the TSC page.
     pub const REFERENCE_COUNTER: u32 = 1 << 1;
     /// SynIC: the pages and interrupts of VMBus.
     pub const SYNIC: u32 = 1 << 2;
@@ -46,25 +46,25 @@ pub mod access {
     pub const SYNTHETIC_TIMERS: u32 = 1 << 3;
     /// EOI, ICR and TPR as MSRs. Windows wants them.
     pub const APIC: u32 = 1 << 4;
-    /// Guest OS ID and hypercall page: no hypercall without them. Linux does not take a platform
-    /// without this bit for Hyper-V.
+    /// Guest OS ID and hypercall page, without which there are no hypercalls. Linux does not
+    /// recognise a platform without this bit as Hyper-V.
     pub const HYPERCALL: u32 = 1 << 5;
     /// VP index: the number by which the guest names a VP as the target of messages and interrupts.
-    /// Linux does not take a platform without this bit for Hyper-V.
+    /// Linux does not recognise a platform without this bit as Hyper-V.
     pub const VP_INDEX: u32 = 1 << 6;
     /// Reference TSC page.
     pub const REFERENCE_TSC: u32 = 1 << 9;
     /// TSC and APIC frequency; goes with [`super::features::FREQUENCIES`].
     pub const FREQUENCIES: u32 = 1 << 11;
 
-    /// Without any of these there is no VMBus.
+    /// VMBus needs all of these.
     pub const NEEDED: u32 = REFERENCE_COUNTER | SYNIC | HYPERCALL | VP_INDEX;
 }
 
-/// Bits of leaf 0x40000003 EBX: what the guest's partition may do (TLFS 2.4.3). With
-/// `KVM_CAP_HYPERV_ENFORCE_CPUID` KVM refuses the hypercalls of bits that are clear.
+/// Bits of leaf 0x40000003 EBX: the rights of the guest's partition (TLFS 2.4.3). With
+/// `KVM_CAP_HYPERV_ENFORCE_CPUID`, KVM refuses hypercalls whose bits are clear.
 pub mod rights {
-    /// Access to partition ids. Linux asks for its own then, by a hypercall that KVM lacks.
+    /// Access to partition ids. Linux then asks for its own with a hypercall that KVM lacks.
     pub const ACCESS_PARTITION_ID: u32 = 1 << 1;
     /// `HvPostMessage`: the guest's side of every VMBus message.
     pub const POST_MESSAGES: u32 = 1 << 4;
@@ -75,9 +75,9 @@ pub mod rights {
     /// Isolation. It makes Linux believe that it is a confidential VM.
     pub const ISOLATION: u32 = 1 << 22;
 
-    /// Without any of these there is no VMBus.
+    /// VMBus needs all of these.
     pub const NEEDED: u32 = POST_MESSAGES | SIGNAL_EVENTS;
-    /// With any of these Linux takes itself for something that this is not.
+    /// Any of these makes Linux mistake its role.
     pub const MISLEADING: u32 = ACCESS_PARTITION_ID | CPU_MANAGEMENT | ISOLATION;
 }
 
@@ -85,20 +85,20 @@ pub mod rights {
 pub mod features {
     /// The frequency MSRs are there.
     pub const FREQUENCIES: u32 = 1 << 8;
-    /// Synthetic timers may raise a vector directly. Without that Linux has timer messages in the
-    /// slot of SINT 2, which VMBus then shares.
+    /// Synthetic timers may raise a vector directly. Without this, Linux receives timer messages in
+    /// the slot of SINT 2, which VMBus then shares.
     pub const DIRECT_TIMERS: u32 = 1 << 19;
 }
 
 /// Bits of leaf 0x40000004 EAX: recommendations (TLFS 2.4.4).
 pub mod hints {
-    /// Relaxed timing: Windows' watchdogs wait longer for a VP that the host does not schedule.
+    /// Relaxed timing: Windows' watchdogs allow for a VP that the host does not schedule.
     pub const RELAXED_TIMING: u32 = 1 << 5;
     /// Do not use automatic EOI, which keeps KVM from using the processor's virtual APIC.
     pub const DEPRECATE_AUTO_EOI: u32 = 1 << 9;
 }
 
-/// What [`add_hyperv_leaves`] offers, where KVM has it, beside synthetic timers.
+/// The rights that [`add_hyperv_leaves`] offers if KVM has them, apart from synthetic timers.
 const ACCESS: u32 = access::NEEDED
     | access::VP_RUNTIME
     | access::APIC
@@ -115,21 +115,21 @@ const NEVER_NOTIFY: u32 = u32::MAX;
 pub enum SyntheticTimers {
     /// Yes: Windows wants them before it loads VMBus (QEMU `docs/system/i386/hyperv.rst`).
     Offered,
-    /// No: the guest uses the local APIC's timer, which KVM emulates as well. A Linux that took
+    /// No: the guest uses the local APIC's timer, which KVM emulates as well. A Linux that uses
     /// direct synthetic timers loses its clock for good when `hv_vmbus` is unloaded (seen on 6.1).
     Withheld,
 }
 
-/// The leaves KVM could offer on this host.
+/// The Hyper-V leaves that KVM can offer on this host.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn supported(vcpu: &VcpuFd) -> io::Result<CpuId> {
     crate::ioctl::supported_hv_cpuid(vcpu)
 }
 
-/// Replaces all hypervisor leaves in `cpuid` with those for a guest with VMBus, offering nothing
-/// that `supported` lacks.
+/// Replaces all hypervisor leaves in `cpuid` with those for a guest with VMBus. Offers nothing that
+/// `supported` lacks.
 pub fn add_hyperv_leaves(
     cpuid: &mut Vec<kvm_cpuid_entry2>,
     supported: &[kvm_cpuid_entry2],
@@ -160,13 +160,13 @@ pub fn add_hyperv_leaves(
     ]);
 }
 
-/// The table of a VMM cannot be completed.
+/// A VMM's table could not be completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum MergeError {
-    /// It has no Hyper-V leaves: use [`add_hyperv_leaves`].
+    /// The table has no Hyper-V leaves: use [`add_hyperv_leaves`].
     #[error("the CPUID table has no Hyper-V leaves: leaf 0x40000001 is not 'Hv#1'")]
     NotHyperV,
-    /// It has bits of [`rights::MISLEADING`].
+    /// The table has bits of [`rights::MISLEADING`] set.
     #[error(
         "leaf 0x40000003 EBX of the CPUID table has {0:#x} set: a guest takes itself for a root \
          partition or a confidential VM and does not use VMBus"
@@ -174,20 +174,20 @@ pub enum MergeError {
     Misleading(u32),
 }
 
-/// Adds what VMBus needs to the Hyper-V leaves that a VMM has already (Cloud Hypervisor with
-/// `kvm_hyperv=on`, say), and keeps all else that they offer. Nothing is offered that `supported`
+/// Adds what VMBus needs to a VMM's own Hyper-V leaves (for example those of Cloud Hypervisor with
+/// `kvm_hyperv=on`) and keeps everything else that they offer. Offers nothing that `supported`
 /// lacks.
 ///
 /// - Leaf 0x40000003 gets [`access::NEEDED`] and [`rights::NEEDED`], leaf 0x40000004
 ///   [`hints::DEPRECATE_AUTO_EOI`].
-/// - Leaves 0x40000002 to 0x40000005 are added where they are missing.
-/// - Leaf 0x40000000 gets the vendor `Microsoft Hv`, without which Linux sees no Hyper-V, and a
-///   maximum of 0x40000005 where that is higher.
-/// - Leaves from 0x40000100 on go: where another hypervisor shows itself there, as KVM does, Linux
-///   takes the one with the highest leaf and loads no VMBus.
+/// - Leaves 0x40000002 to 0x40000005 are added if they are missing.
+/// - Leaf 0x40000000 gets the vendor `Microsoft Hv`, without which Linux does not recognise
+///   Hyper-V, and a maximum of at least 0x40000005.
+/// - Leaves from 0x40000100 on are removed: if another hypervisor shows itself there, as KVM does,
+///   Linux chooses the one with the highest leaf and does not load VMBus.
 ///
 /// # Errors
-/// [`MergeError`]; the table is as before then.
+/// [`MergeError`]; the table is unchanged.
 pub fn merge_hyperv_leaves(
     cpuid: &mut Vec<kvm_cpuid_entry2>,
     supported: &[kvm_cpuid_entry2],
@@ -240,7 +240,7 @@ fn limits(supported: &[kvm_cpuid_entry2]) -> kvm_cpuid_entry2 {
     entry(LIMITS, [limits.eax, limits.ebx, 0, 0])
 }
 
-/// Zeros where the leaf is missing, as a processor has it.
+/// The leaf, or zeros if it is missing, as on a processor.
 fn leaf(cpuid: &[kvm_cpuid_entry2], function: u32) -> kvm_cpuid_entry2 {
     cpuid.iter().find(|entry| entry.function == function).copied().unwrap_or_default()
 }
@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(features(SyntheticTimers::Withheld), (0xa77, 0x100));
     }
 
-    /// The leaves of Cloud Hypervisor's option `kvm_hyperv`, and KVM's own behind them.
+    /// The leaves of Cloud Hypervisor's option `kvm_hyperv`, followed by KVM's own.
     fn other_vmms_table() -> Vec<kvm_cpuid_entry2> {
         vec![
             entry(1, [1; 4]),
@@ -329,7 +329,7 @@ mod tests {
         assert!(cpuid.iter().all(|entry| entry.function < 0x4000_0100));
         let before = cpuid.clone();
         merge_hyperv_leaves(&mut cpuid, &supported).unwrap();
-        assert_eq!(cpuid, before, "once more changes nothing");
+        assert_eq!(cpuid, before, "merging again changes nothing");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! `KVM_EXIT_HYPERV`, decoded.
 //!
-//! `kvm-ioctls` reports this exit as `VcpuExit::Hyperv` without its data, so a VMM reads them from
-//! its `VcpuFd` right after that. A VMM with a hypervisor layer of its own on top of `kvm-ioctls`
-//! (Cloud Hypervisor's `hypervisor` crate, say) calls [`HypervExit::read`] in there, where it has
-//! the `VcpuFd`, and hands the result up.
+//! `kvm-ioctls` reports this exit as `VcpuExit::Hyperv` without its data, so a VMM reads the data
+//! from its `VcpuFd` right afterwards. A VMM with a hypervisor layer of its own on top of
+//! `kvm-ioctls` (such as Cloud Hypervisor's `hypervisor` crate) calls [`HypervExit::read`] in that
+//! layer, where it has the `VcpuFd`, and passes the result up.
 
 // UNSAFETY: the exit record is a union in memory shared with the kernel.
 #![expect(unsafe_code, reason = "the exit record is a C union")]
@@ -13,10 +13,10 @@ use kvm_ioctls::VcpuFd;
 
 use crate::synic::SynicRegisters;
 
-/// Why the vCPU came out of `KVM_RUN` with a Hyper-V exit.
+/// The reason of a Hyper-V exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HypervExit {
-    /// The guest wrote SCONTROL, SIMP or SIEFP: the values as they are now.
+    /// The guest wrote SCONTROL, SIMP or SIEFP; these are the new values.
     Synic(SynicRegisters),
     /// A hypercall that KVM leaves to the VMM; answer it with [`complete_hypercall`].
     Hypercall {
@@ -25,12 +25,12 @@ pub enum HypervExit {
         /// RDX and R8 of a 64-bit caller.
         parameters: [u64; 2],
     },
-    /// Synthetic debugging, or something newer: run on.
+    /// Synthetic debugging, or a newer reason: run on.
     Other(u32),
 }
 
 impl HypervExit {
-    /// Reads the exit record right after `KVM_RUN` gave `VcpuExit::Hyperv`. `None` where the last
+    /// Reads the exit record right after `KVM_RUN` returned `VcpuExit::Hyperv`. `None` if the last
     /// exit was another one.
     pub fn read(vcpu: &mut VcpuFd) -> Option<Self> {
         let run = vcpu.get_kvm_run();
@@ -42,7 +42,7 @@ impl HypervExit {
         let exit = unsafe { run.__bindgen_anon_1.hyperv };
         Some(match exit.type_ {
             KVM_EXIT_HYPERV_SYNIC => {
-                // SAFETY: the type says that this member is filled; it is plain integers.
+                // SAFETY: the type says that this member is filled; it consists of plain integers.
                 let synic = unsafe { exit.u.synic };
                 Self::Synic(SynicRegisters {
                     scontrol: synic.control,
@@ -60,7 +60,7 @@ impl HypervExit {
     }
 }
 
-/// Stores the result value of the hypercall that the vCPU waits in; KVM hands it to the guest on
+/// Stores the result value of the hypercall in which the vCPU waits; KVM passes it to the guest in
 /// the next `KVM_RUN`.
 pub fn complete_hypercall(vcpu: &mut VcpuFd, result: u64) {
     let run = vcpu.get_kvm_run();

@@ -1,4 +1,4 @@
-//! `HvPostMessage` and `HvSignalEvent` as they arrive in a hypercall exit (TLFS 11.8).
+//! `HvPostMessage` and `HvSignalEvent`, decoded from a hypercall exit (TLFS 11.8).
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -9,13 +9,13 @@ const POST_MESSAGE: u64 = 0x5c;
 /// Call code of `HvSignalEvent`.
 const SIGNAL_EVENT: u64 = 0x5d;
 
-/// Bit of the control word that says the input is in registers.
+/// Bit of the control word that says that the input is in registers.
 const FAST: u64 = 1 << 16;
 
-/// Most payload bytes in a message.
+/// The most payload bytes in a message.
 pub const MAX_PAYLOAD: usize = 240;
 
-/// Message type of VMBus; nothing else is sent to a VMBus connection.
+/// VMBus's message type; nothing else is sent to a VMBus connection.
 const VMBUS_MESSAGE_TYPE: u32 = 1;
 
 /// Connection ids have 24 bits; the rest of the word is reserved.
@@ -26,11 +26,11 @@ const CONNECTION_ID: u32 = 0x00ff_ffff;
 pub struct Status(pub u16);
 
 impl Status {
-    /// Done.
+    /// Success.
     pub const SUCCESS: Self = Self(0);
     /// No such call.
     pub const INVALID_CODE: Self = Self(2);
-    /// Reserved bits, or a form the call does not have.
+    /// Reserved bits are set, or the call does not support this form.
     pub const INVALID_INPUT: Self = Self(3);
     /// The input is not aligned.
     pub const INVALID_ALIGNMENT: Self = Self(4);
@@ -40,10 +40,10 @@ impl Status {
     pub const INVALID_PORT_ID: Self = Self(17);
     /// No such connection.
     pub const INVALID_CONNECTION_ID: Self = Self(18);
-    /// The queue is full: try again.
+    /// The queue is full; the caller should try again.
     pub const INSUFFICIENT_BUFFERS: Self = Self(19);
 
-    /// The hypercall's result value.
+    /// The result value of a hypercall with this status.
     #[must_use]
     pub fn result(self) -> u64 {
         self.0.into()
@@ -55,14 +55,14 @@ impl Status {
 pub enum Hypercall {
     /// `HvPostMessage`.
     PostMessage {
-        /// To which connection, 24 bits.
+        /// The connection, 24 bits.
         connection_id: u32,
         /// At most [`MAX_PAYLOAD`] bytes.
         payload: Vec<u8>,
     },
     /// `HvSignalEvent`, flag 0.
     SignalEvent {
-        /// On which connection, 24 bits.
+        /// The connection, 24 bits.
         connection_id: u32,
     },
 }
@@ -78,7 +78,7 @@ impl Hypercall {
     /// Decodes a hypercall exit.
     ///
     /// # Errors
-    /// The status to answer with.
+    /// The status with which to answer the hypercall.
     pub fn decode<M: GuestMemory>(
         memory: &M,
         control: u64,
@@ -101,8 +101,8 @@ fn post_message<M: GuestMemory>(memory: &M, control: u64, gpa: u64) -> Result<Hy
     }
     let mut input = [0; 16 + MAX_PAYLOAD];
     memory.read_slice(&mut input, GuestAddress(gpa)).map_err(|_| Status::INVALID_PARAMETER)?;
-    // Other VPs may write there all the time: what is checked and used is the copy. Behind this the
-    // compiler cannot go back to the guest's page instead.
+    // Other VPs may write there at any time, so only the copy is checked and used. The fence keeps
+    // the compiler from reading the guest's page again instead.
     fence(Ordering::Acquire);
     let word = |offset: usize| {
         input
@@ -120,8 +120,8 @@ fn post_message<M: GuestMemory>(memory: &M, control: u64, gpa: u64) -> Result<Hy
     Ok(Hypercall::PostMessage { connection_id: word(0) & CONNECTION_ID, payload: payload.to_vec() })
 }
 
-/// The first parameter holds the call's eight bytes in both forms: KVM loads them for the slow
-/// one before it finds that it does not know the connection (Linux `kvm/hyperv.c`).
+/// The first parameter holds the call's eight bytes in both forms: for the slow form, KVM loads
+/// them before it finds that it does not know the connection (Linux `kvm/hyperv.c`).
 fn signal_event(input: u64) -> Result<Hypercall, Status> {
     let [id0, id1, id2, id3, flag0, flag1, reserved0, reserved1] = input.to_le_bytes();
     if (reserved0, reserved1) != (0, 0) {
@@ -134,7 +134,7 @@ fn signal_event(input: u64) -> Result<Hypercall, Status> {
     Ok(Hypercall::SignalEvent { connection_id })
 }
 
-/// Loads a guest word that other processors write, for callers that poll one.
+/// Loads a guest word that other processors write, for callers that poll it.
 pub(crate) fn load<M: GuestMemory>(memory: &M, gpa: u64) -> Option<u32> {
     memory.load(GuestAddress(gpa), Ordering::Acquire).ok()
 }

@@ -1,4 +1,4 @@
-//! The Hyper-V ioctls that kvm-ioctls does not wrap.
+//! The Hyper-V ioctls that `kvm-ioctls` does not wrap.
 
 // UNSAFETY: ioctls take raw pointers.
 #![expect(unsafe_code, reason = "ioctls take raw pointers")]
@@ -15,26 +15,26 @@ use crate::ioctl_numbers::{KVM_GET_SUPPORTED_HV_CPUID, KVM_HYPERV_EVENTFD, KVM_S
 /// Room for the leaves KVM returns: ten in Linux 6.12.
 const MAX_HV_LEAVES: usize = 32;
 
-/// All that KVM could offer in Hyper-V leaves: a maximum, not a table for a guest.
+/// Everything that KVM can offer in Hyper-V leaves: a maximum, not a table for a guest.
 pub(crate) fn supported_hv_cpuid(vcpu: &VcpuFd) -> io::Result<CpuId> {
     let mut leaves =
         CpuId::new(MAX_HV_LEAVES).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
     let pointer = leaves.as_mut_fam_struct_ptr();
-    // SAFETY: the structure has room for the number of entries that it says, and the kernel
-    // writes at most so many and then corrects the number.
+    // SAFETY: the structure has room for the number of entries that it states; the kernel writes at
+    // most that many and then corrects the number.
     let result = unsafe { ioctl_with_mut_ptr(vcpu, KVM_GET_SUPPORTED_HV_CPUID.into(), pointer) };
     check(result)?;
     Ok(leaves)
 }
 
-/// Assigns or takes away the eventfd of a connection.
+/// Assigns an eventfd to a connection, or takes it away.
 pub(crate) fn hyperv_eventfd(vm: &VmFd, assignment: &kvm_hyperv_eventfd) -> io::Result<()> {
     // SAFETY: the kernel only reads the structure.
     let result = unsafe { ioctl_with_ref(vm, KVM_HYPERV_EVENTFD.into(), assignment) };
     check(result)
 }
 
-/// `kvm_signal_mask` with its tail: the kernel's signal set has 64 bits.
+/// `kvm_signal_mask` with its trailing set: the kernel's signal sets have 64 bits.
 #[repr(C)]
 struct SignalMask {
     len: u32,
@@ -44,15 +44,15 @@ struct SignalMask {
 /// Sets the signals that are blocked while the vCPU is in `KVM_RUN`; bit n−1 stands for signal n.
 pub(crate) fn set_signal_mask(vcpu: &VcpuFd, blocked: u64) -> io::Result<()> {
     let mask = SignalMask { len: 8, blocked: blocked.to_ne_bytes() };
-    // SAFETY: the kernel reads `len` and then as many bytes behind it, all in the structure.
+    // SAFETY: the kernel reads `len` and then that many bytes after it, all inside the structure.
     let result = unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK.into(), &mask) };
     check(result)
 }
 
-/// The signals this thread blocks, in the same form.
+/// The signals that this thread blocks, in the same form.
 pub(crate) fn blocked_signals() -> io::Result<u64> {
     let mut blocked = 0_u64;
-    // SAFETY: no new set is given, and the old one, 8 bytes as told, goes to `blocked`.
+    // SAFETY: no new set is given; the old one goes to `blocked`, whose 8 bytes the call is told.
     let result = unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,
@@ -65,7 +65,7 @@ pub(crate) fn blocked_signals() -> io::Result<u64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(blocked) }
 }
 
-/// A descriptor number, as the kernel wants it.
+/// A descriptor number in the kernel's type.
 pub(crate) fn raw_fd(fd: &impl AsRawFd) -> i32 {
     fd.as_raw_fd()
 }

@@ -1,17 +1,17 @@
-//! The numbers of the ioctls that this crate makes, for the system call filter of a VMM.
+//! The numbers of this crate's ioctls, for a VMM's system call filter.
 //!
-//! A filter compares the second argument of `ioctl` with them. The libraries that make the
-//! requests keep their numbers to themselves.
+//! A filter compares them with the second argument of `ioctl`. The libraries that make the requests
+//! do not export the numbers.
 //!
 //! | Number | Made by | On which thread |
 //! |---|---|---|
-//! | [`KVM_CHECK_EXTENSION`] | [`crate::probe`], [`crate::vm::slot_limit`] | the one that sets up |
-//! | [`KVM_GET_SUPPORTED_HV_CPUID`] | [`crate::cpuid::supported`] | the one that sets up |
-//! | [`KVM_SET_GSI_ROUTING`], [`KVM_IRQFD`] | [`crate::sint::SintLines`] | the one that sets up |
+//! | [`KVM_CHECK_EXTENSION`] | [`crate::probe`], [`crate::vm::slot_limit`] | the setup thread |
+//! | [`KVM_GET_SUPPORTED_HV_CPUID`] | [`crate::cpuid::supported`] | the setup thread |
+//! | [`KVM_SET_GSI_ROUTING`], [`KVM_IRQFD`] | [`crate::sint::SintLines`] | the setup thread |
 //! | [`KVM_SET_SIGNAL_MASK`] | [`crate::kick::prepare_thread`] | the vCPU's |
 //! | [`KVM_GET_MSRS`] | [`crate::msr::guest_os_id`] | the vCPU's |
 //! | [`KVM_HYPERV_EVENTFD`] | [`crate::signal`] | the device's |
-//! | [`KVM_SET_USER_MEMORY_REGION`] | [`crate::vm::GuestVm`] | those that add memory, and the one that drops it |
+//! | [`KVM_SET_USER_MEMORY_REGION`] | [`crate::vm::GuestVm`] | those that add memory, and the one that drops the VM |
 //!
 //! The eventfds of [`crate::sint`] are read and written with `read` and `write`, and
 //! [`crate::kick::acknowledge`] calls `rt_sigpending` and `rt_sigtimedwait`.
@@ -29,7 +29,7 @@ const fn request<T>(direction: u32, number: u32) -> u32 {
     number
 }
 
-/// Asks for a capability.
+/// Queries a capability.
 pub const KVM_CHECK_EXTENSION: u32 = request::<()>(_IOC_NONE, 0x03);
 /// Adds or deletes a memory slot.
 pub const KVM_SET_USER_MEMORY_REGION: u32 =

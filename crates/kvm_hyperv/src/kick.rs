@@ -1,18 +1,18 @@
 //! Getting a vCPU thread out of `KVM_RUN`, with a signal of the caller's choice.
 //!
-//! The kick signal is blocked in the thread and unblocked only inside `KVM_RUN`. A kick that comes
-//! before the thread enters stays pending, so the next `KVM_RUN` returns at once: no kick is lost,
-//! and no memory is shared with a signal handler.
+//! The kick signal is blocked in the thread and unblocked only inside `KVM_RUN`. A kick that
+//! arrives before the thread enters stays pending and makes the next `KVM_RUN` return at once. So
+//! no kick is lost, and no memory is shared with a signal handler.
 //!
-//! A VMM that kicks its vCPUs by its own means (a handler that sets `immediate_exit`, say) needs
-//! nothing of this.
+//! A VMM that kicks its vCPUs by other means (such as a handler that sets `immediate_exit`) does
+//! not need this module.
 
 use std::io;
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{block_signal, clear_signal, register_signal_handler};
 
-/// The kernel's signal sets have a bit for each of this many signals.
+/// The number of signals in the kernel's signal sets.
 const SIGNALS: i32 = 64;
 
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
@@ -21,20 +21,20 @@ fn signal_error(error: &vmm_sys_util::signal::Error) -> io::Error {
     io::Error::other(error.to_string())
 }
 
-/// Makes the process survive `signal`; once, before the first vCPU thread starts. Replaces the
-/// handler that the signal had.
+/// Makes the process survive `signal`. Call this once, before the first vCPU thread starts.
+/// Replaces the signal's previous handler.
 ///
 /// # Errors
-/// `EINVAL` for a signal that can have no handler; else what the kernel says.
+/// `EINVAL` for a signal that cannot have a handler; otherwise the kernel's error.
 pub fn install_handler(signal: i32) -> io::Result<()> {
     register_signal_handler(signal, on_kick).map_err(io::Error::from)
 }
 
-/// Prepares the calling thread, which will run `vcpu`, to be kicked with `signal`. All other
-/// signals that the thread blocks now stay blocked inside `KVM_RUN`.
+/// Prepares the calling thread, which will run `vcpu`, for kicks with `signal`. All other signals
+/// that the thread blocks now stay blocked inside `KVM_RUN`.
 ///
 /// # Errors
-/// `EINVAL` if there is no such signal; else what the kernel says.
+/// `EINVAL` if there is no such signal; otherwise the kernel's error.
 pub fn prepare_thread(vcpu: &VcpuFd, signal: i32) -> io::Result<()> {
     let kick = bit(signal)?;
     match block_signal(signal) {
@@ -44,16 +44,16 @@ pub fn prepare_thread(vcpu: &VcpuFd, signal: i32) -> io::Result<()> {
     crate::ioctl::set_signal_mask(vcpu, crate::ioctl::blocked_signals()? & !kick)
 }
 
-/// Takes the kick that ended `KVM_RUN` with `EINTR`, so that the next one does not end the same
-/// way. Call it on the vCPU's thread, before that looks for work.
+/// Consumes the kick that ended `KVM_RUN` with `EINTR`, so that it does not end the next one as
+/// well. Call this on the vCPU's thread, before looking for work.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn acknowledge(signal: i32) -> io::Result<()> {
     clear_signal(signal).map_err(|error| signal_error(&error))
 }
 
-/// A signal's place in the kernel's sets.
+/// The signal's bit in the kernel's sets.
 fn bit(signal: i32) -> io::Result<u64> {
     match signal {
         1..=SIGNALS => Ok(1 << (signal - 1)),

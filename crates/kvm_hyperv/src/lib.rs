@@ -1,6 +1,6 @@
-//! KVM with Hyper-V: what a VMM needs from KVM to run VMBus.
+//! KVM with Hyper-V: everything a VMM needs from KVM to run VMBus.
 //!
-//! - [`probe`]: whether this KVM can do it, by capability.
+//! - [`probe`]: whether this KVM is capable of it.
 //! - [`cpuid`]: the Hyper-V leaves a guest must see, written or completed.
 //! - [`acpi`]: the device by which it finds VMBus.
 //! - [`exit`] and [`hypercall`]: `KVM_EXIT_HYPERV` decoded, `HvPostMessage` and `HvSignalEvent`.
@@ -12,14 +12,14 @@
 //! - [`vm`]: a VM with the memory it runs on.
 //! - [`kick`]: getting a vCPU thread out of `KVM_RUN` without a race.
 //! - [`msr`]: the MSRs that a VMM reads itself.
-//! - [`ioctl_numbers`]: for the system call filter of a VMM.
+//! - [`ioctl_numbers`]: the ioctls of this crate, for a VMM's system call filter.
 //!
-//! KVM handles the MSRs; it neither reads nor writes the SynIC pages, apart from timer messages
-//! (Linux `arch/x86/kvm/hyperv.c`). That part is here. The crate starts no thread and makes no
-//! decision for the VMM: each module works alone, so that a VMM with its own memory slots, kick or
-//! routing table takes the others.
+//! KVM handles the MSRs but neither reads nor writes the SynIC pages, apart from timer messages
+//! (Linux `arch/x86/kvm/hyperv.c`); this crate does. It starts no thread and makes no decision for
+//! the VMM. Each module works alone, so a VMM with its own memory slots, kick or routing table can
+//! use the others.
 //!
-//! Every write into guest memory is marked in the bitmap that the memory may have, for a live
+//! Every write to guest memory is marked in the memory's dirty bitmap, if it has one, for live
 //! migration.
 
 pub mod acpi;
@@ -38,10 +38,10 @@ pub mod sint;
 pub mod synic;
 pub mod vm;
 
-/// The synthetic interrupt source of VMBus, on every VP (`Linux hyperv-tlfs.h`).
+/// The synthetic interrupt source of VMBus, on every VP (Linux `hyperv-tlfs.h`).
 pub const VMBUS_SINT: u8 = 2;
 
-/// Compiles the README's example.
+/// Compiles the example in the README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -9,17 +9,17 @@ use vmbus::{AccessError, GuestMemory};
 
 use crate::copy::{copy_in, copy_out};
 
-/// Guest memory for the rings of a channel, over whatever a VMM holds its memory with: an
-/// `Arc<GuestMemoryMmap>`, a `&GuestRegionCollection<_>`, or what
-/// [`GuestAddressSpace::memory`](vm_memory::GuestAddressSpace::memory) returns.
+/// Guest memory for the rings of a channel, over any form in which a VMM holds its memory: an
+/// `Arc<GuestMemoryMmap>`, a `&GuestRegionCollection<_>`, or the result of
+/// [`GuestAddressSpace::memory`](vm_memory::GuestAddressSpace::memory).
 ///
-/// It shows the memory as it was when it was made. Make one when a channel opens and keep it while
-/// the channel is open: the rings are part of memory that the guest had by then, and a packet costs
-/// no further look at the address space. For memory behind a `GuestMemoryAtomic` hold
-/// `space.memory().into_inner()`, since its guards are meant to be short-lived.
+/// It shows the memory as it was when this was made. Make one when a channel opens and keep it
+/// while the channel is open: the rings are part of the memory that the guest had by then, and a
+/// packet needs no further lookup of the address space. For memory behind a `GuestMemoryAtomic`
+/// hold `space.memory().into_inner()`, since its guards are meant to be short-lived.
 ///
-/// All copies are volatile, so that what was checked cannot change afterwards. Every write is
-/// marked in the bitmap that the memory may have, for a live migration to copy the page again.
+/// All copies are volatile, so that checked data cannot change afterwards. Every write is marked in
+/// the memory's dirty bitmap, if it has one, so that a live migration copies the page again.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestBusMemory<G>(G);
 
@@ -37,13 +37,13 @@ where
         &self.0
     }
 
-    /// Where an access lies in one region, as nearly all do.
+    /// The slice of an access within one region, as nearly all are.
     #[inline]
     fn slice(&self, gpa: Gpa, len: usize) -> Option<VolatileSlice<'_, Bits<'_, G>>> {
         self.0.get_slice(GuestAddress(gpa.get()), len).ok()
     }
 
-    /// Reads over the borders of regions.
+    /// Reads across regions.
     #[cold]
     fn read_pieces(&self, gpa: Gpa, mut buf: &mut [u8]) -> Option<()> {
         for slice in self.0.get_slices(GuestAddress(gpa.get()), buf.len()) {
@@ -55,7 +55,7 @@ where
         buf.is_empty().then_some(())
     }
 
-    /// Writes over the borders of regions.
+    /// Writes across regions.
     #[cold]
     fn write_pieces(&self, gpa: Gpa, mut buf: &[u8]) -> Option<()> {
         for slice in self.0.get_slices(GuestAddress(gpa.get()), buf.len()) {
@@ -108,7 +108,7 @@ where
     }
 }
 
-/// What marks writes in the memory behind `G`.
+/// The dirty bitmap of the memory behind `G`.
 type Bits<'a, G> = vm_memory::bitmap::MS<'a, <G as Deref>::Target>;
 
 #[cfg(test)]
@@ -122,7 +122,7 @@ mod tests {
     const BYTES: u64 = 64 << 10;
     const HIGH: u64 = 1 << 20;
 
-    /// Two regions that touch, and one behind a hole.
+    /// Two adjacent regions, and one after a hole.
     fn memory() -> GuestBusMemory<&'static GuestMemoryMmap<()>> {
         let len = usize::try_from(BYTES).unwrap();
         let ranges = [0, BYTES, HIGH].map(|start| (GuestAddress(start), len));

@@ -5,13 +5,13 @@ use std::io;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-/// `HV_X64_MSR_GUEST_OS_ID`: what the guest says it is (TLFS 2.6); zero before it has.
+/// `HV_X64_MSR_GUEST_OS_ID`: the guest's identity as it states it (TLFS 2.6); zero until it has.
 const GUEST_OS_ID: u32 = 0x4000_0000;
 
-/// The guest's own word on what it is, for the whole VM. To be called on the vCPU's thread.
+/// The guest OS ID, one for the whole VM. Call this on the vCPU's thread.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn guest_os_id(vcpu: &VcpuFd) -> io::Result<u64> {
     let entry = kvm_msr_entry { index: GUEST_OS_ID, ..Default::default() };
     let mut msrs =

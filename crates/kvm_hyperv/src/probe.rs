@@ -1,14 +1,14 @@
-//! Whether this host's KVM can run a guest with VMBus.
+//! Checks whether this host's KVM can run a guest with VMBus.
 //!
-//! The existence of `/dev/kvm` proves nothing: KVM may be built without Hyper-V, or be an
-//! emulation. Only the capabilities count.
+//! The existence of `/dev/kvm` proves nothing: KVM may have been built without Hyper-V support, or
+//! be an emulation. Only the capabilities count.
 //!
 //! | Needed | Capabilities |
 //! |---|---|
 //! | always | `KVM_CAP_USER_MEMORY`, `KVM_CAP_IRQ_ROUTING`, `KVM_CAP_IRQFD`, `KVM_CAP_HYPERV`, `KVM_CAP_HYPERV_TIME`, `KVM_CAP_HYPERV_VP_INDEX`, `KVM_CAP_HYPERV_SYNIC2`, `KVM_CAP_HYPERV_CPUID` |
 //! | [`Irqchip::Full`] | `KVM_CAP_IRQCHIP`, and `KVM_CAP_IRQFD_RESAMPLE` for acknowledgements |
 //! | [`Irqchip::Split`] | `KVM_CAP_SPLIT_IRQCHIP` |
-//! | to be fast | `KVM_CAP_HYPERV_EVENTFD`: see [`Capabilities::eventfd`] |
+//! | for speed | `KVM_CAP_HYPERV_EVENTFD`: see [`Capabilities::eventfd`] |
 
 use std::fmt;
 
@@ -22,7 +22,7 @@ use thiserror::Error;
 
 const DEVICE: &str = "/dev/kvm";
 
-/// A capability, with the name under which KVM's documentation lists it.
+/// A capability, and its name in KVM's documentation.
 type Needed = (u32, &'static str);
 
 /// What every VMM needs.
@@ -37,13 +37,14 @@ const ALWAYS: [Needed; 8] = [
     (KVM_CAP_HYPERV_CPUID, "KVM_CAP_HYPERV_CPUID"),
 ];
 
-/// Which interrupt controllers a VMM leaves to KVM. The SynIC needs the local APICs in the kernel.
+/// The interrupt controllers that a VMM leaves to KVM. The SynIC needs the local APICs in the
+/// kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Irqchip {
     /// All of them (`KVM_CREATE_IRQCHIP`). KVM can tell when the guest acknowledges a SINT.
     Full,
-    /// The local APICs only (`KVM_CAP_SPLIT_IRQCHIP`), as Cloud Hypervisor and crosvm do. KVM does
-    /// not tell of acknowledgements: see [`crate::sint`].
+    /// The local APICs only (`KVM_CAP_SPLIT_IRQCHIP`), as in Cloud Hypervisor and crosvm. KVM does
+    /// not signal acknowledgements: see [`crate::sint`].
     Split,
 }
 
@@ -59,18 +60,18 @@ impl Irqchip {
     }
 }
 
-/// What this KVM can do beyond what every VMM needs.
+/// The capabilities of this KVM beyond those that every VMM needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     /// `HvSignalEvent` can signal an eventfd inside the kernel (`KVM_CAP_HYPERV_EVENTFD`). Without
-    /// it each of the guest's signals is an exit to the VMM.
+    /// this, each of the guest's signals is an exit to the VMM.
     pub eventfd: bool,
-    /// An irqfd can tell when the guest acknowledges an interrupt (`KVM_CAP_IRQFD_RESAMPLE`). KVM
-    /// refuses such irqfds with a split irqchip, whatever this says.
+    /// An irqfd can signal that the guest acknowledged an interrupt (`KVM_CAP_IRQFD_RESAMPLE`).
+    /// Whatever this says, KVM refuses such irqfds with a split irqchip.
     pub resample: bool,
 }
 
-/// KVM cannot be used here.
+/// KVM cannot be used on this host.
 #[derive(Debug, Error)]
 pub enum ProbeError {
     /// There is no KVM.
@@ -85,9 +86,9 @@ pub enum ProbeError {
     /// It cannot be opened for another reason.
     #[error("cannot open {DEVICE}")]
     Open(#[source] kvm_ioctls::Error),
-    /// KVM is there, and lacks something.
+    /// KVM is there, but lacks something.
     #[error(
-        "{DEVICE} lacks what VMBus needs (missing: {0}): it takes a Linux host kernel with \
+        "{DEVICE} lacks what VMBus needs (missing: {0}): it needs a Linux host kernel with \
          CONFIG_KVM_HYPERV"
     )]
     Missing(MissingCapabilities),

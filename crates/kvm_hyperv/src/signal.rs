@@ -1,4 +1,4 @@
-//! `HvSignalEvent` straight to an eventfd, without an exit to the VMM.
+//! Delivery of `HvSignalEvent` straight to an eventfd, without an exit to the VMM.
 
 use std::io;
 
@@ -8,20 +8,20 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::ioctl::{hyperv_eventfd, raw_fd};
 
-/// Lets the guest's signals on `connection_id` go to `eventfd`.
+/// Directs the guest's signals on `connection_id` to `eventfd`.
 ///
 /// # Errors
-/// `EEXIST` where the connection has one already; `EINVAL` above 24 bits.
+/// `EEXIST` if the connection already has one; `EINVAL` for more than 24 bits.
 pub fn assign(vm: &VmFd, connection_id: u32, eventfd: &EventFd) -> io::Result<()> {
     let assignment =
         kvm_hyperv_eventfd { conn_id: connection_id, fd: raw_fd(eventfd), ..Default::default() };
     hyperv_eventfd(vm, &assignment)
 }
 
-/// Takes the eventfd away from `connection_id`; signals then exit to the VMM.
+/// Takes the eventfd of `connection_id` away; signals then exit to the VMM.
 ///
 /// # Errors
-/// `ENOENT` where it has none.
+/// `ENOENT` if it has none.
 pub fn deassign(vm: &VmFd, connection_id: u32) -> io::Result<()> {
     let assignment = kvm_hyperv_eventfd {
         conn_id: connection_id,

@@ -1,8 +1,8 @@
 //! SINT 2 of every VP as an interrupt line: an eventfd raises it, and with KVM's full irqchip
-//! another one tells when the guest has acknowledged it.
+//! another one signals the guest's acknowledgement.
 //!
-//! KVM routes a SINT like any interrupt, by a GSI. Who owns the routing table decides how
-//! [`SintLines`] are made:
+//! KVM routes a SINT like any interrupt, by a GSI. How to make [`SintLines`] depends on who owns
+//! the routing table:
 //!
 //! | The routing table is | Lines | Acknowledgements |
 //! |---|---|---|
@@ -11,16 +11,16 @@
 //! | the VMM's, with a split irqchip | the same | none |
 //! | the VMM's, and so are the irqfds | [`SintLines::from_eventfds`] | what the VMM arranges |
 //!
-//! An acknowledgement is a resample irqfd, and KVM refuses these with a split irqchip: `KVM_IRQFD`
-//! fails with `EINVAL` (Linux `kvm_arch_irqfd_allowed`). Such a VMM looks at a busy message slot
-//! again every few milliseconds while a message waits. That costs little, since messages are rare,
-//! and is needed anyway: a guest that crashes acknowledges nothing.
+//! An acknowledgement needs a resample irqfd, which KVM refuses with a split irqchip: `KVM_IRQFD`
+//! fails with `EINVAL` (Linux `kvm_arch_irqfd_allowed`). Such a VMM polls a busy message slot every
+//! few milliseconds while a message waits. That costs little, since messages are rare, and is
+//! needed anyway: a guest that crashes acknowledges nothing.
 //!
-//! Three rules whoever owns the table:
+//! Three rules hold in every case:
 //!
-//! - Enable the SynIC of every vCPU (`KVM_CAP_HYPERV_SYNIC2`) before the table is set: KVM notes
-//!   whom to tell of acknowledgements while it takes the table.
-//! - One GSI for each VP, and never another use for it: KVM keeps a removed SINT's number, and
+//! - Enable the SynIC of every vCPU (`KVM_CAP_HYPERV_SYNIC2`) before setting the table: KVM notes
+//!   whom to notify of acknowledgements when it takes the table.
+//! - Use one GSI for each VP, and never reuse it: KVM keeps the number of a removed SINT, and
 //!   acknowledgements would reach the new owner.
 //! - A route names the VP index, which is the order in which the vCPUs were created unless the VMM
 //!   has set another (`HV_X64_MSR_VP_INDEX`).
@@ -46,17 +46,17 @@ const PIC_PINS: u32 = 8;
 /// The first GSI of [`SintLines::new`], above those of KVM's own interrupt controllers.
 const FIRST_SINT_GSI: u32 = 64;
 
-/// Whether KVM is to tell when the guest acknowledges a SINT.
+/// Whether KVM signals that the guest has acknowledged a SINT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acknowledgement {
-    /// Yes. It takes KVM's full irqchip and `KVM_CAP_IRQFD_RESAMPLE`
+    /// Yes. This needs KVM's full irqchip and `KVM_CAP_IRQFD_RESAMPLE`
     /// ([`Capabilities::resample`](crate::probe::Capabilities::resample)).
     Eventfd,
-    /// No: the VMM looks at busy slots again after a while.
+    /// No: the VMM polls busy slots.
     None,
 }
 
-/// The lines of VPs 0 to n − 1 of a VM.
+/// The lines of a VM's VPs 0 to n − 1.
 #[derive(Debug)]
 pub struct SintLines {
     lines: Vec<Line>,
@@ -70,11 +70,11 @@ struct Line {
 
 impl SintLines {
     /// Routes SINT 2 of VPs `0..vp_count`, beside the usual routes of the in-kernel interrupt
-    /// controllers. It replaces the whole routing table of the VM: for a VMM with KVM's full irqchip
-    /// that routes nothing else.
+    /// controllers. This replaces the VM's whole routing table, so it is for a VMM with KVM's full
+    /// irqchip that routes nothing else.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn new(vm: &VmFd, vp_count: u32) -> io::Result<Self> {
         let routes = routes(vp_count);
         let table = KvmIrqRouting::from_entries(&routes)
@@ -84,12 +84,13 @@ impl SintLines {
         Self::on_gsis(vm, gsis, Acknowledgement::Eventfd)
     }
 
-    /// Registers irqfds on GSIs of a table that the caller maintains: one GSI for each VP, in the
-    /// order of VPs. Each needs its [`sint_route`] in the table, before or after this, and keeps it
-    /// in every later version of the table.
+    /// Registers irqfds on GSIs of a table that the caller maintains: one GSI for each VP, in VP
+    /// order. Each needs its [`sint_route`] in the table, added before or after this call, and in
+    /// every later version of the table.
     ///
     /// # Errors
-    /// `EINVAL` for [`Acknowledgement::Eventfd`] with a split irqchip; else what the kernel says.
+    /// `EINVAL` for [`Acknowledgement::Eventfd`] with a split irqchip; otherwise the kernel's
+    /// error.
     pub fn on_gsis(
         vm: &VmFd,
         gsis: impl IntoIterator<Item = u32>,
@@ -113,25 +114,25 @@ impl SintLines {
         Ok(Self { lines: gsis.into_iter().map(line).collect::<io::Result<_>>()? })
     }
 
-    /// Takes eventfds that raise SINT 2 of each VP, in the order of VPs, from a VMM that registers
-    /// irqfds itself.
+    /// Takes eventfds that raise SINT 2 of each VP, in VP order, from a VMM that registers irqfds
+    /// itself.
     pub fn from_eventfds(raise: impl IntoIterator<Item = EventFd>) -> Self {
         let line = |raise| Line { raise, acknowledged: None };
         Self { lines: raise.into_iter().map(line).collect() }
     }
 
-    /// Raises SINT 2 of a VP. KVM does not look at SCONTROL; the caller has. A masked SINT loses
-    /// the interrupt. Nothing happens for a VP that does not exist.
+    /// Raises SINT 2 of a VP. KVM does not check SCONTROL, so the caller must. A masked SINT loses
+    /// the interrupt. Does nothing for a VP that does not exist.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn raise(&self, vp: u32) -> io::Result<()> {
         self.line(vp).map_or(Ok(()), |line| line.raise.write(1))
     }
 
-    /// The eventfd that KVM signals when VP `vp` wrote EOM or ended the interrupt; `None` without
-    /// [`Acknowledgement::Eventfd`]. Most acknowledgements say nothing about the message slot: look
-    /// at it again after each.
+    /// The eventfd that KVM signals when VP `vp` writes EOM or ends the interrupt; `None` without
+    /// [`Acknowledgement::Eventfd`]. Most acknowledgements say nothing about the message slot, so
+    /// check the slot after each.
     #[must_use]
     pub fn acknowledged(&self, vp: u32) -> Option<&EventFd> {
         self.line(vp)?.acknowledged.as_ref()
@@ -142,8 +143,8 @@ impl SintLines {
     }
 }
 
-/// The entry of KVM's routing table that makes `gsi` raise SINT 2 of the VP with index `vp`. GSIs
-/// end at 4095 (`KVM_MAX_IRQ_ROUTES`).
+/// The entry of KVM's routing table that makes `gsi` raise SINT 2 of the VP with index `vp`. The
+/// last possible GSI is 4095 (`KVM_MAX_IRQ_ROUTES`).
 #[must_use]
 pub fn sint_route(gsi: u32, vp: u32) -> kvm_irq_routing_entry {
     let hv_sint = kvm_irq_routing_hv_sint { vcpu: vp, sint: VMBUS_SINT.into() };

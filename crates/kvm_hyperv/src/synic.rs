@@ -1,10 +1,11 @@
 //! The SynIC pages of one VP: the message slot and the event flags of SINT 2.
 //!
-//! KVM keeps SCONTROL, SIMP and SIEFP as numbers; the pages behind them are written here.
+//! KVM keeps SCONTROL, SIMP and SIEFP only as numbers; this module writes the pages behind them.
 //!
-//! Two writers of one message slot would tear messages: KVM itself puts timer messages into it, on
-//! the vCPU's thread. So messages are queued from any thread and [`VpSynic::deliver`] runs on the
-//! vCPU's own thread, outside `KVM_RUN`. Event flags are atomic and may be set from any thread.
+//! Two writers of one message slot would tear messages, and KVM itself puts timer messages into it,
+//! on the vCPU's thread. So messages may be queued from any thread, but [`VpSynic::deliver`] must
+//! run on the vCPU's own thread, outside `KVM_RUN`. Event flags are atomic and may be set from any
+//! thread.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -18,8 +19,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, VolatileMe
 use crate::VMBUS_SINT;
 use crate::hypercall::{MAX_PAYLOAD, load};
 
-/// Most messages waiting for one VP: offers, replies and an unload response are far fewer. The
-/// bus must not be able to grow this without bound.
+/// The most messages that may wait for one VP; offers, replies and an unload response are far
+/// fewer. The queue must not grow without bound.
 pub const MAX_QUEUED: usize = 64;
 
 /// Event flags of one SINT.
@@ -28,7 +29,7 @@ pub const EVENT_FLAGS: u16 = 2048;
 const PAGE: u64 = 4096;
 const ZERO_PAGE: [u8; 4096] = [0; 4096];
 const SLOT: u64 = 256;
-/// Bytes of a slot behind the message type.
+/// Bytes of a slot after the message type.
 const SLOT_REST: usize = 252;
 const ENABLED: u64 = 1;
 const VMBUS_MESSAGE_TYPE: u32 = 1;
@@ -36,14 +37,14 @@ const VMBUS_MESSAGE_TYPE: u32 = 1;
 const FLAGS_OFFSET: u64 = 5;
 const MESSAGE_PENDING: u8 = 1;
 
-/// The registers of a VP's SynIC as the guest last wrote them.
+/// A VP's SynIC registers as the guest last wrote them.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct SynicRegisters {
     /// SCONTROL: bit 0 enables the SynIC.
     pub scontrol: u64,
-    /// SIEFP: page of the event flags, bit 0 enables it.
+    /// SIEFP: the page of the event flags; bit 0 enables it.
     pub siefp: u64,
-    /// SIMP: page of the message slots, bit 0 enables it.
+    /// SIMP: the page of the message slots; bit 0 enables it.
     pub simp: u64,
 }
 
@@ -61,42 +62,43 @@ impl SynicRegisters {
     }
 }
 
-/// Too many messages wait for a VP; the guest does not take them.
+/// Too many messages wait for a VP, because the guest does not take them.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("{MAX_QUEUED} messages wait for the virtual processor already")]
+#[error("{MAX_QUEUED} messages already wait for the virtual processor")]
 pub struct QueueFull;
 
-/// The SynIC of a VP, saved: its registers and the messages that are in no slot yet. A message in
-/// the slot and event flags that are set are in guest memory.
+/// A VP's saved SynIC: its registers, and the messages that are not in a slot yet. The message in
+/// the slot and the event flags are in guest memory.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct SavedSynic {
     /// The registers.
     pub registers: SynicRegisters,
-    /// Payloads of the messages that wait, oldest first: at most [`MAX_QUEUED`] of at most
-    /// [`MAX_PAYLOAD`] bytes.
+    /// Payloads of the waiting messages, oldest first: at most [`MAX_QUEUED`] of at most
+    /// [`MAX_PAYLOAD`] bytes each.
     pub queue: Vec<Vec<u8>>,
 }
 
-/// A [`SavedSynic`] that no [`VpSynic`] can have been.
+/// The [`SavedSynic`] cannot come from a [`VpSynic`].
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum SavedSynicError {
     /// More than [`MAX_QUEUED`] messages.
-    #[error("{0} messages are saved for a virtual processor: at most {MAX_QUEUED} can wait")]
+    #[error("{0} messages are saved for a virtual processor, and at most {MAX_QUEUED} can wait")]
     Queue(usize),
     /// A message of more than [`MAX_PAYLOAD`] bytes.
-    #[error("a saved message has {0} bytes: at most {MAX_PAYLOAD} are possible")]
+    #[error("a saved message has {0} bytes, and at most {MAX_PAYLOAD} are possible")]
     Payload(usize),
 }
 
-/// What [`VpSynic::deliver`] did.
+/// The result of [`VpSynic::deliver`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// Nothing waits.
+    /// No message waits.
     Idle,
-    /// A message is in the slot: raise the SINT. More may wait for the guest to take it.
+    /// A message is in the slot: raise the SINT. More messages may be waiting for the guest to take
+    /// it.
     Delivered,
-    /// The slot is busy, or the guest has no message page: try again on the next acknowledgement
-    /// and, since a crashing guest never acknowledges, after a while.
+    /// The slot is busy, or the guest has no message page. Try again on the next acknowledgement
+    /// and also after a while, since a crashing guest never acknowledges.
     Blocked,
 }
 
@@ -113,7 +115,7 @@ struct State {
 }
 
 impl VpSynic {
-    /// What [`VpSynic::restore`] takes. Save it together with guest memory, while the vCPU is
+    /// The state for [`VpSynic::restore`]. Save it together with guest memory, while the vCPU is
     /// stopped and nothing is posted or signalled.
     #[must_use]
     pub fn save(&self) -> SavedSynic {
@@ -121,14 +123,14 @@ impl VpSynic {
         SavedSynic { registers: state.registers, queue: state.queue.iter().cloned().collect() }
     }
 
-    /// Becomes what was saved, and writes nothing to guest memory: its pages hold what the guest
+    /// Restores the saved state without writing to guest memory, whose pages hold what the guest
     /// has not read yet. KVM does not exit when the VMM restores the MSRs themselves.
     ///
-    /// Deliver and raise the SINT once for each VP afterwards: an interrupt may have been on its
-    /// way when the VP was saved, and a guest takes one too many without harm.
+    /// Afterwards deliver and raise the SINT once for each VP: an interrupt may have been on its
+    /// way when the VP was saved, and a spurious one does the guest no harm.
     ///
     /// # Errors
-    /// [`SavedSynicError`]; nothing has changed then.
+    /// [`SavedSynicError`]; nothing has changed.
     pub fn restore(&self, saved: &SavedSynic) -> Result<(), SavedSynicError> {
         if saved.queue.len() > MAX_QUEUED {
             return Err(SavedSynicError::Queue(saved.queue.len()));
@@ -142,29 +144,30 @@ impl VpSynic {
     }
 
     /// Takes over the registers after the guest wrote one. After a restore of the VM use
-    /// [`VpSynic::restore`] instead. A page that was just enabled or moved is zeroed: with `KVM_CAP_HYPERV_SYNIC2` KVM does not, and an old message type would make
-    /// the slot look busy for ever.
+    /// [`VpSynic::restore`] instead. Zeroes a page that was just enabled or moved: with
+    /// `KVM_CAP_HYPERV_SYNIC2` KVM does not, and an old message type would make the slot look busy
+    /// for ever.
     pub fn update<M: GuestMemory>(&self, memory: &M, registers: SynicRegisters) {
         let mut state = self.lock();
         let before = std::mem::replace(&mut state.registers, registers);
         if before.simp != registers.simp {
-            // What waits was for a kernel that is gone, or for nobody: guests enable the page
-            // before they first speak to the bus.
+            // Waiting messages were for a kernel that is gone, or for none: guests enable the page
+            // before they first contact the bus.
             state.queue.clear();
         }
         for (old, new) in [(before.simp, registers.simp), (before.siefp, registers.siefp)] {
             if new & ENABLED != 0 && old != new {
-                // A page outside RAM is the guest's own mistake; nothing is delivered to it.
+                // A page outside RAM is the guest's own mistake; it receives nothing.
                 let _ = memory.write_slice(&ZERO_PAGE, GuestAddress(new & !(PAGE - 1)));
             }
         }
     }
 
-    /// Queues a VMBus message of at most [`MAX_PAYLOAD`] bytes; the rest would be cut off. The
+    /// Queues a VMBus message of at most [`MAX_PAYLOAD`] bytes; a longer one is truncated. The
     /// vCPU's thread must then call [`VpSynic::deliver`].
     ///
     /// # Errors
-    /// [`QueueFull`] where the guest has not taken [`MAX_QUEUED`] messages.
+    /// [`QueueFull`] if [`MAX_QUEUED`] messages are waiting for the guest.
     pub fn post(&self, payload: &[u8]) -> Result<(), QueueFull> {
         let mut state = self.lock();
         if state.queue.len() >= MAX_QUEUED {
@@ -174,7 +177,7 @@ impl VpSynic {
         Ok(())
     }
 
-    /// Forgets the messages that wait.
+    /// Drops the waiting messages.
     pub fn clear_queue(&self) {
         self.lock().queue.clear();
     }
@@ -185,14 +188,14 @@ impl VpSynic {
         !self.lock().queue.is_empty()
     }
 
-    /// Whether [`VpSynic::post`] would take a message.
+    /// Whether [`VpSynic::post`] would accept a message.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.lock().queue.len() < MAX_QUEUED
     }
 
-    /// Puts the oldest message into the slot if that is free. On the vCPU's thread only, outside
-    /// `KVM_RUN`.
+    /// Puts the oldest message into the slot if that is free. Call this only on the vCPU's thread,
+    /// outside `KVM_RUN`.
     pub fn deliver<M: GuestMemory>(&self, memory: &M) -> Delivery {
         let mut state = self.lock();
         let Some(payload) = state.queue.front() else {
@@ -209,10 +212,11 @@ impl VpSynic {
         Delivery::Delivered
     }
 
-    /// Sets an event flag of SINT 2. Returns whether the SINT must be raised: not where the flag
-    /// was still set, and not where the guest has no event page.
+    /// Sets an event flag of SINT 2. Returns whether the SINT must be raised: not if the flag was
+    /// already set, nor if the guest has no event page.
     pub fn set_event<M: GuestMemoryBackend>(&self, memory: &M, flag: u16) -> bool {
-        // Held to the end: once the guest's write to SIEFP is done, the old page is its own again.
+        // Held to the end: once the guest's write to SIEFP has completed, the old page is the
+        // guest's again.
         let state = self.lock();
         let page = match state.registers.event_page() {
             Some(page) if flag < EVENT_FLAGS => page,
@@ -227,7 +231,7 @@ impl VpSynic {
             .and_then(|slice| {
                 let word = slice.get_atomic_ref::<AtomicU64>(0).ok()?;
                 let before = word.fetch_or(bit, Ordering::SeqCst);
-                // Only `vm-memory`'s own accesses mark the page by themselves.
+                // Only `vm-memory`'s own accesses mark the page as dirty by themselves.
                 slice.bitmap().mark_dirty(0, slice.len());
                 Some(before & bit == 0)
             })
@@ -239,7 +243,7 @@ impl VpSynic {
     }
 }
 
-/// Looks whether the slot is free; if not, asks the guest to write EOM once it is, and looks
+/// Checks whether the slot is free. If not, asks the guest to write EOM once it is, and checks
 /// again: the guest may have emptied it just before it could see the request.
 fn slot_is_free<M: GuestMemory>(memory: &M, slot: u64) -> bool {
     if load(memory, slot) == Some(0) {
@@ -297,7 +301,7 @@ mod tests {
 
         assert_eq!(synic.deliver(&memory), Delivery::Blocked);
         memory.read_slice(&mut slot, MESSAGE_SLOT).unwrap();
-        assert_eq!(slot[5], 1, "the guest must be asked for an EOM");
+        assert_eq!(slot[5], 1, "the guest must be asked for EOM");
 
         memory.write_obj(0_u32, MESSAGE_SLOT).unwrap();
         assert_eq!(synic.deliver(&memory), Delivery::Delivered);
@@ -375,7 +379,7 @@ mod tests {
         assert!(!restored.set_event(&memory, 65), "the flag is still set");
         assert_eq!(restored.deliver(&memory), Delivery::Blocked);
 
-        // The guest takes it, and gets the one that was queued.
+        // The guest takes it, and then gets the queued one.
         memory.write_obj(0_u32, MESSAGE_SLOT).unwrap();
         assert_eq!(restored.deliver(&memory), Delivery::Delivered);
         memory.read_slice(&mut slot, MESSAGE_SLOT).unwrap();

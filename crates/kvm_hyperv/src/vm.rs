@@ -1,6 +1,6 @@
 //! A VM together with the memory it runs on.
 
-// UNSAFETY: KVM is told raw addresses that it reaches on its own from then on.
+// UNSAFETY: KVM is given raw addresses, which it uses on its own from then on.
 #![expect(unsafe_code, reason = "memory slots hold raw addresses")]
 
 use std::sync::atomic::AtomicU8;
@@ -10,7 +10,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Error, Kvm, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryRegion, MemoryRegionAddress, VolatileMemory};
 
-/// How many regions a VM can have: 509 in older kernels, 32764 in others (Linux
+/// The most regions a VM can have: 509 in older kernels, 32764 in others (Linux
 /// `Documentation/virt/kvm/api.rst`, `KVM_CAP_NR_MEMSLOTS`).
 #[must_use]
 pub fn slot_limit(kvm: &Kvm) -> u32 {
@@ -22,22 +22,22 @@ pub fn slot_limit(kvm: &Kvm) -> u32 {
 ///
 /// vCPUs keep the VM alive inside the kernel and may outlive this. Dropping it deletes all slots
 /// first, so that such a vCPU finds no memory; a region whose slot KVM does not delete is leaked,
-/// since a vCPU can still write to it. So the thread that drops this last makes the ioctl
-/// [`KVM_SET_USER_MEMORY_REGION`](crate::ioctl_numbers::KVM_SET_USER_MEMORY_REGION). Where that may
-/// be a thread whose system call filter does not let it, call [`GuestVm::remove_all`] before.
+/// since a vCPU can still write to it. The thread that drops this last therefore makes the ioctl
+/// [`KVM_SET_USER_MEMORY_REGION`](crate::ioctl_numbers::KVM_SET_USER_MEMORY_REGION). If the system
+/// call filter of that thread may forbid it, call [`GuestVm::remove_all`] first.
 #[derive(Debug)]
 pub struct GuestVm<R> {
     fd: VmFd,
-    /// What each slot holds, by slot number.
+    /// The content of each slot, by slot number.
     slots: Mutex<Vec<Option<Slot<R>>>>,
 }
 
-/// A slot that KVM has.
+/// A slot that exists in KVM.
 #[derive(Debug)]
 struct Slot<R> {
     region: Arc<R>,
     start: GuestAddress,
-    /// It was to be taken away, and KVM refused.
+    /// It was to be removed, and KVM refused.
     is_left_over: bool,
 }
 
@@ -56,12 +56,12 @@ impl<R: GuestMemoryRegion + 'static> GuestVm<R> {
 
     /// Gives one more region to the VM. A running guest sees it at once.
     ///
-    /// What an earlier [`GuestVm::remove`] could not take away is taken away first.
+    /// First removes what an earlier [`GuestVm::remove`] could not.
     ///
     /// # Errors
-    /// `EINVAL` for a region without one slice of host memory for all of it
-    /// ([`GuestMemoryRegion::get_slice`]), and where all slots are taken; `EEXIST` where it overlaps
-    /// another; else what KVM says. The VM is as before then, but for such leftovers.
+    /// `EINVAL` for a region whose host memory is not one slice ([`GuestMemoryRegion::get_slice`]),
+    /// and if all slots are in use; `EEXIST` if it overlaps another region; otherwise KVM's error.
+    /// Apart from such leftovers the VM is unchanged.
     pub fn add(&self, region: Arc<R>) -> Result<(), Error> {
         let start = region.start_addr();
         let (userspace_addr, memory_size) =
@@ -76,10 +76,11 @@ impl<R: GuestMemoryRegion + 'static> GuestVm<R> {
             userspace_addr,
             flags: 0,
         };
-        // SAFETY: address and size are those of a `VolatileSlice`, which only unsafe code can make
-        // up: it is memory that may be written at any time for as long as the region is borrowed.
-        // A borrow may last as long as an `Arc` is held, and `slots` holds one until KVM has let go
-        // of the memory. For ever, if this is forgotten or KVM refuses: the region is `'static`.
+        // SAFETY: address and size are those of a `VolatileSlice`, which only unsafe code can
+        // forge: it is memory that may be written at any time for as long as the region is
+        // borrowed. A borrow may last as long as an `Arc` is held, and `slots` holds one until KVM
+        // has let go of the memory; if this is forgotten or KVM refuses, it does so for ever, as
+        // the region is `'static`.
         unsafe { self.fd.set_user_memory_region(slot) }?;
         let taken = Some(Slot { region, start, is_left_over: false });
         match slots.get_mut(index) {
@@ -91,17 +92,17 @@ impl<R: GuestMemoryRegion + 'static> GuestVm<R> {
 }
 
 impl<R> GuestVm<R> {
-    /// KVM's side of the VM.
+    /// KVM's handle of the VM.
     pub fn fd(&self) -> &VmFd {
         &self.fd
     }
 
-    /// Takes the region that starts at `start` away and lets go of it. When this returns the guest
+    /// Removes the region that starts at `start` and lets go of it. When this returns, the guest
     /// can no longer reach it.
     ///
     /// # Errors
-    /// `ENOENT` where no region starts there; else what KVM says, for example where the host has no
-    /// memory for its lists. Then the guest still reaches the region, until the next attempt or
+    /// `ENOENT` if no region starts there; otherwise KVM's error, for example if the host has no
+    /// memory for its lists. The guest can then still reach the region, until the next attempt or
     /// [`GuestVm::add`].
     pub fn remove(&self, start: GuestAddress) -> Result<(), Error> {
         let mut slots = self.slots();
@@ -110,11 +111,11 @@ impl<R> GuestVm<R> {
         self.clear(&mut slots, index)
     }
 
-    /// Takes all regions away, as [`GuestVm::remove`] does with one. Dropping this then makes no
-    /// further system call for them.
+    /// Removes all regions, each as [`GuestVm::remove`] does. Dropping this then makes no further
+    /// system call for them.
     ///
     /// # Errors
-    /// What KVM says of the first region that it does not let go of; the others are gone.
+    /// KVM's error for the first region that it did not let go of; the others are gone.
     pub fn remove_all(&self) -> Result<(), Error> {
         let mut slots = self.slots();
         let mut result = Ok(());
@@ -143,7 +144,7 @@ impl<R> GuestVm<R> {
             flags: 0,
         };
         taken.is_left_over = true;
-        // SAFETY: a slot of size zero is one that KVM deletes; it keeps no address of it.
+        // SAFETY: KVM deletes a slot of size zero and keeps no address of it.
         unsafe { self.fd.set_user_memory_region(slot) }?;
         *entry = None;
         Ok(())
@@ -156,7 +157,7 @@ impl<R> GuestVm<R> {
 
 impl<R> Drop for GuestVm<R> {
     fn drop(&mut self) {
-        // What is still there afterwards is leaked.
+        // Regions that remain are leaked.
         let _ = self.remove_all();
         for slot in std::mem::take(&mut *self.slots()).into_iter().flatten() {
             std::mem::forget(slot.region);
@@ -166,8 +167,8 @@ impl<R> Drop for GuestVm<R> {
 
 /// Address and size of the host memory behind a region.
 ///
-/// Not [`GuestMemoryRegion::get_host_address`]: the trait is safe, so that anybody may return any
-/// address there. A slice carries the promise of whoever made it.
+/// Not [`GuestMemoryRegion::get_host_address`]: the trait is safe, so any implementation may return
+/// any address there. A slice carries the promise of the unsafe code that made it.
 fn host_memory<R: GuestMemoryRegion>(region: &R) -> Option<(u64, u64)> {
     let len = usize::try_from(region.len()).ok()?;
     let slice = region.get_slice(MemoryRegionAddress(0), len).ok()?;
@@ -183,7 +184,7 @@ fn number(index: usize) -> Result<u32, Error> {
     u32::try_from(index).map_err(|_| Error::new(libc::EINVAL))
 }
 
-/// Slots are few: the numbers of those that are gone are used again.
+/// Slots are few, so the numbers of deleted ones are reused.
 fn first_free<T>(slots: &[Option<T>]) -> usize {
     slots.iter().position(Option::is_none).unwrap_or(slots.len())
 }

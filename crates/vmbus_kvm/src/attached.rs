@@ -1,4 +1,4 @@
-//! A device on the bus, whatever its kind.
+//! A device of any kind on the bus, and the sink for its work.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -8,22 +8,22 @@ use vmbus::{ChannelEvent, ChannelOutput, GuestMemory, Offer, VmbusDevice};
 
 use crate::shared::lock;
 
-/// Where a device's work or news goes. Any `FnMut(T)` is a sink.
+/// The destination of a device's work or notices. Any `FnMut(T)` is a sink.
 ///
-/// It is called on the thread of the bus, which must not wait: hand slow work to another thread.
+/// It is called on the bus thread, which must not wait: hand slow work to another thread.
 pub trait Sink<T>: Send + 'static {
-    /// Takes one.
+    /// Takes one item.
     fn take(&mut self, item: T);
 
-    /// How long until [`Sink::on_time`] has something to do, if it has.
+    /// How long until [`Sink::on_time`] has something to do, if anything.
     fn due(&self) -> Option<Duration> {
         None
     }
 
-    /// The time that [`Sink::due`] gave has come. Too early does no harm.
+    /// Called when the time from [`Sink::due`] has come. A call too early does no harm.
     fn on_time(&mut self) {}
 
-    /// Whether nothing that was taken is still under way. A host pauses only then.
+    /// Whether everything taken so far is finished. A host pauses only then.
     fn is_idle(&self) -> bool {
         true
     }
@@ -35,19 +35,19 @@ impl<T, F: FnMut(T) + Send + 'static> Sink<T> for F {
     }
 }
 
-/// A device and its sink, seen from the bus.
+/// A device and its sink, as the bus sees them.
 pub(crate) trait Attached<M>: Send {
     fn offer(&self) -> Offer;
 
     fn handle(&mut self, now: Duration, event: ChannelEvent<M>);
 
-    /// The next thing for the bus to do. Hands on what is not the bus's business.
+    /// The next action for the bus. Passes on outputs that do not concern the bus.
     fn poll(&mut self) -> Option<ChannelOutput<Infallible>>;
 
-    /// How long until [`Attached::on_time`] has something to do, if it has.
+    /// How long until [`Attached::on_time`] has something to do, if anything.
     fn due(&self, now: Duration) -> Option<Duration>;
 
-    /// Does what is due, if anything is.
+    /// Does what is due, if anything.
     fn on_time(&mut self, now: Duration);
 
     fn waits_for_room(&self) -> bool;
@@ -57,7 +57,7 @@ pub(crate) trait Attached<M>: Send {
     fn is_idle(&self) -> bool;
 }
 
-/// A device that others may call as well.
+/// A device that other threads may call as well.
 pub(crate) struct Device<D, S> {
     pub(crate) device: Arc<Mutex<D>>,
     pub(crate) sink: S,
@@ -79,7 +79,7 @@ where
 
     fn poll(&mut self) -> Option<ChannelOutput<Infallible>> {
         loop {
-            // The sink may want the device: it is not locked while the sink works.
+            // The sink may need the device, so the device is not locked while the sink works.
             let output = lock(&self.device).poll_output()?;
             return Some(match output {
                 ChannelOutput::Work(work) => {

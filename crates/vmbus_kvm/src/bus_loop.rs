@@ -1,7 +1,7 @@
 //! The thread that drives the bus and the devices on it.
 //!
-//! [`vmbus::Server`] and the devices are state machines without I/O. In each turn this loop tells
-//! them what happened and then does what they ask for, until they ask for nothing more.
+//! [`vmbus::Server`] and the devices are state machines without I/O. In each turn this loop feeds
+//! them the events and then carries out what they ask for, until they ask for nothing more.
 
 use std::io;
 use std::sync::Arc;
@@ -17,36 +17,36 @@ use crate::shared::{Shared, StopMark};
 use crate::sources::{Source, Sources};
 use crate::{Bound, BusMemory, HostFailure, Machine, OpenError, Platform, Report, Thread, Trace};
 
-/// How often a busy message slot, or a full ring, is looked at again. A guest that crashes never
-/// acknowledges a message (Linux `vmbus_wait_for_unload`), and Linux' balloon driver never says that
-/// it made room.
+/// How often a busy message slot or a full ring is tried again. A guest that crashes never
+/// acknowledges a message (Linux `vmbus_wait_for_unload`), and Linux's balloon driver never signals
+/// that it made room.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Bus actions in one turn. Requests then get their turn, for vCPUs can ask the bus for more all the
-/// time.
+/// The most bus actions in one turn. Requests then get their turn, because vCPUs can keep asking
+/// the bus for more.
 const ACTIONS_PER_TURN: u32 = 128;
 
-/// How often a paused loop looks whether it is to end.
+/// How often a paused loop checks whether it must end.
 const LOOK_FOR_STOP: Duration = Duration::from_millis(50);
 
 /// A device of any kind on the bus of a platform.
 pub(crate) type AnyDevice<P> = Box<dyn Attached<BusMemory<P>>>;
 
-/// What other threads want of the loop.
+/// Requests of other threads to the loop.
 pub(crate) enum Request<P> {
     /// A machine is about to run.
     Start(Machine<P>, Sender<()>),
-    /// A machine goes on that was saved.
+    /// A saved machine resumes.
     Restore(Machine<P>, Sender<io::Result<()>>),
     /// The machine has stopped for a reset.
     Reset(Sender<()>),
-    /// The vCPUs have stopped for a while: finish what is under way, then do nothing.
+    /// The vCPUs have stopped for a while: finish the work under way, then do nothing.
     Pause(Sender<Option<Machine<P>>>),
-    /// Go on.
+    /// Resume.
     Resume,
 }
 
-/// A device with its place on the bus.
+/// A device and its place on the bus.
 pub(crate) struct Slot<P: Platform> {
     pub(crate) channel: ChannelId,
     pub(crate) offer: Offer,
@@ -54,7 +54,7 @@ pub(crate) struct Slot<P: Platform> {
     pub(crate) link: Option<Link>,
 }
 
-/// How the guest signals an open channel.
+/// The path of the guest's signals on an open channel.
 pub(crate) struct Link {
     connection: ConnectionId,
     signal: Arc<EventFd>,
@@ -62,20 +62,20 @@ pub(crate) struct Link {
 
 /// The loop. Its fields are dropped in this order.
 pub(crate) struct BusLoop<P: Platform> {
-    /// First: whoever waits for an answer must not be told of the end while work goes on.
+    /// First: a thread that waits for an answer must not learn of the end while work goes on.
     slots: Vec<Slot<P>>,
     _stopped: StopMark,
-    /// Who waits for the end of a reset.
+    /// The thread that waits for the end of a reset.
     resetting: Option<Sender<()>>,
-    /// Who waits for a pause.
+    /// The thread that waits for a pause.
     pausing: Option<Sender<Option<Machine<P>>>>,
     inbox: Receiver<Request<P>>,
     sources: Sources,
     shared: Arc<Shared>,
     machine: Option<Machine<P>>,
-    /// When what waits for the guest is tried again.
+    /// When to retry what waits for the guest.
     retry_at: Option<Instant>,
-    /// The last turn left something to do.
+    /// The last turn left work to do.
     has_more: bool,
 }
 
@@ -100,7 +100,7 @@ impl<P: Platform> BusLoop<P> {
         }
     }
 
-    /// Runs until it is told to stop, or cannot go on.
+    /// Runs until it is told to stop, or cannot continue.
     pub(crate) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let _report = PanicReport { shared: &shared, thread: Thread::Bus };
@@ -131,7 +131,7 @@ impl<P: Platform> BusLoop<P> {
         Ok(())
     }
 
-    /// Stands still once nothing is under way, where somebody waits for that.
+    /// Pauses, if a thread waits for that and nothing is under way.
     fn pause_if_idle(&mut self) {
         if self.pausing.is_none()
             || self.has_more
@@ -139,14 +139,14 @@ impl<P: Platform> BusLoop<P> {
         {
             return;
         }
-        // A job that has ended since the last look has left outputs.
+        // A job that ended since the last turn has left outputs.
         self.pump();
         if self.has_more || !self.slots.iter().all(|it| it.device.is_idle()) {
             return;
         }
         let Some(done) = self.pausing.take() else { return };
         let _ = done.send(self.machine.clone());
-        // Answered after the pause.
+        // Requests answered after the pause.
         let mut put_off = Vec::new();
         while !self.shared.is_to_stop() {
             match self.inbox.recv_timeout(LOOK_FOR_STOP) {
@@ -169,7 +169,7 @@ impl<P: Platform> BusLoop<P> {
             }
             Request::Reset(done) => self.begin_reset(done),
             Request::Pause(done) => self.pausing = Some(done),
-            // Whoever asked for the pause has given up.
+            // The thread that asked for the pause has given up.
             Request::Resume => self.pausing = None,
         }
     }
@@ -211,7 +211,7 @@ impl<P: Platform> BusLoop<P> {
         self.machine = Some(machine);
     }
 
-    /// Goes on with a machine that was saved: binds the signals of its open channels and repeats what
+    /// Resumes a saved machine: binds the signals of its open channels, and repeats interrupts that
     /// may have been lost between the two hosts.
     fn restore_machine(&mut self, machine: Machine<P>) -> io::Result<()> {
         self.start_machine(machine.clone());
@@ -252,7 +252,7 @@ impl<P: Platform> BusLoop<P> {
         }
     }
 
-    /// Does what the bus and the devices ask for.
+    /// Carries out what the bus and the devices ask for.
     fn pump(&mut self) {
         self.has_more = false;
         for _ in 0..ACTIONS_PER_TURN {
@@ -265,7 +265,7 @@ impl<P: Platform> BusLoop<P> {
         self.shared.wake();
     }
 
-    /// Messages stay with the bus while a VP's own queue is full; what concerns channels goes on.
+    /// Messages stay with the bus while a VP's own queue is full; actions on channels continue.
     fn next_action(&self) -> Option<Action> {
         let has_room = self.machine.as_ref().is_some_and(Machine::has_room);
         let mut server = self.shared.server();
@@ -289,7 +289,7 @@ impl<P: Platform> BusLoop<P> {
             }
             Action::Close { channel } => {
                 if self.slots.iter().all(|slot| slot.channel != channel) {
-                    // A device that was on the bus when it was saved, and is not now.
+                    // A device that was on the bus when it was saved, and is missing now.
                     return self.shared.server().close_finished(channel);
                 }
                 self.tell(channel, ChannelEvent::Close);
@@ -317,7 +317,7 @@ impl<P: Platform> BusLoop<P> {
         match self.bind(index, &machine, channel.connection_id) {
             Ok(()) => {
                 let event = ChannelEvent::Open {
-                    // A clone, because guards themselves may be meant to be short-lived.
+                    // A clone, because guards may be meant to be short-lived.
                     memory: BusMemory::<P>::new(machine.platform().memory().clone()),
                     channel,
                     guest_os_id: machine.guest_os_id(),
@@ -334,7 +334,7 @@ impl<P: Platform> BusLoop<P> {
         }
     }
 
-    /// Has the guest's signals on a connection reach the device.
+    /// Directs the guest's signals on a connection to the device.
     fn bind(
         &mut self,
         index: usize,
@@ -363,7 +363,7 @@ impl<P: Platform> BusLoop<P> {
         }
     }
 
-    /// Does what the devices ask for.
+    /// Carries out what the devices ask for.
     fn drain_devices(&mut self) {
         for index in 0..self.slots.len() {
             while let Some(slot) = self.slots.get_mut(index)
@@ -417,7 +417,7 @@ impl<P: Platform> BusLoop<P> {
         self.slots.iter().filter_map(|slot| slot.device.due(now)).chain(retry).min()
     }
 
-    /// Has what waits for the guest tried again after a while.
+    /// Schedules a retry of what waits for the guest.
     fn plan_retry(&mut self) {
         let waits = self.machine.as_ref().is_some_and(Machine::has_queued)
             || self.slots.iter().any(|slot| slot.device.waits_for_room());
@@ -450,7 +450,7 @@ impl<P: Platform> BusLoop<P> {
     }
 }
 
-/// Reports the end of a thread that panics: the machine must not stand still.
+/// Reports the end of a thread that panics, so that the machine does not hang.
 pub(crate) struct PanicReport<'a> {
     pub(crate) shared: &'a Shared,
     pub(crate) thread: Thread,

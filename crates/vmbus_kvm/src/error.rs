@@ -1,4 +1,4 @@
-//! Errors, with what helps against them.
+//! Errors, with the remedy in the text where there is one.
 
 use std::io;
 
@@ -7,22 +7,22 @@ use thiserror::Error;
 use vmbus::OfferError;
 use vmbus::ring::RingError;
 
-/// The host cannot be started.
+/// The host could not be started.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The system refused what the host is made of.
+    /// A system call for one of the host's resources failed.
     #[error("{what}{}", remedy(source))]
     System {
-        /// What was tried.
+        /// What was attempted.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// A device cannot be offered.
+    /// A device could not be offered.
     #[error(transparent)]
     Offer(#[from] OfferError),
-    /// No guest can have the memory that the device was told of.
+    /// No guest can have the memory described to the device.
     #[cfg(feature = "dynamic-memory")]
     #[error(transparent)]
     Memory(#[from] dynmem_vsp::ConfigError),
@@ -35,7 +35,7 @@ impl StartError {
     }
 }
 
-/// A saved host cannot be restored.
+/// A saved host could not be restored.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RestoreError {
@@ -45,7 +45,7 @@ pub enum RestoreError {
     /// A virtual processor's SynIC.
     #[error(transparent)]
     Synic(#[from] SavedSynicError),
-    /// The machine has another number of virtual processors.
+    /// The machine has a different number of virtual processors.
     #[error("{saved} virtual processors were saved, and the machine has {now}")]
     VpCount {
         /// As saved.
@@ -57,7 +57,7 @@ pub enum RestoreError {
     #[cfg(feature = "dynamic-memory")]
     #[error(transparent)]
     DynamicMemory(#[from] dynmem_vsp::RestoreError),
-    /// The guest's signals cannot be received.
+    /// The guest's signals could not be received.
     #[error("cannot receive the signals of an open channel{}", remedy(.0))]
     Signal(#[source] io::Error),
     /// The host could not be started.
@@ -68,7 +68,7 @@ pub enum RestoreError {
     Stopped(#[from] Stopped),
 }
 
-/// A channel cannot be opened.
+/// A channel could not be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// The guest's fault.
@@ -82,12 +82,12 @@ pub enum OpenError {
     Signal(#[source] io::Error),
 }
 
-/// The host has stopped; [`Supervisor::failed`](crate::Supervisor::failed) was told why.
+/// The host has stopped; [`Supervisor::failed`](crate::Supervisor::failed) was given the reason.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the bus has stopped")]
 pub struct Stopped;
 
-/// What helps against the first system error among an error and its causes.
+/// The remedy for the first system error among an error and its causes.
 #[cfg(feature = "dynamic-memory")]
 pub(crate) fn remedy_of(error: &(dyn std::error::Error + 'static)) -> &'static str {
     let mut next = Some(error);
@@ -100,7 +100,7 @@ pub(crate) fn remedy_of(error: &(dyn std::error::Error + 'static)) -> &'static s
     ""
 }
 
-/// What helps where the host has run out of something, to follow the text of an error.
+/// A remedy to append to an error's text, if the host has run out of something.
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EMFILE) => "; raise the limit of open files (ulimit -n, prlimit --nofile)",

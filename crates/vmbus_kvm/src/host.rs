@@ -14,7 +14,7 @@ use crate::{
     BusHandle, BusMemory, Machine, Platform, Sink, StartError, Stopped, Supervisor, Thread,
 };
 
-/// A bus with its devices before it runs.
+/// A bus and its devices, not running yet.
 pub struct HostBuilder<P: Platform> {
     shared: Arc<Shared>,
     vp_count: u32,
@@ -39,18 +39,18 @@ impl<P: Platform> HostBuilder<P> {
         Ok(Self { shared, vp_count, slots: Vec::new() })
     }
 
-    /// The clock of the bus and the way to its thread, for whoever calls a device.
+    /// The clock of the bus and a way to wake its thread, for code that calls a device.
     #[must_use]
     pub fn handle(&self) -> BusHandle {
         BusHandle(Arc::clone(&self.shared))
     }
 
-    /// Puts a device on the bus, of any kind. Its work goes to `sink`.
+    /// Puts a device of any kind on the bus. Its work goes to `sink`.
     ///
-    /// Whoever else calls the device must then call [`BusHandle::wake`].
+    /// Other code that calls the device must call [`BusHandle::wake`] afterwards.
     ///
     /// # Errors
-    /// [`StartError::Offer`] if there is such a device already, or too many.
+    /// [`StartError::Offer`] if there is already such a device, or if there are too many.
     pub fn attach<D>(
         &mut self,
         device: Arc<Mutex<D>>,
@@ -66,7 +66,7 @@ impl<P: Platform> HostBuilder<P> {
         Ok(())
     }
 
-    /// The channel of a device: a new one, or that which a restored bus has already.
+    /// The channel of a device: a new one, or the one that a restored bus already has.
     fn channel(&self, offer: Offer) -> Result<ChannelId, OfferError> {
         let mut server = self.shared.server();
         let known = server.channel_of(&offer);
@@ -79,10 +79,10 @@ impl<P: Platform> HostBuilder<P> {
         &self.shared
     }
 
-    /// Starts the thread of the bus.
+    /// Starts the bus thread.
     ///
     /// # Errors
-    /// [`StartError::System`] without room for a thread or an event source.
+    /// [`StartError::System`] if the system has no room for a thread or an event source.
     pub fn start(self) -> Result<Host<P>, StartError> {
         let Self { shared, vp_count, slots } = self;
         let sources = Sources::new()
@@ -106,18 +106,18 @@ impl<P: Platform> std::fmt::Debug for HostBuilder<P> {
     }
 }
 
-/// A running bus. Dropping it ends its threads, after all work on guest memory.
+/// A running bus. Dropping it ends its threads once all work on guest memory is done.
 pub struct Host<P: Platform> {
     shared: Arc<Shared>,
     vp_count: u32,
     requests: Sender<Request<P>>,
-    /// Held by whoever pauses the host.
+    /// Held by the thread that pauses the host.
     pausing: Mutex<()>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl<P: Platform> Host<P> {
-    /// Takes a machine whose vCPUs are about to run for the first time; the last one was
+    /// Takes a machine whose vCPUs are about to run for the first time; the previous one has been
     /// [reset](Host::reset).
     ///
     /// # Errors
@@ -128,18 +128,18 @@ impl<P: Platform> Host<P> {
         Ok(machine)
     }
 
-    /// Takes the machine away for a reset. Its vCPUs must have stopped for good.
+    /// Takes the machine off the bus for a reset. Its vCPUs must have stopped for good.
     ///
-    /// Returns when all channels have closed and nothing is in flight: the memory may then be unmapped
-    /// or reused, as soon as the machine's clones are gone.
+    /// Returns when all channels are closed and nothing is in flight. The memory may be unmapped or
+    /// reused as soon as the machine's clones are gone.
     ///
     /// # Errors
-    /// [`Stopped`] if the host has failed. Nothing is in flight then either.
+    /// [`Stopped`] if the host has failed. Nothing is in flight in that case either.
     pub fn reset(&self) -> Result<(), Stopped> {
         self.ask(Request::Reset)
     }
 
-    /// The clock of the bus and the way to its thread.
+    /// The clock of the bus and a way to wake its thread.
     #[must_use]
     pub fn handle(&self) -> BusHandle {
         BusHandle(Arc::clone(&self.shared))
@@ -157,14 +157,14 @@ impl<P: Platform> Host<P> {
         self.vp_count
     }
 
-    /// Asks the loop for something, and waits for its answer.
+    /// Sends the loop a request and waits for its answer.
     pub(crate) fn ask<T>(
         &self,
         request: impl FnOnce(Sender<T>) -> Request<P>,
     ) -> Result<T, Stopped> {
         let (done, wait) = channel();
         self.request(request(done));
-        // An error says that the loop has ended, and with it all work.
+        // An error means that the loop has ended, and with it all work.
         wait.recv().map_err(|_| Stopped)
     }
 

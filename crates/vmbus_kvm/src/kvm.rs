@@ -13,9 +13,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::{Bound, MemoryGuard, Platform};
 
-/// Something that has a KVM VM.
+/// A type that holds a KVM VM.
 pub trait HasVm: Send + Sync + 'static {
-    /// KVM's side of the VM.
+    /// KVM's handle of the VM.
     fn vm_fd(&self) -> &VmFd;
 }
 
@@ -47,8 +47,8 @@ pub struct KvmPlatform<A, V = Arc<VmFd>> {
 }
 
 impl<A, V> KvmPlatform<A, V> {
-    /// A machine with these interrupt lines. `kick` gets a vCPU out of `KVM_RUN`, see
-    /// [`kick`](kvm_hyperv::kick); `signals_in_kernel` says whether this KVM can signal eventfds
+    /// A machine with these interrupt lines. `kick` gets a vCPU out of `KVM_RUN`; see
+    /// [`kick`](kvm_hyperv::kick). `signals_in_kernel` says whether this KVM can signal eventfds
     /// ([`Capabilities::eventfd`](kvm_hyperv::probe::Capabilities::eventfd)).
     pub fn new(
         vm: V,
@@ -101,7 +101,7 @@ where
 
     fn unbind_signal(&self, connection: ConnectionId) {
         if self.signals_in_kernel {
-            // Fails only where it was never assigned.
+            // Fails only if it was never assigned.
             let _ = signal::deassign(self.vm.vm_fd(), connection.get());
         }
     }

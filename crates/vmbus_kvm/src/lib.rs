@@ -1,19 +1,19 @@
 #![forbid(unsafe_code)]
 //! Runs the VMBus and its devices in a KVM VMM: threads, SynIC delivery, memory work.
 //!
-//! The crates below this one are state machines without I/O. This crate gives them what they need
-//! to run in a VMM: one thread that drives the bus and every device on it, one thread for slow work
-//! on guest memory, and the vCPUs' way into both.
+//! The crates below this one are state machines without I/O. This crate runs them in a VMM: it has
+//! one thread that drives the bus and every device on it, one thread for slow work on guest memory,
+//! and the calls for the vCPU threads.
 //!
 //! # What the VMM provides
 //!
 //! - a [`Platform`] for each machine: guest memory, the interrupt of SINT 2, a way to kick a vCPU,
 //!   and how the guest's signals reach an eventfd. [`KvmPlatform`] is one for VMMs on `kvm-ioctls`;
-//! - a [`Supervisor`]: is told when a thread starts, when one fails, and what to log;
-//! - with the feature `dynamic-memory` (on by default) a [`MemoryBackend`]: discards, adds and
-//!   removes guest memory.
+//! - a [`Supervisor`], which is told when a thread starts or fails, and what to log;
+//! - with the feature `dynamic-memory` (on by default) a [`MemoryBackend`], which discards, adds
+//!   and removes guest memory.
 //!
-//! # What it calls
+//! # What the VMM calls
 //!
 //! 1. [`HostBuilder::new`], then [`HostBuilder::dynamic_memory`] or [`HostBuilder::attach`] for each
 //!    device, then [`HostBuilder::start`];
@@ -25,9 +25,9 @@
 //!
 //! # Threads and locks
 //!
-//! | thread | what it does |
+//! | Thread | Task |
 //! |---|---|
-//! | `vmbus` | waits for events with `epoll`, drives the bus and its devices |
+//! | `vmbus` | drives the bus and its devices, woken by `epoll` |
 //! | `memory` | calls the [`MemoryBackend`], in the order in which the device asks |
 //!
 //! A hypercall is answered on the vCPU's thread, under a lock that no thread holds over a system

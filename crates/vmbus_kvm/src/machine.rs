@@ -1,4 +1,4 @@
-//! The vCPUs' side of the bus, for one machine.
+//! The vCPU threads' side of the bus, for one machine.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,8 +15,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::shared::{Shared, lock};
 use crate::{Platform, Trace};
 
-/// A machine's end of the bus; [`Host::start_machine`](crate::Host::start_machine) makes it. Each vCPU
-/// thread has a clone.
+/// A machine's connection to the bus; [`Host::start_machine`](crate::Host::start_machine) makes it.
+/// Each vCPU thread has a clone.
 pub struct Machine<P>(Arc<Inner<P>>);
 
 struct Inner<P> {
@@ -24,7 +24,7 @@ struct Inner<P> {
     /// By VP index.
     synics: Vec<VpSynic>,
     guest_os_id: AtomicU64,
-    /// The connections whose signals leave the guest.
+    /// The connections whose signals exit to the VMM.
     signals: Mutex<BTreeMap<ConnectionId, Arc<EventFd>>>,
     shared: Arc<Shared>,
 }
@@ -52,17 +52,17 @@ impl<P: Platform> Machine<P> {
         }))
     }
 
-    /// What the VMM provides.
+    /// The platform that the VMM provided.
     #[must_use]
     pub fn platform(&self) -> &P {
         &self.0.platform
     }
 
-    /// Puts the next message of the bus into the guest's message page, if one waits and the slot is
+    /// Puts the bus's next message into the guest's message page, if one is waiting and the slot is
     /// free. Call this on the vCPU's thread, before each `KVM_RUN`.
     ///
     /// # Errors
-    /// What [`Platform::raise_sint`] says. The message is in the slot all the same.
+    /// The error of [`Platform::raise_sint`]. The message is in the slot all the same.
     pub fn before_run(&self, vp: VpIndex) -> io::Result<()> {
         let Some(synic) = self.synic(vp) else { return Ok(()) };
         match synic.deliver(&*self.0.platform.memory()) {
@@ -80,10 +80,10 @@ impl<P: Platform> Machine<P> {
 
     /// Handles a Hyper-V exit on the vCPU's thread.
     ///
-    /// Returns the result of a hypercall: hand it to
+    /// Returns the result of a hypercall, to be passed to
     /// [`complete_hypercall`](kvm_hyperv::exit::complete_hypercall). `guest_os_id` reads the vCPU's
-    /// `HV_X64_MSR_GUEST_OS_ID`; it is called only when the guest sets up its SynIC, which KVM lets it
-    /// do only after it has written that MSR.
+    /// `HV_X64_MSR_GUEST_OS_ID`; it is called only when the guest sets up its SynIC, which KVM
+    /// allows only after the guest has written that MSR.
     pub fn on_exit(
         &self,
         vp: VpIndex,
@@ -110,8 +110,9 @@ impl<P: Platform> Machine<P> {
         }
     }
 
-    /// The guest acknowledged an interrupt of SINT 2: has the VP look at its message slot again, if
-    /// messages wait. Call it from any thread, where [`Platform::acknowledgement`] has no eventfd.
+    /// The guest acknowledged an interrupt of SINT 2: makes the VP check its message slot again if
+    /// messages are waiting. Call this from any thread, if [`Platform::acknowledgement`] has no
+    /// eventfd.
     pub fn acknowledged(&self, vp: VpIndex) {
         let kicked = self.kick_if_waiting(vp);
         self.trace(Trace::Acknowledged { vp, kicked });
@@ -141,12 +142,12 @@ impl<P: Platform> Machine<P> {
         }
     }
 
-    /// Takes a signal that KVM did not give to an eventfd.
+    /// Handles a signal that KVM did not deliver to an eventfd.
     fn signal(&self, connection: ConnectionId) -> Status {
         let eventfd = lock(&self.0.signals).get(&connection).cloned();
         match eventfd {
             Some(eventfd) => {
-                // A full counter is a signal, too.
+                // A full counter signals as well.
                 let _ = eventfd.write(1);
                 Status::SUCCESS
             }
@@ -159,7 +160,7 @@ impl<P: Platform> Machine<P> {
     }
 }
 
-/// Saving and restoring, while the vCPUs stand still.
+/// Saving and restoring, while the vCPUs are stopped.
 impl<P: Platform> Machine<P> {
     pub(crate) fn save(&self) -> (u64, Vec<SavedSynic>) {
         (self.guest_os_id(), self.0.synics.iter().map(VpSynic::save).collect())
@@ -177,7 +178,7 @@ impl<P: Platform> Machine<P> {
         Ok(())
     }
 
-    /// Has a VP look at its pages: an interrupt may have been lost with the host before.
+    /// Makes a VP check its pages: an interrupt may have been lost with the previous host.
     pub(crate) fn repeat_interrupt(&self, vp: VpIndex) -> io::Result<()> {
         self.0.platform.kick(vp);
         self.0.platform.raise_sint(vp)
@@ -194,7 +195,7 @@ impl<P: Platform> Machine<P> {
         (0..u32::try_from(self.0.synics.len()).unwrap_or(u32::MAX)).map(VpIndex::new)
     }
 
-    /// Lets signals that leave the guest reach `eventfd`.
+    /// Directs signals that exit to the VMM to `eventfd`.
     pub(crate) fn add_signal(&self, connection: ConnectionId, eventfd: Arc<EventFd>) {
         lock(&self.0.signals).insert(connection, eventfd);
     }
@@ -203,7 +204,7 @@ impl<P: Platform> Machine<P> {
         lock(&self.0.signals).remove(&connection);
     }
 
-    /// Sets the event flag of a signal and raises the interrupt, where the flag was clear.
+    /// Sets the event flag of a signal, and raises the interrupt if the flag was clear.
     pub(crate) fn signal_guest(&self, signal: GuestSignal) -> io::Result<()> {
         let Some(synic) = self.synic(signal.vp) else { return Ok(()) };
         let (vp, flag) = (signal.vp, signal.flag);
@@ -212,7 +213,7 @@ impl<P: Platform> Machine<P> {
         if raised { self.0.platform.raise_sint(vp) } else { Ok(()) }
     }
 
-    /// Queues a message of the bus and has the VP put it into its slot. There is room: the caller asks
+    /// Queues a message of the bus and makes the VP deliver it. There is room: the caller checks
     /// [`Machine::has_room`] before it takes a message from the bus.
     pub(crate) fn post(&self, vp: VpIndex, message: &[u8]) {
         if let Some(synic) = self.synic(vp) {
@@ -233,12 +234,12 @@ impl<P: Platform> Machine<P> {
         self.0.synics.iter().any(VpSynic::has_queued)
     }
 
-    /// Forgets all messages that are in no slot.
+    /// Drops all messages that are not in a slot.
     pub(crate) fn clear_queues(&self) {
         self.0.synics.iter().for_each(VpSynic::clear_queue);
     }
 
-    /// Has each VP with waiting messages look at its slot.
+    /// Makes each VP with waiting messages check its slot.
     pub(crate) fn kick_waiting(&self) {
         for vp in self.vps() {
             self.kick_if_waiting(vp);

@@ -1,4 +1,4 @@
-//! A host that stands still: to be saved, and to be restored.
+//! A paused host: saving it, and restoring a saved one.
 
 use std::sync::{Arc, MutexGuard};
 
@@ -10,21 +10,21 @@ use crate::bus_loop::Request;
 use crate::shared::lock;
 use crate::{Host, HostBuilder, Machine, Platform, RestoreError, Stopped, Supervisor};
 
-/// The bus and the SynICs of a machine, saved. Devices are saved apart.
+/// The saved bus and SynICs of a machine. Devices are saved separately.
 ///
-/// The bus is in a format of its own, with a version and a checksum; for the rest the VMM chooses a
-/// format of `serde`'s.
+/// The bus is saved in its own format, with a version and a checksum; for the rest, the VMM chooses
+/// a `serde` format.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedBus {
     server: Vec<u8>,
     /// `HV_X64_MSR_GUEST_OS_ID`, 0 where unknown.
     guest_os_id: u64,
-    /// By VP index; none where there was no machine.
+    /// By VP index; empty if there was no machine.
     synics: Vec<SavedSynic>,
 }
 
-/// A host that does nothing: no signal is taken, no message delivered, no page discarded. Dropping this
-/// lets it go on.
+/// A host that stands still: it takes no signal, delivers no message and discards no page. Dropping
+/// this resumes it.
 pub struct Paused<'a, P: Platform> {
     host: &'a Host<P>,
     _only_one: MutexGuard<'a, ()>,
@@ -32,11 +32,11 @@ pub struct Paused<'a, P: Platform> {
 }
 
 impl<P: Platform> Host<P> {
-    /// Finishes what is under way, work on guest memory included, and stands still. The vCPUs must have
-    /// stopped before. From then on nothing here touches guest memory.
+    /// Finishes the work under way, including work on guest memory, and stands still. The vCPUs
+    /// must have stopped before. From then on nothing here touches guest memory.
     ///
-    /// Another pause, a reset and a start wait for the end of this one: do not call them on the thread
-    /// that holds it.
+    /// Another pause, a reset and a start wait for the end of this pause: do not call them on the
+    /// thread that holds it.
     ///
     /// # Errors
     /// [`Stopped`] if the host has failed.
@@ -53,11 +53,11 @@ impl<P: Platform> Host<P> {
         }
     }
 
-    /// Goes on with a machine that was saved, in its restored memory; the host is one that
-    /// [`HostBuilder::restore`] began. The vCPUs must not run before this returns.
+    /// Resumes a saved machine in its restored memory, on a host that [`HostBuilder::restore`]
+    /// began. The vCPUs must not run before this returns.
     ///
     /// # Errors
-    /// [`RestoreError`] if `saved` is no such machine.
+    /// [`RestoreError`] if `saved` is not the state of such a machine.
     pub fn restore_machine(
         &self,
         platform: P,
@@ -76,7 +76,7 @@ impl<P: Platform> Host<P> {
 }
 
 impl<P: Platform> Paused<'_, P> {
-    /// The bus and the SynICs as they are. Guest memory must be saved during the same pause.
+    /// The current state of bus and SynICs. Guest memory must be saved during the same pause.
     #[must_use]
     pub fn save(&self) -> SavedBus {
         let server = self.host.shared().server().save();
@@ -84,7 +84,7 @@ impl<P: Platform> Paused<'_, P> {
         SavedBus { server, guest_os_id, synics }
     }
 
-    /// Ends the host, which does nothing more: the machine goes on elsewhere.
+    /// Ends the host instead of resuming it: the machine continues elsewhere.
     pub fn stop(self) {
         self.host.shared().ask_to_stop();
     }
@@ -92,7 +92,7 @@ impl<P: Platform> Paused<'_, P> {
 
 impl<P: Platform> Drop for Paused<'_, P> {
     fn drop(&mut self) {
-        // First what was put off: discards may be forbidden by it.
+        // Deferred commands first: one of them may forbid discards.
         self.host.shared().open_gate();
         self.host.request(Request::Resume);
     }
@@ -105,12 +105,12 @@ impl<P: Platform> std::fmt::Debug for Paused<'_, P> {
 }
 
 impl<P: Platform> HostBuilder<P> {
-    /// The bus that was saved, for a machine with `config`. Attach the same devices, restored: a device
-    /// that is missing is one whose channel cannot be opened. Then call [`HostBuilder::start`] and
+    /// Restores a saved bus, for a machine with `config`. Attach the same devices, restored: the
+    /// channel of a missing device cannot be opened. Then call [`HostBuilder::start`] and
     /// [`Host::restore_machine`].
     ///
     /// # Errors
-    /// [`RestoreError`] if it is no bus that this machine can have.
+    /// [`RestoreError`] if it is not the state of a bus that this machine can have.
     pub fn restore(
         config: ServerConfig,
         supervisor: impl Supervisor,

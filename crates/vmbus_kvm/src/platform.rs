@@ -1,4 +1,4 @@
-//! The machine as the VMM provides it.
+//! The machine, as the VMM provides it.
 
 use std::io;
 use std::sync::Arc;
@@ -14,51 +14,51 @@ pub type MemoryGuard<P> = <<P as Platform>::Memory as GuestAddressSpace>::T;
 /// A platform's guest memory as the rings of a channel see it.
 pub type BusMemory<P> = GuestBusMemory<MemoryGuard<P>>;
 
-/// Where a guest's signals on a connection arrive.
+/// Where the guest's signals on a connection arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
-    /// The kernel writes the eventfd itself.
+    /// The kernel writes to the eventfd itself.
     InKernel,
-    /// `HvSignalEvent` leaves the guest, and [`Machine::on_exit`](crate::Machine::on_exit) writes the
-    /// eventfd.
+    /// `HvSignalEvent` exits to the VMM, and [`Machine::on_exit`](crate::Machine::on_exit) writes
+    /// to the eventfd.
     ByExit,
 }
 
 /// One machine, from power-on to the next reset.
 ///
-/// The thread of the bus and the vCPU threads call it. No method may wait for a vCPU or for the host.
+/// Called by the bus thread and the vCPU threads. No method may wait for a vCPU or for the host.
 pub trait Platform: Send + Sync + 'static {
-    /// The guest's memory: `Arc<GuestMemoryMmap>`, `GuestMemoryAtomic`, or any other.
+    /// The guest's memory: `Arc<GuestMemoryMmap>`, `GuestMemoryAtomic` or any other.
     type Memory: GuestAddressSpace<M: GuestMemoryBackend, T: Send + Sync + 'static>;
 
-    /// The guest's memory as it is now.
+    /// The guest's current memory.
     fn memory(&self) -> MemoryGuard<Self>;
 
-    /// Gets a vCPU out of `KVM_RUN`, so that it comes by
-    /// [`Machine::before_run`](crate::Machine::before_run). A kick may be lost: it is repeated after
-    /// some milliseconds.
+    /// Gets a vCPU out of `KVM_RUN`, so that its thread calls
+    /// [`Machine::before_run`](crate::Machine::before_run). A kick may be lost: it is repeated
+    /// after a few milliseconds.
     fn kick(&self, vp: VpIndex);
 
     /// Raises SINT 2 of a VP.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     fn raise_sint(&self, vp: VpIndex) -> io::Result<()>;
 
-    /// Lets the guest's signals on `connection` reach `signal`.
+    /// Directs the guest's signals on `connection` to `signal`.
     ///
     /// # Errors
-    /// What the kernel says. The guest's driver is then told that the channel cannot be opened.
+    /// The kernel's error. The guest's driver is then told that the channel cannot be opened.
     fn bind_signal(&self, connection: ConnectionId, signal: &EventFd) -> io::Result<Bound>;
 
     /// Undoes [`Platform::bind_signal`]. Called once for each binding.
     fn unbind_signal(&self, connection: ConnectionId);
 
-    /// The eventfd that is signalled when the guest acknowledged an interrupt of SINT 2, if there is
-    /// one: the resample eventfd of an irqfd, for example. Always the same for a VP.
+    /// The eventfd that is signalled when the guest has acknowledged an interrupt of SINT 2, if
+    /// there is one, such as the resample eventfd of an irqfd. It must stay the same for a VP.
     ///
-    /// Without one, a message that waits for its slot is looked at again every 10 milliseconds; a VMM
-    /// can also call [`Machine::acknowledged`](crate::Machine::acknowledged) instead.
+    /// Without one, a message that waits for its slot is retried every 10 milliseconds; a VMM can
+    /// also call [`Machine::acknowledged`](crate::Machine::acknowledged) instead.
     fn acknowledgement(&self, vp: VpIndex) -> Option<&EventFd> {
         let _ = vp;
         None

@@ -1,4 +1,4 @@
-//! What the threads of the host share with vCPUs and devices.
+//! State that the host's threads share with vCPUs and devices.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::Stopped;
 use crate::{StartError, Supervisor};
 
-/// The bus, the clock and the way to the bus's thread.
+/// The bus, its clock, and the way to wake its thread.
 pub(crate) struct Shared {
     server: Mutex<Server>,
     wake: EventFd,
@@ -41,7 +41,7 @@ impl Shared {
         })
     }
 
-    /// The bus. Never hold this over a system call: vCPUs wait for it.
+    /// The bus. Never hold this lock over a system call: vCPUs wait for it.
     pub(crate) fn server(&self) -> MutexGuard<'_, Server> {
         lock(&self.server)
     }
@@ -51,7 +51,7 @@ impl Shared {
     }
 
     pub(crate) fn wake(&self) {
-        // Fails only when 2^64 - 2 wake-ups are pending, and then one is.
+        // Fails only if 2^64 - 2 wake-ups are pending, and then one is pending.
         let _ = self.wake.write(1);
     }
 
@@ -59,7 +59,7 @@ impl Shared {
         self.start.elapsed()
     }
 
-    /// Takes a message of the guest's; the status is what the hypercall returns.
+    /// Takes a message from the guest; the status is the result of the hypercall.
     pub(crate) fn post(&self, connection: ConnectionId, payload: &[u8]) -> Status {
         let result = self.server().handle_message(connection, payload);
         self.wake();
@@ -71,7 +71,7 @@ impl Shared {
     pub(crate) fn command<T>(&self, command: impl FnOnce() -> T) -> Result<T, Stopped> {
         let gate = lock(&self.gate);
         let gate = self.gate_opened.wait_while(gate, |gate| gate.is_closed);
-        // Held over the command, so that the gate does not close meanwhile.
+        // Held over the command, so that the gate does not close in the meantime.
         let gate = gate.unwrap_or_else(PoisonError::into_inner);
         if self.is_to_stop() {
             return Err(Stopped);
@@ -82,7 +82,8 @@ impl Shared {
         Ok(result)
     }
 
-    /// The same for a command without a result, which is put off while the host is paused.
+    /// As [`Shared::command`], for a command without a result, which is deferred while the host is
+    /// paused.
     #[cfg(feature = "dynamic-memory")]
     pub(crate) fn command_later(&self, command: impl FnOnce() + Send + 'static) {
         let mut gate = lock(&self.gate);
@@ -98,12 +99,12 @@ impl Shared {
         }
     }
 
-    /// Lets no commands through.
+    /// Blocks commands.
     pub(crate) fn close_gate(&self) {
         lock(&self.gate).is_closed = true;
     }
 
-    /// Lets commands through again, first those that were put off.
+    /// Lets commands through again, deferred ones first.
     pub(crate) fn open_gate(&self) {
         let mut gate = lock(&self.gate);
         let put_off = std::mem::take(&mut gate.put_off);
@@ -116,7 +117,7 @@ impl Shared {
         self.wake();
     }
 
-    /// Has the bus's thread end.
+    /// Asks the bus thread to end.
     pub(crate) fn ask_to_stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.wake();
@@ -126,21 +127,21 @@ impl Shared {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// Whether the bus's thread has ended, and all work with it.
+    /// Whether the bus thread has ended, and with it all work.
     #[cfg(feature = "dynamic-memory")]
     pub(crate) fn has_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
     }
 }
 
-/// What keeps the VMM's commands from the devices while the host is paused.
+/// The gate that keeps the VMM's commands from the devices while the host is paused.
 #[derive(Default)]
 struct Gate {
     is_closed: bool,
     put_off: Vec<Box<dyn FnOnce() + Send>>,
 }
 
-/// Says that the bus's thread has ended, when that drops it.
+/// Marks the bus thread as ended when that thread drops this.
 pub(crate) struct StopMark(pub(crate) Arc<Shared>);
 
 impl Drop for StopMark {
@@ -149,18 +150,19 @@ impl Drop for StopMark {
     }
 }
 
-/// The clock of the bus and the way to its thread, for whoever calls a device outside of it.
+/// The clock of the bus and a way to wake its thread, for code that calls a device from outside.
 #[derive(Clone)]
 pub struct BusHandle(pub(crate) Arc<Shared>);
 
 impl BusHandle {
-    /// The time since the VM started, as devices want it.
+    /// The time since the VM started, as devices expect it.
     #[must_use]
     pub fn now(&self) -> Duration {
         self.0.now()
     }
 
-    /// Has the bus's thread take the outputs of all devices. Call this after each command to a device.
+    /// Makes the bus thread take the outputs of all devices. Call this after each command to a
+    /// device.
     pub fn wake(&self) {
         self.0.wake();
     }
@@ -172,8 +174,8 @@ impl std::fmt::Debug for BusHandle {
     }
 }
 
-/// A panic elsewhere leaves nothing half done that the next user could not see: all that is behind
-/// these locks is valid between two calls.
+/// Ignores poisoning: everything behind these locks is valid between two calls, so a panic
+/// elsewhere leaves nothing half done.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

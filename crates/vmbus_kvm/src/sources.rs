@@ -1,4 +1,4 @@
-//! The event sources of the bus's thread.
+//! The event sources of the bus thread.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -8,10 +8,10 @@ use vmbus::protocol::VpIndex;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Events taken from the kernel at a time.
+/// The most events taken from the kernel at a time.
 const EVENTS: usize = 32;
 
-/// Where an event comes from.
+/// The origin of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// Another thread.
@@ -45,7 +45,7 @@ impl Source {
     }
 }
 
-/// An epoll instance and what it found.
+/// An epoll instance and the events it found.
 pub(crate) struct Sources {
     epoll: Epoll,
     events: [EpollEvent; EVENTS],
@@ -56,15 +56,16 @@ impl Sources {
         Ok(Self { epoll: Epoll::new()?, events: [EpollEvent::default(); EVENTS] })
     }
 
-    /// Waits for `eventfd` from now on. The kernel may refuse: a user's event sources are limited.
+    /// Starts to wait for `eventfd`. The kernel may refuse, since a user's event sources are
+    /// limited.
     pub(crate) fn add(&self, eventfd: &EventFd, source: Source) -> io::Result<()> {
         let event = EpollEvent::new(EventSet::IN, source.to_data());
         self.epoll.ctl(ControlOperation::Add, eventfd.as_raw_fd(), event)
     }
 
-    /// Waits for `eventfd` no more.
+    /// Stops waiting for `eventfd`.
     pub(crate) fn remove(&self, eventfd: &EventFd) {
-        // Fails only where it was never added.
+        // Fails only if it was never added.
         let _ =
             self.epoll.ctl(ControlOperation::Delete, eventfd.as_raw_fd(), EpollEvent::default());
     }
@@ -74,7 +75,7 @@ impl Sources {
         &mut self,
         timeout: Option<Duration>,
     ) -> io::Result<impl Iterator<Item = Source> + use<>> {
-        // Rounded up: a millisecond early would be a turn for nothing.
+        // Rounded up, since waking a millisecond early would waste a turn.
         let timeout = timeout.map_or(-1, |timeout| {
             i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
         });

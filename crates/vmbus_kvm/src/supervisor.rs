@@ -1,4 +1,4 @@
-//! What the VMM is told about threads, failures and the guest's misbehaviour.
+//! Reports to the VMM: threads that start, failures of the host, and news for the log.
 
 use std::io;
 use std::sync::Arc;
@@ -32,24 +32,24 @@ impl Thread {
     }
 }
 
-/// Watches over the host for the VMM. All methods are called on the threads concerned.
+/// Receives the host's reports. All methods are called on the threads concerned.
 pub trait Supervisor: Send + Sync + 'static {
-    /// A thread starts. It has done nothing yet: this is the place to confine it or to set its
+    /// A thread starts and has not done anything yet: this is the place to confine it or to set its
     /// priority.
     ///
     /// # Errors
-    /// If the thread must not run. [`Supervisor::failed`] is told as well.
+    /// If the thread must not run. [`Supervisor::failed`] is called as well.
     fn thread_started(&self, thread: Thread) -> io::Result<()> {
         let _ = thread;
         Ok(())
     }
 
-    /// The host has stopped by itself. The guest may run on, but nobody answers it on the bus any
+    /// The host has stopped by itself. The guest may run on, but nothing answers it on the bus any
     /// more: the machine should end.
     fn failed(&self, failure: HostFailure);
 
-    /// Something happened that is worth a line in the log. A guest can cause as many reports as it
-    /// likes, so the log must be limited.
+    /// Something happened that is worth a line in the log. A guest can cause any number of reports,
+    /// so limit the log.
     fn report(&self, report: Report);
 
     /// The host or the guest did something. This is called very often, also on vCPU threads, and must
@@ -87,7 +87,7 @@ pub enum HostFailure {
     /// [`Supervisor::thread_started`] refused a thread.
     #[error("the {} thread was not allowed to run", thread.name())]
     Refused {
-        /// Which one.
+        /// The thread.
         thread: Thread,
         /// Why.
         #[source]
@@ -117,8 +117,8 @@ pub enum Report {
         #[source]
         source: OpenError,
     },
-    /// The guest broke its ring. The channel is of no use until the guest opens it anew.
-    #[error("the guest broke the channel of {}, which is stopped", offer.instance)]
+    /// The guest corrupted its ring. The channel cannot be used until the guest opens it anew.
+    #[error("the guest corrupted a ring of the channel of {}, which is now stopped", offer.instance)]
     ChannelBroken {
         /// The device.
         offer: Offer,
@@ -126,7 +126,7 @@ pub enum Report {
         #[source]
         source: RingError,
     },
-    /// An interrupt could not be raised. The guest may not notice that it was signalled.
+    /// An interrupt could not be raised. The guest may miss a signal.
     #[error("cannot raise the synthetic interrupt of VP {vp}")]
     Interrupt {
         /// The VP.
@@ -135,8 +135,8 @@ pub enum Report {
         #[source]
         source: io::Error,
     },
-    /// The acknowledgements of a VP cannot be waited for. Messages that wait for their slot are
-    /// looked at every 10 milliseconds instead.
+    /// The eventfd of a VP's acknowledgements could not be added to the event loop. A message that
+    /// waits for its slot is retried every 10 milliseconds instead.
     #[error("cannot wait for the acknowledgements of VP {vp}")]
     Acknowledgements {
         /// The VP.

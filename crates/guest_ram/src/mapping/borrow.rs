@@ -14,17 +14,17 @@ use vm_memory::{FileOffset, MmapRegion};
 use super::{Backing, Mapping, Owner, check};
 use crate::HugePages;
 
-/// The bits of the flags of `mmap` that say whether the memory is shared.
+/// The bits of `mmap`'s flags that say whether the memory is shared.
 const MAP_TYPE: libc::c_int = 0xf;
 
-/// Why memory cannot be borrowed.
+/// Why memory could not be borrowed.
 #[derive(Debug, Error)]
 pub enum BorrowError {
     /// The region was made with `build_raw`: nothing says how long its memory stays mapped.
-    #[error("the region was made from a raw address, and may be unmapped by somebody else")]
+    #[error("the region was made from a raw address, and may be unmapped by other code")]
     RawAddress,
     /// The region begins or ends inside a page, in the guest or in its file.
-    #[error("the region does not begin and end with pages of {size}")]
+    #[error("the region does not consist of whole pages of {size}")]
     NotWhole {
         /// The pages.
         size: HugePages,
@@ -35,22 +35,22 @@ pub enum BorrowError {
     /// The region overlaps another one.
     #[error("the region overlaps another one")]
     Overlap,
-    /// The region has huge pages from a pool, of a size that is not known here, or not said.
-    #[error("the region has huge pages that are neither of 2 MiB nor of 1 GiB, or do not say so")]
+    /// The region has huge pages from a pool, and their size is unknown or unsupported.
+    #[error("the region has huge pages whose size is not known to be 2 MiB or 1 GiB")]
     PageSize,
-    /// The kernel does not say what file backs the region.
+    /// The kernel does not reveal which file backs the region.
     #[error("cannot tell what file backs the region")]
     File(#[source] io::Error),
 }
 
-/// Borrows a region, which stays mapped for as long as the result lives, and says what pages it
-/// has.
+/// Borrows a region, which stays mapped for as long as the result lives, and determines its page
+/// size.
 pub(crate) fn borrow<B>(region: Arc<MmapRegion<B>>) -> Result<(Mapping, HugePages), BorrowError>
 where
     B: Bitmap + Send + Sync + 'static,
 {
-    // Whoever makes a region from a raw address promises that it is mapped, not that it is guest
-    // memory: it could be memory whose content somebody relies on.
+    // Code that makes a region from a raw address promises that it is mapped, not that it is guest
+    // memory: other code may rely on its content.
     let start = NonNull::new(region.as_ptr()).filter(|_| region.owned());
     let start = start.ok_or(BorrowError::RawAddress)?;
     let huge_pages = huge_pages(region.flags(), region.file_offset())?;
@@ -61,7 +61,7 @@ where
     Ok((Mapping { start, len, backing, owner }, huge_pages))
 }
 
-/// `mmap` ignores the file of anonymous memory, and `vm-memory` keeps it all the same.
+/// `mmap` ignores the file of anonymous memory, but `vm-memory` keeps it.
 fn file_of(flags: libc::c_int, file: Option<&FileOffset>) -> Option<&FileOffset> {
     file.filter(|_| flags & libc::MAP_ANONYMOUS == 0)
 }
@@ -80,7 +80,7 @@ fn huge_pages(flags: libc::c_int, file: Option<&FileOffset>) -> Result<HugePages
     let page = match file_of(flags, file) {
         Some(file) => pool_page_of(file).map_err(BorrowError::File)?,
         None if flags & libc::MAP_HUGETLB == 0 => None,
-        // Zero is the host's default size, whatever that is.
+        // Zero is the host's default size, which is unknown here.
         None => Some(1 << ((flags >> libc::MAP_HUGE_SHIFT) & libc::MAP_HUGE_MASK)),
     };
     match page {
@@ -91,10 +91,10 @@ fn huge_pages(flags: libc::c_int, file: Option<&FileOffset>) -> Result<HugePages
     }
 }
 
-/// The size of the pool's pages where the file is made of them.
+/// The page size of the pool, if the file consists of pool pages.
 fn pool_page_of(file: &FileOffset) -> io::Result<Option<u64>> {
     let mut system = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: the descriptor is open, and the kernel writes no more than one `statfs`.
+    // SAFETY: the descriptor is open, and the kernel writes at most one `statfs`.
     check(unsafe { libc::fstatfs(file.file().as_raw_fd(), system.as_mut_ptr()) })?;
     // SAFETY: the call succeeded, so the kernel has filled it.
     let system = unsafe { system.assume_init() };

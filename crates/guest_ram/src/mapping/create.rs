@@ -1,4 +1,4 @@
-//! Memory mapped for a guest.
+//! Creation of a guest's memory.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +16,7 @@ pub enum MemoryKind {
     #[default]
     Anonymous,
     /// A memfd, mapped shared, for memory that other processes must see. Discarding costs more than
-    /// twice as much, and some forty times as much where anonymous memory has huge pages.
+    /// twice as much, and about forty times as much where anonymous memory has huge pages.
     Memfd,
 }
 
@@ -24,15 +24,15 @@ pub enum MemoryKind {
 /// exactly one huge page of the guest.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// What to map.
+/// The memory to map.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
     pub(crate) kind: MemoryKind,
     pub(crate) huge_pages: HugePages,
-    /// Where the memory lies in the guest. Only the offset in a huge page matters.
+    /// The guest address of the memory. Only its offset within a huge page matters.
     pub(crate) guest_address: u64,
     pub(crate) len: usize,
-    /// Reserve pool pages for all of it now, or fail. Means nothing for other pages.
+    /// Reserve pool pages for all of it now, or fail. Has no effect on other pages.
     pub(crate) reserve: bool,
 }
 
@@ -71,34 +71,34 @@ impl Mapping {
         let wanted = usize::try_from(request.guest_address % alignment as u64).unwrap_or(0);
         let have = reserved.as_ptr() as usize % alignment;
         let lead = (alignment + wanted - have) % alignment;
-        // SAFETY: `lead` is below `alignment`, by which the reservation is longer than `len`.
+        // SAFETY: `lead` is less than `alignment`, and the reservation exceeds `len` by that much.
         let start = unsafe { reserved.add(lead) };
         // SAFETY: the range is inside the reservation, which was made for it.
         let mapped = unsafe { map_fixed(start, len, memfd.as_ref(), request.flags()) };
-        // SAFETY: this is the part of the reservation in front of the mapping; nobody has it.
+        // SAFETY: this part of the reservation lies before the mapping; nothing uses it.
         unsafe { unmap(reserved, lead) };
         // SAFETY: `lead + len` is at most the reservation's length.
         let tail = unsafe { start.add(len) };
-        // SAFETY: this is the part behind the mapping; nobody has it.
+        // SAFETY: this part lies after the mapping; nothing uses it.
         unsafe { unmap(tail, reservation - lead - len) };
         if let Err(error) = mapped {
-            // SAFETY: what was to be mapped is still reserved, and nobody has it.
+            // SAFETY: the range is still reserved, and nothing uses it.
             unsafe { unmap(start, len) };
             return Err(error);
         }
         let backing = memfd
             .map_or(Backing::Private, |memfd| Backing::File { file: Arc::new(memfd), start: 0 });
         let mapping = Self { start, len, backing, owner: Owner::Mapping };
-        // A core dump of this process must not contain what the guest keeps in its memory.
+        // A core dump of this process must not contain the guest's memory.
         mapping.advise(Span { offset: 0, len }, libc::MADV_DONTDUMP)?;
         if !request.huge_pages.from_pool() {
-            // A kernel without transparent huge pages refuses; small pages do as well.
+            // A kernel without transparent huge pages refuses, and then small pages do as well.
             let _ = mapping.advise_huge_pages(request.huge_pages == HugePages::Transparent);
         }
         Ok(mapping)
     }
 
-    /// Asks the kernel for huge pages, or for none.
+    /// Asks the kernel to use huge pages, or not to.
     fn advise_huge_pages(&self, wanted: bool) -> io::Result<()> {
         let advice = if wanted { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
         self.advise(Span { offset: 0, len: self.len }, advice)
@@ -110,7 +110,7 @@ fn memfd(len: usize, pool: libc::c_uint) -> io::Result<File> {
     // SAFETY: the name is a valid C string, and the call touches nothing else.
     let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), flags) };
     check(fd)?;
-    // SAFETY: `fd` was just returned to us and belongs to nobody else.
+    // SAFETY: `fd` was just returned, and nothing else owns it.
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len(len as u64)?;
     Ok(file)

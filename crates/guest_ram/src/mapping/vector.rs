@@ -1,29 +1,29 @@
-//! MADV_DONTNEED for many ranges of this process with one system call.
+//! `MADV_DONTNEED` for many ranges of this process in one system call.
 //!
-//! `process_madvise(2)` takes a vector of ranges. For the caller's own memory it takes any advice
-//! since Linux 6.13, names the caller without a descriptor (`PIDFD_SELF_THREAD`) since 6.14, and
-//! flushes the TLB once for the whole vector since 6.16.
+//! `process_madvise(2)` takes a vector of ranges. For the caller's own memory it accepts any advice
+//! since Linux 6.13 and names the caller without a descriptor (`PIDFD_SELF_THREAD`) since 6.14;
+//! since 6.16 it flushes the TLB once for the whole vector.
 
 use std::ptr;
 use std::sync::OnceLock;
 
-/// The most ranges in one call. The kernel takes 1024, but more than a few hundred gain nothing, and
-/// a Dynamic Memory message names no more than this.
+/// The most ranges in one call. The kernel takes 1024, but more than a few hundred gain nothing,
+/// and a Dynamic Memory message names no more than this.
 pub(crate) const MAX: usize = 512;
 
-/// The calling thread, where a descriptor of a process is asked for (Linux
-/// `include/uapi/linux/pidfd.h`). Unlike a descriptor it cannot name a parent after a fork.
+/// Names the calling thread where a process descriptor is expected (Linux
+/// `include/uapi/linux/pidfd.h`). Unlike a descriptor, it cannot refer to a parent after a fork.
 const PIDFD_SELF_THREAD: libc::c_int = -10_000;
 
-/// Whether [`discard`] works here. Tried once, on memory made for that: older kernels refuse the
-/// call, and so may a seccomp filter.
+/// Whether [`discard`] works here. Tried once, on memory mapped for the purpose: older kernels
+/// refuse the call, and a seccomp filter may as well.
 pub(super) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(probe)
 }
 
 /// Discards at most [`MAX`] ranges, in order, up to the first that cannot be discarded. Returns the
-/// number of bytes that are gone, which may end inside a range.
+/// number of bytes discarded, which may end inside a range.
 ///
 /// # Safety
 /// The ranges must be mapped memory whose content nobody relies on.
@@ -53,9 +53,9 @@ fn probe() -> bool {
         return false;
     }
     let range = libc::iovec { iov_base: page, iov_len: len };
-    // SAFETY: the page was just mapped, and nobody else knows it.
+    // SAFETY: the page was just mapped, and no other code knows it.
     let bytes = unsafe { discard([range].into_iter()) };
-    // SAFETY: the page is ours, and not touched again.
+    // SAFETY: the page is this function's own, and is not touched again.
     unsafe { libc::munmap(page, len) };
     bytes == len
 }

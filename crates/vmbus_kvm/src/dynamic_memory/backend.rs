@@ -1,4 +1,4 @@
-//! Guest memory as the Dynamic Memory device works on it.
+//! Guest memory as the Dynamic Memory device changes it.
 
 use std::error::Error;
 
@@ -10,38 +10,38 @@ use crate::error::remedy_of;
 /// Why work on guest memory failed; any error converts into it.
 pub type BackendError = Box<dyn Error + Send + Sync>;
 
-/// Works on a machine's memory. All methods are called on the `memory` thread, one after another and
-/// in the order in which the device asks; they may take their time.
+/// Changes a machine's memory. All methods are called on the `memory` thread, one after another in
+/// the order in which the device asks; they may take their time.
 ///
-/// All pages named are RAM of the guest, at boot or added by [`MemoryBackend::add`]; in
-/// [`MemoryBackend::add`] they lie within the configured window.
+/// All pages are RAM of the guest, either at boot or added by [`MemoryBackend::add`]; those passed
+/// to [`MemoryBackend::add`] lie within the configured window.
 pub trait MemoryBackend: Send + 'static {
-    /// Gives the memory behind these pages back to the host. The ranges ascend, and neither overlap nor
-    /// touch. They may be pages that are with the host already. If the guest touches one all the same,
-    /// it must find a page of zeroes, or end.
+    /// Gives the memory behind these pages back to the host. The ranges ascend, and neither overlap
+    /// nor touch. Some pages may already be with the host. A guest that touches one all the same
+    /// must find a page of zeros, or end.
     ///
     /// # Errors
-    /// If a page is still with the guest. The guest may then touch all of them: those that are gone
-    /// already must come back by themselves, or be provided again before this returns.
+    /// If the guest still has one of the pages. It may then touch all of them, so pages that are
+    /// already gone must come back on a touch, or be provided again before this returns.
     fn discard(&mut self, ranges: &[PageRange]) -> Result<(), BackendError>;
 
-    /// Provides discarded memory again, where that does not happen by itself when the guest first
-    /// touches it. Asked for only where [`discard_unit`](crate::Config::discard_unit) is more than a
+    /// Provides discarded memory again, if that does not happen by itself when the guest first
+    /// touches it. Called only if [`discard_unit`](crate::Config::discard_unit) is more than one
     /// page. Pages that were not discarded keep their content.
     ///
     /// # Errors
-    /// If the host has not got the memory. The guest is not given the pages then.
+    /// If the host does not have the memory. The guest is then not given the pages.
     fn provide(&mut self, ranges: &[PageRange]) -> Result<(), BackendError> {
         let _ = ranges;
         Ok(())
     }
 
-    /// Backs new memory and lets the guest reach it, filled with zeroes. `offset` says where in the
-    /// memory that can be added the pages begin; a page has the same offset until the next reset. Start
-    /// and size of `range` are multiples of `alignment`, the guest's smallest unit.
+    /// Backs new memory with zeros and lets the guest reach it. `offset` is the position of the
+    /// pages in the memory that can be added; a page keeps its offset until the next reset. Start
+    /// and size of `range` are multiples of `alignment`, the smallest unit that the guest accepts.
     ///
     /// # Errors
-    /// If that is not possible. It must leave nothing behind.
+    /// If that is not possible. Nothing must be left behind.
     fn add(
         &mut self,
         range: PageRange,
@@ -54,8 +54,8 @@ pub trait MemoryBackend: Send + 'static {
     /// were never added are to be skipped.
     ///
     /// # Errors
-    /// If the guest still reaches some of it, or the host has not got it back. It must still have done
-    /// all it can.
+    /// If the guest can still reach some of it, or the host did not get all of it back. Everything
+    /// that could be done must have been done.
     fn remove(&mut self, range: PageRange) -> Result<(), BackendError>;
 }
 
@@ -82,7 +82,7 @@ impl<B: MemoryBackend + ?Sized> MemoryBackend for Box<B> {
     }
 }
 
-/// The backend while there is no machine: it refuses everything.
+/// The backend while there is no machine. It refuses all work.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoMachine;
 
@@ -108,9 +108,9 @@ impl MemoryBackend for NoMachine {
 #[derive(Debug, Error)]
 #[error("cannot {what}{}", remedy_of(source.as_ref()))]
 pub struct WorkError {
-    /// What was asked of the backend.
+    /// What the backend was asked to do.
     pub what: &'static str,
-    /// What it says.
+    /// The backend's error.
     #[source]
     pub source: BackendError,
 }

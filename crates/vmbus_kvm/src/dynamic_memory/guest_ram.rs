@@ -1,4 +1,4 @@
-//! The memory of the crate `guest_ram` as a backend.
+//! The memory types of the crate `guest_ram` as backends.
 
 use std::io;
 use std::sync::Arc;
@@ -33,8 +33,8 @@ impl<S: MemorySlots + Send + 'static> MemoryBackend for RamBackend<S> {
     }
 }
 
-/// Memory that the VMM has mapped. It can be ballooned; adding to it is the VMM's business, so a VMM
-/// that does so has a backend of its own around this.
+/// Memory that the VMM has mapped. It can be ballooned. A VMM that adds memory as well wraps this
+/// in a backend of its own.
 impl MemoryBackend for BorrowedRam {
     fn discard(&mut self, ranges: &[PageRange]) -> Result<(), BackendError> {
         Ok(self.discard_or_undo(ranges)?)

@@ -1,4 +1,4 @@
-//! Reasons to leave guest memory alone.
+//! Reasons not to discard guest memory.
 
 use std::fmt;
 
@@ -6,14 +6,14 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Inhibit {
-    /// A device is passed through and has the guest's memory pinned (VFIO): a page that is discarded
-    /// and touched again would be another one than the device's.
+    /// A device is passed through and has the guest's memory pinned (VFIO). If a page were
+    /// discarded and touched again, guest and device would use different pages.
     Passthrough,
     /// The guest runs while its memory still arrives from another host (postcopy).
     Postcopy,
     /// The guest's memory is being saved while the guest runs.
     Snapshot,
-    /// Whatever else the VMM does.
+    /// Another reason of the VMM's.
     Other,
 }
 
@@ -32,7 +32,7 @@ impl fmt::Display for Inhibit {
     }
 }
 
-/// How many inhibitors there are of each reason.
+/// The number of inhibitors for each reason.
 #[derive(Debug, Default)]
 pub(super) struct Inhibits([u32; Inhibit::ALL.len()]);
 

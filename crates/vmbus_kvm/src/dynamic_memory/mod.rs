@@ -1,5 +1,5 @@
 //! Dynamic Memory in a running VMM: the device on the bus, the thread that works on memory, and the
-//! handle by which the VMM resizes the guest.
+//! handle with which the VMM resizes the guest.
 
 mod backend;
 #[cfg(feature = "guest_ram")]
@@ -28,7 +28,7 @@ use crate::{BusMemory, HostBuilder, Paused, Platform, RestoreError, Sink, StartE
 use inhibit::Inhibits;
 use worker::{Job, Worker};
 
-/// How often a thread that waits for discards looks whether the host has stopped.
+/// How often a thread that waits for discards checks whether the host has stopped.
 const LOOK_FOR_STOP: Duration = Duration::from_millis(100);
 
 type Vsp<P> = DynamicMemory<BusMemory<P>>;
@@ -36,11 +36,11 @@ type Vsp<P> = DynamicMemory<BusMemory<P>>;
 impl<P: Platform> HostBuilder<P> {
     /// Puts the Dynamic Memory device on the bus and starts the thread that works on guest memory.
     ///
-    /// `on_notice` is told of sizes, targets and faults, on the thread of the bus. It must not wait.
+    /// `on_notice` receives sizes, targets and faults on the bus thread. It must not wait.
     ///
     /// # Errors
-    /// [`StartError`] for memory that no guest can have, without room for a thread, and if there is
-    /// such a device already.
+    /// [`StartError`] for memory that no guest can have, if the system has no room for a thread,
+    /// and if there is already such a device.
     pub fn dynamic_memory(
         &mut self,
         config: Config,
@@ -79,7 +79,7 @@ impl<P: Platform> HostBuilder<P> {
     }
 }
 
-/// Carries out what the device asks for.
+/// Carries out the device's work.
 struct Carrier<S> {
     worker: Worker,
     on_notice: S,
@@ -92,7 +92,7 @@ impl<S: Sink<Notice>> Sink<Work> for Carrier<S> {
             Work::Prepare { id, what } => self.worker.submit(Job::Prepare { id, what }),
             Work::Remove { id, range } => self.worker.submit(Job::Remove { id, range }),
             Work::Notify(notice) => self.on_notice.take(notice),
-            // Only devices made with a trace give these.
+            // Only devices made with a trace emit these.
             Work::Trace(_) => {}
         }
     }
@@ -110,10 +110,10 @@ impl<S: Sink<Notice>> Sink<Work> for Carrier<S> {
     }
 }
 
-/// What handle, worker and inhibitors share.
+/// State shared by the handle, the worker and the inhibitors.
 struct Control<P: Platform> {
     device: Arc<Mutex<Vsp<P>>>,
-    /// With the device's lock.
+    /// Used with the device's lock.
     discards_ended: Condvar,
     /// Locked before the device.
     inhibits: Mutex<Inhibits>,
@@ -121,14 +121,14 @@ struct Control<P: Platform> {
 }
 
 impl<P: Platform> Control<P> {
-    /// Calls the device and has the bus take what it asks for.
+    /// Calls the device and makes the bus take its outputs.
     fn command<T>(&self, command: impl FnOnce(&mut Vsp<P>, Duration) -> T) -> Result<T, Stopped> {
         self.shared.command(|| command(&mut lock(&self.device), self.shared.now()))
     }
 
-    /// Has the device know whether there are inhibitors; `inhibits` was just changed.
+    /// Tells the device whether there are inhibitors; `inhibits` was just changed.
     fn tell_inhibited(self: &Arc<Self>, inhibits: MutexGuard<'_, Inhibits>) {
-        // Not while it is locked: what is put off locks it.
+        // Released first, since the deferred command locks it.
         drop(inhibits);
         let control = Arc::clone(self);
         self.shared.command_later(move || {
@@ -147,9 +147,9 @@ impl<P: Platform> Control<P> {
     }
 }
 
-/// Resizes the guest. Clones control the same device; all methods may be called on any thread but
-/// that of the bus and that of the memory. While the host is [paused](crate::Host::pause) commands
-/// wait; inhibitors can come and go.
+/// Resizes the guest. Clones control the same device. All methods may be called on any thread
+/// except the bus and the memory thread. While the host is [paused](crate::Host::pause), commands
+/// wait; inhibitors can be created and dropped.
 pub struct DynamicMemoryHandle<P: Platform> {
     control: Arc<Control<P>>,
     jobs: Sender<Job>,
@@ -167,13 +167,13 @@ impl<P: Platform> std::fmt::Debug for DynamicMemoryHandle<P> {
     }
 }
 
-/// The device, and what keeps it from discarding.
+/// The device's state, and what keeps it from discarding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HostSnapshot {
     /// The device.
     pub device: Snapshot,
-    /// Why no memory is discarded now, if it is not.
+    /// Why no memory is discarded now; empty if it is.
     pub inhibited_by: Vec<Inhibit>,
 }
 
@@ -182,29 +182,29 @@ pub struct HostSnapshot {
 pub struct MachineMemory {
     /// The guest's RAM at boot.
     pub boot_ram: PageRangeSet,
-    /// Memory that can be added while it runs.
+    /// Memory that can be added while the guest runs.
     pub hot_add: Option<HotAdd>,
-    /// The size to bring the guest to once its driver is there, in pages. A target that was set since
-    /// the reset is newer and stays.
+    /// The size to bring the guest to once its driver is there, in pages. A target set since the
+    /// reset is newer and takes precedence.
     pub target: Option<PageCount>,
 }
 
 impl<P: Platform> DynamicMemoryHandle<P> {
-    /// Asks for a size in pages. The same target again is a new try. A guest that is not ready gets
-    /// the target when it is.
+    /// Sets the target size, in pages. Setting the same target again is a new attempt. A guest that
+    /// is not ready gets the target when it is.
     ///
-    /// Returns the target as it was taken, a multiple of the discard unit.
+    /// Returns the target as the device took it, a multiple of the discard unit.
     ///
     /// # Errors
-    /// [`SetTargetError`]; the target before stays.
+    /// [`SetTargetError`]; the previous target stays in force.
     pub fn set_target(&self, target: PageCount) -> Result<PageCount, SetTargetError> {
         Ok(self.control.command(|device, now| device.set_target(now, target))??)
     }
 
-    /// The device at a glance, and what keeps it from discarding.
+    /// The device's state, and what keeps it from discarding.
     #[must_use]
     pub fn snapshot(&self) -> HostSnapshot {
-        // Not the other way round: locks have an order.
+        // Locks have an order: this one first.
         let inhibits = lock(&self.control.inhibits);
         let mut device = lock(&self.control.device).snapshot();
         let now = self.control.shared.now();
@@ -212,9 +212,9 @@ impl<P: Platform> DynamicMemoryHandle<P> {
         HostSnapshot { device, inhibited_by: inhibits.reasons() }
     }
 
-    /// Forbids discards until the inhibitor is dropped. Returns when none is in flight.
+    /// Forbids discards until the inhibitor is dropped. Returns once none is in flight.
     ///
-    /// Meanwhile the guest is asked for no pages. Pages can be returned to it.
+    /// In the meantime the guest is asked for no pages. Pages can still be returned to it.
     #[must_use = "discards are allowed again when this is dropped"]
     pub fn inhibit(&self, why: Inhibit) -> Inhibitor<P> {
         let mut inhibits = lock(&self.control.inhibits);
@@ -224,25 +224,25 @@ impl<P: Platform> DynamicMemoryHandle<P> {
         Inhibitor { control: Arc::clone(&self.control), why }
     }
 
-    /// Announces a reset: targets from now on are for the machine after it.
+    /// Announces a reset: targets set from now on are for the machine after it.
     pub fn announce_reset(&self) {
         // A host that has failed will not see the reset.
         let _ = self.control.command(|device, _| device.announce_reset());
     }
 
-    /// What the machine that was [reset](crate::Host::reset) leaves for the next one. Returns when all
-    /// work on its memory is done.
+    /// What the machine that was [reset](crate::Host::reset) leaves for the next one. Returns once
+    /// all work on its memory is done.
     pub fn take_kept(&self) -> Kept {
         let (done, wait) = channel();
-        // An error says that the thread has ended, and with it all work.
+        // An error means that the thread has ended, and with it all work.
         if self.jobs.send(Job::Barrier(done)).is_ok() {
             let _ = wait.recv();
         }
         lock(&self.control.device).take_kept()
     }
 
-    /// Works on another machine's memory from now on. Call it between a reset and the next start, or
-    /// before the first one. The backend before has been dropped when this returns.
+    /// Works on another machine's memory from now on. Call this between a reset and the next start,
+    /// or before the first start. The previous backend has been dropped when this returns.
     ///
     /// # Errors
     /// [`Stopped`] if the host has failed.
@@ -252,12 +252,13 @@ impl<P: Platform> DynamicMemoryHandle<P> {
         wait.recv().map_err(|_| Stopped)
     }
 
-    /// Describes the memory of the machine that starts next. Not needed where it is that of the last
-    /// one, or of [`Config`].
+    /// Describes the memory of the machine that starts next. Not needed if it is the same as the
+    /// previous machine's, or as in [`Config`].
     ///
     /// # Errors
-    /// [`ReplaceError`] while the machine before was not reset, and for memory that no guest can have. A
-    /// host that has failed ignores this; [`Host::start_machine`](crate::Host::start_machine) says so.
+    /// [`ReplaceError`] if the previous machine was not reset, and for memory that no guest can
+    /// have. A host that has failed ignores this call;
+    /// [`Host::start_machine`](crate::Host::start_machine) then returns an error.
     pub fn next_machine(&self, memory: MachineMemory) -> Result<(), ReplaceError> {
         let MachineMemory { boot_ram, hot_add, target } = memory;
         self.control
@@ -266,10 +267,10 @@ impl<P: Platform> DynamicMemoryHandle<P> {
     }
 }
 
-/// A target was not taken.
+/// A target was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SetTargetError {
-    /// The guest cannot have this size, or not now.
+    /// The guest cannot have this size, at all or now.
     #[error(transparent)]
     Target(#[from] dynmem_vsp::TargetError),
     /// The host has failed.
@@ -299,7 +300,7 @@ impl<P: Platform> std::fmt::Debug for Inhibitor<P> {
 
 /// Saving and restoring the device.
 impl<P: Platform> DynamicMemoryHandle<P> {
-    /// The device as it is while the host is paused.
+    /// The device's state while the host is paused.
     #[must_use]
     pub fn save(&self, paused: &Paused<'_, P>) -> SavedVsp {
         let _ = paused;
@@ -308,11 +309,12 @@ impl<P: Platform> DynamicMemoryHandle<P> {
 }
 
 impl<P: Platform> HostBuilder<P> {
-    /// The device that was saved, as [`HostBuilder::dynamic_memory`] puts it on the bus. `config` names
-    /// the memory that the saved guest has, `platform` is the machine with that memory.
+    /// Restores a saved device and puts it on the bus as [`HostBuilder::dynamic_memory`] does.
+    /// `config` describes the memory of the saved guest; `platform` is the machine with that
+    /// memory.
     ///
     /// # Errors
-    /// [`RestoreError`] if it is no such device, or if it had another configuration.
+    /// [`RestoreError`] if it is not the state of such a device, or had another configuration.
     pub fn restore_dynamic_memory(
         &mut self,
         config: Config,

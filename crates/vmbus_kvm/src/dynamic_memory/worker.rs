@@ -14,7 +14,7 @@ use crate::bus_loop::PanicReport;
 use crate::shared::Shared;
 use crate::{HostFailure, Report, Thread};
 
-/// What is asked of the thread.
+/// A request to the thread.
 pub(super) enum Job {
     Discard {
         id: JobId,
@@ -28,23 +28,23 @@ pub(super) enum Job {
         id: JobId,
         range: PageRange,
     },
-    /// Works on another machine's memory from now on.
+    /// Work on another machine's memory from now on.
     Replace(Box<dyn MemoryBackend>, Sender<()>),
-    /// All jobs before this one are done.
+    /// Answered once all jobs before this one are done.
     Barrier(Sender<()>),
     Stop,
 }
 
-/// The running thread; dropping it waits until everything asked for is done.
+/// The running thread. Dropping it waits until all requests are done.
 pub(super) struct Worker {
     jobs: Sender<Job>,
-    /// Jobs whose end the device was not told of.
+    /// Jobs whose end has not been reported to the device.
     open_jobs: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts the thread. `done` is told on it of each job that ends.
+    /// Starts the thread, which reports the end of each job to `done`.
     pub(super) fn start(
         backend: Box<dyn MemoryBackend>,
         shared: Arc<Shared>,
@@ -63,15 +63,15 @@ impl Worker {
         self.open_jobs.load(Ordering::Acquire) == 0
     }
 
-    /// The way to the thread.
+    /// The sending end of the queue.
     pub(super) fn jobs(&self) -> Sender<Job> {
         self.jobs.clone()
     }
 
-    /// Asks for a job of the device's.
+    /// Queues a job of the device's.
     pub(super) fn submit(&self, job: Job) {
         self.open_jobs.fetch_add(1, Ordering::AcqRel);
-        // Fails only where the thread has failed, and with it the host.
+        // Fails only if the thread has failed, and with it the host.
         let _ = self.jobs.send(job);
     }
 }
@@ -138,12 +138,13 @@ impl<F: Fn(JobId, bool)> Run<F> {
         }
         (self.done)(id, ok);
         self.open_jobs.fetch_sub(1, Ordering::AcqRel);
-        // A host that is to pause waits for this.
+        // A host that is pausing waits for this.
         self.shared.wake();
     }
 }
 
-/// Stops the host when the thread ends for whatever reason: its work would be waited for without end.
+/// Stops the host when the thread ends for whatever reason, since its work would be waited for
+/// without end.
 struct EndOfHost<'a>(&'a Shared);
 
 impl Drop for EndOfHost<'_> {
