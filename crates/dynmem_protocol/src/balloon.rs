@@ -1,4 +1,4 @@
-//! Pages to the host and back (messages 6 to 9).
+//! Pages from the guest and back to it (messages 6 to 9).
 
 use alloc::vec::Vec;
 
@@ -18,10 +18,10 @@ struct BalloonRequestBody {
 }
 const _: () = assert!(size_of::<BalloonRequestBody>() == 16 - 8);
 
-/// Message 6: the host wants pages.
+/// Message 6: the host asks for pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BalloonRequest {
-    /// How many. The wire has 32 bits; more is sent as the most there is.
+    /// The number of pages. The wire format has 32 bits; a larger number is sent as the maximum.
     pub pages: PageCount,
 }
 
@@ -31,13 +31,13 @@ impl BalloonRequest {
         Ok(Self { pages: PageCount::new(body.pages.get().into()) })
     }
 
-    /// The bytes of the message.
+    /// The message as bytes.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
         emitted(|out| self.emit_into(transaction_id, out))
     }
 
-    /// Makes `out` the bytes of the message.
+    /// Writes the message to `out`, replacing its content.
     #[inline]
     pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = BalloonRequestBody {
@@ -58,13 +58,13 @@ struct BalloonResponseBody {
 }
 const _: () = assert!(size_of::<BalloonResponseBody>() == 16 - 8);
 
-/// Message 7: pages the host owns from now on. Several may answer one request; they may bring
-/// less than was asked for, or nothing.
+/// Message 7: pages that are the host's from now on. Several may answer one request, and they may
+/// bring fewer pages than requested, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BalloonResponse<'a> {
     /// Another response to the same request follows.
     pub more_pages: bool,
-    /// The pages, in any order; nothing about them is checked but the format.
+    /// The pages, in any order; nothing about them but the format has been checked.
     pub ranges: RangeWords<'a>,
 }
 
@@ -75,13 +75,13 @@ impl<'a> BalloonResponse<'a> {
         Ok(Self { more_pages: word & 1 != 0, ranges: frame.ranges(tail, word >> 1)? })
     }
 
-    /// The bytes of the message.
+    /// The message as bytes.
     #[must_use]
     pub fn emit(transaction_id: u32, more_pages: bool, ranges: &RangeList) -> Vec<u8> {
         emitted(|out| Self::emit_into(transaction_id, more_pages, ranges, out))
     }
 
-    /// Makes `out` the bytes of the message.
+    /// Writes the message to `out`, replacing its content.
     #[inline]
     pub fn emit_into(transaction_id: u32, more_pages: bool, ranges: &RangeList, out: &mut Vec<u8>) {
         let ranges = ranges.words();
@@ -93,22 +93,23 @@ impl<'a> BalloonResponse<'a> {
     }
 }
 
-/// Linux `struct dm_unballoon_request`, after the header and before the ranges. The two fields lie
-/// otherwise than in a balloon response.
+/// Linux `struct dm_unballoon_request`, after the header and before the ranges. The layout of the
+/// two fields differs from that of a balloon response.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct UnballoonRequestBody {
-    /// Bit 0: more pages; the rest reserved.
+    /// Bit 0: more pages; the rest is reserved.
     more: U32,
     range_count: U32,
 }
 const _: () = assert!(size_of::<UnballoonRequestBody>() == 16 - 8);
 const _: () = assert!(16 + MAX_RANGES * 8 <= MAX_HOST_MESSAGE);
 
-/// Message 8: pages the guest owns again. The guest answers the message without `more_pages` only.
+/// Message 8: pages that are the guest's again. The guest answers only the message without
+/// `more_pages`.
 ///
-/// Linux frees the pages with no check at all, so a host names only pages it has from this guest,
-/// and each of them once.
+/// Linux frees the pages without any check, so a host must name only pages that it has from this
+/// guest, and each of them once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnballoonRequest<'a> {
     /// Another message of the same request follows.
@@ -126,13 +127,13 @@ impl<'a> UnballoonRequest<'a> {
         })
     }
 
-    /// The bytes of the message, at most [`MAX_HOST_MESSAGE`].
+    /// The message as bytes, at most [`MAX_HOST_MESSAGE`].
     #[must_use]
     pub fn emit(transaction_id: u32, more_pages: bool, ranges: &RangeList) -> Vec<u8> {
         emitted(|out| Self::emit_into(transaction_id, more_pages, ranges, out))
     }
 
-    /// Makes `out` the bytes of the message, at most [`MAX_HOST_MESSAGE`].
+    /// Writes the message, at most [`MAX_HOST_MESSAGE`], to `out`, replacing its content.
     #[inline]
     pub fn emit_into(transaction_id: u32, more_pages: bool, ranges: &RangeList, out: &mut Vec<u8>) {
         let ranges = ranges.words();
@@ -144,25 +145,25 @@ impl<'a> UnballoonRequest<'a> {
     }
 }
 
-/// Message 9: the guest took all pages of an unballoon request.
+/// Message 9: the guest has taken all pages of an unballoon request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnballoonResponse;
 
 impl UnballoonResponse {
-    /// The bytes of the message.
+    /// The message as bytes.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
         emitted(|out| self.emit_into(transaction_id, out))
     }
 
-    /// Makes `out` the bytes of the message.
+    /// Writes the message to `out`, replacing its content.
     #[inline]
     pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         emit(out, MessageType::UNBALLOON_RESPONSE, transaction_id, &(), RangeWords::default())
     }
 }
 
-/// The number of ranges for a count field; a [`RangeList`] never has more than fit.
+/// The number of ranges for a count field, which always fits for a [`RangeList`].
 pub(crate) fn count_field(ranges: RangeWords<'_>) -> u32 {
     u32::try_from(ranges.len()).unwrap_or(u32::MAX)
 }

@@ -1,4 +1,4 @@
-//! What can be wrong with a message.
+//! Errors in a message.
 
 use crate::MessageType;
 
@@ -11,7 +11,7 @@ pub enum ParseError {
         /// Bytes in the packet.
         len: usize,
     },
-    /// The header's size is below the header's own or beyond the packet.
+    /// The header's size field is smaller than the header, or larger than the packet.
     #[error("header says {size} bytes in a packet of {len} bytes")]
     BadSize {
         /// The header's size field, in bytes.
@@ -19,7 +19,7 @@ pub enum ParseError {
         /// Bytes in the packet.
         len: usize,
     },
-    /// The protocol has no such message.
+    /// The protocol has no message of this type.
     #[error("unknown message type {}", .number.to_wire())]
     UnknownType {
         /// The header's type field.
@@ -31,20 +31,20 @@ pub enum ParseError {
         /// The header's type field.
         number: MessageType,
     },
-    /// The message is shorter than its type or its own counts ask for.
+    /// The message is shorter than its type or its own counts require.
     #[error("{number} of {size} bytes needs {needed} bytes")]
     TooShort {
         /// The header's type field.
         number: MessageType,
-        /// Bytes the message has, header included.
+        /// Bytes in the message, including the header.
         size: u64,
-        /// Bytes it needs, header included.
+        /// Bytes required, including the header.
         needed: u64,
     },
-    /// A hot-add request is of neither of its two forms.
+    /// A hot-add request has neither of its two forms.
     #[error("hot-add request of {size} bytes is neither of 16 nor of 24")]
     HotAddForm {
-        /// Bytes the message has, header included.
+        /// Bytes in the message, including the header.
         size: u64,
     },
 }

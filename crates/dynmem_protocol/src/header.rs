@@ -1,4 +1,4 @@
-//! The header, and the bytes of a message around it.
+//! The message header, and splitting and composing of messages.
 
 use alloc::vec::Vec;
 
@@ -7,27 +7,27 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::{MessageType, ParseError, RangeWords};
 
-/// The most bytes a host may send in one message, padding to 8 included.
+/// The most bytes a host may send in one message, including padding to a multiple of 8.
 ///
-/// Linux copies into a buffer of this size and loops for ever on a longer packet
-/// (`hv_balloon.c`, `recv_buffer`).
+/// Linux copies into a buffer of this size and loops for ever on a longer packet (`hv_balloon.c`,
+/// `recv_buffer`).
 pub const MAX_HOST_MESSAGE: usize = 4096;
 
 /// Bytes of the header.
 pub(crate) const HEADER_SIZE: usize = size_of::<Header>();
 const _: () = assert!(HEADER_SIZE == 8);
 
-/// First in every message. Linux `struct dm_header`.
+/// The start of every message. Linux `struct dm_header`.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Header {
     number: U16,
-    /// Bytes of the message, header included.
+    /// Bytes of the message, including the header.
     size: U16,
     transaction_id: U32,
 }
 
-/// A message taken apart, its body not yet looked at.
+/// A message split into its parts, with the body still unchecked.
 pub(crate) struct Frame<'a> {
     pub(crate) number: MessageType,
     pub(crate) transaction_id: u32,
@@ -52,7 +52,7 @@ impl<'a> Frame<'a> {
         })
     }
 
-    /// Bytes of the message, header included.
+    /// Bytes of the message, including the header.
     pub(crate) fn size(&self) -> u64 {
         wide(self.body.len()).saturating_add(wide(HEADER_SIZE))
     }
@@ -66,7 +66,7 @@ impl<'a> Frame<'a> {
             .map_err(|_| self.too_short(wide(size_of::<T>()).saturating_add(wide(HEADER_SIZE))))
     }
 
-    /// The first `count` range words of `tail`, which is what [`Frame::body`] left.
+    /// The first `count` range words of `tail`, the rest that [`Frame::body`] returned.
     pub(crate) fn ranges(&self, tail: &'a [u8], count: u32) -> Result<RangeWords<'a>, ParseError> {
         let bytes = u64::from(count).saturating_mul(wide(size_of::<U64>()));
         let fixed = self.size().saturating_sub(wide(tail.len()));
@@ -82,8 +82,8 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Makes `out` the message of type `number` with the given body and range words after it. What was
-/// in `out` is gone; its memory is used again.
+/// Writes the message of type `number` to `out`: the given body, followed by range words. Replaces
+/// the content of `out` and reuses its memory.
 #[inline]
 pub(crate) fn emit(
     out: &mut Vec<u8>,
@@ -108,7 +108,7 @@ pub(crate) fn emit(
     }
 }
 
-/// The bytes that `emit_into` makes, in a buffer of their own.
+/// The bytes that `emit_into` writes, in a buffer of their own.
 pub(crate) fn emitted(emit_into: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut message = Vec::new();
     emit_into(&mut message);

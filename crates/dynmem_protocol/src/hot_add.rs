@@ -1,4 +1,4 @@
-//! New memory for the guest (messages 10 and 11).
+//! Addition of memory (messages 10 and 11).
 
 use alloc::vec::Vec;
 
@@ -29,10 +29,10 @@ const _: () = assert!(size_of::<HotAddWithRegionBody>() == 24 - 8);
 /// Message 10: memory the guest may use from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HotAddRequest {
-    /// The pages backed now.
+    /// The pages that are backed now.
     pub range: RangeWord,
-    /// The addresses the guest should set aside; without it, the guest rounds `range` outwards.
-    /// The two forms have one type number and differ in size.
+    /// The addresses the guest should set aside; without this, the guest rounds `range` outwards.
+    /// The two forms share a type number and differ in size.
     pub region: Option<RangeWord>,
 }
 
@@ -54,13 +54,13 @@ impl HotAddRequest {
         }
     }
 
-    /// The bytes of the message.
+    /// The message as bytes.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
         emitted(|out| self.emit_into(transaction_id, out))
     }
 
-    /// Makes `out` the bytes of the message.
+    /// Writes the message to `out`, replacing its content.
     #[inline]
     pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let range = U64::new(self.range.to_wire());
@@ -81,23 +81,24 @@ impl HotAddRequest {
     }
 }
 
-/// The guest's verdict on a hot-add request; any number is possible on the wire.
+/// The guest's result for a hot-add request; any number is possible on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HotAddResult(u32);
 
 impl HotAddResult {
     /// Nothing was added, but a later request may succeed.
     pub const FAILURE: Self = Self(0);
-    /// The pages named were added; no pages with success means never ask again.
+    /// The pages reported were added. Success with no pages means that the host must never ask
+    /// again.
     pub const SUCCESS: Self = Self(1);
 
-    /// The number as it came.
+    /// The result from the wire.
     #[must_use]
     pub const fn from_wire(number: u32) -> Self {
         Self(number)
     }
 
-    /// The number as it goes.
+    /// The number for the wire.
     #[must_use]
     pub const fn to_wire(self) -> u32 {
         self.0
@@ -113,13 +114,13 @@ struct HotAddResponseBody {
 }
 const _: () = assert!(size_of::<HotAddResponseBody>() == 16 - 8);
 
-/// Message 11: how much of a hot-add request the guest took.
+/// Message 11: how much of a hot-add request the guest accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HotAddResponse {
-    /// Pages added, from the start of the range up; not necessarily online. The wire has 32 bits;
-    /// more is sent as the most there is.
+    /// Pages added, from the start of the range; not necessarily online. The wire format has 32
+    /// bits; a larger number is sent as the maximum.
     pub pages: PageCount,
-    /// What it means when that is not all.
+    /// The meaning if that is not all of them.
     pub result: HotAddResult,
 }
 
@@ -132,13 +133,13 @@ impl HotAddResponse {
         })
     }
 
-    /// The bytes of the message.
+    /// The message as bytes.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
         emitted(|out| self.emit_into(transaction_id, out))
     }
 
-    /// Makes `out` the bytes of the message.
+    /// Writes the message to `out`, replacing its content.
     #[inline]
     pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = HotAddResponseBody {

@@ -1,4 +1,4 @@
-//! Memory removed for good (messages 13 and 14): defined, but no known guest takes part.
+//! Permanent removal of memory (messages 13 and 14): defined, but no known guest supports it.
 
 use alloc::vec::Vec;
 
@@ -21,14 +21,14 @@ struct HotRemoveRequestBody {
 }
 const _: () = assert!(size_of::<HotRemoveRequestBody>() == 24 - 8);
 
-/// Message 13: the host wants memory removed.
+/// Message 13: the host asks for memory to be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HotRemoveRequest {
     /// The NUMA node to take it from.
     pub virtual_node: u32,
-    /// How many pages. The wire has 32 bits; more is sent as the most there is.
+    /// The number of pages. The wire format has 32 bits; a larger number is sent as the maximum.
     pub pages: PageCount,
-    /// Bit 0: large pages; bit 1: from that node only.
+    /// Bit 0: large pages; bit 1: only from that node.
     pub qos_flags: u32,
 }
 
@@ -42,13 +42,13 @@ impl HotRemoveRequest {
         })
     }
 
-    /// The bytes of the message.
+    /// The message as bytes.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
         emitted(|out| self.emit_into(transaction_id, out))
     }
 
-    /// Makes `out` the bytes of the message.
+    /// Writes the message to `out`, replacing its content.
     #[inline]
     pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = HotRemoveRequestBody {
@@ -67,15 +67,15 @@ impl HotRemoveRequest {
 struct HotRemoveResponseBody {
     result: U32,
     range_count: U32,
-    /// Bit 0: more pages; the rest reserved.
+    /// Bit 0: more pages; the rest is reserved.
     more: U64,
 }
 const _: () = assert!(size_of::<HotRemoveResponseBody>() == 24 - 8);
 
-/// Message 14: the memory removed.
+/// Message 14: the memory that was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HotRemoveResponse<'a> {
-    /// The guest's verdict; meaning unknown.
+    /// The guest's result; its meaning is unknown.
     pub result: u32,
     /// Another response to the same request follows.
     pub more_pages: bool,
@@ -93,13 +93,13 @@ impl<'a> HotRemoveResponse<'a> {
         })
     }
 
-    /// The bytes of the message.
+    /// The message as bytes.
     #[must_use]
     pub fn emit(transaction_id: u32, result: u32, more_pages: bool, ranges: &RangeList) -> Vec<u8> {
         emitted(|out| Self::emit_into(transaction_id, result, more_pages, ranges, out))
     }
 
-    /// Makes `out` the bytes of the message.
+    /// Writes the message to `out`, replacing its content.
     #[inline]
     pub fn emit_into(
         transaction_id: u32,

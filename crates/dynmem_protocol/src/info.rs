@@ -25,7 +25,7 @@ struct InfoBody {
 }
 const _: () = assert!(size_of::<InfoBody>() == 24 - 8);
 
-/// An [`InfoBody`] with the one kind of data that is known.
+/// An [`InfoBody`] with the only known kind of data.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct MaximumPageCountBody {
@@ -34,12 +34,12 @@ struct MaximumPageCountBody {
 }
 const _: () = assert!(size_of::<MaximumPageCountBody>() == 32 - 8);
 
-/// Message 12: a fact for the guest, which does not answer. Only for guests of version 1.0 and up.
+/// Message 12: a fact for the guest, which does not answer. Only for protocol version 1.0 and up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InfoMessage {
     /// The most memory the guest will ever have.
     MaximumPageCount(PageCount),
-    /// A kind of fact nobody has described.
+    /// A kind of fact that is not documented.
     Other {
         /// Its number.
         kind: u32,
@@ -58,13 +58,13 @@ impl InfoMessage {
         }
     }
 
-    /// The bytes of the message.
+    /// The message as bytes.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
         emitted(|out| self.emit_into(transaction_id, out))
     }
 
-    /// Makes `out` the bytes of the message.
+    /// Writes the message to `out`, replacing its content.
     #[inline]
     pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let number = MessageType::INFO_MESSAGE;

@@ -10,12 +10,12 @@
     clippy::arithmetic_side_effects,
     clippy::wildcard_enum_match_arm
 )]
-//! The wire format of Hyper-V Dynamic Memory: parse and emit, no state.
+//! The wire format of Hyper-V Dynamic Memory: parsing and emitting, without state.
 //!
-//! One packet of the channel's ring carries one message: an 8-byte header and a body, all little
-//! endian. [`GuestMessage::parse`] is the way in for the host, [`HostMessage::parse`] for a guest;
-//! past them no count is unchecked. Each message type has an `emit_into` for a buffer that is used again
-//! and an `emit` for one of its own. [`MESSAGES`] lists them all.
+//! One packet in the channel's ring carries one message: an 8-byte header and a body, all little
+//! endian. A host parses with [`GuestMessage::parse`], a guest with [`HostMessage::parse`]; after
+//! that all counts are checked. Each message type has an `emit_into`, which writes to a buffer that
+//! can be reused, and an `emit`, which returns a new one. [`MESSAGES`] lists all types.
 //!
 //! Sources: Linux `drivers/hv/hv_balloon.c`; for what Linux does not define (hot remove, the
 //! response bits) QEMU `include/hw/hyperv/dynmem-proto.h`.

@@ -1,56 +1,56 @@
-//! The table of messages.
+//! The table of message types.
 
 use core::fmt;
 
 use crate::Version;
 
-/// The number that tells messages apart: the header's first field.
+/// The number that identifies a kind of message: the header's first field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageType(u16);
 
 impl MessageType {
-    /// The guest asks for a protocol version.
+    /// The guest requests a protocol version.
     pub const VERSION_REQUEST: Self = Self(1);
-    /// The host takes it or not.
+    /// The host accepts or refuses it.
     pub const VERSION_RESPONSE: Self = Self(2);
-    /// The guest says what it can do.
+    /// The guest's capabilities.
     pub const CAPABILITIES_REPORT: Self = Self(3);
-    /// The host agrees.
+    /// The host accepts them.
     pub const CAPABILITIES_RESPONSE: Self = Self(4);
     /// The guest's memory pressure; never answered.
     pub const STATUS_REPORT: Self = Self(5);
-    /// The host wants pages.
+    /// The host asks for pages.
     pub const BALLOON_REQUEST: Self = Self(6);
-    /// Pages for the host, one or more messages for one request.
+    /// Pages for the host; one or more messages for a request.
     pub const BALLOON_RESPONSE: Self = Self(7);
-    /// The host gives pages back, one or more messages.
+    /// The host returns pages; one or more messages for a request.
     pub const UNBALLOON_REQUEST: Self = Self(8);
-    /// The guest took them; one for all messages of a request.
+    /// The guest has taken them; one message for a request.
     pub const UNBALLOON_RESPONSE: Self = Self(9);
     /// The host adds memory.
     pub const HOT_ADD_REQUEST: Self = Self(10);
-    /// The guest says how much of it it took.
+    /// How much of it the guest took.
     pub const HOT_ADD_RESPONSE: Self = Self(11);
     /// A fact for the guest; never answered.
     pub const INFO_MESSAGE: Self = Self(12);
-    /// The host wants memory removed; no known guest obeys.
+    /// The host asks for memory to be removed; no known guest supports this.
     pub const HOT_REMOVE_REQUEST: Self = Self(13);
-    /// The memory removed.
+    /// The memory that was removed.
     pub const HOT_REMOVE_RESPONSE: Self = Self(14);
 
-    /// The type a header carries; any number.
+    /// The type in a header; any number is possible.
     #[must_use]
     pub const fn from_wire(number: u16) -> Self {
         Self(number)
     }
 
-    /// The type as a header carries it.
+    /// The number for a header.
     #[must_use]
     pub const fn to_wire(self) -> u16 {
         self.0
     }
 
-    /// What the protocol says of this type, or `None` where it does not know it.
+    /// The protocol's definition of this type, or `None` if it has none.
     #[must_use]
     pub fn info(self) -> Option<&'static MessageInfo> {
         MESSAGES.iter().find(|info| info.number == self)
@@ -66,12 +66,12 @@ impl fmt::Display for MessageType {
     }
 }
 
-/// Who sends a message.
+/// The direction in which a message is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// The guest (VSC) to the host (VSP).
+    /// From the guest (VSC) to the host (VSP).
     ToHost,
-    /// The host to the guest.
+    /// From the host to the guest.
     ToGuest,
 }
 
@@ -82,13 +82,13 @@ pub struct MessageInfo {
     pub number: MessageType,
     /// The name, for people.
     pub name: &'static str,
-    /// Who sends it.
+    /// Its direction.
     pub direction: Direction,
-    /// The first protocol version that has it.
+    /// The first protocol version that includes it.
     pub since: Version,
 }
 
-/// Every message of the protocol. Number 0, "error", is defined too, but nobody sends it.
+/// Every message of the protocol. Number 0, "error", is defined as well, but neither side sends it.
 ///
 /// Source: Linux `hv_balloon.c`, `enum dm_message_type` for 1 to 12; QEMU `dynmem-proto.h` for 13
 /// and 14.

@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::header::{Frame, emit, emitted};
 use crate::{MessageType, ParseError, RangeWords, Version};
 
-/// Bit 0 of the responses: taken.
+/// Bit 0 of the responses: accepted.
 const IS_ACCEPTED: u64 = 1;
 
 /// Linux `struct dm_version_request`, after the header.
@@ -17,17 +17,17 @@ const IS_ACCEPTED: u64 = 1;
 #[repr(C)]
 struct VersionRequestBody {
     version: U32,
-    /// Bit 0: last attempt; the rest reserved.
+    /// Bit 0: last attempt; the rest is reserved.
     flags: U32,
 }
 const _: () = assert!(size_of::<VersionRequestBody>() == 16 - 8);
 
-/// Message 1: the guest asks for a version, its highest first.
+/// Message 1: the guest requests a version, its highest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VersionRequest {
-    /// The version asked for.
+    /// The requested version.
     pub version: Version,
-    /// The guest gives up when this one is refused.
+    /// The guest gives up if this one is refused.
     pub is_last_attempt: bool,
 }
 
@@ -40,13 +40,13 @@ impl VersionRequest {
         })
     }
 
-    /// The bytes of the message.
+    /// The message as bytes.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
         emitted(|out| self.emit_into(transaction_id, out))
     }
 
-    /// Makes `out` the bytes of the message.
+    /// Writes the message to `out`, replacing its content.
     #[inline]
     pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = VersionRequestBody {
@@ -65,10 +65,11 @@ struct ResponseBody {
 }
 const _: () = assert!(size_of::<ResponseBody>() == 16 - 8);
 
-/// Message 2: the host takes the version or not. It must echo the request's transaction id.
+/// Message 2: the host accepts the version or refuses it. It must echo the request's transaction
+/// id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VersionResponse {
-    /// Whether both sides speak the version from now on.
+    /// Whether both sides use the version from now on.
     pub is_accepted: bool,
 }
 
@@ -78,13 +79,13 @@ impl VersionResponse {
         Ok(Self { is_accepted: body.flags.get() & IS_ACCEPTED != 0 })
     }
 
-    /// The bytes of the message.
+    /// The message as bytes.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
         emitted(|out| self.emit_into(transaction_id, out))
     }
 
-    /// Makes `out` the bytes of the message.
+    /// Writes the message to `out`, replacing its content.
     #[inline]
     pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = ResponseBody { flags: U64::new(self.is_accepted.into()) };
@@ -92,14 +93,14 @@ impl VersionResponse {
     }
 }
 
-/// What a guest can do: the first word of its capabilities report. Linux `union dm_caps`.
+/// A guest's capabilities: the first word of its capabilities report. Linux `union dm_caps`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities(u64);
 
 impl Capabilities {
-    /// The guest gives pages when asked.
+    /// The guest gives up pages when asked.
     pub const BALLOON: Self = Self(1);
-    /// The guest takes new memory.
+    /// The guest accepts new memory.
     pub const HOT_ADD: Self = Self(1 << 1);
     /// The guest removes memory when asked (QEMU `dynmem-proto.h`; no known guest sets it).
     pub const HOT_REMOVE: Self = Self(1 << 6);
@@ -107,13 +108,13 @@ impl Capabilities {
     const ALIGNMENT_SHIFT: u32 = 2;
     const ALIGNMENT_MASK: u64 = 0xf;
 
-    /// The word as it came.
+    /// The capabilities in a word from the wire.
     #[must_use]
     pub const fn from_wire(word: u64) -> Self {
         Self(word)
     }
 
-    /// The word as it goes.
+    /// The word for the wire.
     #[must_use]
     pub const fn to_wire(self) -> u64 {
         self.0
@@ -131,7 +132,7 @@ impl Capabilities {
         self.0 & other.0 == other.0
     }
 
-    /// Start and size of hot-added memory must be multiples of this: 1 MiB to 32 GiB.
+    /// Start and size of hot-added memory must be multiples of this; from 1 MiB to 32 GiB.
     #[must_use]
     pub const fn hot_add_alignment(self) -> PageCount {
         let log2_mib = (self.0 >> Self::ALIGNMENT_SHIFT) & Self::ALIGNMENT_MASK;
@@ -156,14 +157,14 @@ struct CapabilitiesReportBody {
 }
 const _: () = assert!(size_of::<CapabilitiesReportBody>() == 32 - 8);
 
-/// Message 3: what the guest can do.
+/// Message 3: the guest's capabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CapabilitiesReport {
-    /// What it can do.
+    /// The capabilities.
     pub capabilities: Capabilities,
-    /// The smallest size the guest would accept. Linux says 0; hosts ignore it.
+    /// The smallest size the guest would accept. Linux sends 0; hosts ignore it.
     pub minimum_pages: PageCount,
-    /// The highest page number the guest can handle. Linux says all ones; hosts ignore it.
+    /// The highest page number the guest can handle. Linux sends all ones; hosts ignore it.
     pub highest_page: u64,
 }
 
@@ -177,13 +178,13 @@ impl CapabilitiesReport {
         })
     }
 
-    /// The bytes of the message.
+    /// The message as bytes.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
         emitted(|out| self.emit_into(transaction_id, out))
     }
 
-    /// Makes `out` the bytes of the message.
+    /// Writes the message to `out`, replacing its content.
     #[inline]
     pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = CapabilitiesReportBody {
@@ -195,14 +196,14 @@ impl CapabilitiesReport {
     }
 }
 
-/// Message 4: the host agrees. It must echo the report's transaction id.
+/// Message 4: the host accepts the capabilities. It must echo the report's transaction id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CapabilitiesResponse {
-    /// Whether the host goes on with this guest.
+    /// Whether the host continues with this guest.
     pub is_accepted: bool,
-    /// Bit 1, which QEMU sets; Linux holds it for reserved.
+    /// Bit 1, which QEMU sets; reserved according to Linux.
     pub hot_remove: bool,
-    /// Bit 2 asks the guest to send no status reports; Linux sends them all the same.
+    /// Bit 2 asks the guest not to send status reports; Linux sends them all the same.
     pub suppress_pressure_reports: bool,
 }
 
@@ -220,13 +221,13 @@ impl CapabilitiesResponse {
         })
     }
 
-    /// The bytes of the message.
+    /// The message as bytes.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
         emitted(|out| self.emit_into(transaction_id, out))
     }
 
-    /// Makes `out` the bytes of the message.
+    /// Writes the message to `out`, replacing its content.
     #[inline]
     pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let flag = |set: bool, bit: u64| if set { bit } else { 0 };

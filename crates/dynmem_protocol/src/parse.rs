@@ -1,4 +1,4 @@
-//! From bytes to messages, one entry for each direction.
+//! Parsing of packets into messages, for each direction.
 
 use crate::header::Frame;
 use crate::{
@@ -10,13 +10,14 @@ use crate::{
 /// A message from the guest to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestMessage<'a> {
-    /// The guest's number for the message. Linux counts all it sends and never echoes the host's.
+    /// The guest's number for the message. Linux numbers all messages it sends and never echoes the
+    /// host's number.
     pub transaction_id: u32,
-    /// What it says.
+    /// The content.
     pub body: GuestBody<'a>,
 }
 
-/// What a guest can say.
+/// The content of a guest's message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each variant is documented by the type it holds")]
 pub enum GuestBody<'a> {
@@ -30,11 +31,11 @@ pub enum GuestBody<'a> {
 }
 
 impl<'a> GuestMessage<'a> {
-    /// The message in a packet from the guest. `packet` is a copy: the guest must not be able to
-    /// change it any more.
+    /// Parses a packet from the guest. `packet` must be a copy that the guest cannot change any
+    /// more.
     ///
     /// # Errors
-    /// [`ParseError`]; the packet is then not to be used in any other way.
+    /// [`ParseError`]; the packet must then not be used in any other way.
     pub fn parse(packet: &'a [u8]) -> Result<Self, ParseError> {
         use GuestBody as B;
         use MessageType as T;
@@ -74,11 +75,11 @@ impl GuestBody<'_> {
 pub struct HostMessage<'a> {
     /// The host's number for the message; all messages of one unballoon request share it.
     pub transaction_id: u32,
-    /// What it says.
+    /// The content.
     pub body: HostBody<'a>,
 }
 
-/// What a host can say.
+/// The content of a host's message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each variant is documented by the type it holds")]
 pub enum HostBody<'a> {
@@ -92,7 +93,7 @@ pub enum HostBody<'a> {
 }
 
 impl<'a> HostMessage<'a> {
-    /// The message in a packet from the host.
+    /// Parses a packet from the host.
     ///
     /// # Errors
     /// [`ParseError`].
@@ -116,7 +117,7 @@ impl<'a> HostMessage<'a> {
     }
 }
 
-/// Why a type that one direction does not have is wrong.
+/// The error for a type that this direction does not have.
 fn not_from_there(number: MessageType) -> ParseError {
     match number.info() {
         Some(_) => ParseError::WrongDirection { number },

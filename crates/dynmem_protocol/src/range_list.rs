@@ -1,4 +1,4 @@
-//! The range words at the end of a message.
+//! The list of range words at the end of a message.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -10,12 +10,12 @@ use zerocopy::little_endian::U64;
 use crate::header::{HEADER_SIZE, MAX_HOST_MESSAGE};
 use crate::{RangeTooLong, RangeWord};
 
-/// The most ranges in a balloon response or an unballoon request that keeps to
-/// [`MAX_HOST_MESSAGE`]; Linux keeps to it too.
+/// The most ranges in a balloon response or an unballoon request of at most [`MAX_HOST_MESSAGE`]
+/// bytes. Linux observes the same limit.
 pub const MAX_RANGES: usize = (MAX_HOST_MESSAGE - HEADER_SIZE - 8) / size_of::<U64>();
 const _: () = assert!(MAX_RANGES == 510);
 
-/// The range words of a message that was parsed, or of a [`RangeList`].
+/// The range words of a parsed message or of a [`RangeList`].
 #[derive(Clone, Copy, Default)]
 pub struct RangeWords<'a>(&'a [U64]);
 
@@ -40,7 +40,7 @@ impl<'a> RangeWords<'a> {
         self.0.len()
     }
 
-    /// Whether there is no word.
+    /// Whether there are no words.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.0.is_empty()
@@ -61,10 +61,10 @@ impl fmt::Debug for RangeWords<'_> {
     }
 }
 
-/// Why a range does not go into a [`RangeList`].
+/// Why a range cannot be added to a [`RangeList`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RangeListError {
-    /// The list has [`MAX_RANGES`] ranges.
+    /// The list already has [`MAX_RANGES`] ranges.
     #[error("message is full with {MAX_RANGES} ranges")]
     Full,
     /// The range does not fit a range word.
@@ -72,7 +72,7 @@ pub enum RangeListError {
     TooLong(#[from] RangeTooLong),
 }
 
-/// Ranges to send: at most [`MAX_RANGES`], so that no message comes out too long.
+/// Ranges to send: at most [`MAX_RANGES`], so that no message becomes too long.
 #[derive(Clone, Debug, Default)]
 pub struct RangeList {
     words: Vec<U64>,
@@ -86,7 +86,7 @@ impl RangeList {
         Self { words: Vec::new(), pages: PageCount::ZERO }
     }
 
-    /// Removes all ranges and keeps the memory for the next ones.
+    /// Removes all ranges but keeps the memory for the next ones.
     pub fn clear(&mut self) {
         self.words.clear();
         self.pages = PageCount::ZERO;
@@ -95,7 +95,7 @@ impl RangeList {
     /// Appends `range`.
     ///
     /// # Errors
-    /// [`RangeListError`] where the list is full or the range too long; the list is unchanged.
+    /// [`RangeListError`] if the list is full or the range too long; the list is unchanged.
     #[inline]
     pub fn push(&mut self, range: PageRange) -> Result<(), RangeListError> {
         if self.is_full() {
@@ -112,13 +112,13 @@ impl RangeList {
         self.words.len() >= MAX_RANGES
     }
 
-    /// The pages of all ranges together.
+    /// The number of pages of all ranges together.
     #[must_use]
     pub const fn pages(&self) -> PageCount {
         self.pages
     }
 
-    /// The ranges as messages carry them.
+    /// The ranges in wire form.
     #[must_use]
     pub fn words(&self) -> RangeWords<'_> {
         RangeWords::new(&self.words)

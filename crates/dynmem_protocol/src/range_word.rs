@@ -1,25 +1,25 @@
-//! A page range in 64 bits.
+//! Page ranges encoded in 64 bits.
 
 use page_range::{Gpfn, PageCount, PageRange, RangeError};
 
 const START_BITS: u32 = 40;
 const START_MASK: u64 = (1 << START_BITS) - 1;
 
-/// The most pages one range word can name: 64 GiB less one page.
+/// The most pages that one range word can name: 64 GiB less one page.
 pub const MAX_RANGE_PAGES: PageCount = PageCount::new((1 << (u64::BITS - START_BITS)) - 1);
 
 /// A range has more pages than a range word can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("range of {count} pages does not fit the 24 bits of a range word")]
+#[error("range of {count} pages does not fit into the 24 bits of a range word")]
 pub struct RangeTooLong {
     /// Pages in the range.
     pub count: PageCount,
 }
 
-/// A page range as messages carry it: the first page in bits 0 to 39, the count in bits 40 to 63.
-/// Linux `union dm_mem_page_range`.
+/// A page range in wire form: the first page in bits 0 to 39, the count in bits 40 to 63. Linux
+/// `union dm_mem_page_range`.
 ///
-/// Any word is possible on the wire; [`RangeWord::range`] tells whether it names pages.
+/// Any word is possible on the wire; [`RangeWord::range`] checks whether it names pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RangeWord(u64);
 
@@ -37,14 +37,14 @@ impl RangeWord {
         Ok(Self(count.get() << START_BITS | range.start().get()))
     }
 
-    /// The word as it came.
+    /// The word from the wire.
     #[must_use]
     #[inline]
     pub const fn from_wire(word: u64) -> Self {
         Self(word)
     }
 
-    /// The word as it goes.
+    /// The word for the wire.
     #[must_use]
     #[inline]
     pub const fn to_wire(self) -> u64 {
@@ -54,7 +54,7 @@ impl RangeWord {
     /// The pages it names.
     ///
     /// # Errors
-    /// [`RangeError`] where the count is zero or the range leaves the address space.
+    /// [`RangeError`] if the count is zero or the range leaves the address space.
     #[inline]
     pub fn range(self) -> Result<PageRange, RangeError> {
         let start = Gpfn::new(self.0 & START_MASK).ok_or(RangeError::TooHigh)?;

@@ -1,4 +1,4 @@
-//! The guest's memory pressure (message 5).
+//! The guest's memory pressure report (message 5).
 
 use alloc::vec::Vec;
 
@@ -22,9 +22,9 @@ struct StatusReportBody {
 }
 const _: () = assert!(size_of::<StatusReportBody>() == 48 - 8);
 
-/// Message 5: how much memory the guest has and wants, about once a second. Never answered.
+/// Message 5: how much memory the guest has and wants, sent about once a second. Never answered.
 ///
-/// All numbers are the guest's word and may be anything. Linux fills the first two only.
+/// All numbers are the guest's claims and may be anything. Linux fills in only the first two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StatusReport {
     /// Pages the guest can use without swapping.
@@ -54,13 +54,13 @@ impl StatusReport {
         })
     }
 
-    /// The bytes of the message.
+    /// The message as bytes.
     #[must_use]
     pub fn emit(self, transaction_id: u32) -> Vec<u8> {
         emitted(|out| self.emit_into(transaction_id, out))
     }
 
-    /// Makes `out` the bytes of the message.
+    /// Writes the message to `out`, replacing its content.
     #[inline]
     pub fn emit_into(self, transaction_id: u32, out: &mut Vec<u8>) {
         let body = StatusReportBody {

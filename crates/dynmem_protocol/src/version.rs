@@ -2,28 +2,29 @@
 
 use core::fmt;
 
-/// A Dynamic Memory protocol version: major number in the high half, minor in the low one.
+/// A Dynamic Memory protocol version: the major number in the high half, the minor one in the low
+/// half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(u32);
 
 impl Version {
-    /// 0.3, the highest of Windows 7 and Server 2008 R2.
+    /// 0.3, the highest version of Windows 7 and Server 2008 R2.
     pub const V0_3: Self = Self(0x0000_0003);
-    /// 1.0, the highest of Windows 8 and Server 2012.
+    /// 1.0, the highest version of Windows 8 and Server 2012.
     pub const V1_0: Self = Self(0x0001_0000);
-    /// 2.0, the highest of Windows 10, Server 2016 and all Linux kernels with ballooning.
+    /// 2.0, the highest version of Windows 10, Server 2016 and all Linux kernels with ballooning.
     pub const V2_0: Self = Self(0x0002_0000);
 
-    /// All versions there are, newest first.
+    /// All known versions, newest first.
     pub const KNOWN: [Self; 3] = [Self::V2_0, Self::V1_0, Self::V0_3];
 
-    /// The version a message carries; any number.
+    /// The version in a message; any number is possible.
     #[must_use]
     pub const fn from_wire(word: u32) -> Self {
         Self(word)
     }
 
-    /// The version as a message carries it.
+    /// The number for a message.
     #[must_use]
     pub const fn to_wire(self) -> u32 {
         self.0

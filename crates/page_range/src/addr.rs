@@ -24,7 +24,7 @@ impl Gpa {
         self.0
     }
 
-    /// The address `bytes` further up, or `None` where that wraps.
+    /// The address `bytes` further up, or `None` on overflow.
     #[must_use]
     pub const fn checked_add(self, bytes: u64) -> Option<Self> {
         match self.0.checked_add(bytes) {
@@ -58,7 +58,7 @@ pub struct Gpfn(u64);
 
 impl Gpfn {
     /// The first number above all pages: x86-64 physical addresses have at most 52 bits, and the
-    /// Dynamic Memory wire format has 40 bits for a page number. It only appears as the exclusive
+    /// Dynamic Memory wire format has 40 bits for a page number. It occurs only as the exclusive
     /// end of a range.
     pub const MAX: Self = Self(1 << 40);
 
@@ -89,8 +89,8 @@ impl Gpfn {
         }
     }
 
-    /// The first page from this one up whose number is a multiple of `unit`, or `None` above
-    /// [`Gpfn::MAX`]. A `unit` of no pages counts as one page.
+    /// The first page at or above this one whose number is a multiple of `unit`, or `None` above
+    /// [`Gpfn::MAX`]. A `unit` of zero pages counts as one page.
     #[must_use]
     pub const fn align_up(self, unit: PageCount) -> Option<Self> {
         match PageCount(self.0).align_up(unit) {
@@ -99,13 +99,14 @@ impl Gpfn {
         }
     }
 
-    /// The last page up to this one whose number is a multiple of `unit`; of no pages as of one.
+    /// The last page at or below this one whose number is a multiple of `unit`. A `unit` of zero
+    /// pages counts as one page.
     #[must_use]
     pub const fn align_down(self, unit: PageCount) -> Self {
         Self(PageCount(self.0).align_down(unit).0)
     }
 
-    /// The pages from `other` up to this one; zero where `other` is above.
+    /// The number of pages from `other` up to this one; zero if `other` is above.
     #[must_use]
     pub const fn distance_from(self, other: Self) -> PageCount {
         PageCount(self.0.saturating_sub(other.0))
@@ -156,7 +157,7 @@ impl PageCount {
         self.0.saturating_mul(PAGE_SIZE)
     }
 
-    /// The sum, or `None` where it wraps.
+    /// The sum, or `None` on overflow.
     #[must_use]
     pub const fn checked_add(self, other: Self) -> Option<Self> {
         match self.0.checked_add(other.0) {
@@ -165,7 +166,7 @@ impl PageCount {
         }
     }
 
-    /// The difference, or `None` where `other` is larger.
+    /// The difference, or `None` if `other` is larger.
     #[must_use]
     pub const fn checked_sub(self, other: Self) -> Option<Self> {
         match self.0.checked_sub(other.0) {
@@ -180,14 +181,14 @@ impl PageCount {
         Self(self.0.saturating_add(other.0))
     }
 
-    /// The difference, zero where `other` is larger.
+    /// The difference, or zero if `other` is larger.
     #[must_use]
     pub const fn saturating_sub(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
     }
 
-    /// The next multiple of `unit`, or `None` where there is none. A `unit` of no pages counts as
-    /// one page.
+    /// The smallest multiple of `unit` that is not below this count, or `None` on overflow. A
+    /// `unit` of zero pages counts as one page.
     #[must_use]
     pub const fn align_up(self, unit: Self) -> Option<Self> {
         match self.0.checked_next_multiple_of(unit.at_least_one()) {
@@ -196,7 +197,8 @@ impl PageCount {
         }
     }
 
-    /// The multiple of `unit` at or below; a `unit` of no pages counts as one page.
+    /// The largest multiple of `unit` that is not above this count. A `unit` of zero pages counts
+    /// as one page.
     #[must_use]
     pub const fn align_down(self, unit: Self) -> Self {
         match self.0.checked_rem(unit.at_least_one()) {

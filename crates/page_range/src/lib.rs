@@ -12,9 +12,9 @@
 )]
 //! Guest page numbers, page ranges and exact sets of them.
 //!
-//! A *page* is 4 KiB here, whatever page size guest or host use: the Dynamic Memory protocol and
-//! VMBus both count so. Addresses and counts are newtypes without `+` and `-`, so that no sum of
-//! guest-supplied numbers can wrap unnoticed.
+//! A *page* here is 4 KiB, whatever page size guest or host use, because the Dynamic Memory
+//! protocol and VMBus count in such pages. Addresses and counts are newtypes without `+` and `-`,
+//! so that no sum of guest-supplied numbers can overflow unnoticed.
 
 extern crate alloc;
 #[cfg(test)]

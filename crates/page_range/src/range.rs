@@ -1,10 +1,10 @@
-//! A run of neighbouring pages.
+//! Ranges of consecutive pages.
 
 use core::fmt;
 
 use crate::{Gpfn, PageCount};
 
-/// Why two numbers do not make a [`PageRange`].
+/// Why two numbers do not form a [`PageRange`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeError {
     /// The count is zero.
@@ -24,7 +24,7 @@ impl fmt::Display for RangeError {
 
 impl core::error::Error for RangeError {}
 
-/// Neighbouring pages: at least one, and all below [`Gpfn::MAX`].
+/// Consecutive pages: at least one, and all below [`Gpfn::MAX`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageRange {
     start: Gpfn,
@@ -46,7 +46,7 @@ impl PageRange {
         }
     }
 
-    /// The pages from `start` up to, not including, `end`; `None` where there are none.
+    /// The pages from `start` up to, but not including, `end`; `None` if there are none.
     #[must_use]
     pub fn between(start: Gpfn, end: Gpfn) -> Option<Self> {
         (start < end).then_some(Self { start, end })
@@ -76,8 +76,8 @@ impl PageRange {
         Self::between(self.start.max(other.start), self.end.min(other.end))
     }
 
-    /// The smallest range of whole, aligned `unit`s that holds all pages; it ends at
-    /// [`Gpfn::MAX`] where a unit would not.
+    /// The smallest range of whole, aligned `unit`s that holds all pages; it ends at [`Gpfn::MAX`]
+    /// if the last unit would end above that.
     #[must_use]
     pub fn units_around(self, unit: PageCount) -> Self {
         let end = self.end.align_up(unit).unwrap_or(Gpfn::MAX);

@@ -1,4 +1,4 @@
-//! Header and checksum.
+//! The header and checksum around saved state.
 
 use alloc::vec::Vec;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Bytes of the checksum behind the payload.
+/// Bytes of the checksum after the payload.
 const CHECKSUM_LEN: usize = 4;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -21,50 +21,50 @@ const _: () = assert!(size_of::<Header>() == 20);
 /// A kind of saved state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
-    /// The first bytes, which no other kind has.
+    /// The first bytes, which no other kind of state has.
     pub magic: [u8; 8],
-    /// What it is the state of, for messages: "a balloon device".
+    /// The subject of the state, for messages: "a balloon device".
     pub name: &'static str,
     /// The newest version of the payload that this program knows, and the one it writes. Versions
     /// begin with 1.
     pub newest: u32,
 }
 
-/// Why bytes are not restored.
+/// Why saved state was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FormatError {
     /// The bytes begin differently.
     #[error("this is not the saved state of {expected}")]
     Other {
-        /// What was to be restored.
+        /// The subject of the expected state.
         expected: &'static str,
     },
     /// The bytes end too early.
     #[error("saved state is cut off: {len} bytes of at least {wanted}")]
     Truncated {
-        /// Bytes there are.
+        /// The number of bytes.
         len: usize,
-        /// Bytes there should be, as far as is known.
+        /// The number of bytes there should be, as far as is known.
         wanted: u64,
     },
-    /// There are more bytes than belong to it.
+    /// There are more bytes than the header says.
     #[error("saved state is followed by {surplus} bytes that do not belong to it")]
     TooLong {
-        /// How many.
+        /// The number of extra bytes.
         surplus: u64,
     },
-    /// The checksum does not fit the bytes.
+    /// The checksum does not match the bytes.
     #[error(
         "saved state was altered: its checksum is {found:#010x} and should be {computed:#010x}"
     )]
     Checksum {
-        /// That in the bytes.
+        /// The checksum in the saved state.
         found: u32,
-        /// That of the bytes.
+        /// The checksum computed from the bytes.
         computed: u32,
     },
-    /// Another program wrote it.
+    /// A newer program wrote the state.
     #[error(
         "saved state has version {found}, and this program knows 1 to {newest}; restore it with the \
          program that saved it, or a newer one"
@@ -75,7 +75,7 @@ pub enum FormatError {
         /// The newest known version.
         newest: u32,
     },
-    /// The payload is no state of its version.
+    /// The payload is not a state of its version.
     #[error("saved state of version {version} cannot be read, though its checksum is right")]
     Malformed {
         /// The version.
@@ -83,7 +83,7 @@ pub enum FormatError {
     },
 }
 
-/// Saved state whose frame is right: of a known version, whole, and as it was written.
+/// Saved state with a valid frame: of a known version, complete and unaltered.
 #[derive(Clone, Copy, Debug)]
 pub struct Saved<'a> {
     version: u32,
@@ -91,7 +91,7 @@ pub struct Saved<'a> {
 }
 
 impl Format {
-    /// The bytes of `state`, in the newest version.
+    /// Encodes `state` in the newest version.
     #[must_use]
     pub fn write<T: Serialize>(&self, state: &T) -> Vec<u8> {
         let payload = postcard::to_allocvec(state);
@@ -99,7 +99,7 @@ impl Format {
         self.frame(self.newest, &payload.unwrap_or_default())
     }
 
-    /// The bytes of a payload of any version. For tests: [`Format::write`] does all of it.
+    /// Frames a payload of any version. For tests; [`Format::write`] includes this.
     #[must_use]
     pub fn frame(&self, version: u32, payload: &[u8]) -> Vec<u8> {
         let payload_len = U64::new(u64::try_from(payload.len()).unwrap_or(u64::MAX));
@@ -110,14 +110,15 @@ impl Format {
         bytes
     }
 
-    /// Checks all of `bytes` but the payload's meaning.
+    /// Checks everything in `bytes` except the meaning of the payload.
     ///
     /// # Errors
-    /// [`FormatError`] if they are no state of this kind, not whole, altered, or too new.
+    /// [`FormatError`] if the bytes are not a state of this kind, or are incomplete, altered or too
+    /// new.
     pub fn read<'a>(&self, bytes: &'a [u8]) -> Result<Saved<'a>, FormatError> {
         let len = bytes.len();
         let least = size_of::<Header>().saturating_add(CHECKSUM_LEN);
-        // Whatever is too short to tell is no more than cut off.
+        // Bytes too few to identify count as truncated.
         let begin = bytes.get(..self.magic.len()).unwrap_or(bytes);
         if !self.magic.starts_with(begin) {
             return Err(FormatError::Other { expected: self.name });
@@ -150,16 +151,16 @@ impl Format {
 }
 
 impl<'a> Saved<'a> {
-    /// The payload's version: from 1 to [`Format::newest`].
+    /// The payload's version, from 1 to [`Format::newest`].
     #[must_use]
     pub const fn version(&self) -> u32 {
         self.version
     }
 
-    /// The state in the payload. What it says is for the caller to check.
+    /// Decodes the state in the payload. The caller must check its content.
     ///
     /// # Errors
-    /// [`FormatError::Malformed`] if the payload is no `T`, or more than one.
+    /// [`FormatError::Malformed`] if the payload is not a `T`, or has more bytes than one.
     pub fn decode<T: Deserialize<'a>>(&self) -> Result<T, FormatError> {
         match postcard::take_from_bytes(self.payload) {
             Ok((state, [])) => Ok(state),

@@ -10,20 +10,20 @@
     clippy::arithmetic_side_effects,
     clippy::wildcard_enum_match_arm
 )]
-//! The form in which state is saved: what it is, its version, its length, the state, a checksum.
+//! The format of saved state: its kind, version and length, the state itself, and a checksum.
 //!
 //! ```text
-//! @0   8  magic: what it is
+//! @0   8  magic: the kind of state
 //! @8   4  version of the payload, from 1
 //! @12  8  length of the payload, in bytes
 //! @20  n  payload: a struct in the format of `postcard`
 //! @20+n 4 CRC-32 (IEEE 802.3) of all bytes before
 //! ```
 //!
-//! All numbers outside the payload are little endian. This much is the same in all versions, so
+//! All numbers outside the payload are little endian. This frame is the same in all versions, so
 //! that a program can tell state that is too new from state that was altered. State comes from a
-//! file and may be anything: [`Format::read`] and [`Saved::decode`] refuse with a reason and never
-//! panic, and what is decoded takes memory in proportion to the bytes there are.
+//! file and may contain anything: [`Format::read`] and [`Saved::decode`] refuse it with a reason
+//! and never panic, and decoded state takes memory in proportion to its bytes.
 
 extern crate alloc;
 #[cfg(test)]

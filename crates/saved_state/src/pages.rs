@@ -1,4 +1,4 @@
-//! Page ranges and sets of them in a payload.
+//! Page ranges, and sets of them, in a payload.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -8,7 +8,7 @@ use serde::de::{Error, SeqAccess, Visitor};
 use serde::ser::SerializeSeq;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A page range: its first page and how many they are.
+/// A page range: its first page and its number of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range(pub PageRange);
 
@@ -21,25 +21,25 @@ impl Serialize for Range {
 impl<'de> Deserialize<'de> for Range {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (start, count) = Deserialize::deserialize(deserializer)?;
-        range(start, count).map(Self).ok_or_else(|| Error::custom("no page range"))
+        range(start, count).map(Self).ok_or_else(|| Error::custom("not a page range"))
     }
 }
 
-/// A page range set: for each range the pages since the end of the one before, and its own. What is
-/// read are ranges that lie apart and upwards; anything else is refused.
+/// A page range set: for each range, the number of pages since the end of the previous one, and its
+/// own number of pages. Reading accepts only ascending ranges with gaps between them.
 ///
-/// It is read as a list: a set of pages that lie far apart needs far more memory than its bytes.
-/// Check where they lie before making a set of them.
+/// A set is read as a list, because a set of pages that lie far apart needs far more memory than
+/// its bytes. Check where the ranges lie before making a set of them.
 #[derive(Clone, Debug)]
 pub enum RangeSet<'a> {
-    /// To be written.
+    /// A set to write.
     Live(&'a PageRangeSet),
-    /// As read: ranges that lie apart and upwards.
+    /// Ranges that were read: ascending, with gaps between them.
     Saved(Vec<PageRange>),
 }
 
 impl RangeSet<'_> {
-    /// The ranges, upwards.
+    /// The ranges in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = PageRange> + '_ {
         let (live, saved) = match self {
             Self::Live(set) => (Some(set.iter()), [].iter()),
@@ -48,7 +48,7 @@ impl RangeSet<'_> {
         live.into_iter().flatten().chain(saved.copied())
     }
 
-    /// How many ranges there are.
+    /// The number of ranges.
     #[must_use]
     pub fn range_count(&self) -> usize {
         match self {
@@ -63,7 +63,7 @@ impl RangeSet<'_> {
         self.iter().next().is_none()
     }
 
-    /// The set, if all of it is in `whole`.
+    /// The set, if it lies entirely within `whole`.
     #[must_use]
     pub fn within(&self, whole: &PageRangeSet) -> Option<PageRangeSet> {
         self.iter().all(|range| whole.contains_range(range)).then(|| self.iter().collect())
@@ -111,7 +111,7 @@ impl<'de> Visitor<'de> for Ranges {
             let start =
                 before.unwrap_or(0).checked_add(gap).filter(|_| before.is_none() || gap > 0);
             let Some(range) = start.and_then(|start| range(start, count)) else {
-                return Err(Error::custom("ranges that are no set"));
+                return Err(Error::custom("ranges that do not form a set"));
             };
             ranges.push(range);
         }
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_count_without_ranges_takes_no_memory() {
-        // Says 2^63 ranges and has one.
+        // Claims 2^63 ranges but has one.
         let bytes = [0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 1, 3, 4];
         assert!(postcard::from_bytes::<RangeSet<'_>>(&bytes).is_err());
     }

@@ -50,7 +50,7 @@ impl Bit {
         u64::MAX >> (MASK - self.get())
     }
 
-    /// The next bit up; of the highest, the lowest again.
+    /// The next bit up; after the highest comes the lowest.
     #[inline]
     pub(super) const fn next(self) -> Self {
         Self::of(self.get() + 1)
@@ -75,13 +75,13 @@ impl Bit {
     }
 }
 
-/// The lowest bit of `word`; `None` where it is zero.
+/// The lowest bit of `word`; `None` if it is zero.
 #[inline]
 pub(super) fn lowest(word: u64) -> Option<Bit> {
     (word != 0).then(|| Bit(word.trailing_zeros()))
 }
 
-/// The highest bit of `word`; `None` where it is zero.
+/// The highest bit of `word`; `None` if it is zero.
 #[inline]
 pub(super) fn highest(word: u64) -> Option<Bit> {
     word.checked_ilog2().map(Bit)
@@ -107,12 +107,12 @@ pub(super) struct LowestRun {
     pub(super) rest: u64,
 }
 
-/// The lowest run of ones; `None` where there is none or it reaches the top of the word, so that
-/// it may continue in the next one.
+/// The lowest run of ones; `None` if there is none, or if it reaches the top of the word and may
+/// continue in the next one.
 #[inline]
 pub(super) fn lowest_run(word: u64) -> Option<LowestRun> {
-    // Arithmetic modulo 2^64 is meant here: adding its lowest bit to the word carries through the
-    // run to the zero above it, or out of the word.
+    // Arithmetic modulo 2^64 is intended: adding its lowest bit to the word carries through the run
+    // to the zero above it, or out of the word.
     let first = word & word.wrapping_neg();
     let carried = word.wrapping_add(first);
     let after = lowest(carried)?;
@@ -123,12 +123,12 @@ pub(super) fn lowest_run(word: u64) -> Option<LowestRun> {
 pub(super) struct HighestRun {
     /// The number of bits, from 1 to 64.
     pub(super) count: u32,
-    /// The zero below the run; `None` where the run reaches the bottom of the word, so that it may
-    /// continue in the word before.
+    /// The zero below the run; `None` if the run reaches the bottom of the word and may continue in
+    /// the word before.
     pub(super) before: Option<Bit>,
 }
 
-/// The highest run of ones; `None` where there is none.
+/// The highest run of ones; `None` if there is none.
 #[inline]
 pub(super) fn highest_run(word: u64) -> Option<HighestRun> {
     let last = highest(word)?;

@@ -12,13 +12,13 @@ use super::part::Part;
 /// The children of a node.
 const CHILDREN: usize = 64;
 
-/// Up to this many children are kept in order and found by counting bits. More are kept each at
-/// the index of its number, which is faster and costs no more than a bit for each page even where
-/// each child has only one page.
+/// Up to this many children are kept in order and found by counting bits. More than that are each
+/// kept at the index of their number, which is faster, and costs no more than a bit for each page
+/// even if each child has only one page.
 const ORDERED: usize = 16;
 
-/// When this few children are left they are kept in order again. This is below [`ORDERED`] so that
-/// one page that comes and goes does not move all children each time.
+/// Once this few children are left, they are kept in order again. This is below [`ORDERED`] so that
+/// a single page that comes and goes does not move all children each time.
 const ORDERED_AGAIN: u32 = 8;
 
 /// Those of 64 children that have to be stored.
@@ -26,8 +26,8 @@ const ORDERED_AGAIN: u32 = 8;
 pub(super) struct Children<P> {
     /// A bit for each stored child.
     stored: u64,
-    /// The stored children in order, or else, *spread*, all 64 of which the others are
-    /// [`Part::EMPTY`].
+    /// The stored children in order; or, when *spread*, all 64, with [`Part::EMPTY`] for those that
+    /// are not stored.
     parts: Vec<P>,
 }
 
@@ -98,7 +98,7 @@ impl<P: Part> Children<P> {
                 *place = part;
             }
         } else {
-            // Most nodes store at most one child, and a vector would start with room for four.
+            // Most nodes store at most one child, but a vector would start with room for four.
             if self.parts.is_empty() {
                 self.parts.reserve_exact(1);
             }
@@ -134,7 +134,7 @@ impl<P: Part> Children<P> {
         self.parts = spread;
     }
 
-    /// Keeps the stored children only, in order.
+    /// Keeps only the stored children, in order.
     fn gather(&mut self) {
         let mut ordered = Vec::with_capacity(ORDERED_AGAIN as usize);
         let spread = core::mem::replace(self, Self::NONE);

@@ -12,7 +12,7 @@ use super::part::{Part, Span};
 use super::state::{Held, Missing, State};
 use crate::{Gpfn, PageCount, PageRange};
 
-/// 8 GiB of pages, in blocks of 128 MiB that are counted.
+/// 8 GiB of pages, in blocks of 128 MiB with counters.
 type Tree = Node<Counted<Node<Leaf>>>;
 
 /// The pages of a leaf.
@@ -21,8 +21,8 @@ pub(super) const LEAF: u64 = Leaf::PAGES as u64;
 /// The mask of a page's number in its leaf.
 const LEAF_MASK: u64 = Leaf::LAST as u64;
 
-/// Capacity that is kept even if there are fewer chunks, so that a set that is filled and emptied
-/// by turns need not allocate each time.
+/// Capacity to keep even if there are fewer chunks, so that a set that is filled and emptied in
+/// turns need not allocate each time.
 const SPARE: usize = 16;
 
 /// Pages of the whole address space. A page far from all others costs a chunk, a block and a leaf.
@@ -30,7 +30,7 @@ const SPARE: usize = 16;
 pub(super) struct Chunks {
     /// The chunks that have pages in the set, lowest first.
     chunks: Vec<Chunk>,
-    /// The place of the chunk that was changed last: guests name neighbouring pages one after
+    /// The index of the chunk that was changed last, since guests name neighbouring pages one after
     /// another.
     recent: usize,
 }
@@ -48,7 +48,7 @@ impl PartialEq for Chunks {
     }
 }
 
-/// Look-ups.
+/// Lookups.
 impl Chunks {
     pub(super) const fn new() -> Self {
         Self { chunks: Vec::new(), recent: 0 }
@@ -88,9 +88,9 @@ impl Chunks {
             || self.any_in::<S>(last, Span { first: 0, last: to })
     }
 
-    /// The first page from `from` up that is in state `S`, and a bit for each of the 64 aligned
-    /// pages around it that are in that state too. Beyond the last chunk nothing is found for
-    /// [`Held`], and everything is [`Missing`].
+    /// The first page at or above `from` that is in state `S`, and a bit for each of the 64 aligned
+    /// pages around it that are in that state too. Beyond the last chunk, no page is [`Held`] and
+    /// all are [`Missing`].
     #[inline]
     pub(super) fn next<S: State>(&self, from: u64) -> Option<(u64, u64)> {
         let mut from = from;
@@ -110,7 +110,7 @@ impl Chunks {
     }
 
     /// The last page below `below` that is in state `S`, and its word as in [`Chunks::next`].
-    /// `None` where there is none from `least` up; what is found may still be below `least`.
+    /// `None` if there is none at or above `least`; the page found may still be below `least`.
     #[inline]
     pub(super) fn prev<S: State>(&self, least: u64, below: u64) -> Option<(u64, u64)> {
         let mut last = below.checked_sub(1)?;
@@ -130,7 +130,7 @@ impl Chunks {
         }
     }
 
-    /// The leaves all of whose pages are in the set, without any other pages.
+    /// The leaves whose pages are all in the set, and no other pages.
     pub(super) fn whole_leaves(&self) -> Self {
         let whole = self
             .chunks
@@ -151,14 +151,14 @@ impl Chunks {
         self.chunks.get(i).map(|chunk| &chunk.pages)
     }
 
-    /// The place of a chunk, or else the one it would have.
+    /// The index of a chunk, or the index it would have.
     #[inline]
     fn find(&self, number: u64) -> Result<usize, usize> {
         self.guess(number).map_or_else(|| self.search(number), Ok)
     }
 
-    /// The place of a chunk, if it is one of the two likely ones: most guests have no gaps of this
-    /// size in their RAM, and otherwise one range in a chunk tends to follow another.
+    /// The index of a chunk, if it is one of the two likely ones: most guests have no gaps of this
+    /// size in their RAM, and otherwise ranges in the same chunk tend to follow one another.
     #[inline]
     fn guess(&self, number: u64) -> Option<usize> {
         let first = self.chunks.first()?.number;
@@ -172,7 +172,7 @@ impl Chunks {
         self.chunks.binary_search_by_key(&number, |chunk| chunk.number)
     }
 
-    /// The place of the first chunk from `number` up.
+    /// The index of the first chunk at or above `number`.
     #[inline]
     fn position(&self, number: u64) -> usize {
         self.find(number).unwrap_or_else(|place| place)
@@ -187,7 +187,7 @@ impl Chunks {
         self.mark::<Held>(range)
     }
 
-    /// Removes the pages of `range` and returns how many there were.
+    /// Removes the pages of `range` and returns how many were in the set.
     #[inline]
     pub(super) fn remove(&mut self, range: PageRange) -> u64 {
         self.mark::<Missing>(range)
@@ -237,7 +237,7 @@ impl Chunks {
         added
     }
 
-    /// Removes the pages of `other` and returns how many there were.
+    /// Removes the pages of `other` and returns how many were in the set.
     pub(super) fn subtract(&mut self, other: &Self) -> u64 {
         let mut removed = 0;
         for theirs in &other.chunks {
@@ -249,11 +249,11 @@ impl Chunks {
         removed
     }
 
-    /// Puts the pages of `range` in state `S` and returns for how many this is a change.
+    /// Puts the pages of `range` in state `S` and returns how many changed.
     #[inline]
     fn mark<S: State>(&mut self, range: PageRange) -> u64 {
         let (start, last) = (range.start().get(), last_page(range));
-        // The two most frequent kinds of range are a few pages of a word, and one leaf.
+        // The two most frequent kinds of range are a few pages of one word, and one leaf.
         let quick = if start ^ last <= WORD_MASK {
             let mask = Bit::of_page(start).and_above() & Bit::of_page(last).and_below();
             self.mark_quickly::<S>(start, |tree, page| tree.mark_in_word::<S>(page, mask))
@@ -268,7 +268,8 @@ impl Chunks {
         }
     }
 
-    /// Changes the chunk that has `page`, if it is at a likely place. Returns what `change` does.
+    /// Changes the chunk that has `page`, if it is at a likely index. Returns the result of
+    /// `change`.
     #[inline]
     fn mark_quickly<S: State>(
         &mut self,
@@ -284,7 +285,7 @@ impl Chunks {
         Some(changed)
     }
 
-    /// Puts the pages from `start` to `end`, which is included, in state `S`.
+    /// Puts the pages from `start` to `end`, inclusive, in state `S`.
     #[inline(never)]
     fn mark_any<S: State>(&mut self, start: u64, end: u64) -> u64 {
         if number(start) == number(end) {
@@ -356,7 +357,7 @@ impl Chunks {
         self.give_back();
     }
 
-    /// Frees capacity that is not needed.
+    /// Frees unneeded capacity.
     fn give_back(&mut self) {
         let used = self.chunks.len().max(SPARE);
         if self.chunks.capacity() / 4 >= used {
@@ -365,7 +366,7 @@ impl Chunks {
     }
 }
 
-/// The number of pages in the set, of those of `chunks`.
+/// The number of pages of `chunks` that are in the set.
 fn held_in(chunks: &[Chunk]) -> u64 {
     chunks.iter().map(|chunk| u64::from(chunk.pages.len())).sum()
 }

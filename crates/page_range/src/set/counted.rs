@@ -1,4 +1,4 @@
-//! A part of the tree that knows how many of its pages are in the set.
+//! A part of the tree with a counter of its pages in the set.
 #![expect(clippy::arithmetic_side_effects, reason = "pages of a part; see the set's module head")]
 
 use super::part::{Part, Run, Span};
@@ -6,8 +6,8 @@ use super::state::{Missing, State};
 
 /// A part and the number of its pages in the set.
 ///
-/// Counting a part again takes as long as it has stored parts, and each change of a counter takes
-/// time as well. One level of counters is enough: see the type of the tree in `chunks`.
+/// Recounting a part takes time proportional to its stored parts, and each change of a counter
+/// takes time as well. One level of counters is enough: see the type of the tree in `chunks`.
 #[derive(Clone, PartialEq)]
 pub(super) struct Counted<P> {
     part: P,

@@ -10,7 +10,7 @@ const WORD_SHIFT: u32 = 6;
 const WORD_PAGES: u32 = u64::BITS;
 const WORD_MASK: u32 = WORD_PAGES - 1;
 
-/// 512 pages, the size of a huge page: a guest that gives whole huge pages needs no leaves.
+/// 512 pages, the size of a huge page: a guest that gives up whole huge pages needs no leaves.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Leaf {
     words: [u64; WORDS],
@@ -47,7 +47,7 @@ impl Part for Leaf {
         let word = self.words.get_mut(word_of(page))?;
         let changed = mask & S::Opposite::of_word(*word);
         *word ^= changed;
-        // Counting bits is slow without an instruction for it, and most changes are of one page.
+        // Counting bits is slow without an instruction for it, and most changes concern one page.
         Some(if mask.is_power_of_two() { u32::from(changed != 0) } else { changed.count_ones() })
     }
 
@@ -137,7 +137,7 @@ impl Leaf {
     }
 }
 
-/// The words that `span` touches: a page of each, and a mask of its pages in the span.
+/// The words that `span` touches: for each a page of it, and a mask of its pages in the span.
 #[inline]
 fn pieces(span: Span) -> impl Iterator<Item = (u32, u64)> {
     let mut next = span.first;

@@ -1,19 +1,19 @@
 //! An exact set of pages.
 //!
-//! The tree has four levels, a file each: `chunks` of 8 GiB, `node` for the chunk and for its
+//! The tree has four levels, each in a file: `chunks` of 8 GiB, `node` for the chunk and for its
 //! blocks of 128 MiB, and `leaf` for 2 MiB. `part` has the operations that nodes and leaves share,
-//! `children` the storage of a node, `counted` the number of pages of a block, `bits` the masks, `state` the types an operation is compiled
-//! for, and `runs` the iterator.
+//! `children` the storage of a node, `counted` the page counter of a block, `bits` the masks,
+//! `state` the types for which an operation is compiled, and `runs` the iterator.
 //!
 //! # Arithmetic
 //!
-//! The numbers in here are pages below [`Gpfn::MAX`], 2<sup>40</sup>, or its offsets, counts and
-//! bit positions in a part of at most 2<sup>21</sup> pages; [`PageRange`] has checked whatever a
-//! guest supplied. No sum or product of them comes near the end of its type, and a difference is
-//! taken only where the order of the two is known. So these modules use the plain operators and
-//! expect the lint against them. None of them wraps: if a count were wrong through a defect, a
-//! build with overflow checks, such as any test and our release profile, would stop there instead
-//! of continuing with a huge number.
+//! The numbers in these modules are pages below [`Gpfn::MAX`], 2<sup>40</sup>, or their offsets,
+//! counts and bit positions in a part of at most 2<sup>21</sup> pages; [`PageRange`] has checked
+//! everything that a guest supplied. No sum or product of them comes near the limit of its type,
+//! and a difference is taken only if the order of the two numbers is known. So these modules use
+//! the plain operators and expect the lint against them. None of these operations wraps: if a
+//! defect made a count wrong, a build with overflow checks, such as any test and this project's
+//! release profile, would stop there instead of continuing with a huge number.
 
 mod bits;
 mod children;
@@ -37,12 +37,12 @@ use state::{Held, Missing};
 
 /// An exact set of pages, small and fast whatever a guest puts into it.
 ///
-/// It is a tree over the address space whose nodes have 64 children: chunks of 8 GiB, blocks of
-/// 128 MiB, and leaves of 2 MiB with a bit for each page. A part with all pages in the set is one
-/// bit in the node above, and a part with none is not stored: 1 TiB as one range takes a few KiB.
-/// The worst case, in which each leaf has pages in the set and pages that are not, takes little
-/// more than a bit for each page. An operation looks at a few words however many ranges there are;
-/// one that covers many ranges takes no longer than freeing them.
+/// It is a tree over the address space whose nodes have 64 children: chunks of 8 GiB, blocks of 128
+/// MiB, and leaves of 2 MiB with a bit for each page. A part whose pages are all in the set is one
+/// bit in the node above, and a part without any is not stored: 1 TiB as one range takes a few KiB.
+/// In the worst case, in which each leaf has pages in the set and pages that are not, the set takes
+/// little more than a bit for each page. An operation reads a few words, however many ranges there
+/// are; one that covers many ranges takes no longer than freeing them.
 ///
 /// ```
 /// use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
@@ -62,16 +62,16 @@ pub struct PageRangeSet {
     len: PageCount,
 }
 
-/// Ranges that are not in the form of a set: see [`PageRangeSet::try_from_ranges`].
+/// The ranges are not in the order of a set: see [`PageRangeSet::try_from_ranges`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsorted {
-    /// The first range that does not lie above all those before it, with a gap.
+    /// The first range that does not lie above all previous ones with a gap between.
     pub range: PageRange,
 }
 
 impl fmt::Display for Unsorted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "page range {} does not lie above the one before it, with a gap", self.range)
+        write!(f, "page range {} overlaps, touches or lies below a previous one", self.range)
     }
 }
 
@@ -85,11 +85,11 @@ impl PageRangeSet {
     }
 
     /// The set of `ranges` in the form in which [`PageRangeSet::iter`] lists them: in ascending
-    /// order with a gap between any two. This is meant for saved sets: `iter` on the result gives
+    /// order with a gap between any two. This is meant for saved sets: `iter` on the result returns
     /// the same list.
     ///
     /// # Errors
-    /// [`Unsorted`] if a range overlaps, touches or lies below one before it.
+    /// [`Unsorted`] if a range overlaps, touches or lies below a previous one.
     pub fn try_from_ranges(ranges: impl IntoIterator<Item = PageRange>) -> Result<Self, Unsorted> {
         let mut set = Self::new();
         let mut end = None;
@@ -156,7 +156,7 @@ impl PageRangeSet {
     }
 
     /// The number of maximal ranges, in time proportional to it. To compare it with a bound, use
-    /// [`PageRangeSet::has_more_ranges_than`], which stops there.
+    /// [`PageRangeSet::has_more_ranges_than`], which stops at the bound.
     #[must_use]
     pub fn range_count(&self) -> usize {
         self.iter().count()
@@ -179,9 +179,9 @@ impl PageRangeSet {
         Some(taken)
     }
 
-    /// Removes what repeated calls of [`PageRangeSet::take_last`] would, until that is `most`
-    /// ranges or `max` pages in total, and calls `take` with each range. This is faster than the
-    /// single calls where ranges are small. Returns the number of pages.
+    /// Removes what repeated calls of [`PageRangeSet::take_last`] would remove, until that is
+    /// `most` ranges or `max` pages in total, and calls `take` with each range. For small ranges
+    /// this is faster than the single calls. Returns the number of pages.
     pub fn take_last_ranges(
         &mut self,
         max: PageCount,
@@ -206,7 +206,7 @@ impl PageRangeSet {
         }
     }
 
-    /// Not compiled into each caller of [`PageRangeSet::take_last_ranges`].
+    /// Keeps this out of each caller of [`PageRangeSet::take_last_ranges`].
     #[inline(never)]
     fn remove_between(&mut self, start: Gpfn, end: Gpfn) -> PageCount {
         PageRange::between(start, end).map_or(PageCount::ZERO, |range| self.remove(range))
@@ -247,9 +247,9 @@ impl PageRangeSet {
         self.removed(removed)
     }
 
-    /// The aligned `unit`s all of whose pages are in the set, such as its huge pages. A `unit` of
-    /// zero pages counts as one page. This is fast where `unit` is a multiple of 512 pages, the
-    /// size of a huge page.
+    /// The aligned `unit`s whose pages are all in the set, such as its huge pages. A `unit` of zero
+    /// pages counts as one page. This is fast if `unit` is a multiple of 512 pages, the size of a
+    /// huge page.
     #[must_use]
     pub fn units_within(&self, unit: PageCount) -> Self {
         let leaf = PageCount::new(chunks::LEAF);
@@ -268,7 +268,7 @@ impl PageRangeSet {
         whole.iter().filter_map(|range| range.units_within(unit)).collect()
     }
 
-    /// Removes the aligned `unit`s all of whose pages are in the set and returns them: see
+    /// Removes the aligned `unit`s whose pages are all in the set and returns them: see
     /// [`PageRangeSet::units_within`].
     #[must_use]
     pub fn take_units(&mut self, unit: PageCount) -> Self {

@@ -1,5 +1,5 @@
-//! An inner level of the tree: 64 children, of which only those are stored that have pages in the
-//! set and pages that are not.
+//! An inner level of the tree: 64 children, of which only those are stored that have some pages in
+//! the set and some that are not.
 #![expect(clippy::arithmetic_side_effects, reason = "pages of a node; see the set's module head")]
 
 use super::bits::{Bit, highest, lowest, ones};
@@ -8,10 +8,10 @@ use super::leaf::Leaf;
 use super::part::{Part, Run, Span};
 use super::state::{Held, Missing, State};
 
-/// 64 parts. A child is either full, stored, or else empty.
+/// 64 parts. Each child is full, stored or empty.
 #[derive(Clone, PartialEq)]
 pub(super) struct Node<P: Part> {
-    /// A bit for each child all of whose pages are in the set. None of them is stored.
+    /// A bit for each child whose pages are all in the set. None of these is stored.
     full: u64,
     /// The children with pages in both states.
     children: Children<P>,
@@ -124,7 +124,7 @@ impl<P: Part> Part for Node<P> {
     #[inline]
     fn take_in_word(&mut self, max: u32) -> Option<Run> {
         // No child is both full and stored, so the larger mask has the higher child; equal masks
-        // are empty.
+        // are both zero.
         if self.full >= self.children.stored() {
             return None;
         }
@@ -244,7 +244,7 @@ impl<P: Part> Node<P> {
         self.full &= !i.alone();
     }
 
-    /// Drops stored child `i`, all of whose pages are in state `S` by now.
+    /// Drops the stored child `i`, whose pages are now all in state `S`.
     #[inline(never)]
     fn close<S: State>(&mut self, i: Bit) {
         self.children.remove(i);
@@ -260,9 +260,9 @@ impl<P: Part> Node<P> {
     }
 }
 
-/// Look-ups.
+/// Lookups.
 impl<P: Part> Node<P> {
-    /// The children all of whose pages are in state `S`.
+    /// The children whose pages are all in state `S`.
     #[inline]
     fn whole<S: State>(&self) -> u64 {
         if S::HELD { self.full } else { !(self.full | self.children.stored()) }

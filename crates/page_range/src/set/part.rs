@@ -1,8 +1,8 @@
-//! The operations that every level of the tree has.
+//! The operations of every level of the tree.
 
 use super::state::State;
 
-/// Neighbouring pages of a part, numbered from the part's start. Both ends are included, so that a
+/// Consecutive pages of a part, numbered from the part's start. Both ends are inclusive, so that a
 /// span is never empty and its ends are always pages of the part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
@@ -20,10 +20,10 @@ pub(super) struct Run {
     pub(super) count: u32,
 }
 
-/// A power of two of neighbouring pages, any of which may be in the set. Pages are numbered from
-/// the part's start and are below [`Part::PAGES`].
+/// A power of two of consecutive pages, any of which may be in the set. Pages are numbered from the
+/// part's start, below [`Part::PAGES`].
 ///
-/// The type parameter `S` is the state a search looks for, or the state a change gives to pages.
+/// The type parameter `S` is the state that a search looks for, or that a change gives to pages.
 pub(super) trait Part: Clone + PartialEq {
     /// The number of pages is two to the power of this.
     const SHIFT: u32;
@@ -41,42 +41,42 @@ pub(super) trait Part: Clone + PartialEq {
     /// The number of pages in the set.
     fn len(&self) -> u32;
 
-    /// Whether all pages are in state `S`. Pages near `around` are looked at first: next to a page
-    /// that was just changed there is usually one that was not.
+    /// Whether all pages are in state `S`. Looks at pages near `around` first: next to a page that
+    /// was just changed there is usually one that was not.
     fn is_all<S: State>(&self, around: u32) -> bool;
 
     /// Whether any page of `span` is in state `S`.
     fn any<S: State>(&self, span: Span) -> bool;
 
-    /// Puts the pages of `span` in state `S` and returns for how many this is a change.
+    /// Puts the pages of `span` in state `S` and returns how many changed.
     fn mark<S: State>(&mut self, span: Span) -> u32;
 
-    /// [`Part::mark`] for pages of one word: those that `mask` has a bit for, of the 64 aligned
-    /// pages around `page`. Returns `None` and changes nothing where a part would have to be
-    /// stored for that.
+    /// [`Part::mark`] for pages of one word: those of the 64 aligned pages around `page` for which
+    /// `mask` has a bit. Returns `None` and changes nothing if a part would have to be stored for
+    /// that.
     fn mark_in_word<S: State>(&mut self, page: u32, mask: u64) -> Option<u32>;
 
-    /// [`Part::mark`] for the whole leaf that has `page`. Returns `None` and changes nothing where
-    /// the leaf, or a level above it, is stored or would have to be.
+    /// [`Part::mark`] for the whole leaf that has `page`. Returns `None` and changes nothing if the
+    /// leaf, or a level above it, is stored or would have to be.
     fn mark_leaf<S: State>(&mut self, page: u32) -> Option<u32>;
 
-    /// The first page from `from` up that is in state `S`, and a bit for each of the 64 aligned
+    /// The first page at or above `from` that is in state `S`, and a bit for each of the 64 aligned
     /// pages around it that are in that state too.
     fn next<S: State>(&self, from: u32) -> Option<(u32, u64)>;
 
-    /// The last page from `from` down that is in state `S`, and its word as in [`Part::next`].
+    /// The last page at or below `from` that is in state `S`, and its word as in [`Part::next`].
     fn prev<S: State>(&self, from: u32) -> Option<(u32, u64)>;
 
     /// Removes the last run of pages in the set and returns it, if it has at most `max` pages and
-    /// lies within one word. Returns `None` and changes nothing where that is not certain.
+    /// lies within one word. Returns `None` and changes nothing if that is not certain.
     fn take_in_word(&mut self, max: u32) -> Option<Run>;
 
     /// Adds the pages of `other` and returns how many were new.
     fn absorb(&mut self, other: Self) -> u32;
 
-    /// Removes the pages of `other` and returns how many there were.
+    /// Removes the pages of `other` and returns how many were in the set.
     fn subtract(&mut self, other: &Self) -> u32;
 
-    /// The leaves all of whose pages are in the set, without any other pages.
+    /// The leaves whose pages are all in the set, and no other pages.
     fn whole_leaves(&self) -> Self;
 }

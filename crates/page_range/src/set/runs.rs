@@ -12,12 +12,12 @@ use crate::{Gpfn, PageRange};
 /// The maximal ranges of pages in state `S` between two pages.
 pub(super) struct Runs<'a, S> {
     chunks: &'a Chunks,
-    /// The pages from here, and
+    /// The first page that has not been visited yet.
     front: u64,
-    /// below here, have not been looked at yet.
+    /// The page after the last one that has not been visited yet.
     back: u64,
-    /// The pages in state `S` from `front` to the end of its word: most ranges of a scattered set
-    /// are found here. Zero where the word was not looked up.
+    /// The pages in state `S` from `front` to the end of its word, where most ranges of a scattered
+    /// set are found. Zero if the word has not been looked up.
     word: u64,
     /// The same from the start of the word before `back` up to `back`.
     back_word: u64,
@@ -30,7 +30,7 @@ impl<'a, S: State> Runs<'a, S> {
         Self { chunks, front, back, word: 0, back_word: 0, state: PhantomData }
     }
 
-    /// The next run, not cut at `back`: its first page and the page after it. Empty where there is
+    /// The next run, not cut at `back`: its first page and the page after it. Empty if there is
     /// none.
     #[inline]
     fn advance(&mut self) -> (u64, u64) {
@@ -69,7 +69,7 @@ impl<'a, S: State> Runs<'a, S> {
         (start, end)
     }
 
-    /// The last run, not cut at `front`: its first page and the page after it. Empty where there is
+    /// The last run, not cut at `front`: its first page and the page after it. Empty if there is
     /// none.
     #[inline]
     fn retreat(&mut self) -> (u64, u64) {

@@ -1,13 +1,13 @@
-//! The two states of a page, as types: an operation is written once and compiled for each.
+//! The two states of a page, as types: each operation is written once and compiled for both.
 
-/// Whether a page is in the set: what a search looks for and what a change makes of pages.
+/// The state that a search looks for, or that a change gives to pages.
 pub(super) trait State {
     /// Whether the pages are in the set.
     const HELD: bool;
     /// The other state.
     type Opposite: State;
 
-    /// The pages in this state, of a word with a bit for each page that is held.
+    /// The pages in this state, given a word with a bit for each held page.
     fn of_word(held: u64) -> u64;
 }
 

@@ -23,7 +23,7 @@ fn pieces() -> impl Iterator<Item = PageRange> {
     cuts.clone().zip(cuts.skip(1)).filter_map(|(start, end)| PageRange::between(start, end))
 }
 
-/// What a guest may ask for: starts and counts up to and beyond what there can be.
+/// Numbers that a guest may send: starts and counts up to the maximum and beyond.
 fn numbers() -> impl Strategy<Value = (u64, u64)> + Clone {
     let start = prop_oneof![4 => 0..=NEAR, 4 => END - NEAR..=END, 1 => END + 1..=u64::MAX];
     let count = prop_oneof![
@@ -93,7 +93,7 @@ impl Model {
         runs
     }
 
-    /// The highest `max` pages of the highest run. `None` also where the middle would be cut.
+    /// The highest `max` pages of the highest run. Also `None` if that would cut the middle.
     fn last(&self, max: u64) -> Option<PageRange> {
         let run = *self.runs(true).last()?;
         let start = Gpfn::new(run.end().get().saturating_sub(max))?.max(run.start());

@@ -1,4 +1,4 @@
-//! The set against the dumbest correct ones.
+//! The set against the simplest correct models.
 
 mod ends;
 mod model;

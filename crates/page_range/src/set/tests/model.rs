@@ -1,5 +1,5 @@
-//! Against a flag for each piece of an address space cut at the pages where something could go
-//! wrong: small, and yet with whole chunks and the highest page.
+//! The set against a flag for each piece of an address space, cut at the pages where something
+//! could go wrong: a small model that still has whole chunks and the highest page.
 
 use alloc::vec::Vec;
 
@@ -131,7 +131,7 @@ fn apply(set: &mut PageRangeSet, model: &mut Model, op: &Op) {
         }
         Op::TakeLast(cut) => {
             let last = model.runs(range(0, END), true).last().copied();
-            // The model knows no other places than the cuts.
+            // The model knows no places other than the cuts.
             let max = last.map_or(1, |last| last.end().get().saturating_sub(model.cuts[cut]));
             let expected = last.filter(|_| max > 0).map(|last| {
                 let start = last.start().max(Gpfn::new(last.end().get() - max).unwrap());
@@ -152,7 +152,7 @@ fn check(set: &PageRangeSet, model: &Model) {
     assert_eq!(set.range_count(), ranges.len());
     assert!(!set.has_more_ranges_than(ranges.len()));
     assert!(ranges.is_empty() || set.has_more_ranges_than(ranges.len() - 1));
-    // A set says nothing of how it came about.
+    // Equality does not depend on a set's history.
     assert_eq!(*set, ranges.iter().copied().collect());
     assert_eq!(PageRangeSet::try_from_ranges(ranges).as_ref(), Ok(set));
 }

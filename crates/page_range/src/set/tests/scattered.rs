@@ -85,7 +85,7 @@ proptest! {
 fn a_block_filled_page_by_page_is_one_range() {
     let count = 64 * 512 + 1;
     let mut set = PageRangeSet::new();
-    // A stride without a common factor visits every page, the leaves in turns.
+    // A stride without a common factor visits every page, going around the leaves.
     for i in 0..count {
         set.insert(range(i * 641 % count, 1));
     }
