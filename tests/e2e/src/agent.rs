@@ -1,4 +1,4 @@
-//! Speaks with `guest_agent` on the guest's console.
+//! The dialogue with `guest_agent` on the guest's console.
 
 use std::process::{ChildStdin, ChildStdout};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::console::{Console, Line};
 use crate::{MIB, PATIENCE};
 
-/// The agent in a guest that is up.
+/// The agent in a running guest.
 #[derive(Debug)]
 pub struct Agent {
     pub(crate) console: Console,
@@ -17,21 +17,21 @@ pub struct Agent {
 /// An answer of the agent.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
-    /// What followed `@ok`.
+    /// The text after `@ok`.
     pub text: String,
-    /// The lines before.
+    /// The lines before it.
     pub lines: Vec<String>,
 }
 
 impl Answer {
-    /// Takes one more line; returns whether it is the last.
+    /// Adds a line; returns whether it is the last.
     fn add(&mut self, line: &Line) -> Result<bool> {
         if let Some(text) = line.text.strip_prefix("@ok") {
             text.trim().clone_into(&mut self.text);
             return Ok(true);
         }
         if let Some(text) = line.text.strip_prefix("@err ") {
-            bail!("the guest says: {text}");
+            bail!("the guest answers: {text}");
         }
         if let Some(text) = line.text.strip_prefix("| ") {
             self.lines.push(text.to_owned());
@@ -43,24 +43,24 @@ impl Answer {
 /// The guest's view of its memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Meminfo {
-    /// `MemTotal`: what the kernel manages; less when the balloon has taken some.
+    /// `MemTotal`: the memory that the kernel manages; less when the balloon has taken some.
     pub total: u64,
     /// `MemFree`.
     pub free: u64,
     /// `MemAvailable`.
     pub available: u64,
-    /// `Committed_AS`: what processes were promised.
+    /// `Committed_AS`: the memory promised to processes.
     pub committed: u64,
 }
 
-/// What the guest's checker has done so far.
+/// The results of the guest's checker so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Checked {
-    /// Pages of memory it has now.
+    /// Pages of memory it currently has.
     pub pages: u64,
-    /// Pages it looked at, those of its file too.
+    /// Pages it verified, including those of its file.
     pub verified: u64,
-    /// Pages that were not as it left them.
+    /// Pages whose content had changed.
     pub mismatches: u64,
     /// The first of them.
     pub first: String,
@@ -73,11 +73,11 @@ impl Agent {
         Self { console: Console::new(input, output) }
     }
 
-    /// Waits until a guest that boots says that it is up; returns its time since boot.
+    /// Waits until a booting guest reports that it is up; returns its time since boot.
     ///
     /// # Errors
     ///
-    /// It does not come up, or not all its modules load.
+    /// The guest does not come up, or not all its modules load.
     pub fn wait_up(&mut self) -> Result<Duration> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -89,7 +89,7 @@ impl Agent {
         }
     }
 
-    /// Gives a command and waits for the answer.
+    /// Sends a command and waits for the answer.
     ///
     /// # Errors
     ///
@@ -106,8 +106,8 @@ impl Agent {
         }
     }
 
-    /// Waits for the answer to a command that was only told, one line, and says when it came. None
-    /// if it did not come before the deadline.
+    /// Waits for the one-line answer to a command sent with [`Agent::tell`], and returns it with
+    /// its time of arrival. None if it did not come before the deadline.
     ///
     /// # Errors
     ///
@@ -122,17 +122,17 @@ impl Agent {
         Ok(None)
     }
 
-    /// The last lines of all that the guest said.
+    /// The last lines of the guest's output.
     #[must_use]
     pub fn last_words(&self) -> String {
         self.console.tail()
     }
 
-    /// Gives a command without waiting for its answer: the guest may not survive it.
+    /// Sends a command without waiting for its answer, since the guest may not survive it.
     ///
     /// # Errors
     ///
-    /// The console is gone.
+    /// The console is closed.
     pub fn tell(&mut self, command: &str) -> Result<()> {
         self.console.send(command).with_context(|| command.to_owned())
     }
@@ -157,7 +157,7 @@ impl Agent {
         })
     }
 
-    /// Lets a process in the guest hold `bytes` of known data.
+    /// Makes a process in the guest hold `bytes` of known data.
     ///
     /// # Errors
     ///
@@ -166,16 +166,17 @@ impl Agent {
         self.ask(&format!("fill {seed} {}", bytes / MIB)).map(drop)
     }
 
-    /// Lets that process verify its data.
+    /// Makes that process verify its data.
     ///
     /// # Errors
     ///
-    /// As [`Agent::ask`]; also when a byte is not what it was.
+    /// As [`Agent::ask`], and if any byte has changed.
     pub fn check(&mut self, seed: u64) -> Result<()> {
         self.ask(&format!("check {seed}")).map(drop)
     }
 
-    /// Lets a process in the guest keep `bytes` at most, and a file, for good under check.
+    /// Makes a process in the guest keep up to `bytes` of memory and a file, both permanently under
+    /// check.
     ///
     /// # Errors
     ///
@@ -184,7 +185,7 @@ impl Agent {
         self.ask(&format!("checker start {seed} {}", bytes / MIB)).map(drop)
     }
 
-    /// Sets how much memory that process may have from now on.
+    /// Sets that process's memory limit.
     ///
     /// # Errors
     ///
@@ -193,7 +194,7 @@ impl Agent {
         self.ask(&format!("checker size {}", bytes / MIB)).map(drop)
     }
 
-    /// Lets that process verify all it has. It is for the caller to look at the mismatches.
+    /// Makes that process verify all it has. The caller must check the mismatches.
     ///
     /// # Errors
     ///
@@ -213,7 +214,7 @@ impl Agent {
         })
     }
 
-    /// How much of that data is at the guest-physical `address` or above, in bytes.
+    /// How many bytes of that data lie at or above the guest-physical `address`.
     ///
     /// # Errors
     ///
@@ -223,7 +224,7 @@ impl Agent {
         Ok(pages * 4096)
     }
 
-    /// Sets whether the guest's kernel uses memory added from now on.
+    /// Sets whether the guest's kernel brings memory online that is added from now on.
     ///
     /// # Errors
     ///
@@ -233,15 +234,15 @@ impl Agent {
         self.ask(&format!("write /sys/devices/system/memory/auto_online_blocks {state}")).map(drop)
     }
 
-    /// Lets the guest touch nearly all its free memory, so that the host has to provide it.
+    /// Makes the guest touch nearly all its free memory, so that the host must provide it.
     ///
     /// # Errors
     ///
     /// As [`Agent::ask`].
     pub fn dirty_free_memory(&mut self) -> Result<()> {
         let meminfo = self.meminfo()?;
-        // What newer kernels call available is less than what is free. What a kernel keeps in reserve
-        // grows with its memory.
+        // Newer kernels report less memory as available than is free. A kernel's reserve grows with
+        // its memory.
         let free = meminfo.free - meminfo.free / 32;
         let mib = (meminfo.available.max(free) / MIB).saturating_sub(64);
         self.ask(&format!("dirty {mib}")).map(drop)

@@ -1,33 +1,33 @@
-//! How a guest is started.
+//! The configuration of a test guest.
 
 use crate::MIB;
 use crate::setup::Setup;
 
-/// For [`VmConfig::append`], where much memory is ballooned. Debian's kernels clear each page as they
-/// allocate it, also for the balloon: in an emulated machine that is most of a shrink's time.
+/// For [`VmConfig::append`] in tests that balloon much memory. Debian's kernels clear each page
+/// they allocate, even for the balloon, which in an emulated machine takes most of a shrink's time.
 pub const NO_CLEARING: &str = "init_on_alloc=0";
 
-/// How to start a guest.
+/// The configuration of a guest.
 #[derive(Debug, Clone)]
 pub struct VmConfig {
     /// Its processors.
     pub cpus: u32,
     /// Its memory at boot, in bytes.
     pub memory: u64,
-    /// The memory it may have, in bytes; what it boots with if absent.
+    /// The most memory it may have, in bytes; its boot memory if absent.
     pub max_memory: Option<u64>,
     /// The size it has after a reset: `boot-size` or `keep-size`.
     pub on_reset: Option<&'static str>,
-    /// What backs its memory: `off`, `thp`, `2M` or `1G`.
+    /// The backing of its memory: `off`, `thp`, `2M` or `1G`.
     pub hugepages: Option<&'static str>,
-    /// What becomes of forbidden system calls: `on`, `log` or `off`.
+    /// How to treat forbidden system calls: `on`, `log` or `off`.
     pub seccomp: Option<&'static str>,
-    /// Whether the guest is to report its memory pressure.
+    /// Whether the guest's memory pressure reports are emitted.
     pub status_report: bool,
-    /// Whether the guest's kernel uses added memory without being told to. Debian's kernels differ
-    /// in what they do by themselves.
+    /// Whether the guest's kernel brings added memory online by itself. Debian's kernels differ in
+    /// their default.
     pub auto_online: bool,
-    /// More of the kernel command line.
+    /// Additions to the kernel command line.
     pub append: &'static str,
 }
 
@@ -48,7 +48,7 @@ impl Default for VmConfig {
 }
 
 impl VmConfig {
-    /// The arguments of `hvb`, but for the monitor's socket.
+    /// The arguments of `hvb`, except for the monitor's socket.
     pub(crate) fn arguments(&self, setup: &Setup) -> Vec<String> {
         let online = if self.auto_online { "online" } else { "offline" };
         let append =

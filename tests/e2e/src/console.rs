@@ -1,4 +1,4 @@
-//! The guest's serial console: everything it said, and its lines as they come.
+//! The guest's serial console: all its output so far, and new lines as they arrive.
 
 use std::io::{Read, Write};
 use std::process::{ChildStdin, ChildStdout};
@@ -17,12 +17,12 @@ pub(crate) struct Console {
     said: Arc<Mutex<String>>,
 }
 
-/// A line of the console, without its end.
+/// A line of the console, without its line ending.
 #[derive(Debug)]
 pub(crate) struct Line {
-    /// When its end was read.
+    /// When its ending was read.
     pub(crate) at: Instant,
-    /// What it says.
+    /// The text.
     pub(crate) text: String,
 }
 
@@ -40,11 +40,11 @@ impl Console {
         Ok(self.input.flush()?)
     }
 
-    /// The next line, if it comes before the deadline.
+    /// The next line, if it arrives before the deadline.
     ///
     /// # Errors
     ///
-    /// None can come any more.
+    /// The console is closed, so there will be no more lines.
     pub(crate) fn line_until(&self, deadline: Instant) -> Result<Option<Line>> {
         match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => Ok(Some(line)),
@@ -57,23 +57,23 @@ impl Console {
     ///
     /// # Errors
     ///
-    /// None came until the deadline, or none can come any more.
+    /// No line arrived before the deadline, or the console is closed.
     pub(crate) fn next_line(&self, deadline: Instant) -> Result<Line> {
         self.line_until(deadline)?.context("the guest's console is silent")
     }
 
-    /// How much was said so far; for [`Console::said_since`].
+    /// The amount of output so far, for [`Console::said_since`].
     pub(crate) fn mark(&self) -> usize {
         self.said.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// What was said since a mark.
+    /// The output since a mark.
     pub(crate) fn said_since(&self, mark: usize) -> String {
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         said.get(mark..).unwrap_or_default().to_owned()
     }
 
-    /// The last lines of all that was said.
+    /// The last lines of the output.
     pub(crate) fn tail(&self) -> String {
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let lines: Vec<&str> = said.lines().collect();

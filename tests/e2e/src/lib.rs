@@ -1,9 +1,9 @@
 #![forbid(unsafe_code)]
 //! The host's side of the end-to-end tests: runs `hvb` with a real Linux guest and talks to both.
 //!
-//! The tests need a KVM with Hyper-V, a guest kernel and an initramfs with `guest_agent`:
-//! `cargo xtask test` provides them. Under a plain `cargo test` they fail and say so; a test that
-//! is skipped without a word would be worse.
+//! The tests need a KVM with Hyper-V, a guest kernel and an initramfs with `guest_agent`, which
+//! `cargo xtask test` provides. Under a plain `cargo test` they fail with a message that says so,
+//! because silently skipped tests would be worse.
 
 mod agent;
 mod config;
@@ -25,14 +25,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How long anything may take that takes seconds in an emulated machine.
+/// How long an operation may take that takes seconds in an emulated machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Asks `probe` until it yields something.
+/// Polls `probe` until it returns a value.
 ///
 /// # Errors
 ///
-/// `probe` fails, or yields nothing within [`PATIENCE`]; `what` then names what was waited for.
+/// `probe` fails, or returns no value within [`PATIENCE`]; the error then says what was awaited:
+/// `what`.
 pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -1,4 +1,4 @@
-//! What the host's kernel says of a process.
+//! The host kernel's information about a process.
 
 use std::fs;
 
@@ -9,9 +9,9 @@ use anyhow::{Context, Result};
 pub struct ThreadStatus {
     /// Its name.
     pub name: String,
-    /// Whether a filter of system calls is at work.
+    /// Whether it has a system call filter.
     pub filtered: bool,
-    /// Whether it can gain no privileges.
+    /// Whether it is barred from gaining privileges.
     pub no_new_privileges: bool,
 }
 
@@ -22,7 +22,7 @@ pub struct ThreadStatus {
 /// The process is gone.
 pub fn threads(process: u32) -> Result<Vec<ThreadStatus>> {
     let tasks = fs::read_dir(format!("/proc/{process}/task"))?;
-    // One that ends meanwhile is none.
+    // A thread that ends in the meantime does not count.
     let texts = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok());
     texts
         .map(|text| {
@@ -39,20 +39,20 @@ pub fn threads(process: u32) -> Result<Vec<ThreadStatus>> {
         .collect()
 }
 
-/// Memory that a process can write, by whether a core dump would hold it.
+/// Writable memory of a process, by whether a core dump would include it.
 #[derive(Debug, Default)]
 pub struct Dumpable {
-    /// Bytes that it would not hold.
+    /// Bytes that a dump would omit.
     pub left_out: u64,
-    /// The largest piece, in bytes, that it would.
+    /// The largest mapping that a dump would include, in bytes.
     pub largest_held: u64,
 }
 
-/// Looks at all mappings of a process (proc_pid_smaps(5)).
+/// Examines all mappings of a process (proc_pid_smaps(5)).
 ///
 /// # Errors
 ///
-/// The process is gone, or another user's.
+/// The process is gone, or belongs to another user.
 pub fn dumpable(process: u32) -> Result<Dumpable> {
     let smaps = fs::read_to_string(format!("/proc/{process}/smaps"))?;
     let mut result = Dumpable::default();

@@ -1,11 +1,11 @@
-//! Where the parts of the tests are.
+//! The files that the tests need.
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result};
 
-/// What `cargo xtask test` built for the tests.
+/// The files that `cargo xtask test` built for the tests.
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// The program under test.
@@ -21,7 +21,7 @@ impl Setup {
     ///
     /// # Errors
     ///
-    /// They are not set: the tests were not started by `cargo xtask test`.
+    /// The variables are not set, because the tests were not started by `cargo xtask test`.
     pub fn from_env() -> Result<Self> {
         let path = |name| {
             std::env::var_os(name)
@@ -40,7 +40,7 @@ impl Setup {
 ///
 /// # Errors
 ///
-/// It cannot be run.
+/// `hvb` cannot be started.
 pub fn hvb(args: &[&str]) -> Result<Output> {
     let setup = Setup::from_env()?;
     Ok(Command::new(setup.hvb).args(args).stdin(Stdio::null()).output()?)

@@ -1,4 +1,4 @@
-//! A running `hvb run` with the test guest in it.
+//! A running `hvb run` with the test guest.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,8 +18,8 @@ use crate::{MIB, PATIENCE, wait_for};
 
 /// A guest that has come up.
 ///
-/// A test ends it with [`Vm::power_off`] or another of the methods that wait for the end. One that
-/// is dropped before means a test that failed: then the last words of guest and `hvb` are printed.
+/// A test ends it with [`Vm::power_off`] or another method that waits for the end. If it is dropped
+/// before that, the test has failed, and the last output of guest and `hvb` is printed.
 #[derive(Debug)]
 pub struct Vm {
     child: Child,
@@ -32,11 +32,11 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Boots a guest with 1 GiB and waits until it is up and its balloon driver is there.
+    /// Boots a guest with 1 GiB and waits until its balloon driver is ready.
     ///
     /// # Errors
     ///
-    /// It does not come up.
+    /// The guest does not come up.
     pub fn boot(cpus: u32) -> Result<Self> {
         let mut vm = Self::start(&VmConfig { cpus, ..VmConfig::default() })?;
         vm.wait_for_driver()?;
@@ -47,7 +47,7 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// It does not come up.
+    /// The guest does not come up.
     pub fn start(config: &VmConfig) -> Result<Self> {
         let setup = Setup::from_env()?;
         let dir = tempfile::Builder::new().prefix("hvb-test-").tempdir()?;
@@ -90,12 +90,11 @@ impl Vm {
         Ok(Client::connect(&self.socket(), PATIENCE)?)
     }
 
-    /// Waits until the guest's balloon driver is there and has nothing to do; returns the guest's
-    /// size in bytes.
+    /// Waits until the guest's balloon driver is ready and idle; returns the guest's size in bytes.
     ///
     /// # Errors
     ///
-    /// It does not come.
+    /// The driver does not become ready.
     pub fn wait_for_driver(&mut self) -> Result<u64> {
         let what = "a guest's balloon driver that waits for requests";
         wait_for(what, || {
@@ -105,7 +104,7 @@ impl Vm {
         .with_context(|| format!("{:?}", self.dynamic_memory()))
     }
 
-    /// The guest's size in bytes, as the monitor says.
+    /// The guest's size in bytes, according to the monitor.
     ///
     /// # Errors
     ///
@@ -123,7 +122,7 @@ impl Vm {
         Ok(self.monitor.run(&XQueryDynamicMemory {})?)
     }
 
-    /// Asks for a guest of `bytes`.
+    /// Sets a target of `bytes`.
     ///
     /// # Errors
     ///
@@ -132,21 +131,21 @@ impl Vm {
         self.monitor.execute("balloon", json!({ "value": bytes })).map(drop)
     }
 
-    /// Asks for a guest of `bytes` and waits until it has that size.
+    /// Sets a target of `bytes` and waits until the guest has that size.
     ///
     /// # Errors
     ///
-    /// It does not get there, or stops short of it.
+    /// The guest does not get there, or stops short of it.
     pub fn resize(&mut self, bytes: u64) -> Result<()> {
         self.set_target(bytes)?;
         self.wait_for_size(bytes)
     }
 
-    /// Waits until the guest has `bytes`, and has taken back all that was returned to it.
+    /// Waits until the guest has `bytes` and has taken back all returned pages.
     ///
     /// # Errors
     ///
-    /// It does not get there, or stops short of it.
+    /// The guest does not get there, or stops short of it.
     pub fn wait_for_size(&mut self, bytes: u64) -> Result<()> {
         wait_for(&format!("a guest of {} MiB", bytes / MIB), || {
             let status = self.dynamic_memory()?;
@@ -157,11 +156,12 @@ impl Vm {
         .with_context(|| format!("{:?}", self.dynamic_memory()))
     }
 
-    /// Asks for a guest of `bytes` and waits until it has that size or stops; returns the state.
+    /// Sets a target of `bytes` and waits until the guest has that size or stops; returns the
+    /// state.
     ///
     /// # Errors
     ///
-    /// It does neither.
+    /// Neither happens.
     pub fn approach(&mut self, bytes: u64) -> Result<DynamicMemoryInfo> {
         self.set_target(bytes)?;
         let what = format!("a guest of {} MiB, or a reason why not", bytes / MIB);
@@ -184,8 +184,9 @@ impl Vm {
         Ok(answer.as_str().with_context(|| answer.to_string())?.to_owned())
     }
 
-    /// Takes the guest's balloon device from its driver and gives it back. Debian's `hv_balloon`
-    /// cannot be unloaded, as it has no exit function; this closes and opens the channel alike.
+    /// Unbinds the guest's balloon device from its driver and binds it again. Debian's `hv_balloon`
+    /// cannot be unloaded, as it has no exit function; this closes and opens the channel in the
+    /// same way.
     ///
     /// # Errors
     ///
@@ -196,16 +197,16 @@ impl Vm {
         self.wait_for_driver().map(drop)
     }
 
-    /// Gives the guest's balloon device to its driver.
+    /// Binds the guest's balloon device to its driver.
     ///
     /// # Errors
     ///
-    /// The driver does not take it.
+    /// The driver does not accept it.
     pub fn bind_driver(&mut self, device: &str) -> Result<()> {
         self.agent.ask(&format!("write {DRIVER}/bind {device}")).map(drop)
     }
 
-    /// Takes the guest's balloon device from its driver; returns the device's name.
+    /// Unbinds the guest's balloon device from its driver; returns the device's name.
     ///
     /// # Errors
     ///
@@ -217,11 +218,11 @@ impl Vm {
         Ok(device.clone())
     }
 
-    /// Waits for an event of this name and returns what it says.
+    /// Waits for an event with this name and returns its data.
     ///
     /// # Errors
     ///
-    /// It does not come.
+    /// The event does not come.
     pub fn wait_event(&mut self, name: &str) -> Result<Value> {
         let monitor = &mut self.monitor;
         wait_for(name, || {
@@ -236,7 +237,7 @@ impl Vm {
         self.child.id()
     }
 
-    /// Memory of the `hvb` process that the host provides, in bytes.
+    /// Resident memory of the `hvb` process, in bytes.
     ///
     /// # Errors
     ///
@@ -251,11 +252,11 @@ impl Vm {
         self.child.id()
     }
 
-    /// What `hvb` complained of so far.
+    /// The log of `hvb` so far.
     ///
     /// # Errors
     ///
-    /// It cannot be read.
+    /// The log cannot be read.
     pub fn complaints(&self) -> Result<String> {
         Ok(fs::read_to_string(self.dir.path().join("stderr"))?)
     }
@@ -264,12 +265,12 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// The process cannot be asked.
+    /// The process's status cannot be read.
     pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// Lets the guest power itself off and checks that all ends well.
+    /// Makes the guest power itself off and checks that everything ends well.
     ///
     /// # Errors
     ///
@@ -288,19 +289,19 @@ impl Vm {
         Ok(kill_process(self.pid()?, signal)?)
     }
 
-    /// Sets a limit of `hvb`, as whoever runs it could; returns the one before, to set it again.
+    /// Sets a resource limit of `hvb` and returns the previous one, for setting it again.
     ///
     /// # Errors
     ///
-    /// The process is gone, or the limit was below before.
+    /// The process is gone, or its hard limit was lower.
     pub fn set_limit(&self, resource: Resource, most: Option<u64>) -> Result<Option<u64>> {
-        // `hvb` has the hard limit that this process has.
+        // `hvb` has the same hard limit as this process.
         let maximum = rustix::process::getrlimit(resource).maximum;
         let limit = Rlimit { current: most, maximum };
         Ok(prlimit(Some(self.pid()?), resource, limit)?.current)
     }
 
-    /// The highest number of a descriptor that `hvb` has.
+    /// The highest descriptor number in `hvb`.
     ///
     /// # Errors
     ///
@@ -311,7 +312,7 @@ impl Vm {
         numbers.max().context("no descriptors")
     }
 
-    /// The address space that `hvb` uses, in bytes.
+    /// The address space of `hvb`, in bytes.
     ///
     /// # Errors
     ///
@@ -335,11 +336,12 @@ impl Vm {
         Pid::from_raw(self.child.id().try_into()?).context("no process")
     }
 
-    /// As [`Vm::power_off`], where `hvb` had reason to complain: each line names `word`.
+    /// As [`Vm::power_off`], for a test in which `hvb` had problems to log: each line must contain
+    /// `word`.
     ///
     /// # Errors
     ///
-    /// The end is not clean, or there was another complaint, or none.
+    /// The end is not clean, or there was another log line, or none.
     pub fn power_off_after_complaints(mut self, word: &str) -> Result<()> {
         self.agent.ask("poweroff")?;
         let words = self.last_words()?;
@@ -349,7 +351,7 @@ impl Vm {
         Ok(())
     }
 
-    /// Waits for an end that was asked for: status 0, no socket, no complaint.
+    /// Waits for an end that was requested: status 0, no socket left, nothing logged.
     ///
     /// # Errors
     ///
@@ -361,7 +363,7 @@ impl Vm {
         Ok(())
     }
 
-    /// Waits for the end and returns what was complained of.
+    /// Waits for the end and returns the log.
     fn last_words(&mut self) -> Result<String> {
         let status = self.wait()?;
         let words = fs::read_to_string(self.dir.path().join("stderr"))?;
@@ -431,7 +433,7 @@ impl Drop for Vm {
     }
 }
 
-/// Memory of a process that the host provides, in bytes.
+/// Resident memory of a process, in bytes.
 ///
 /// # Errors
 ///
@@ -443,14 +445,14 @@ pub fn resident(process: u32) -> Result<u64> {
     Ok(kib * 1024)
 }
 
-/// Whether a guest has this many bytes, by its own word too.
+/// Whether a guest has this many bytes and has confirmed it.
 #[must_use]
 pub fn has_size(status: &DynamicMemoryInfo, bytes: u64) -> bool {
     status.actual == bytes && status.state != "unballooning"
 }
 
-/// What each thread of a process does: its name, state, clock ticks used in a second, and where in
-/// the kernel it is. Tells a guest that spins from one that waits for ever.
+/// The state of each thread of a process: its name, its state, the clock ticks it used in a second,
+/// and where in the kernel it is. Distinguishes a guest that spins from one that waits for ever.
 fn threads(pid: u32) -> String {
     let before = thread_times(pid);
     std::thread::sleep(Duration::from_secs(1));
@@ -485,7 +487,7 @@ fn thread_times(pid: u32) -> Vec<ThreadTime> {
     tasks.filter_map(|entry| time(entry.ok()?)).collect()
 }
 
-/// The socket is there a moment after the process.
+/// Connects to a socket that appears shortly after its process has started.
 fn connect_to_new(socket: &Path, child: &mut Child) -> Result<Client> {
     wait_for("hvb's monitor", || {
         if let Some(status) = child.try_wait()? {

@@ -1,9 +1,9 @@
-//! System calls that the kernel refuses, for tests of what the host's failures lead to.
+//! System calls that the kernel refuses, for testing the effects of failures on the host.
 //!
-//! A seccomp filter answers the call with an error before the kernel looks at it, so what is tested
-//! is the code as it is, with no seam made for the test. A filter stays with its thread for good and
-//! is inherited by the threads that it starts; threads that were there before are free of it, and can
-//! do what failed once more.
+//! A seccomp filter answers the call with an error before the kernel handles it, so the tests
+//! exercise the code as it is, without a seam made for the test. A filter stays with its thread for
+//! good and is inherited by the threads that it starts. Threads that existed before are free of it,
+//! and can later repeat what failed.
 
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_long};
@@ -15,7 +15,7 @@ use seccompiler::{
     SeccompRule, apply_filter, apply_filter_all_threads,
 };
 
-/// A system call that is to fail.
+/// A system call to fail.
 #[derive(Clone, Debug)]
 pub struct Refusal {
     call: c_long,
@@ -30,13 +30,13 @@ impl Refusal {
         Self { call, errno, conditions: Vec::new() }
     }
 
-    /// Only where argument number `index`, counted from 0, is this.
+    /// Only if argument number `index`, counted from 0, has this value.
     #[must_use]
     pub fn with_argument(self, index: u8, value: u64) -> Self {
         self.condition(index, SeccompCmpOp::Eq, value)
     }
 
-    /// Only where argument number `index` has this bit, or all of these.
+    /// Only if argument number `index` has this bit, or all of these bits.
     #[must_use]
     pub fn with_flag(self, index: u8, flag: u64) -> Self {
         self.condition(index, SeccompCmpOp::MaskedEq(flag), flag)
@@ -62,10 +62,10 @@ impl Refusal {
     }
 }
 
-/// Runs `body` on a thread to which, and to whose threads, the kernel refuses these calls.
+/// Runs `body` on a thread for which, and for whose own threads, the kernel refuses these calls.
 ///
 /// # Panics
-/// Where `body` does, and where the system has no seccomp.
+/// If `body` panics, or the system has no seccomp.
 pub fn with<T: Send>(refusals: &[Refusal], body: impl FnOnce() -> T + Send) -> T {
     let filtered = || {
         for refusal in refusals {
@@ -77,11 +77,11 @@ pub fn with<T: Send>(refusals: &[Refusal], body: impl FnOnce() -> T + Send) -> T
     result.unwrap_or_else(|panic| panic::resume_unwind(panic))
 }
 
-/// Has the kernel refuse these calls to all threads of this process, from now to its end. For a test
-/// program with one test.
+/// Makes the kernel refuse these calls to all threads of this process, from now to its end. For a
+/// test program with one test.
 ///
 /// # Panics
-/// Where the system has no seccomp.
+/// If the system has no seccomp.
 pub fn from_now_on(refusals: &[Refusal]) {
     for refusal in refusals {
         apply_filter_all_threads(&refusal.program()).expect("a seccomp filter for all threads");

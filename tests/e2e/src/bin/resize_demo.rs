@@ -1,5 +1,5 @@
-//! Resizes a running Linux guest and tells what happened, as both sides saw it: what
-//! `cargo xtask demo` runs.
+//! The demo, run by `cargo xtask demo`: resizes a running Linux guest and prints the effect as both
+//! sides saw it.
 //!
 //! Ends with status 0 only if the guest's MemTotal and the host's resident memory agree.
 
@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use e2e::{MIB, PATIENCE, Vm, VmConfig, has_size};
 
-/// Parts of the resized memory that each side must see change, in percent. The rest is what the
-/// kernel and `hvb` use for themselves meanwhile.
+/// The share of the resized memory whose change each side must see, in percent. The kernel and
+/// `hvb` meanwhile use the rest for themselves.
 const AGREEMENT: u64 = 90;
 
-/// How often the demo looks whether the guest has followed.
+/// How often the demo checks whether the guest has followed.
 const LOOK: Duration = Duration::from_millis(2);
 
 fn main() -> ExitCode {
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     match sizes(&arguments).and_then(|(cpus, sizes)| demo(cpus, sizes)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            println!("\nnot as it should be: {error:#}");
+            println!("\nthe demo failed: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -35,7 +35,7 @@ struct Sizes {
     large: u64,
 }
 
-/// Processors, and the sizes at boot, shrunk and grown in MiB.
+/// Parses the arguments: processors, and the sizes at boot, shrunk and grown in MiB.
 fn sizes(arguments: &[String]) -> Result<(u32, Sizes)> {
     let [cpus, boot, small, large] = arguments else {
         bail!("give processors, and sizes at boot, shrunk and grown; or run cargo xtask demo")
@@ -50,7 +50,7 @@ fn sizes(arguments: &[String]) -> Result<(u32, Sizes)> {
     Ok((cpus.parse()?, sizes))
 }
 
-/// The machine at one moment.
+/// The machine's memory at one moment.
 #[derive(Clone, Copy)]
 struct View {
     total: u64,
@@ -106,7 +106,7 @@ fn demo(cpus: u32, sizes: Sizes) -> Result<()> {
     Ok(())
 }
 
-/// What follows the last `separator` in the line of the guest's kernel log that holds `words`.
+/// The text after the last `separator` in the line of the guest's kernel log that contains `words`.
 fn said(vm: &mut Vm, words: &str, separator: char) -> Result<String> {
     let lines = vm.agent.ask(&format!("dmesg {words}"))?.lines;
     let line =
@@ -114,7 +114,7 @@ fn said(vm: &mut Vm, words: &str, separator: char) -> Result<String> {
     Ok(line.rsplit(separator).next().unwrap_or(line).trim().to_owned())
 }
 
-/// Sets a size and waits until the machine has it; returns how long that took.
+/// Sets a size and waits until the machine has it; returns the time it took.
 fn resize(vm: &mut Vm, size: u64) -> Result<Duration> {
     let begin = Instant::now();
     vm.set_target(size)?;
@@ -145,7 +145,7 @@ fn row(vm: &mut Vm, what: &str, took: Duration) -> Result<View> {
     Ok(view)
 }
 
-/// Says how much of a resize one side saw, and whether that is enough.
+/// Prints how much of a resize one side saw, and checks that it is enough.
 fn agree(who: &str, moved: u64, seen: u64) -> Result<()> {
     println!("  {who:<20}{:>6} MiB of {} MiB", seen / MIB, moved / MIB);
     ensure!(seen >= moved / 100 * AGREEMENT, "{who} less than {AGREEMENT} % of what was moved");

@@ -1,4 +1,4 @@
-//! Puts a guest through a soak: what `cargo xtask soak` runs.
+//! The soak, run by `cargo xtask soak`.
 //!
 //! `soak SECONDS SEED boot-size|keep-size off|thp`. A line `stop` on standard input ends it early.
 
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     };
     match soak::run(&plan, &watch_for_stop()) {
         Ok(()) => ExitCode::SUCCESS,
-        // It was printed, below the table.
+        // The error was already printed, below the table.
         Err(_) => ExitCode::FAILURE,
     }
 }
@@ -40,7 +40,7 @@ fn plan(arguments: &[String]) -> Result<Plan> {
     })
 }
 
-/// Set once a line on standard input says so.
+/// A flag that is set once standard input has the line.
 fn watch_for_stop() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);

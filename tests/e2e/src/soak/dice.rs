@@ -1,9 +1,10 @@
-//! Where all chance comes from.
+//! The source of all randomness.
 
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
-/// The chance of one step: it follows from seed and step, so that any step can be taken again.
+/// The randomness of one step. It depends only on seed and step number, so that any step can be
+/// repeated.
 #[derive(Debug)]
 pub(super) struct Dice(Pcg64Mcg);
 
@@ -12,7 +13,7 @@ impl Dice {
         Self(Pcg64Mcg::seed_from_u64(seed.rotate_left(32) ^ step))
     }
 
-    /// A number from `least` to `most`, both included.
+    /// A number from `least` to `most`, both inclusive.
     pub(super) fn between(&mut self, least: u64, most: u64) -> u64 {
         let wide = u128::from(self.0.next_u64()) * (u128::from(most - least) + 1);
         least + u64::try_from(wide >> 64).unwrap_or(0)
@@ -23,7 +24,7 @@ impl Dice {
         self.between(1, n) == 1
     }
 
-    /// One of these, each as often as its weight says.
+    /// One of these, with a probability in proportion to its weight.
     pub(super) fn weighted<T: Copy>(&mut self, of: &[(u64, T)]) -> T {
         let all: u64 = of.iter().map(|(weight, _)| weight).sum();
         let mut roll = self.between(0, all - 1);

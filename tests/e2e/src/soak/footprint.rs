@@ -1,4 +1,4 @@
-//! What a running `hvb` takes from its host, as the host's kernel counts it.
+//! The host resources that a running `hvb` uses, as the host's kernel counts them.
 
 use std::fs;
 
@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 pub(super) struct Footprint {
     /// Resident memory of the guest's mappings.
     pub(super) guest: u64,
-    /// Anonymous memory outside them: what the process itself has written to. The program's own file
-    /// is not in it, which is resident as far as it has run.
+    /// Anonymous memory outside them, which the process itself has written to. Excludes the
+    /// program's own file, whose resident part depends on what has run.
     pub(super) private: u64,
     /// Open files.
     pub(super) descriptors: u64,
@@ -20,7 +20,7 @@ pub(super) struct Footprint {
 }
 
 impl Footprint {
-    /// Looks at a process.
+    /// The footprint of a process.
     pub(super) fn of(process: u32) -> Result<Self> {
         let smaps = fs::read_to_string(format!("/proc/{process}/smaps"))?;
         let mut footprint = Self { ..parse(&smaps)? };
@@ -30,7 +30,7 @@ impl Footprint {
     }
 }
 
-/// Open files and threads of a process, without the work of looking at its memory.
+/// Open files and threads of a process, without the work of examining its memory.
 pub(super) fn descriptors_and_threads(process: u32) -> Result<(u64, u64)> {
     Ok((entries(process, "fd")?, entries(process, "task")?))
 }
@@ -39,7 +39,8 @@ fn entries(process: u32, what: &str) -> Result<u64> {
     Ok(u64::try_from(fs::read_dir(format!("/proc/{process}/{what}"))?.count())?)
 }
 
-/// proc_pid_smaps(5): the line of a mapping, lines with its figures, the last of them its flags.
+/// Parses proc_pid_smaps(5): for each mapping its line, then lines with its figures, the last of
+/// which has its flags.
 fn parse(smaps: &str) -> Result<Footprint> {
     let mut footprint = Footprint::default();
     let (mut resident, mut anonymous) = (0, 0);
@@ -62,7 +63,7 @@ fn parse(smaps: &str) -> Result<Footprint> {
     Ok(footprint)
 }
 
-/// Whether a mapping is the guest's memory: `hvb` says for it alone whether it wants huge pages.
+/// Whether a mapping is the guest's memory: the only one for which `hvb` sets a huge page policy.
 fn is_the_guests(flags: &str) -> bool {
     flags.split_whitespace().any(|flag| ["hg", "nh", "ht"].contains(&flag))
 }

@@ -1,46 +1,46 @@
-//! Tells a guest that emulation lost from one that `hvb` lost.
+//! Tells a guest that the emulation lost from one that `hvb` lost.
 //!
-//! QEMU's emulation of SVM loses a guest now and then: the guest stands still, or takes a triple
-//! fault. Whatever else goes wrong is ours; and so are these two where nothing is emulated, or where
-//! they come back with the same steps.
+//! QEMU's emulation of SVM occasionally loses a guest: the guest hangs or takes a triple fault.
+//! Every other failure is `hvb`'s, and so are these two if nothing is emulated or if they recur
+//! with the same steps.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::{PATIENCE, Vm};
 
-/// Set in an emulated machine by what starts it.
+/// The variable that marks an emulated machine; set by the program that starts the machine.
 const EMULATED: &str = "HVB_EMULATED";
 
-/// How long a guest may take to answer that it is there.
+/// How long a guest may take to answer a sign of life.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
 
-/// What a kernel says as it dies of something that it noticed itself.
+/// What a kernel prints when it dies of something it noticed itself.
 const LAST_WORDS: [&str; 4] = ["Kernel panic", "Oops", "BUG:", "general protection"];
 
 /// How the guest was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// It neither answers nor says why.
+    /// It neither answers nor prints a reason.
     Silence,
-    /// It reset itself without a word.
+    /// It reset itself without printing anything.
     TripleFault,
 }
 
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Silence => "the guest stands still",
+            Self::Silence => "the guest hangs",
             Self::TripleFault => "the guest took a triple fault",
         })
     }
 }
 
-/// How emulation lost the guest of this machine; `None` if it did not, or the machine is not
-/// emulated. `said` is what the guest said since it was last to boot.
+/// How the emulation lost the guest of this machine; `None` if it did not, or if the machine is not
+/// emulated. `said` is the guest's output since it last started to boot.
 pub(super) fn find(vm: &mut Vm, said: &str) -> Option<Loss> {
     std::env::var_os(EMULATED)?;
-    // `hvb` itself has to be in order.
+    // `hvb` itself must be in order.
     if vm.exit_status().ok()?.is_some() {
         return None;
     }
@@ -63,7 +63,7 @@ fn judge(complaints: &str, said: &str, answers: impl FnOnce() -> bool) -> Option
     }
 }
 
-/// Whether the agent answers a question; the answer to an earlier one may come first.
+/// Whether the agent answers a question. The answer to an earlier one may come first.
 fn answers(vm: &mut Vm) -> bool {
     let deadline = Instant::now() + SIGN_OF_LIFE.min(PATIENCE);
     vm.agent.tell("ping").is_ok() && !matches!(vm.agent.answer_until(deadline), Ok(None))

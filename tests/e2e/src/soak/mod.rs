@@ -1,15 +1,15 @@
-//! A real guest that is resized, reset and left by its driver at random for as long as asked, with
-//! its memory and its host under watch: what `cargo xtask soak` runs.
+//! The soak, run by `cargo xtask soak`: a real guest is resized and reset and has its driver
+//! reloaded, at random and for as long as asked, with its memory and its host under observation.
 //!
-//! All that is random follows from seed and number of the step. What a guest makes of it depends on
-//! the machine, so that a seed gives the same steps again, not the same run.
+//! All random choices follow from the seed and the step number. How a guest reacts depends on the
+//! machine, so a seed repeats the same steps, but not the same run.
 //!
 //! After each step:
 //!
 //! - the checker in the guest has verified all its memory and its file;
 //! - the device's books add up, the guest's `MemTotal` agrees with them, and no fault was counted;
-//! - the host provides no more memory for the guest than it has by the books;
-//! - no machine was reset that was not to be, `hvb` has nothing to complain of, and its own memory,
+//! - the host provides no more memory for the guest than the books say;
+//! - no machine was reset unexpectedly, `hvb` has logged no problem, and its own memory,
 //!   descriptors, threads and mappings are no more than at the start.
 
 mod dice;
@@ -32,62 +32,62 @@ use session::Session;
 use steps::Step;
 use tally::Tally;
 
-/// What the guest boots with, and the range of its targets. The least is about what its kernel and
-/// the checker need; it may well stop before.
+/// The guest's boot size, and the range of its targets. The least is about what its kernel and the
+/// checker need, so the guest may stop short of it.
 const BOOT: u64 = 512 * MIB;
 const MOST: u64 = 1536 * MIB;
 const LEAST: u64 = 224 * MIB;
 
-/// How much more memory than by the books the host may provide for a guest: where a huge page of
-/// the host is partly ballooned, the next touch of it may bring all of it back.
+/// How much memory the host may provide beyond the books: if a huge page of the host is partly
+/// ballooned, the next touch of it may bring all of it back.
 const OVER_THE_BOOKS: u64 = 32 * MIB;
 
-/// How much more memory of its own `hvb` may have than after the warm-up: at the end, with nothing
-/// ballooned as at the start, and ever.
+/// How much more memory of its own `hvb` may have than after the warm-up: at the end, when again
+/// nothing is ballooned, and at any time.
 const MORE_PRIVATE_AT_END: u64 = MIB;
 const MORE_PRIVATE_EVER: u64 = 4 * MIB;
 
-/// How many steps are shown when something is wrong.
+/// How many steps are printed on a failure.
 const TRAIL: usize = 30;
 
-/// How many steps are taken again when emulation lost a guest.
+/// How many steps are repeated after the emulation lost a guest.
 const TAKEN_AGAIN: u64 = 10;
 
-/// The time for which emulation may lose a guest once, on average.
+/// The average time in which the emulation may lose one guest.
 const PER_LOSS: Duration = Duration::from_secs(200);
 
-/// How often a soak that shows its progress says how far it is.
+/// How often a soak with progress reports prints one.
 const PROGRESS: Duration = Duration::from_secs(30);
 
-/// What to do.
+/// The plan of a soak.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// What all chance follows from.
+    /// The seed of all random choices.
     pub seed: u64,
     /// When to end.
     pub limit: Limit,
     /// Whether the guest keeps its size over a reset.
     pub keep_size: bool,
-    /// What backs the guest's memory, as in [`VmConfig`](crate::VmConfig).
+    /// The backing of the guest's memory, as in [`VmConfig`](crate::VmConfig).
     pub hugepages: Option<&'static str>,
-    /// Whether to say now and then how far it is.
+    /// Whether to print progress reports.
     pub progress: bool,
 }
 
-/// When a soak ends, unless something is wrong.
+/// When a soak ends, unless it fails.
 #[derive(Debug, Clone, Copy)]
 pub enum Limit {
-    /// After so much time, warm-up and all.
+    /// After this time, including the warm-up.
     Time(Duration),
-    /// After so many steps.
+    /// After this many steps.
     Steps(u64),
 }
 
-/// Does it, and prints the table of what it came to; ends early where `stop` is set.
+/// Runs a soak and prints the table of its results. Ends early once `stop` is set.
 ///
 /// # Errors
 ///
-/// Something is wrong: seed and last steps were printed.
+/// A check failed; the seed and the last steps were printed.
 pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<()> {
     let mut soak = Soak {
         plan: plan.clone(),
@@ -101,7 +101,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<()> {
     println!("{}", soak.headline());
     print!("{}", soak.tally);
     if let Err(error) = &outcome {
-        println!("wrong, with seed {}: {error:#}", plan.seed);
+        println!("failed, with seed {}: {error:#}", plan.seed);
         println!("the last {} steps:", soak.trail.len());
         soak.trail.iter().for_each(|line| println!("  {line}"));
     }
@@ -115,7 +115,7 @@ struct Soak {
     trail: VecDeque<String>,
     /// The number of the next step.
     next: u64,
-    /// Steps before this one are taken again, as emulation lost the guest at it.
+    /// Steps before this one are repeated, because the emulation lost the guest at it.
     again_until: Option<u64>,
 }
 
@@ -134,7 +134,7 @@ impl Soak {
         Ok(())
     }
 
-    /// One guest, from its boot to the soak's end, or its own.
+    /// Runs one guest, until the soak ends or the guest is lost.
     fn guest(&mut self, slot: &mut Option<Session>, stop: &AtomicBool) -> Result<()> {
         let session = slot.insert(Session::start(&self.plan)?);
         self.tally.host.begin_anew();
@@ -165,12 +165,12 @@ impl Soak {
         Ok(())
     }
 
-    /// Takes the last steps again with another guest if emulation lost this one, unless that was so
-    /// at the same place before, or too often.
+    /// Repeats the last steps with another guest if the emulation lost this one, unless that
+    /// happened at the same place before, or too often.
     fn go_on_after(&mut self, loss: Option<Loss>, error: Error) -> Result<()> {
         let Some(loss) = loss else { return Err(error) };
         let words = format!("step {}: {loss}: {error:#}", self.next);
-        println!("  lost a guest, as emulation may: {words}");
+        println!("  lost a guest, as can happen in emulation: {words}");
         self.tally.losses.push(words);
         let allowed = 1 + self.begin.elapsed().as_secs() / PER_LOSS.as_secs();
         if self.again_until.is_some_and(|until| self.next <= until) {
@@ -182,7 +182,7 @@ impl Soak {
         Ok(())
     }
 
-    /// Whether it ends now. Steps that are to be taken again are, whatever the time.
+    /// Whether the soak ends now. Steps that must be repeated come first, whatever the time.
     fn is_over(&self, stop: &AtomicBool) -> bool {
         if stop.load(Ordering::Relaxed) {
             return true;

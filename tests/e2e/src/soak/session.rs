@@ -1,4 +1,4 @@
-//! One running guest, the steps on it, and what must hold after each.
+//! One running guest, the steps on it, and the checks after each.
 
 mod acts;
 
@@ -14,34 +14,34 @@ use super::tally::Tally;
 use super::{BOOT, LEAST, MORE_PRIVATE_AT_END, MORE_PRIVATE_EVER, MOST, OVER_THE_BOOKS, Plan};
 use crate::{MIB, PATIENCE, Vm, VmConfig, has_size, wait_for};
 
-/// How far the guest's `MemTotal` may be from what it should be: a few pages that a kernel keeps as
-/// it brings memory online.
+/// How far the guest's `MemTotal` may be from the expected value: a few pages that a kernel keeps
+/// as it brings memory online.
 const TOLERANCE: u64 = 4 * MIB;
 
 /// A guest that lost more than this to drivers that left is worn out.
 const WORN_OUT: u64 = 300 * MIB;
 
-/// What is left alone of the free memory when a process touches it.
+/// How much free memory a process leaves alone when it touches the rest.
 const UNTOUCHED: u64 = 96 * MIB;
 
-/// How much memory the checker may have at first.
+/// The checker's initial memory limit.
 const CHECKED: u64 = 96 * MIB;
 
-/// How often a size on its way is looked at.
+/// How often a size is polled while it changes.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How long threads and descriptors of clients that left may take to go.
+/// How long threads and descriptors of clients that left may take to disappear.
 const FAREWELL: Duration = Duration::from_secs(20);
 
-/// What a client that is connected costs at most.
+/// The most descriptors a connected client costs.
 const DESCRIPTORS_OF_A_CLIENT: u64 = 3;
 const THREADS_OF_A_CLIENT: u64 = 2;
 
-/// How far mappings may vary: an allocator's arenas.
+/// How far the number of mappings may vary, because of an allocator's arenas.
 const MORE_MAPPINGS: u64 = 16;
 
-/// As [`NO_CLEARING`](crate::NO_CLEARING); and a kernel that is hurt shall not go on as if nothing
-/// had happened.
+/// As [`NO_CLEARING`](crate::NO_CLEARING); in addition, a damaged kernel must not carry on as if
+/// nothing had happened.
 const APPEND: &str = "init_on_alloc=0 oops=panic";
 
 pub(super) struct Session {
@@ -49,13 +49,13 @@ pub(super) struct Session {
     keep_size: bool,
     seed: u64,
     clients: Vec<Client>,
-    /// The books at the last look.
+    /// The books at the last observation.
     seen: DynamicMemoryInfo,
     /// `MemTotal` less the size by the books, right after boot.
     own: i128,
-    /// What drivers that left had given, and never free.
+    /// Memory that departed drivers had given up and that is never freed.
     lost: u64,
-    /// How much the guest had said when it was last started.
+    /// The position in the console at the last start.
     said: usize,
     start: Option<Footprint>,
 }
@@ -85,8 +85,8 @@ impl Session {
         })
     }
 
-    /// Lets everything happen once that leaves something behind, then takes the figures that those
-    /// of later steps are compared with.
+    /// Does everything once that leaves something behind, then records the figures with which those
+    /// of later steps are compared.
     pub(super) fn warm_up(&mut self, tally: &mut Tally) -> Result<()> {
         self.settle_in(tally)?;
         for step in [
@@ -107,7 +107,7 @@ impl Session {
         Ok(())
     }
 
-    /// Brings the guest to the state it had after the warm-up and compares the figures.
+    /// Brings the guest to its state after the warm-up and compares the figures.
     pub(super) fn wind_up(&mut self, tally: &mut Tally) -> Result<()> {
         if self.lost > 0 {
             self.take(&Step::Reset { how: ResetBy::Monitor, midway: None }, 0, tally)?;
@@ -125,7 +125,7 @@ impl Session {
         Ok(())
     }
 
-    /// Nothing is ballooned, and no client is connected but this one.
+    /// Nothing is ballooned, and no client but this one is connected.
     fn at_rest(&mut self, tally: &mut Tally) -> Result<Footprint> {
         self.take(&Step::Resize { target: MOST, watched: false }, 0, tally)?;
         ensure!(self.seen.actual == MOST && self.seen.ballooned == 0, "{:?}", self.seen);
@@ -138,18 +138,18 @@ impl Session {
         self.lost > WORN_OUT
     }
 
-    /// Whether emulation lost this guest, and how.
+    /// Whether and how the emulation lost this guest.
     pub(super) fn lost(&mut self) -> Option<Loss> {
         let said = self.vm.agent.console.said_since(self.said);
         loss::find(&mut self.vm, &said)
     }
 
-    /// Lets the guest switch itself off; that must be clean.
+    /// Makes the guest power off, which must be clean.
     pub(super) fn end(self) -> Result<()> {
         self.vm.power_off()
     }
 
-    /// Takes one step, and checks all that must hold after it.
+    /// Takes one step and makes all checks.
     pub(super) fn take(&mut self, step: &Step, number: u64, tally: &mut Tally) -> Result<()> {
         self.act(step, number, tally)?;
         self.settle(tally)?;
@@ -162,14 +162,14 @@ impl Session {
         Ok(())
     }
 
-    /// Waits until the device has nothing to do.
+    /// Waits until the device is idle.
     fn settle(&mut self, tally: &mut Tally) -> Result<()> {
-        let what = "a device that has nothing to do";
+        let what = "an idle device";
         let deadline = Instant::now() + PATIENCE;
         loop {
             let status = self.look(tally)?;
             let arrived = status.target.is_none_or(|target| has_size(status, target));
-            // It says why it stopped while the last pages are still being discarded.
+            // The reason for stopping is given while the last pages are still being discarded.
             let ended = arrived || status.stopped.is_some();
             if status.state == "idle" && status.in_flight == 0 && ended {
                 return Ok(());
@@ -179,7 +179,7 @@ impl Session {
         }
     }
 
-    /// Looks at the books; counts what changed since the last look at the same machine.
+    /// Reads the books and adds what changed since the last observation of the same machine.
     fn look(&mut self, tally: &mut Tally) -> Result<&DynamicMemoryInfo> {
         let now = self.vm.dynamic_memory()?;
         tally.moved.add(&self.seen, &now);
@@ -187,7 +187,7 @@ impl Session {
         Ok(&self.seen)
     }
 
-    /// Goes to a size. It stops short only where the guest gives no more.
+    /// Goes to a size. May stop short only if the guest gives no more.
     fn approach(&mut self, target: u64, tally: &mut Tally) -> Result<()> {
         self.vm.set_target(target)?;
         self.settle(tally)?;
@@ -202,16 +202,16 @@ impl Session {
         Ok(())
     }
 
-    /// The checker looks at all it has.
+    /// Makes the checker verify all it has.
     fn verify(&mut self, tally: &mut Tally) -> Result<()> {
         let checked = self.vm.agent.verify()?;
         tally.checks.add(&checked);
         tally.checks.mismatches += checked.mismatches;
-        ensure!(checked.mismatches == 0, "memory is not as it was left: {checked:?}");
+        ensure!(checked.mismatches == 0, "memory has changed: {checked:?}");
         Ok(())
     }
 
-    /// Counts the events; none may say that a machine was reset or has ended.
+    /// Counts the events; none may report a reset or shutdown.
     fn read_events(&mut self, tally: &mut Tally) -> Result<()> {
         while let Some(event) = self.vm.monitor.next_event(Duration::from_millis(1))? {
             if event.name == "RESET" || event.name == "SHUTDOWN" {
@@ -225,7 +225,7 @@ impl Session {
         Ok(())
     }
 
-    /// The books add up, and the guest says the same. To be called when the device is idle.
+    /// The books add up and agree with the guest. Call this when the device is idle.
     fn check_books(&mut self) -> Result<()> {
         let status = &self.seen;
         ensure!(status.faults.are_none(), "the guest is said to be at fault: {status:?}");
@@ -249,7 +249,8 @@ impl Session {
         self.own + i128::from(self.seen.actual) - i128::from(self.lost)
     }
 
-    /// The host provides no more than by the books, and `hvb` has no more of its own than at first.
+    /// The host provides no more than the books say, and `hvb` has no more of its own than at
+    /// first.
     fn check_host(&mut self, tally: &mut Tally) -> Result<()> {
         self.wait_for_clients_to_go()?;
         let now = Footprint::of(self.vm.id())?;
@@ -269,11 +270,11 @@ impl Session {
             && now.descriptors <= limits.descriptors
             && now.threads <= limits.threads
             && now.mappings <= limits.mappings;
-        ensure!(within, "hvb takes more than at the start: {now:?}, limits {limits:?}");
+        ensure!(within, "hvb uses more than at the start: {now:?}, limits {limits:?}");
         Ok(())
     }
 
-    /// What served clients that left goes a moment after them.
+    /// Waits until the threads and descriptors of departed clients are gone.
     fn wait_for_clients_to_go(&self) -> Result<()> {
         let Some(start) = self.start else {
             std::thread::sleep(Duration::from_millis(500));

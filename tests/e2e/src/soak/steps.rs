@@ -1,4 +1,4 @@
-//! What can happen in a soak, and which of it happens next.
+//! The steps of a soak, and the choice of the next one.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,45 +7,45 @@ use super::dice::Dice;
 use super::{LEAST, MOST};
 use crate::MIB;
 
-/// One step: all that is random in it is in here.
+/// One step, with all its random parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
-    /// The guest gets another size; with `watched`, a client waits for the event that says so.
+    /// The guest gets another size; with `watched`, a client waits for the event that reports it.
     Resize { target: u64, watched: bool },
-    /// Another target before the one before is reached.
+    /// A new target is set before the previous one is reached.
     ChangeOfMind { targets: Vec<(u64, Duration)>, last: u64 },
-    /// A process in the guest writes to so much memory, as far as there is.
+    /// A process in the guest writes to this much memory, as far as it is available.
     Touch(u64),
-    /// The checker may have so much memory.
+    /// The checker's memory limit changes.
     CheckerSize(u64),
-    /// Whatever can be asked is asked, and agrees.
+    /// Every query is made, and the answers agree.
     Queries,
-    /// The guest's report of its memory pressure is asked for.
+    /// The guest's memory pressure report is queried.
     Report,
     /// Impossible targets are refused.
     BadTargets,
     /// Clients of the monitor come and go.
     Clients(Visit),
-    /// The driver leaves, with a request under way or not, and comes back.
+    /// The driver leaves and comes back, with or without a request under way.
     Reload { midway: Option<u64> },
-    /// The machine starts anew, with a request under way or not.
+    /// The machine is reset, with or without a request under way.
     Reset { how: ResetBy, midway: Option<u64> },
 }
 
-/// What a client does.
+/// A client's behaviour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Visit {
-    /// It stays, up to a number of them.
+    /// It stays, up to a number of clients.
     Stay,
-    /// It sends what is no QMP.
+    /// It sends something that is not QMP.
     Garbage,
-    /// It hangs up in the middle of a command.
+    /// It disconnects in the middle of a command.
     HangUp,
     /// All leave.
     Leave,
 }
 
-/// The ways to a reset.
+/// The ways to reset the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ResetBy {
     /// The monitor.
@@ -68,7 +68,7 @@ impl ResetBy {
     }
 }
 
-/// The kinds of steps, with what they are called in the report and how often each comes.
+/// The kinds of steps, each with its weight and its name in the report.
 const KINDS: [(u64, Kind, &str); 10] = [
     (34, Kind::Resize, "resize"),
     (16, Kind::ChangeOfMind, "change of mind"),
@@ -97,8 +97,8 @@ enum Kind {
 }
 
 impl Step {
-    /// The step of these dice. Where the guest has lost much memory to drivers that left, it is a
-    /// reset, as there is little else to do with such a guest.
+    /// The step that these dice choose. If the guest has lost much memory to drivers that left, it
+    /// is a reset, the only useful step for such a guest.
     pub(super) fn choose(dice: &mut Dice, worn_out: bool) -> Self {
         let kinds = KINDS.map(|(weight, kind, _)| (weight, kind));
         let kind = dice.weighted(&kinds);
@@ -129,7 +129,7 @@ impl Step {
         }
     }
 
-    /// What the report calls steps like this one.
+    /// The name of this kind of step in the report.
     pub(super) fn name(&self) -> &'static str {
         let kind = match self {
             Self::Resize { .. } => Kind::Resize,
@@ -152,7 +152,7 @@ impl Step {
     }
 }
 
-/// A size, to the page; now and then the most or about the least there is.
+/// A target size, to the page; occasionally the largest, or close to the smallest.
 fn target(dice: &mut Dice) -> u64 {
     const PAGE: u64 = 4096;
     match dice.between(0, 9) {

@@ -1,4 +1,4 @@
-//! What a soak has done and seen, and the table of it.
+//! The actions and observations of a soak, and the table of them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,11 +26,11 @@ pub(super) struct Tally {
     pub(super) moved: Moved,
     pub(super) checks: Checks,
     pub(super) host: Host,
-    /// Guests that emulation lost.
+    /// Guests lost to the emulation.
     pub(super) losses: Vec<String>,
 }
 
-/// Memory that changed sides, in bytes.
+/// Memory that moved between guest and host, in bytes.
 #[derive(Debug, Default)]
 pub(super) struct Moved {
     pub(super) ballooned: u64,
@@ -38,10 +38,10 @@ pub(super) struct Moved {
     pub(super) added: u64,
 }
 
-/// What the checkers in the guest did. Each boot has its own.
+/// The work of the checkers in the guest; each boot has its own checker.
 #[derive(Debug, Default)]
 pub(super) struct Checks {
-    /// How often all was verified.
+    /// How often everything was verified.
     pub(super) asked: u64,
     verified_before: u64,
     verified: u64,
@@ -50,13 +50,13 @@ pub(super) struct Checks {
     largest: u64,
 }
 
-/// What was seen of the process of `hvb`.
+/// Observations of the `hvb` process.
 #[derive(Debug, Default)]
 pub(super) struct Host {
     pub(super) start: Option<Footprint>,
     pub(super) end: Option<Footprint>,
     pub(super) most: Footprint,
-    /// Resident memory of the guest beyond what it has by the books.
+    /// The guest's resident memory beyond its size by the books.
     pub(super) over: u64,
     looks: u64,
 }
@@ -76,7 +76,7 @@ impl Tally {
 }
 
 impl Moved {
-    /// Adds what changed from one look to the next at the same machine.
+    /// Adds the changes between two observations of the same machine.
     pub(super) fn add(&mut self, before: &DynamicMemoryInfo, now: &DynamicMemoryInfo) {
         self.ballooned += now.ballooned.saturating_sub(before.ballooned);
         self.returned += before.ballooned.saturating_sub(now.ballooned);
@@ -92,7 +92,7 @@ impl Checks {
         self.largest = self.largest.max(checked.pages);
     }
 
-    /// The checker is gone with its guest.
+    /// Starts over: the checker is gone with its guest.
     pub(super) fn begin_anew(&mut self) {
         self.verified_before += std::mem::take(&mut self.verified);
     }
@@ -114,7 +114,7 @@ impl Host {
         most.mappings = most.mappings.max(now.mappings);
     }
 
-    /// Another process, with figures of its own.
+    /// Starts over: another process has figures of its own.
     pub(super) fn begin_anew(&mut self) {
         *self = Self { over: self.over, looks: self.looks, ..Self::default() };
     }

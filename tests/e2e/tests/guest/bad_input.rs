@@ -1,4 +1,4 @@
-//! What cannot work ends at once: one line that names the thing, nothing left behind.
+//! Bad input ends `hvb` at once: one line that names the problem, and nothing left behind.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Result, ensure};
 use e2e::{Setup, Vm, hvb};
 
-/// `hvb run` with a guest that would boot but for `args`.
+/// `hvb run` with a guest that would boot if it were not for `args`.
 fn run_with(kernel: &Path, initrd: &Path, args: &[&str]) -> Result<Output> {
     let mut line = vec!["run", "--serial", "none", "--kernel"];
     let (kernel, initrd) = (kernel.display().to_string(), initrd.display().to_string());
@@ -82,7 +82,7 @@ fn sizes_and_counts_that_are_none() -> Result<()> {
         ("--settle", "soon"),
         ("--hugepages", "3M"),
         ("--on-reset", "whatever"),
-        // Less than at boot, no whole pages, and more than addresses have bits for.
+        // Less than at boot, not whole pages, and more than addresses have bits for.
         ("--max-memory", "512M"),
         ("--max-memory", "1073745921"),
         ("--max-memory", "16777216T"),
@@ -121,11 +121,11 @@ fn socket_path_in_use() -> Result<()> {
     Ok(())
 }
 
-/// Needs root, which tests in the rig have: only root can become somebody who may not.
+/// Needs root, which tests in the rig have: only root can become a user without access.
 #[test]
 fn dev_kvm_that_cannot_be_used() -> Result<()> {
     let setup = Setup::from_env()?;
-    // Where somebody else can read them.
+    // In a place where another user can read them.
     let dir = tempfile::tempdir()?;
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755))?;
     let [hvb, kernel] = ["hvb", "kernel"].map(|name| dir.path().join(name));

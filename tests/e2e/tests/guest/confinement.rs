@@ -1,4 +1,4 @@
-//! What `hvb run` may do of all that its user may, and what of the guest others can see.
+//! Confinement of `hvb run`: its threads' privileges, and what others can see of its guest.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use serde_json::json;
 const BOOT: u64 = 512 * MIB;
 const MOST: u64 = 1024 * MIB;
 
-/// The threads of a guest with two vCPUs and one monitor client, main among them.
+/// The threads of a guest with two vCPUs and one monitor client, including main.
 const THREADS: [&str; 12] = [
     "console-in",
     "console-out",
@@ -41,7 +41,7 @@ fn check_threads(vm: &Vm, filtered: bool) -> Result<()> {
     for name in THREADS {
         ensure!(threads.iter().any(|thread| thread.name == name), "no {name}: {threads:?}");
     }
-    // Newer kernels run a worker of KVM's as a thread of the process.
+    // Newer kernels show a KVM worker as a thread of the process.
     for thread in threads.iter().filter(|thread| !thread.name.starts_with("kvm-")) {
         ensure!(THREADS.contains(&thread.name.as_str()), "{thread:?} is not accounted for");
         ensure!(thread.filtered == filtered, "{thread:?}");

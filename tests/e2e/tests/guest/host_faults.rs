@@ -1,4 +1,4 @@
-//! A host that runs out of something says so, and the guest runs on.
+//! A host that runs out of a resource says so, and the guest keeps running.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use e2e::{MIB, NO_CLEARING, Setup, Vm, VmConfig, wait_for};
 use qmp::{Client, ClientError};
 use rustix::process::Resource;
 
-/// Connects to the monitor until it turns a client away; returns those it took and what it said.
+/// Connects to the monitor until it refuses a client; returns the accepted clients and the message.
 fn connect_until_refused(vm: &Vm) -> Result<(Vec<Client>, String)> {
     let mut clients = Vec::new();
     for _ in 0..16 {
@@ -23,7 +23,7 @@ fn connect_until_refused(vm: &Vm) -> Result<(Vec<Client>, String)> {
     anyhow::bail!("the monitor took {} clients", clients.len())
 }
 
-/// No client and no driver gets a descriptor where there is none; with one they do. Where the log
+/// No client and no driver gets a descriptor if there is none left; with one they do. If the log
 /// cannot grow either, only the log is lost.
 #[test]
 fn without_descriptors_and_disk_the_guest_runs_on() -> Result<()> {
@@ -36,15 +36,15 @@ fn without_descriptors_and_disk_the_guest_runs_on() -> Result<()> {
     ensure!(why.contains("no file descriptor left"), "{why}");
     let refused = vm.bind_driver(&device);
     ensure!(refused.is_err(), "the driver's channel was opened without a descriptor");
-    let said = wait_for("a word on the channel", || {
+    let said = wait_for("a log line about the channel", || {
         let said = vm.complaints()?;
-        Ok(said.contains("cannot open the balloon's channel").then_some(said))
+        Ok(said.contains("cannot open the channel of").then_some(said))
     })?;
     ensure!(said.contains("ulimit -n"), "{said}");
     vm.agent.check(1)?;
     ensure!(vm.dynamic_memory()?.state == "closed", "{:?}", vm.dynamic_memory());
 
-    // A write beyond this limit ends a process that does not care.
+    // By default, a write beyond this limit ends the process.
     let room = vm.set_limit(Resource::Fsize, Some(0))?;
     let refused = vm.bind_driver(&device);
     ensure!(refused.is_err(), "the driver's channel was opened without a descriptor");
@@ -62,8 +62,8 @@ fn without_descriptors_and_disk_the_guest_runs_on() -> Result<()> {
     vm.power_off_after_complaints("open files")
 }
 
-/// Memory is added with no address space left, for it is there since the start. A command that is
-/// killed while it waits leaves its target.
+/// Memory can be added with no address space left, since it was reserved at the start. A command
+/// that is killed while it waits leaves its target in force.
 #[test]
 fn without_address_space_memory_is_added_all_the_same() -> Result<()> {
     let config = VmConfig {

@@ -10,11 +10,11 @@ use serde_json::json;
 const BOOT: u64 = 512 * MIB;
 const GIB: u64 = 1024 * MIB;
 
-/// How far the guest's MemTotal may be from what it should be. It does follow to the page, but for
-/// a few pages that the kernel keeps as it brings memory online.
+/// How far the guest's MemTotal may be from the expected value. It is exact except for a few pages
+/// that the kernel keeps as it brings memory online.
 const TOLERANCE: u64 = 4 * MIB;
 
-/// A guest of two vCPUs that booted with less than it may have, and its MemTotal.
+/// A guest with two vCPUs that booted with less than it may have, and its MemTotal.
 fn boot_small(maximum: u64) -> Result<(Vm, u64)> {
     let config = VmConfig {
         cpus: 2,
@@ -30,8 +30,8 @@ fn boot_small(maximum: u64) -> Result<(Vm, u64)> {
     Ok((vm, total))
 }
 
-/// The whole of it in one guest: 512 MiB, 4 GiB, as little as the guest allows, 4 GiB again, and a
-/// shrink that is called off.
+/// Everything in one guest: 512 MiB, 4 GiB, as little as the guest allows, 4 GiB again, and a
+/// shrink that is cancelled.
 #[test]
 fn grows_past_its_boot_size_shrinks_to_its_floor_and_grows_again() -> Result<()> {
     const MOST: u64 = 4 * GIB;
@@ -76,15 +76,15 @@ fn grows_past_its_boot_size_shrinks_to_its_floor_and_grows_again() -> Result<()>
     vm.power_off()
 }
 
-/// Sets one target, and another as soon as the first shows effect. How far the shrink comes until
-/// then depends on the machine; that it ends at the next message is tested on the device alone.
+/// Sets one target, and another as soon as the first shows an effect. How far the shrink gets until
+/// then depends on the machine; tests of the device alone show that it ends at the next message.
 fn call_off_a_shrink(vm: &mut Vm, small: u64, large: u64) -> Result<()> {
     vm.set_target(small)?;
     wait_for("the first pages", || Ok((vm.actual()? < large).then_some(())))?;
     vm.resize(large)
 }
 
-/// All that is said of the guest's memory says the same; it is not ballooned or still on its way.
+/// All reports of the guest's memory agree; none of it is ballooned or on its way.
 fn all_queries_agree(vm: &mut Vm, added: u64) -> Result<()> {
     let status = vm.dynamic_memory()?;
     ensure!(status.hot_added == added && status.assigned == BOOT + added, "{status:?}");
@@ -109,7 +109,7 @@ fn all_queries_agree(vm: &mut Vm, added: u64) -> Result<()> {
     Ok(())
 }
 
-/// A target that nothing can come of is refused at once, and the one before stays.
+/// An impossible target is refused at once, and the previous one stays in force.
 #[test]
 fn target_above_the_maximum_is_refused_and_one_without_a_driver_is_kept() -> Result<()> {
     let config = VmConfig {
@@ -143,7 +143,7 @@ fn target_above_the_maximum_is_refused_and_one_without_a_driver_is_kept() -> Res
     vm.power_off()
 }
 
-/// Linux says that it added memory, also when nothing brings that memory online.
+/// Linux reports memory as added even if nothing brings that memory online.
 #[test]
 fn memory_that_stays_offline_is_told_and_a_later_try_succeeds() -> Result<()> {
     let config =
@@ -172,7 +172,7 @@ fn memory_that_stays_offline_is_told_and_a_later_try_succeeds() -> Result<()> {
     vm.power_off()
 }
 
-/// A driver that leaves takes nothing with it: added memory is the guest's until a reset.
+/// When the driver leaves, added memory remains the guest's until a reset.
 #[test]
 fn added_memory_stays_when_the_driver_leaves() -> Result<()> {
     let (mut vm, boot_total) = boot_small(GIB)?;
@@ -193,7 +193,7 @@ fn added_memory_stays_when_the_driver_leaves() -> Result<()> {
     vm.power_off()
 }
 
-/// Where added memory begins, in the guest's address space.
+/// Where added memory begins in the guest's address space.
 fn first_added(vm: &mut Vm) -> Result<u64> {
     let devices = vm.monitor.execute("query-memory-devices", Value::Null)?;
     devices[0]["data"]["memaddr"].as_u64().with_context(|| devices.to_string())
@@ -209,10 +209,10 @@ fn memory_total_is(vm: &mut Vm, expected: u64) -> Result<()> {
     Ok(())
 }
 
-/// All events that have come, by name.
+/// All events so far, by name.
 fn drain(client: &mut Client) -> Result<Vec<(String, Value)>> {
     let mut events = Vec::new();
-    // Events of a size may be a second behind it.
+    // Size events may be delayed by up to a second.
     while let Some(event) = client.next_event(Duration::from_secs(2))? {
         events.push((event.name, event.data));
     }

@@ -1,5 +1,5 @@
-//! Guests on huge pages of the host's pool. These set the size of the pool, so they need root and
-//! a host that nobody else uses: the rig.
+//! Guests on huge pages of the host's pool. The tests set the size of the pool, so they need root
+//! and a host without other users: the rig.
 
 use std::fs;
 use std::process::Output;
@@ -15,7 +15,7 @@ const BOOT: u64 = 512 * MIB;
 const SMALL: u64 = 320 * MIB;
 const MOST: u64 = 768 * MIB;
 
-/// The host's pool of 2 MiB pages; as it was before when this is dropped.
+/// The host's pool of 2 MiB pages. Dropping this restores its previous size.
 struct Pool(u64);
 
 impl Pool {
@@ -23,7 +23,7 @@ impl Pool {
         Ok(Self(read("nr_hugepages")?))
     }
 
-    /// Makes the pool hold `bytes`. Pages in use stay beyond what is asked for.
+    /// Makes the pool hold `bytes`. Pages in use remain beyond that.
     fn set(&self, bytes: u64) -> Result<()> {
         fs::write(format!("{POOL}/nr_hugepages"), (bytes / HUGE).to_string())?;
         let got = read("nr_hugepages")? - read("surplus_hugepages")?;
@@ -31,8 +31,8 @@ impl Pool {
         Ok(())
     }
 
-    /// What anyone could have; less than the host's free pages, as it counts those among them that
-    /// are promised but not in use yet.
+    /// The pages that anyone could allocate: fewer than the host's free pages, which include those
+    /// that are reserved but not yet in use.
     fn free(&self) -> Result<u64> {
         Ok((read("free_hugepages")? - read("resv_hugepages")?) * HUGE)
     }
@@ -87,7 +87,8 @@ fn ballooned_memory_goes_back_to_the_pool_and_an_empty_pool_is_survived() -> Res
     vm.power_off_after_complaints("nr_hugepages")
 }
 
-/// Shrinks the guest; where it gave small pages in the end, they are held and keep it from arriving.
+/// Shrinks the guest. If it gave small pages in the end, these are held and keep it from reaching
+/// the target.
 fn shrink(vm: &mut Vm) -> Result<DynamicMemoryInfo> {
     let status = vm.approach(SMALL)?;
     let missing = status.actual - SMALL;
@@ -96,7 +97,8 @@ fn shrink(vm: &mut Vm) -> Result<DynamicMemoryInfo> {
     Ok(status)
 }
 
-/// Takes away what the guest gave, then asks for it: first as it was, then as added memory.
+/// Takes away the pool pages that the guest gave up, then asks for them: first as they were, then
+/// as added memory.
 fn empty_pool(vm: &mut Vm, pool: &Pool) -> Result<()> {
     shrink(vm)?;
     pool.set(BOOT - pool.free()?)?;

@@ -1,4 +1,4 @@
-//! Guests start, restart and end as asked, and leave nothing behind.
+//! Guests start, restart and end as requested, and leave nothing behind.
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -94,7 +94,7 @@ fn odd_sizes_boot() -> Result<()> {
     Ok(())
 }
 
-/// The serial console may be a file; nothing then reads or needs standard input.
+/// The serial console may be a file; then nothing reads or needs standard input.
 #[test]
 fn console_goes_to_a_file() -> Result<()> {
     let setup = e2e::Setup::from_env()?;
@@ -121,7 +121,7 @@ fn console_goes_to_a_file() -> Result<()> {
     Ok(())
 }
 
-/// A target may be set before the guest has a driver; it holds once there is one.
+/// A target may be set before the guest has a driver; it takes effect once there is one.
 #[test]
 fn driver_that_comes_late_finds_its_target() -> Result<()> {
     let mut vm = Vm::start(&VmConfig { append: "agent.skip=hv_balloon", ..VmConfig::default() })?;

@@ -1,4 +1,4 @@
-//! `hvb` with Debian's kernel in it, seen from the guest, the host and the monitor.
+//! Tests of `hvb` running Debian's kernel, from the view of the guest, the host and the monitor.
 
 mod bad_input;
 mod confinement;
@@ -13,7 +13,7 @@ mod reset;
 mod resize;
 mod soak;
 
-/// Makes a test for one and one for two vCPUs of each function.
+/// Defines two tests for each function: with one and with two vCPUs.
 macro_rules! on_one_and_two_cpus {
     ($($name:ident),* $(,)?) => {$(
         mod $name {

@@ -28,7 +28,7 @@ fn clients_do_not_disturb_each_other(cpus: u32) -> Result<()> {
         garbage.write_all(&[b'['; 1 << 16])?;
         vm.resize((512 + round) * MIB)?;
 
-        // Never answered, never read: it only must not hold anyone up.
+        // It is never answered and never read; it just must not delay anyone.
         drop(garbage);
         vm.resize(1024 * MIB)?;
         let status = watcher.execute("query-status", Value::Null)?;
@@ -40,7 +40,7 @@ fn clients_do_not_disturb_each_other(cpus: u32) -> Result<()> {
     vm.power_off()
 }
 
-/// A connection that has read the greeting and keeps to no rule from there.
+/// A connection that has read the greeting and then breaks every rule.
 fn raw_client(vm: &Vm) -> Result<UnixStream> {
     let mut stream = UnixStream::connect(vm.socket())?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -1,4 +1,4 @@
-//! The guest's own view of its memory pressure reaches the monitor.
+//! The guest's memory pressure reports reach the monitor.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ const SMALL: u64 = 384 * MIB;
 const QUERY: &str = "query-hv-balloon-status-report";
 const EVENT: &str = "HV_BALLOON_STATUS_REPORT";
 
-/// How far a report may be from what the guest says a moment before, in percent.
+/// How far a report may be from the guest's own figures a moment before, in percent.
 const AGREEMENT: u64 = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,7 +27,7 @@ fn reports_agree_with_the_guest_and_end_with_its_driver() -> Result<()> {
     vm.wait_for_driver()?;
     refused(&mut vm, "no guest memory status report received yet")?;
     vm.resize(SMALL)?;
-    // Linux leaves out its first 45; this is how many are still to be left out.
+    // Linux suppresses its first 45 reports; the parameter is the number still to suppress.
     vm.agent.ask("write /sys/module/hv_balloon/parameters/pressure_report_delay 0")?;
 
     for _ in 0..3 {
@@ -36,11 +36,11 @@ fn reports_agree_with_the_guest_and_end_with_its_driver() -> Result<()> {
     let meminfo = vm.agent.meminfo()?;
     let report = report_of_now(&mut vm)?;
     ensure!(within(report.available, meminfo.available), "{report:?}, {meminfo:?}");
-    // What Linux counts: promised to processes, ballooned, and what it keeps for itself
-    // (`post_status` in its `hv_balloon.c`).
+    // What Linux counts: memory promised to processes, ballooned memory, and what it keeps for
+    // itself (`post_status` in its `hv_balloon.c`).
     let expected = meminfo.committed + (BOOT - SMALL) + floor(meminfo.total);
     ensure!(within(report.committed, expected), "{report:?}, not {expected}, {meminfo:?}");
-    // The next event may be between the two.
+    // The next event may come between the two.
     let answer = vm.monitor.execute(QUERY, Value::Null)?;
     let asked = parse(&answer)?;
     ensure!(within(asked.committed, report.committed), "{asked:?}, {report:?}");
@@ -57,7 +57,7 @@ fn reports_that_nobody_asked_for_are_not_served() -> Result<()> {
     vm.wait_for_driver()?;
     vm.agent.ask("write /sys/module/hv_balloon/parameters/pressure_report_delay 0")?;
     refused(&mut vm, "guest memory status reporting not enabled")?;
-    // Linux reports all the same, about once a second.
+    // Linux sends reports all the same, about once a second.
     while let Some(event) = vm.monitor.next_event(Duration::from_secs(4))? {
         ensure!(event.name != EVENT, "{event:?}");
     }
@@ -74,7 +74,7 @@ fn refused(vm: &mut Vm, words: &str) -> Result<()> {
     Ok(())
 }
 
-/// A report that was made after this was called: those that wait are older.
+/// A report made after this call: queued ones are older.
 fn report_of_now(vm: &mut Vm) -> Result<Report> {
     while vm.monitor.next_event(Duration::from_millis(1))?.is_some() {}
     next_report(vm)?;
@@ -99,7 +99,7 @@ fn within(value: u64, expected: u64) -> bool {
     value.abs_diff(expected) <= expected * AGREEMENT / 100
 }
 
-/// What Linux wants left of `total` when it balloons, in bytes. It counts in MiB.
+/// The memory of `total` that Linux keeps when it balloons, in bytes. It counts in MiB.
 fn floor(total: u64) -> u64 {
     let mib = total / MIB;
     let floor = match mib {

@@ -1,4 +1,4 @@
-//! What a reset leaves of a guest's size: what it booted with, or what it had.
+//! The guest's size after a reset: its boot size, or the size it had.
 
 use anyhow::{Result, ensure};
 use e2e::{MIB, Vm, VmConfig, wait_for};
@@ -7,16 +7,16 @@ use serde_json::json;
 
 const BOOT: u64 = 512 * MIB;
 const MOST: u64 = 1024 * MIB;
-/// Below the size at boot, and above what the guest keeps for itself.
+/// Below the boot size, and above what the guest keeps for itself.
 const SMALL: u64 = 400 * MIB;
 
-/// Whether one boot's MemTotal may be another's: where a kernel puts itself is by chance, and what
-/// it keeps for itself with it.
+/// Whether one boot's MemTotal may match another's: a kernel's load address is random, and with it
+/// what the kernel keeps for itself.
 fn is_near(total: u64, before: u64) -> bool {
     total.abs_diff(before) <= 4 * MIB
 }
 
-/// The ways to the same reset.
+/// The ways to cause the same reset.
 const RESETS: [&str; 3] = ["system_reset", "reboot", "crash"];
 
 fn start(policy: &'static str) -> Result<Vm> {
@@ -36,7 +36,7 @@ fn reset(vm: &mut Vm, how: &str) -> Result<()> {
     match how {
         "system_reset" => drop(vm.monitor.execute("system_reset", Value::Null)?),
         "reboot" => drop(vm.agent.ask("reboot")?),
-        // No kernel for crashes is loaded and `panic=-1` is set: the guest reboots.
+        // No crash kernel is loaded and `panic=-1` is set, so the guest reboots.
         _ => vm.agent.tell("sysrq c")?,
     }
     vm.wait_event("RESET")?;
@@ -69,10 +69,10 @@ fn guest_keeps_its_size_above_and_below_that_at_boot() -> Result<()> {
     for how in ["system_reset", "crash"] {
         vm.resize(MOST)?;
         reset(&mut vm, how)?;
-        // At once, from the memory map: the driver has had nothing to do with it.
+        // At once, from the memory map: the driver was not involved.
         let large = vm.agent.meminfo()?.total;
         let grown = large.saturating_sub(total);
-        // The kernel's own records of more memory come out of MemTotal when it boots with it.
+        // Records for the additional memory reduce MemTotal when the kernel boots with it.
         let least = (MOST - BOOT) * 95 / 100;
         ensure!((least..=MOST - BOOT).contains(&grown), "after {how}: {large} instead of {total}");
         let actual = vm.wait_for_driver()?;

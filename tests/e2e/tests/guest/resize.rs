@@ -1,4 +1,4 @@
-//! The guest's memory follows the target, and only the balloon's memory is touched.
+//! The guest's memory follows the target, and only ballooned memory is touched.
 
 use anyhow::{Context, Result, ensure};
 use e2e::{MIB, Vm, VmConfig, hvb, wait_for};
@@ -34,7 +34,7 @@ fn shrink_and_grow(vm: &mut Vm) -> Result<()> {
     vm.resize(HALF)?;
     let (small_total, small_resident) = (vm.agent.meminfo()?.total, vm.resident()?);
     let enough = (FULL - HALF) * 9 / 10;
-    // What the host had not provided before cannot be taken from it.
+    // Memory that the host had not provided before cannot be taken back.
     let absent = FULL.saturating_sub(resident);
     ensure!(absent < 160 * MIB, "the guest did not use its memory: {resident} resident");
     let fallen = resident.saturating_sub(small_resident);
@@ -65,7 +65,7 @@ fn stops_where_the_guest_stops_and_stays_usable(cpus: u32) -> Result<()> {
     ensure!((400 * MIB..FULL).contains(&actual), "the guest has {actual}");
     ensure!(vm.dynamic_memory()?.stopped.is_some(), "{:?}", vm.dynamic_memory()?);
 
-    // The command line tells the user as much.
+    // The command line tells the user the same.
     let socket = vm.socket().display().to_string();
     let output = hvb(&["balloon", &socket, "64M", "--wait"])?;
     ensure!(output.status.code() == Some(1), "{output:?}");
@@ -94,7 +94,7 @@ fn reset_during_a_balloon_request(cpus: u32) -> Result<()> {
         let actual = vm.wait_for_driver()?;
         ensure!(actual == FULL, "back with {actual} bytes");
         let new_total = vm.agent.meminfo()?.total;
-        // A kernel that boots anew may keep some pages more, or less, for itself.
+        // After a reboot, a kernel may keep a few pages more or less for itself.
         ensure!(new_total.abs_diff(total) <= MIB, "MemTotal is {new_total} and was {total}");
 
         vm.agent.fill(1, 128 * MIB)?;
@@ -115,7 +115,8 @@ fn driver_leaves_and_comes_back(cpus: u32) -> Result<()> {
         vm.resize(FULL)?;
         vm.rebind_driver()?;
     }
-    // The Linux driver never frees what it gave away before it left: less than half remains.
+    // The Linux driver never frees the pages it had given up before it left: less than half
+    // remains.
     vm.resize(768 * MIB)?;
     vm.rebind_driver()?;
     let actual = vm.wait_for_driver()?;

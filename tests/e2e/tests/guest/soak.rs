@@ -1,5 +1,5 @@
-//! Many resizes, one after the other, and no byte of the guest's data lost; and a little of the soak
-//! that `cargo xtask soak` goes on with for as long as asked.
+//! Many resizes in a row without losing a byte of the guest's data, and a short run of the soak
+//! that `cargo xtask soak` continues for as long as asked.
 
 use std::sync::atomic::AtomicBool;
 
@@ -9,7 +9,7 @@ use e2e::{MIB, NO_CLEARING, Vm, VmConfig};
 
 const BOOT: u64 = 384 * MIB;
 const MOST: u64 = 768 * MIB;
-/// About what the guest needs with its data; it may stop before.
+/// About what the guest needs with its data, so it may stop before.
 const LEAST: u64 = 256 * MIB;
 const ROUNDS: u32 = 100;
 
@@ -48,7 +48,7 @@ fn a_hundred_random_resizes_lose_no_data() -> Result<()> {
     vm.power_off()
 }
 
-/// The warm-up alone has a reset, a reload of the driver and clients that come and go.
+/// The warm-up alone includes a reset, a reload of the driver, and clients that come and go.
 #[test]
 fn some_steps_of_the_long_soak_leave_nothing_wrong() -> Result<()> {
     let plan = Plan {

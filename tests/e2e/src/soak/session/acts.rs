@@ -1,4 +1,4 @@
-//! The steps themselves.
+//! The execution of each step.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -33,7 +33,7 @@ impl Session {
             Step::Clients(visit) => self.visit(*visit, tally),
             Step::Reload { midway } => self.reload(*midway, tally),
             Step::Reset { how, midway } => {
-                // The kernel's log is long: every other time is enough.
+                // The kernel's log is long, so every other time is enough.
                 if number.is_multiple_of(2) && midway.is_none() {
                     self.read_kernel_log()?;
                 }
@@ -42,7 +42,7 @@ impl Session {
         }
     }
 
-    /// What a guest needs that has just been started, and what is to be known of it.
+    /// Prepares a guest that has just started, and records what later checks need to know.
     pub(super) fn settle_in(&mut self, tally: &mut Tally) -> Result<()> {
         self.seen = DynamicMemoryInfo::default();
         self.settle(tally)?;
@@ -51,7 +51,7 @@ impl Session {
         let total = self.vm.agent.meminfo()?.total;
         self.own = i128::from(total) - i128::from(self.seen.actual);
         self.vm.agent.start_checker(self.seed, CHECKED)?;
-        // Linux leaves out its first 45 reports; this is how many are still to be left out.
+        // Linux suppresses its first 45 reports; the parameter is the number still to suppress.
         let parameter = "/sys/module/hv_balloon/parameters/pressure_report_delay";
         self.vm.agent.ask(&format!("write {parameter} 0")).map(drop)
     }
@@ -67,7 +67,7 @@ impl Session {
         self.vm.agent.ask(&format!("dirty {mib}")).map(drop)
     }
 
-    /// A resize with a client that waits for the event that tells of it.
+    /// A resize with a client that waits for the event that reports it.
     fn watch(&mut self, target: u64, tally: &mut Tally) -> Result<()> {
         let mut watcher = self.vm.connect()?;
         let before = self.seen.actual;
@@ -114,7 +114,7 @@ impl Session {
         Ok(())
     }
 
-    /// A report of the guest makes sense; a guest that has just booted may not have sent one.
+    /// A report of the guest makes sense. A guest that has just booted may not have sent one.
     fn report(&mut self, tally: &mut Tally) -> Result<()> {
         let answer = self.vm.monitor.execute("query-hv-balloon-status-report", Value::Null);
         let report = match answer {
@@ -136,7 +136,7 @@ impl Session {
             ensure!(matches!(error, ClientError::Command { .. }), "{bytes}: {error}");
         }
         let said = self.vm.human("balloon nonsense")?;
-        ensure!(!said.is_empty(), "a target that is no number was taken");
+        ensure!(!said.is_empty(), "a target that is not a number was accepted");
         Ok(())
     }
 
@@ -178,7 +178,7 @@ impl Session {
         Ok(stream)
     }
 
-    /// The driver leaves and comes back. Linux never frees what it had given away.
+    /// The driver leaves and comes back. Linux never frees the pages it had given up.
     fn reload(&mut self, midway: Option<u64>, tally: &mut Tally) -> Result<()> {
         if let Some(target) = midway {
             self.vm.set_target(target)?;
@@ -190,7 +190,7 @@ impl Session {
             Ok((status.state == "closed").then_some(status))
         })?;
         ensure!(closed.actual == closed.assigned, "{closed:?}");
-        // What was ballooned is the guest's again by the books, and lost to it.
+        // By the books the ballooned memory is the guest's again, but the guest has lost it.
         let given = self.seen.ballooned;
         self.vm.bind_driver(&device)?;
         self.seen = closed;
@@ -206,7 +206,7 @@ impl Session {
         Ok(())
     }
 
-    /// A driver that leaves in the middle of a request has lost what only it knows.
+    /// A driver that leaves in the middle of a request has lost an amount that only it knows.
     fn find_what_was_lost(&mut self) -> Result<()> {
         let total = i128::from(self.vm.agent.meminfo()?.total);
         let lost = self.own + i128::from(self.seen.actual) - total;
@@ -253,11 +253,11 @@ impl Session {
         Ok(())
     }
 
-    /// The guest's kernel has nothing to complain of.
+    /// The guest's kernel has reported no problem.
     fn read_kernel_log(&mut self) -> Result<()> {
         for words in ["WARNING: CPU", "BUG: "] {
             let lines = self.vm.agent.ask(&format!("dmesg {words}"))?.lines;
-            // An emulated processor may well be late.
+            // Lockup warnings are expected: an emulated processor may be late.
             let bad: Vec<_> = lines.iter().filter(|line| !line.contains("lockup")).collect();
             ensure!(bad.is_empty(), "the guest's kernel says: {bad:?}");
         }
