@@ -41,7 +41,8 @@ pub enum AddError {
     Occupied(PageRange),
     /// Range and offset contradict those of memory added before.
     #[error(
-        "pages {range} at offset {offset} do not fit the memory added before, which begins at page {base}"
+        "pages {range} at offset {offset} do not fit the memory added before, which begins \
+         at page {base}"
     )]
     Elsewhere {
         /// The range to add.

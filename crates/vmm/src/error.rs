@@ -90,7 +90,8 @@ pub enum BootError {
     },
     /// The command line is too long, or contains a zero byte.
     #[error(
-        "the kernel command line of {length} bytes cannot be used: it must have at most {limit} bytes, none of them zero"
+        "the kernel command line of {length} bytes cannot be used: it must have at most \
+         {limit} bytes, none of them zero"
     )]
     CommandLine {
         /// Its length.

@@ -228,7 +228,7 @@ impl Session {
     /// The books add up and agree with the guest. Call this when the device is idle.
     fn check_books(&mut self) -> Result<()> {
         let status = &self.seen;
-        ensure!(status.faults.are_none(), "the guest is said to be at fault: {status:?}");
+        ensure!(status.faults.are_none(), "the device counted faults: {status:?}");
         ensure!(status.actual + status.ballooned == status.assigned, "{status:?}");
         ensure!(status.assigned <= MOST, "{status:?}");
         let odd = [status.in_flight, status.held, status.undiscarded, status.foreign];
