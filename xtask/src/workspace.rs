@@ -1,4 +1,4 @@
-//! Where things are in the source tree, and how cargo is called.
+//! Paths in the source tree, and calls of cargo.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ pub(crate) fn target() -> PathBuf {
     }
 }
 
-/// The files in version control whose names match, from the root on; those that are about to be added
-/// count.
+/// The files under version control whose names match, relative to the root, including those that
+/// are about to be added.
 pub(crate) fn files(pattern: &str) -> Result<Vec<PathBuf>> {
     let list = ["ls-files", "-z", "--cached", "--others", "--exclude-standard", pattern];
     let output = Command::new("git").current_dir(root()).args(list).output()?;
@@ -30,14 +30,14 @@ pub(crate) fn files(pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(names.filter(|name| root().join(name).exists()).collect())
 }
 
-/// `cargo`, the one that runs this task, in the root of the workspace.
+/// The `cargo` that runs this task, in the root of the workspace.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root());
     cargo
 }
 
-/// A command that gets `signal` when this process ends, however it ends.
+/// A command that receives `signal` when this process ends, however it ends.
 ///
 /// setpriv(1) is part of every Debian; Rust's library cannot do this without unsafe code.
 pub(crate) fn mortal(signal: &str, program: &OsStr) -> Command {

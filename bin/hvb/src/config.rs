@@ -62,10 +62,13 @@ fn whole_pages(option: &str, size: ByteSize, pages: HugePages) -> Result<()> {
         return Ok(());
     }
     let remedy = match size.next_multiple_of(page) {
-        Some(next) => format!("give a multiple such as {}", next.argument()),
+        Some(next) => format!("give a size such as {}", next.argument()),
         None => "give less".to_owned(),
     };
-    bail!("{option} {} is not whole pages of --hugepages {name}: {remedy}", size.argument())
+    bail!(
+        "{option} {} is not a multiple of the page size of --hugepages {name}: {remedy}",
+        size.argument()
+    )
 }
 
 #[cfg(test)]
@@ -118,11 +121,11 @@ mod tests {
         assert_eq!(configured("--hugepages 1G").unwrap().huge_pages, vmm::HugePages::Pool1G);
         assert_eq!(
             refusal("--hugepages 2M --memory 513M"),
-            "--memory 513M is not whole pages of --hugepages 2M: give a multiple such as 514M"
+            "--memory 513M is not a multiple of the page size of --hugepages 2M: give a size such as 514M"
         );
         assert_eq!(
             refusal("--hugepages 1G --max-memory 1536M"),
-            "--max-memory 1536M is not whole pages of --hugepages 1G: give a multiple such as 2G"
+            "--max-memory 1536M is not a multiple of the page size of --hugepages 1G: give a size such as 2G"
         );
         let largest = "9223372036854771712";
         assert!(

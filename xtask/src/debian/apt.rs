@@ -1,4 +1,5 @@
-//! apt: packages to install, or to unpack without installing, from the machine's sources or our own.
+//! apt: packages to install, or to unpack without installing, from the machine's sources or from
+//! backports.
 
 use std::fs;
 use std::path::Path;
@@ -8,27 +9,27 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::packages::{in_path, run};
 
-/// apt, and the package lists it goes by.
+/// apt, and the package lists it uses.
 #[derive(Debug)]
 pub(crate) struct Apt {
     options: Vec<String>,
-    /// Whether the lists are the machine's, which only root can renew.
+    /// Whether the lists are the machine's, which only root can update.
     shared: bool,
 }
 
 impl Apt {
-    /// With the machine's own sources.
+    /// Uses the machine's own sources.
     pub(crate) fn of_machine() -> Self {
         Self { options: Vec::new(), shared: true }
     }
 
-    /// With the machine's Debian release and, preferred to it, its backports.
+    /// Uses the machine's Debian release and, preferably, its backports.
     ///
     /// The lists are in `dir`, so that the machine's apt stays as it is and root is not needed.
     ///
     /// # Errors
     ///
-    /// This is no Debian, or the lists cannot be downloaded.
+    /// This system is not Debian, or the lists cannot be downloaded.
     pub(crate) fn of_backports(dir: &Path) -> Result<Self> {
         let release = Release::of_machine()?;
         fs::create_dir_all(dir.join("lists"))?;
@@ -39,7 +40,7 @@ impl Apt {
             set("Dir::Etc::SourceParts", "-".to_owned()),
             set("APT::Default-Release", format!("{}-backports", release.codename)),
             set("Dir::State::Lists", dir.join("lists").display().to_string()),
-            // Made from the lists, for those who ask often.
+            // Derived from the lists, for programs that query them often.
             set("Dir::Cache::pkgcache", String::new()),
             set("Dir::Cache::srcpkgcache", String::new()),
         ];
@@ -48,11 +49,11 @@ impl Apt {
         Ok(apt)
     }
 
-    /// What a package depends on, by name.
+    /// The names of the packages on which a package depends.
     ///
     /// # Errors
     ///
-    /// The package is unknown even after the package lists were renewed.
+    /// The package is unknown even after an update of the package lists.
     pub(crate) fn depends(&self, package: &str) -> Result<Vec<String>> {
         ensure!(in_path("apt-cache"), "there is no apt here to download {package} with");
         let found = self.query_depends(package)?;
@@ -63,7 +64,7 @@ impl Apt {
         let found = self.query_depends(package)?;
         if found.is_empty() {
             renewed?;
-            bail!("apt knows no package {package}: are Debian's sources set up?");
+            bail!("apt does not know the package {package}: are Debian's sources set up?");
         }
         Ok(found)
     }
@@ -72,7 +73,7 @@ impl Apt {
     ///
     /// # Errors
     ///
-    /// apt-get fails; the text has its words.
+    /// apt-get fails; the error contains its output.
     pub(crate) fn install(&self, packages: &[&str]) -> Result<()> {
         let mut install = self.get(&["install", "--yes", "--no-install-recommends"]);
         install.args(packages);
@@ -83,7 +84,7 @@ impl Apt {
     ///
     /// # Errors
     ///
-    /// A download or unpacking failed; the text has the tool's own words.
+    /// A download or unpacking failed; the error contains the tool's output.
     pub(crate) fn unpack(&self, packages: &[String], dir: &Path) -> Result<()> {
         let mut download = self.get(&["download"]);
         download.args(packages).current_dir(dir);
@@ -91,8 +92,8 @@ impl Apt {
         extract_all(dir, &dir.join("tree"))
     }
 
-    /// Downloads a package and all it needs that this machine has not installed, and unpacks that
-    /// in `dir`, under `tree`.
+    /// Downloads a package and all its dependencies that are not installed on this machine, and
+    /// unpacks them in `dir`, under `tree`.
     ///
     /// # Errors
     ///
@@ -103,7 +104,7 @@ impl Apt {
         let mut download = self.get(&["install", "--yes", "--no-install-recommends"]);
         download.args(["--download-only", package, "-o"]);
         download.arg(format!("Dir::Cache::archives={}", archives.display()));
-        // Nothing of the machine's is written to.
+        // Nothing is written to the machine's own directories.
         download.args(["-o", "Debug::NoLocking=1"]);
         self.with_fresh_lists(|| run(&mut download))?;
         extract_all(&archives, &dir.join("tree"))
@@ -118,8 +119,8 @@ impl Apt {
         Ok(text.lines().filter_map(name).collect())
     }
 
-    /// Tries something with the package lists there are, and again with new ones if it fails. One
-    /// bad source among many fails the renewal, and may not matter.
+    /// Tries something with the current package lists, and again with updated ones if it fails. One
+    /// bad source among many fails the update, and may not matter.
     fn with_fresh_lists(&self, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
         if attempt().is_ok() {
             return Ok(());
@@ -131,16 +132,16 @@ impl Apt {
     fn update(&self) -> Result<()> {
         let may = !self.shared || rustix::process::geteuid().is_root();
         ensure!(may, "apt's package lists are missing or old: please run as root: apt-get update");
-        eprintln!("renewing apt's package lists");
+        eprintln!("updating apt's package lists");
         run(&mut self.get(&["update"]))
     }
 
-    /// Everything apt-get needs to ask nobody anything and to wait for another apt.
+    /// Everything that makes apt-get ask no questions and wait for another apt.
     fn get(&self, args: &[&str]) -> Command {
         let mut command = Command::new("apt-get");
         command.env("DEBIAN_FRONTEND", "noninteractive");
         command.args(["-qq", "-o", "DPkg::Lock::Timeout=300"]);
-        // As another user it could not write where root downloads to.
+        // Another user could not write to root's download directory.
         command.args(["-o", "APT::Sandbox::User=root"]).args(&self.options).args(args);
         command
     }
@@ -156,7 +157,7 @@ fn extract_all(packages: &Path, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The machine's Debian, and the mirror its main archive comes from.
+/// The machine's Debian release, and the mirror of its main archive.
 struct Release {
     codename: String,
     site: String,
@@ -168,7 +169,8 @@ impl Release {
         let codename = codename(&system).context("only a Debian release has Debian's backports")?;
         let mut list = Command::new("apt-get");
         list.args(["indextargets", "--format", "$(RELEASE)|$(CODENAME)|$(SITE)"]);
-        let output = list.stdin(Stdio::null()).output().context("there is no apt here")?;
+        let output =
+            list.stdin(Stdio::null()).output().context("there is no apt on this machine")?;
         let site = site(&String::from_utf8_lossy(&output.stdout), codename)
             .with_context(|| format!("apt has no source for Debian {codename}"))?;
         Ok(Self { codename: codename.to_owned(), site })
@@ -189,8 +191,8 @@ fn codename(os_release: &str) -> Option<&str> {
     (value("ID")? == "debian").then(|| value("VERSION_CODENAME"))?
 }
 
-/// The mirror of a release in lines of `RELEASE|CODENAME|SITE`; a source may name the release or,
-/// where the lists are there to tell, its role: `stable`.
+/// The mirror of a release in lines of `RELEASE|CODENAME|SITE`. A source may name the release or,
+/// if the lists are there to tell, its role: `stable`.
 fn site(targets: &str, codename: &str) -> Option<String> {
     targets.lines().find_map(|line| {
         let [release, name, site] = line.split('|').collect::<Vec<_>>().try_into().ok()?;

@@ -1,6 +1,7 @@
-//! The cache of what was downloaded: `$HV_BALLOON_CACHE`, else `hv-balloon` in the user's cache.
+//! The cache of downloads: `$HV_BALLOON_CACHE`, or `hv-balloon` in the user's cache directory.
 //!
-//! Whatever is in it under its final name is whole: it is made under another name, then renamed.
+//! Everything in it under its final name is complete: it is made under another name and then
+//! renamed.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,7 +18,7 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// Opens the cache; waits while another run has it.
+    /// Opens the cache; waits while another run holds it.
     ///
     /// # Errors
     ///
@@ -31,18 +32,18 @@ impl Cache {
         Ok(Self { dir, _lock: lock })
     }
 
-    /// The path of an entry, there or not.
+    /// The path of an entry, whether it exists or not.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// A directory to make an entry in; rename a part of it to [`Self::path`].
+    /// A directory in which to make an entry; rename part of it to [`Self::path`].
     ///
     /// # Errors
     ///
     /// The cache is not writable.
     pub(crate) fn workshop(&self) -> Result<TempDir> {
-        // What an interrupted run left behind; nobody else is at work, as this run has the lock.
+        // Left behind by an interrupted run; nothing else is at work, as this run holds the lock.
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with(WORKSHOP) {
@@ -55,7 +56,7 @@ impl Cache {
 
 const WORKSHOP: &str = "unfinished-";
 
-/// Writes a file so that no reader ever sees a part of it.
+/// Writes a file so that no reader ever sees part of it.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! What comes from Debian: packages, the programs in them, and the cache of what was downloaded.
+//! Everything from Debian: packages, the programs in them, and the cache of downloads.
 
 pub(crate) mod apt;
 pub(crate) mod cache;

@@ -1,4 +1,4 @@
-//! Programs that this project calls: there, or installed as Debian packages.
+//! Programs that this project calls, and their installation as Debian packages.
 
 use std::process::{Command, Stdio};
 
@@ -6,12 +6,12 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::apt::Apt;
 
-/// A program this project calls, and the Debian package that has it.
+/// A program that this project calls, and the Debian package that contains it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Program {
     /// The file to find in `PATH`.
     pub(crate) file: &'static str,
-    /// The package to install where it is missing.
+    /// The package to install if it is missing.
     pub(crate) package: &'static str,
 }
 
@@ -23,7 +23,7 @@ pub(crate) const ZSTD: Program = Program { file: "zstd", package: "zstd" };
 ///
 /// # Errors
 ///
-/// They cannot be installed from here; the text says what to install.
+/// They cannot be installed from here; the error says what to install.
 pub(crate) fn ensure_installed(programs: &[Program]) -> Result<()> {
     let missing: Vec<&str> =
         programs.iter().filter(|p| !in_path(p.file)).map(|p| p.package).collect();
@@ -31,17 +31,17 @@ pub(crate) fn ensure_installed(programs: &[Program]) -> Result<()> {
         return Ok(());
     }
     let names = missing.join(" ");
-    ensure!(in_path("apt-get"), "please install the programs of Debian's package(s) {names}");
+    ensure!(in_path("apt-get"), "please install the programs of these Debian packages: {names}");
     ensure!(rustix::process::geteuid().is_root(), "please run as root: apt-get install {names}");
     eprintln!("installing {names} with apt-get");
     Apt::of_machine().install(&missing)
 }
 
-/// Runs a tool without input, silent unless it fails.
+/// Runs a tool without input and, unless it fails, without output.
 ///
 /// # Errors
 ///
-/// It cannot be run, or fails; the text has its words.
+/// It cannot be run, or fails; the error contains its output.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().display().to_string();
     let output =
@@ -53,7 +53,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Whether a program is there to be called by its name.
+/// Whether a program can be called by its name.
 pub(crate) fn in_path(file: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(file).is_file())

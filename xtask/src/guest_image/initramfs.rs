@@ -1,4 +1,4 @@
-//! Writes an initramfs.
+//! Writing of an initramfs.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,8 +9,8 @@ use guest_agent::boot::{MODULE_ORDER, MODULES};
 
 use super::modules::Module;
 
-/// An initramfs in the making. It is not compressed: unpacking takes longer than loading it,
-/// most of all in an emulated machine.
+/// An initramfs under construction. It is not compressed, because unpacking takes longer than
+/// loading, especially in an emulated machine.
 #[derive(Debug, Default)]
 pub(crate) struct Initramfs {
     archive: Vec<u8>,
@@ -38,8 +38,8 @@ impl Initramfs {
         self.add(path, 0o100_644, content)
     }
 
-    /// Adds a list of modules in the order to load them, and those of them that are not there yet,
-    /// where the init programs look for them.
+    /// Adds a list of modules in the order to load them, and the listed modules that are not yet in
+    /// the image, where the init programs look for them.
     ///
     /// # Errors
     ///
@@ -58,7 +58,7 @@ impl Initramfs {
     ///
     /// # Errors
     ///
-    /// None in memory.
+    /// None, for an archive in memory.
     pub(crate) fn finish(self) -> Result<Vec<u8>> {
         Ok(cpio::newc::trailer(self.archive)?)
     }

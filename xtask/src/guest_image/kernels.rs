@@ -8,26 +8,26 @@ use anyhow::{Context, Result};
 use crate::debian::apt::Apt;
 use crate::debian::cache::{Cache, write_whole};
 
-/// A kernel to get: the package that depends on the current one, and where to take it from.
+/// A kernel to get: the package that depends on the current one, and its source.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Source {
     package: &'static str,
     backports: bool,
 }
 
-/// The rig's kernel; the cloud one has no 9p.
+/// The rig's kernel; the cloud kernel lacks 9p.
 pub(crate) const RIG: Source = Source { package: "linux-image-amd64", backports: false };
 
 /// The test guest's kernel.
 pub(crate) const GUEST: Source = Source { package: "linux-image-cloud-amd64", backports: false };
 
-/// A newer one for the test guest.
+/// A newer kernel for the test guest.
 pub(crate) const NEWER_GUEST: Source = Source { backports: true, ..GUEST };
 
 /// An unpacked kernel.
 #[derive(Debug)]
 pub(crate) struct Kernel {
-    /// What `uname -r` says of it.
+    /// Its release, as printed by `uname -r`.
     pub(crate) release: String,
     /// The bootable image.
     pub(crate) image: PathBuf,
@@ -37,12 +37,12 @@ pub(crate) struct Kernel {
 
 /// Finds a kernel in the cache, or downloads it there.
 ///
-/// A kernel that is cached stays in use until [`forget_choices`]: results stay comparable, and
-/// work goes on without a network.
+/// A cached kernel stays in use until [`forget_choices`], so that results remain comparable and
+/// work continues without a network.
 ///
 /// # Errors
 ///
-/// It cannot be downloaded, or is laid out in an unknown way.
+/// It cannot be downloaded, or has an unknown layout.
 pub(crate) fn get(source: Source) -> Result<Kernel> {
     let cache = Cache::open()?;
     let choice = cache.path(&choice_name(source));
@@ -59,7 +59,7 @@ pub(crate) fn get(source: Source) -> Result<Kernel> {
         .depends(source.package)?
         .into_iter()
         .find(|name| name.starts_with(IMAGE))
-        .with_context(|| format!("{} depends on no kernel", source.package))?;
+        .with_context(|| format!("{} does not depend on a kernel", source.package))?;
     let tree = cache.path(&package);
     if locate(&tree, &package).is_err() {
         download(&cache, &apt, &package, &tree)?;
@@ -93,7 +93,7 @@ fn choice_name(source: Source) -> String {
 
 fn download(cache: &Cache, apt: &Apt, package: &str, tree: &Path) -> Result<()> {
     eprintln!("downloading Debian's {package}");
-    // Newer kernels come in parts: the image's package then depends on those that hold the files.
+    // Newer kernels come in parts: the image's package depends on those that contain the files.
     let parts = apt.depends(package)?;
     let holds_files =
         |p: &String| p.starts_with("linux-binary-") || p.starts_with("linux-modules-");
@@ -108,7 +108,7 @@ fn download(cache: &Cache, apt: &Apt, package: &str, tree: &Path) -> Result<()> 
     Ok(())
 }
 
-/// Finds the files in either layout: `/lib` and `/boot`, or all of it under `/usr/lib/modules`.
+/// Finds the files in either layout: `/lib` and `/boot`, or everything under `/usr/lib/modules`.
 fn locate(tree: &Path, package: &str) -> Result<Kernel> {
     let release = package.strip_prefix(IMAGE).unwrap_or(package);
     let find = |candidates: [PathBuf; 2]| {

@@ -1,4 +1,4 @@
-//! The test guests: Debian's cloud kernels and initramfs images with our agent.
+//! The test guests: Debian's cloud kernels and initramfs images with this project's agent.
 
 pub(crate) mod initramfs;
 pub(crate) mod kernels;
@@ -16,20 +16,20 @@ use initramfs::Initramfs;
 /// The drivers under test.
 const MODULES: [&str; 2] = ["hv_vmbus", "hv_balloon"];
 
-/// What a guest needs for the balloon that ours is compared with, in place of them.
+/// The drivers of the balloon that is compared with this project's, in place of those.
 const VIRTIO_MODULES: [&str; 2] = ["virtio_pci", "virtio_balloon"];
 
 /// The kernel of a test guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum GuestKernel {
-    /// That of this machine's Debian release.
+    /// The kernel of this machine's Debian release.
     Stable,
-    /// The newer one of its backports.
+    /// The newer kernel of its backports.
     Backports,
 }
 
 impl GuestKernel {
-    /// All there are.
+    /// All kernels.
     pub(crate) const ALL: [Self; 2] = [Self::Stable, Self::Backports];
 
     fn source(self) -> kernels::Source {
@@ -47,10 +47,10 @@ impl GuestKernel {
     }
 }
 
-/// What boots the test guest.
+/// The files that boot the test guest.
 #[derive(Debug)]
 pub(crate) struct Guest {
-    /// The kernel's release, as `uname -r` says.
+    /// The kernel's release, as printed by `uname -r`.
     pub(crate) release: String,
     /// The bzImage.
     pub(crate) kernel: PathBuf,
@@ -73,11 +73,11 @@ impl Guest {
     }
 }
 
-/// Builds a test guest, or what of it is out of date.
+/// Builds a test guest, or those parts of it that are out of date.
 ///
 /// # Errors
 ///
-/// The kernel cannot be downloaded or the agent not be built.
+/// The kernel cannot be downloaded, or the agent does not compile.
 pub(crate) fn build(kernel: GuestKernel) -> Result<Guest> {
     let initrd = workspace::target().join(kernel.initrd());
     let kernel = kernels::get(kernel.source())?;
@@ -90,14 +90,14 @@ pub(crate) fn build(kernel: GuestKernel) -> Result<Guest> {
     Ok(Guest { release: kernel.release, kernel: kernel.image, initrd })
 }
 
-/// Builds one of the init programs, which run where there is no C library, and returns the file.
+/// Builds one of the init programs, which run without a C library, and returns the file.
 ///
 /// # Errors
 ///
 /// It does not compile.
 pub(crate) fn static_program(name: &str) -> Result<Vec<u8>> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
-    // Its own directory: other flags in the shared one would rebuild everything each time.
+    // A separate directory: other flags in the shared one would rebuild everything each time.
     let dir = workspace::target().join("static");
     let mut cargo = workspace::cargo();
     cargo.args(["build", "--quiet", "--release", "--package", "guest_agent", "--bin", name]);

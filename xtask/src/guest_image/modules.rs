@@ -1,4 +1,4 @@
-//! Kernel modules: which others one needs, in which order, and their plain bytes.
+//! Kernel modules: their dependencies, the order to load them, and their uncompressed content.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,18 +15,19 @@ use crate::debian::packages;
 pub(crate) struct Module {
     /// Its name, with `_` for `-`.
     pub(crate) name: String,
-    /// The ELF file, not compressed.
+    /// The ELF file, uncompressed.
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Reads the named modules and all they depend on, in the order to load them.
+/// Reads the named modules and all their dependencies, in the order to load them.
 ///
-/// What they need comes from the modules themselves: `modules.dep` exists only where a kernel is
+/// The dependencies come from the modules themselves, because `modules.dep` exists only where a
+/// kernel is installed. A module that is built into the kernel is omitted.
 /// installed. A module that is built into the kernel is left out.
 ///
 /// # Errors
 ///
-/// A module is missing, or is no ELF file.
+/// A module is missing, or is not an ELF file.
 pub(crate) fn with_dependencies(dir: &Path, names: &[&str]) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     index(&dir.join("kernel"), &mut files)?;
@@ -51,7 +52,8 @@ impl Loader {
         if self.built_in.contains(name) || !self.seen.insert(name.to_owned()) {
             return Ok(());
         }
-        let file = self.files.get(name).with_context(|| format!("the kernel has no {name}"))?;
+        let file =
+            self.files.get(name).with_context(|| format!("the kernel has no module {name}"))?;
         let bytes = read_plain(file)?;
         for needed in depends(&bytes).with_context(|| file.display().to_string())? {
             self.add(&needed)?;
@@ -73,7 +75,8 @@ fn index(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// `kvm_amd` for `…/kvm-amd.ko`, whatever compression follows; nothing for other files.
+/// The module name, such as `kvm_amd` for `…/kvm-amd.ko` with any compression suffix; `None` for
+/// other files.
 fn module_name(path: &Path) -> Option<String> {
     let (name, rest) = path.file_name()?.to_str()?.split_once(".ko")?;
     ["", ".xz", ".zst"].contains(&rest).then(|| name.replace('-', "_"))

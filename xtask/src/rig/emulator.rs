@@ -1,8 +1,8 @@
 //! The QEMU that emulates the rig.
 //!
-//! Old ones lose track of a nested guest's flags when an instruction of it makes a page fault: seen
-//! with 7.2 as `RFLAGS` that no guest can set, followed by a fault in `iret`. Guests with two vCPUs
-//! then crash as they boot, most of all newer Linux. 10.0 does not.
+//! Old versions corrupt a nested guest's flags when one of its instructions causes a page fault:
+//! with 7.2, `RFLAGS` had a value that no guest can set, followed by a fault in `iret`. Guests with
+//! two vCPUs then crash while they boot, newer Linux most of all. 10.0 does not have this problem.
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::debian::apt::Apt;
 use crate::debian::cache::{Cache, write_whole};
 use crate::debian::packages::{self, QEMU};
 
-/// The oldest major version that emulates well.
+/// The oldest major version that emulates correctly.
 const OLDEST: u32 = 10;
 
 /// A QEMU.
@@ -23,18 +23,19 @@ const OLDEST: u32 = 10;
 pub(crate) struct Emulator {
     /// The program.
     pub(crate) program: PathBuf,
-    /// Where the libraries are that it needs, as `LD_LIBRARY_PATH` has it, if not the machine's.
+    /// The directories of its libraries, in the form of `LD_LIBRARY_PATH`, if they are not the
+    /// machine's.
     pub(crate) libraries: Option<OsString>,
-    /// Where its firmware is, in the same form, if not where Debian installs it.
+    /// The directories of its firmware, in the same form, if it is not where Debian installs it.
     pub(crate) firmware: Option<OsString>,
 }
 
-/// Takes the machine's QEMU if it is new enough, else that of Debian's backports, which is unpacked
-/// but not installed; at last any.
+/// Takes the machine's QEMU if it is new enough, or else that of Debian's backports, which is
+/// unpacked but not installed; as a last resort, any QEMU.
 ///
 /// # Errors
 ///
-/// There is none, and none can be had.
+/// There is none, and none can be downloaded.
 pub(crate) fn get() -> Result<Emulator> {
     let installed = Emulator { program: QEMU.file.into(), libraries: None, firmware: None };
     if packages::in_path(QEMU.file) && major_version(&installed)? >= OLDEST {
@@ -52,7 +53,7 @@ pub(crate) fn get() -> Result<Emulator> {
     }
 }
 
-/// Makes the next [`get`] take the newest.
+/// Makes the next [`get`] take the newest version.
 ///
 /// # Errors
 ///
@@ -73,7 +74,7 @@ fn unpacked() -> Result<Emulator> {
     let choice = cache.path(CHOICE);
     if let Ok(tree) = fs::read_to_string(&choice)
         && let Some(emulator) = in_tree(&cache.path(&tree))
-        // What it needs and the machine had when it was unpacked may be gone from the machine.
+        // Libraries that the machine had when it was unpacked may have been removed since.
         && major_version(&emulator).is_ok()
     {
         return Ok(emulator);
@@ -96,7 +97,7 @@ fn unpacked() -> Result<Emulator> {
 }
 
 fn in_tree(tree: &Path) -> Option<Emulator> {
-    // Packages of Debian 12 still have libraries in both.
+    // Packages of Debian 12 still have libraries in both directories.
     const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
     const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
     let program = tree.join("usr/bin").join(QEMU.file);
@@ -106,7 +107,7 @@ fn in_tree(tree: &Path) -> Option<Emulator> {
 }
 
 impl Emulator {
-    /// The options that let it find its firmware: it looks nowhere near itself.
+    /// The options that let it find its firmware, which it does not look for in its own tree.
     pub(crate) fn options(&self) -> Vec<OsString> {
         let dirs = self.firmware.iter().flat_map(std::env::split_paths);
         dirs.flat_map(|dir| ["-L".into(), dir.into_os_string()]).collect()

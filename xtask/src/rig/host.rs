@@ -1,4 +1,4 @@
-//! What this machine can do.
+//! The capabilities of this machine.
 
 use std::fs;
 
@@ -8,13 +8,13 @@ use kvm_hyperv::probe::{Irqchip, ProbeError};
 /// Whether this machine's KVM can be a Hyper-V host.
 #[derive(Debug)]
 pub(crate) enum HyperV {
-    /// It can.
+    /// Yes.
     Present,
-    /// It cannot, and why.
+    /// No, for this reason.
     Absent(String),
 }
 
-/// Asks as `hvb` itself does.
+/// Checks in the same way as `hvb` itself.
 pub(crate) fn probe() -> HyperV {
     match kvm_hyperv::probe::open(Irqchip::Full) {
         Ok(_) => HyperV::Present,

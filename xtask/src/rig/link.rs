@@ -1,4 +1,4 @@
-//! Carries input, output and exit status between the caller and the command in the machine.
+//! Transfer of input, output and exit status between the caller and the command in the machine.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -18,7 +18,7 @@ use super::terminal::RawMode;
 /// How long the machine may take to come up: about 5 s on an idle machine.
 const BOOT: Duration = Duration::from_secs(180);
 
-/// The exit status of a command that was ended for its time, as of timeout(1).
+/// The exit status of a command that ran out of time, as in timeout(1).
 const TIMED_OUT: u8 = 124;
 
 enum Event {
@@ -42,7 +42,7 @@ pub(crate) fn relay(
     watch_link(machine.link.try_clone()?, sender);
     let mut boot_deadline = Some(Instant::now() + BOOT);
     let mut deadline = None;
-    // Leaves raw mode whichever way this function is left.
+    // Leaves raw mode however this function ends.
     let mut _raw = None;
     loop {
         match next(&events, boot_deadline.or(deadline))? {
@@ -79,7 +79,7 @@ pub(crate) fn relay(
     }
 }
 
-/// The next event, or nothing at the deadline.
+/// The next event, or nothing if the deadline passes.
 fn next(events: &Receiver<Event>, deadline: Option<Instant>) -> Result<Option<Event>> {
     let Some(deadline) = deadline else { return Ok(Some(events.recv()?)) };
     match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -95,7 +95,7 @@ fn exit_code(payload: &[u8]) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(status)?))
 }
 
-/// Output that nobody reads any more ends the run, as it would end the command itself.
+/// If nobody reads the output any more, the run ends, as the command itself would.
 fn pass_on(to: &mut impl Write, bytes: &[u8]) -> Result<()> {
     to.write_all(bytes).and_then(|()| to.flush()).context("cannot pass output on")
 }
@@ -136,7 +136,7 @@ fn feed_input(mut link: UnixStream) {
         let mut buffer = [0; 4096];
         loop {
             let length = input.read(&mut buffer).unwrap_or(0);
-            // The command's end closes the link; there is nobody to tell.
+            // The end of the command closes the link; there is no one left to tell.
             if write_frame(&mut link, Kind::Stdin, &buffer[..length]).is_err() || length == 0 {
                 return;
             }

@@ -1,4 +1,4 @@
-//! The emulated machine: a QEMU process and the socket of its one virtio-serial port.
+//! The emulated machine: a QEMU process and the socket of its only virtio-serial port.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::emulator::Emulator;
 use crate::workspace;
 
-/// What the machine is made of.
+/// The parts of the machine.
 #[derive(Debug)]
 pub(crate) struct Spec {
     /// The QEMU to run.
@@ -24,11 +24,11 @@ pub(crate) struct Spec {
     pub(crate) kernel: PathBuf,
     /// The initramfs with the command to run.
     pub(crate) initramfs: Vec<u8>,
-    /// How many processors.
+    /// The number of processors.
     pub(crate) cpus: u32,
-    /// How much memory.
+    /// The memory, in MiB.
     pub(crate) memory_mib: u64,
-    /// Host directories it may write to, with their 9p mount tags.
+    /// Host directories the machine may write to, with their 9p mount tags.
     pub(crate) writable: Vec<(String, PathBuf)>,
 }
 
@@ -46,7 +46,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// QEMU does not start; the text has its words.
+    /// QEMU does not start; the error contains its output.
     pub(crate) fn start(spec: &Spec) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("hv-balloon-rig-").tempdir()?;
         fs::write(dir.path().join("initramfs"), &spec.initramfs)?;
@@ -57,7 +57,7 @@ impl Machine {
         command.args(arguments(spec, dir.path()));
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(fs::File::create(dir.path().join("qemu.log"))?);
-        // Ctrl-C is ours to handle.
+        // This process handles Ctrl-C.
         command.process_group(0);
         let mut qemu = command.spawn().context("cannot run setpriv (of util-linux)")?;
         match accept(&listener, &mut qemu) {
@@ -79,10 +79,10 @@ impl Machine {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        "runs on".to_owned()
+        "is still running".to_owned()
     }
 
-    /// The last lines that the machine's kernel and QEMU had to say.
+    /// The last lines of output of the machine's kernel and of QEMU.
     pub(crate) fn last_words(&self) -> String {
         let read = |name| fs::read(self.dir.path().join(name)).unwrap_or_default();
         let all = [read("qemu.log"), read("console.log")].concat();

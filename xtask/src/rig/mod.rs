@@ -1,8 +1,9 @@
 //! The rig: runs a command where KVM can be a Hyper-V host.
 //!
-//! Where this machine's KVM can, the command simply runs. Elsewhere QEMU's software emulation of a
-//! processor with SVM runs Debian's kernel, whose `kvm_amd` has all of Hyper-V, and the command
-//! runs in that machine, on this machine's files: read-only, under a layer that is thrown away.
+//! If this machine's KVM can, the command simply runs. Otherwise QEMU's software emulation of a
+//! processor with SVM runs Debian's kernel, whose `kvm_amd` supports all of Hyper-V, and the
+//! command runs in that machine, on this machine's files: read-only, under a writable layer that is
+//! discarded.
 
 pub(crate) mod emulator;
 pub(crate) mod host;
@@ -24,7 +25,7 @@ use crate::guest_image::{self, kernels, modules};
 use host::HyperV;
 use machine::Machine;
 
-/// The exit status that says that the rig failed, not the command in it.
+/// The exit status when the rig itself failed, not the command in it.
 const RIG_FAILED: u8 = 125;
 
 /// `cargo xtask rig`.
@@ -37,13 +38,13 @@ pub(crate) struct RigArgs {
     /// machine's, at most 12G].
     #[arg(long, value_parser = parse_memory)]
     pub(crate) memory: Option<u64>,
-    /// Ends the command after so many seconds [default: never].
+    /// Ends the command after this many seconds [default: never].
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u64>,
-    /// A directory the command may really write to; may be given several times.
+    /// A directory in which the command may make permanent changes; may be given several times.
     #[arg(long, value_name = "DIR")]
     pub(crate) writable: Vec<PathBuf>,
-    /// Emulates even where it is not needed.
+    /// Emulates even if it is not needed.
     #[arg(long)]
     pub(crate) emulate: bool,
     /// The command and its arguments.
@@ -51,7 +52,7 @@ pub(crate) struct RigArgs {
     pub(crate) command: Vec<String>,
 }
 
-/// Runs the command; its exit status is the answer, 125 if the rig itself failed.
+/// Runs the command and returns its exit status, or 125 if the rig itself failed.
 pub(crate) fn main(args: &RigArgs) -> ExitCode {
     let outcome = match host::probe() {
         HyperV::Present if !args.emulate => exec(&args.command),
@@ -64,7 +65,7 @@ pub(crate) fn main(args: &RigArgs) -> ExitCode {
     })
 }
 
-/// Gets all that an emulated machine needs.
+/// Obtains everything that an emulated machine needs.
 ///
 /// # Errors
 ///
@@ -79,8 +80,8 @@ fn exec(command: &[String]) -> Result<ExitCode> {
     Err(error).with_context(|| command[0].clone())
 }
 
-/// Set in an emulated machine, for those who must know that its guests can fail through no fault of
-/// theirs.
+/// Set in an emulated machine, for programs that must know that its guests can fail through no
+/// fault of their own.
 pub(crate) const EMULATED: &str = "HVB_EMULATED";
 
 fn emulate(args: &RigArgs, reason: &str) -> Result<ExitCode> {
@@ -135,7 +136,7 @@ fn job(args: &RigArgs) -> Result<Job> {
     })
 }
 
-/// Whether a variable of the caller's environment means something to the command in the rig.
+/// Whether to pass a variable of the caller's environment to the command in the rig.
 fn is_passed(name: &str) -> bool {
     const NAMES: [&str; 11] = [
         "PATH",
@@ -154,14 +155,14 @@ fn is_passed(name: &str) -> bool {
     NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// A size in MiB, or with a suffix M or G.
+/// Parses a size in MiB, or with a suffix M or G.
 pub(crate) fn parse_mib(text: &str) -> Result<u64> {
     let (digits, unit) = match text.strip_suffix(['G', 'g']) {
         Some(digits) => (digits, 1024),
         None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
     };
     let count: u64 = digits.parse().context("not a size such as 4096, 4096M or 4G")?;
-    count.checked_mul(unit).context("too big")
+    count.checked_mul(unit).context("too large")
 }
 
 fn parse_memory(text: &str) -> Result<u64> {

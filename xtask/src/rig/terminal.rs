@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use anyhow::Result;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
-/// Rows and columns, if a person sits at both ends: input and output are a terminal.
+/// Rows and columns, if input and output are both a terminal.
 pub(crate) fn size_if_interactive() -> Option<(u16, u16)> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         return None;
@@ -14,15 +14,15 @@ pub(crate) fn size_if_interactive() -> Option<(u16, u16)> {
     Some((size.ws_row, size.ws_col))
 }
 
-/// Raw mode, until dropped: the terminal in the machine does all the editing and the signals.
+/// Raw mode, until dropped: the terminal in the machine does all editing and sends the signals.
 pub(crate) struct RawMode(Termios);
 
 impl RawMode {
-    /// Enters it.
+    /// Switches to raw mode.
     ///
     /// # Errors
     ///
-    /// Standard input is no terminal.
+    /// Standard input is not a terminal.
     pub(crate) fn enter() -> Result<Self> {
         let before = tcgetattr(io::stdin())?;
         let mut raw = before.clone();

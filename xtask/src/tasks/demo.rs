@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: the main job, seen from both sides.
+//! `cargo xtask demo`: one guest is shrunk and grown, as seen from both sides.
 
 use std::process::ExitCode;
 
@@ -17,10 +17,10 @@ pub(crate) struct DemoArgs {
     /// Memory the guest boots with, in MiB or with a suffix M or G.
     #[arg(long, default_value = "1G", value_parser = rig::parse_mib)]
     memory: u64,
-    /// Memory it is shrunk to.
+    /// Memory to shrink it to.
     #[arg(long, default_value = "512M", value_parser = rig::parse_mib)]
     to: u64,
-    /// Memory it is grown to, past its boot size [default: twice that].
+    /// Memory to grow it to, past its boot size [default: twice the boot size].
     #[arg(long, value_parser = rig::parse_mib)]
     grow: Option<u64>,
     /// The guest's kernel.
@@ -28,7 +28,7 @@ pub(crate) struct DemoArgs {
     kernel: guest_image::GuestKernel,
 }
 
-/// Builds what is needed and runs the demo where KVM has Hyper-V; its exit status is the answer.
+/// Builds what is needed, runs the demo where KVM has Hyper-V, and returns its exit status.
 pub(crate) fn main(args: &DemoArgs) -> Result<ExitCode> {
     ensure!(args.to < args.memory, "--to must be less than --memory");
     let grow = args.grow.unwrap_or_else(|| args.memory.saturating_mul(2));

@@ -1,7 +1,7 @@
-//! `cargo xtask fuzz`: libFuzzer on every target of `fuzz/`, for so long each.
+//! `cargo xtask fuzz`: runs libFuzzer on every target of `fuzz/`, each for a given time.
 //!
-//! The programs are built by cargo alone, with the flags that cargo-fuzz gives to the compiler: that
-//! saves building cargo-fuzz, which takes as long as all of them.
+//! The programs are built by cargo alone, with the compiler flags that cargo-fuzz would pass. That
+//! saves building cargo-fuzz, which takes as long as building all of them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,12 +13,12 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::debian::packages::{self, Program};
 use crate::workspace;
 
-/// The compiler of libFuzzer itself.
+/// The compiler for libFuzzer itself.
 const CXX: Program = Program { file: "c++", package: "g++" };
 
-/// What makes a program that libFuzzer can watch: counters at every edge, and what is compared
-/// with what. A stable compiler knows all of them. The rest is as in a test: checks of arithmetic
-/// and of the debug build.
+/// The flags that make a program observable for libFuzzer: counters at every edge, and the operands
+/// of comparisons. A stable compiler knows all of them. Otherwise the build is like a test's, with
+/// checks of arithmetic and debug assertions.
 const FLAGS: &[&str] = &[
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -31,10 +31,10 @@ const FLAGS: &[&str] = &[
     "-Cllvm-args=-simplifycfg-branch-fold-threshold=0",
 ];
 
-/// The most memory that one input may need, in MiB; the guest's RAM of `boot` is part of it.
+/// The most memory that one input may need, in MiB; this includes the guest's RAM of `boot`.
 const MEMORY_MIB: u32 = 1024;
 
-/// The longest that one input may take, in seconds. The slowest take milliseconds.
+/// The longest time that one input may take, in seconds. The slowest take milliseconds.
 const INPUT_SECONDS: u32 = 20;
 
 /// The longest input, in bytes: hundreds of steps, or a kernel's header and some code.
@@ -46,26 +46,27 @@ pub(crate) struct FuzzArgs {
     /// Seconds for each target.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86400))]
     seconds: u32,
-    /// Adds to the corpora what reaches code that they do not, as few and small inputs as do.
+    /// Adds inputs to the corpora that reach code which these do not, as few and as small as
+    /// possible.
     #[arg(long)]
     keep: bool,
     /// Targets [default: all].
     targets: Vec<String>,
 }
 
-/// What became of a target.
+/// The result of a target.
 struct Outcome {
     target: String,
     executions: String,
     covered: String,
-    /// Of all processors, the fuzzer's own work included.
+    /// CPU time on all processors, including the fuzzer's own work.
     cpu: Duration,
-    /// Inputs of its corpus, and their bytes.
+    /// The number of inputs in its corpus, and their size in bytes.
     corpus: (usize, u64),
     passed: bool,
 }
 
-/// Builds the fuzzers, runs them one after the other, and says how often each ran.
+/// Builds the fuzzers, runs them one after another, and prints how often each ran.
 pub(crate) fn main(args: &FuzzArgs) -> Result<ExitCode> {
     let all = targets()?;
     if let Some(unknown) = args.targets.iter().find(|target| !all.contains(target)) {
@@ -111,13 +112,13 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Builds the programs of these targets, and says where they are.
+/// Builds the programs of these targets and returns their directory.
 fn build(targets: &[String]) -> Result<PathBuf> {
     packages::ensure_installed(&[CXX])?;
     let (host, built) = (host()?, workspace::target().join("fuzz"));
     let mut cargo = workspace::cargo();
     cargo.current_dir(dir()).env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
-    // With a target the flags are not for build scripts and macros.
+    // With an explicit target, the flags do not apply to build scripts and macros.
     cargo.args(["build", "--release", "--target", &host, "--target-dir"]).arg(&built);
     for target in targets {
         cargo.args(["--bin", target]);
@@ -133,10 +134,10 @@ fn host() -> Result<String> {
     let output = Command::new(rustc).arg("-vV").output().context("cannot start rustc")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("rustc -vV does not say the host")?.to_owned())
+    Ok(host.context("rustc -vV does not name the host")?.to_owned())
 }
 
-/// Fuzzes for so long, from the corpus and what was found before.
+/// Fuzzes for the given time, starting from the corpus and earlier findings.
 fn run(program: &Path, target: &str, args: &FuzzArgs) -> Result<Outcome> {
     let found = workspace::target().join("fuzz-found").join(target);
     let artifacts = dir().join("artifacts").join(target);
@@ -185,8 +186,8 @@ fn limits() -> [String; 3] {
     ]
 }
 
-/// Adds to the corpus what was found, as little of it as covers the same. How often an input reaches
-/// what it reaches is for fuzzing only, and left out: a corpus is replayed by every `cargo test`.
+/// Adds the findings to the corpus, reduced to what covers the same. How often an input reaches
+/// code matters only for fuzzing and is left out: every `cargo test` replays the corpus.
 fn keep(program: &Path, corpus: &Path, found: &Path) -> Result<()> {
     let mut fuzzer = Command::new(program);
     fuzzer.args(["-set_cover_merge=1", "-use_counters=0"]).args(limits()).arg(corpus).arg(found);
@@ -196,7 +197,7 @@ fn keep(program: &Path, corpus: &Path, found: &Path) -> Result<()> {
     Ok(())
 }
 
-/// How many files a folder has, and the bytes in them.
+/// The number of files in a folder, and their size in bytes.
 fn size(dir: &Path) -> Result<(usize, u64)> {
     let mut size = (0, 0);
     for entry in fs::read_dir(dir)? {
@@ -205,7 +206,7 @@ fn size(dir: &Path) -> Result<(usize, u64)> {
     Ok(size)
 }
 
-/// The CPU time of all processes that this one has started and that have ended.
+/// The CPU time of all ended child processes of this one.
 fn cpu_of_children() -> Result<Duration> {
     let text = fs::read_to_string("/proc/self/stat").context("cannot read /proc/self/stat")?;
     let ticks = ticks_of_children(&text).context("/proc/self/stat is not as in proc(5)")?;
@@ -213,14 +214,14 @@ fn cpu_of_children() -> Result<Duration> {
     Ok(Duration::from_millis(ticks.saturating_mul(1000) / a_second))
 }
 
-/// Fields 16 and 17 of `/proc/PID/stat`, in proc(5). The second is a name in brackets.
+/// Parses fields 16 and 17 of `/proc/PID/stat` (proc(5)). The second field is a name in brackets.
 fn ticks_of_children(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(13).map(str::parse::<u64>);
     Some(fields.next()?.ok()? + fields.next()?.ok()?)
 }
 
-/// The word behind the last `key` in a log.
+/// The word after the last `key` in a log.
 fn after_last(log: &str, key: &str) -> String {
     let rest = log.rsplit_once(key).map(|(_, rest)| rest);
     rest.and_then(|rest| rest.split_whitespace().next()).unwrap_or("?").to_owned()

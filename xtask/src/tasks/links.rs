@@ -9,8 +9,7 @@ use pulldown_cmark::{Event, Parser, Tag, TagEnd};
 
 use crate::workspace;
 
-/// A finding for each link to a file or heading that is not there. Links to other sites are not
-/// followed.
+/// A finding for each link to a missing file or heading. Links to other sites are not checked.
 pub(super) fn check() -> Result<Vec<String>> {
     let documents = documents()?;
     let mut findings = Vec::new();
@@ -56,7 +55,7 @@ impl Document {
     }
 }
 
-/// The anchor of a heading, as GitHub makes it.
+/// The anchor of a heading, in GitHub's form.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || "-_ ".contains(*c));
     kept.collect::<String>().to_lowercase().replace(' ', "-")

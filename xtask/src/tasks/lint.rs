@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: the project's rules that no compiler checks.
+//! `cargo xtask lint`: the project's rules that the compiler cannot check.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,20 +61,20 @@ const PURE: [&str; 7] = [
 const UNSAFE: [&str; 6] =
     ["confinement", "guest_ram", "kvm_hyperv", "page_sets", "host_limit", "messages"];
 
-/// Ways to guest memory past `VolatileSlice`: an address, or a reference that says that nobody else
-/// writes there.
+/// Ways to guest memory that bypass `VolatileSlice`: an address, or a reference, which claims that
+/// nothing else writes there.
 const RAW_MEMORY: [&str; 5] =
     ["get_host_address", "host_address", "ptr_guard", "from_raw_parts", "copy_nonoverlapping"];
 
-/// Files that need the address: they map the memory, hand it out, or give it to KVM.
+/// Files that need the address: they map the memory, export it, or give it to KVM.
 const MAY_HAVE_ADDRESSES: [&str; 3] =
     ["guest_ram/src/mapping.rs", "guest_ram/src/region.rs", "kvm_hyperv/src/vm.rs"];
 
-/// Where the benches are. They stand above all layers: they may know every crate, none may know
-/// them.
+/// The directory of the benches. They are above all layers: they may use every crate, and no crate
+/// may use them.
 const BENCHES: &str = "benches";
 
-/// No file has more lines than a reader can keep in mind.
+/// The most lines of a file, so that a reader can keep it in mind.
 const MAX_LINES: usize = 600;
 
 /// Checks the workspace; prints each finding on a line.
@@ -105,7 +105,8 @@ fn check(metadata: &Metadata) -> Result<Vec<String>> {
         }
         let manifest = fs::read_to_string(&package.manifest_path)?;
         if !manifest.contains("[lints]\nworkspace = true") {
-            findings.push(format!("{}: takes no lints from the workspace", package.manifest_path));
+            findings
+                .push(format!("{}: does not inherit the workspace's lints", package.manifest_path));
         }
         for file in rust_files(dir.as_std_path())? {
             findings.extend(check_file(&file, UNSAFE.contains(&package.name.as_str()))?);
@@ -122,7 +123,7 @@ fn check_layers(package: &Package, metadata: &Metadata) -> Vec<String> {
     package
         .dependencies
         .iter()
-        // Tests may look down from above: they do not ship.
+        // Tests may depend on layers above: they do not ship.
         .filter(|dependency| dependency.kind != DependencyKind::Development)
         .map(|dependency| dependency.name.as_str())
         .filter(|name| ours.iter().any(|package| package.name.as_str() == *name))
@@ -131,7 +132,7 @@ fn check_layers(package: &Package, metadata: &Metadata) -> Vec<String> {
         .collect()
 }
 
-/// The names of the packages that measure.
+/// The names of the bench packages.
 fn benches(metadata: &Metadata) -> Vec<&str> {
     let dir = metadata.workspace_root.join(BENCHES);
     let packages = metadata.workspace_packages().into_iter();
@@ -139,7 +140,8 @@ fn benches(metadata: &Metadata) -> Vec<&str> {
     benches.map(|package| package.name.as_str()).collect()
 }
 
-/// Not even a test may need what measures: it would then be built, and kept working, for the test.
+/// Not even a test may depend on a bench, or that would have to be built and maintained for the
+/// test.
 fn check_benches(package: &Package, benches: &[&str]) -> Vec<String> {
     let names = package.dependencies.iter().map(|dependency| dependency.name.as_str());
     let needed = names.filter(|name| benches.contains(name));
@@ -163,7 +165,7 @@ fn check_file(file: &Path, may_be_unsafe: bool) -> Result<Vec<String>> {
         findings
             .push(format!("{}: {lines} lines: split it, {MAX_LINES} is the most", file.display()));
     }
-    // The workspace denies unsafe code, so only a line like this can let it in.
+    // The workspace denies unsafe code, so only such a line can allow it.
     let opens_door = |line: &str| {
         let line = line.trim_start();
         line.starts_with('#')
@@ -171,12 +173,12 @@ fn check_file(file: &Path, may_be_unsafe: bool) -> Result<Vec<String>> {
             && (line.contains("allow(") || line.contains("expect(") || line.contains("warn("))
     };
     if !may_be_unsafe && text.lines().any(opens_door) {
-        findings.push(format!("{}: unsafe code: only {UNSAFE:?} may have any", file.display()));
+        findings.push(format!("{}: unsafe code: only {UNSAFE:?} may contain any", file.display()));
     }
     Ok(findings)
 }
 
-/// What guest and host share is read and written by volatile or atomic accesses.
+/// Memory that guest and host share is read and written by volatile or atomic accesses.
 fn check_memory_access(file: &Path) -> Result<Vec<String>> {
     if MAY_HAVE_ADDRESSES.iter().any(|allowed| file.ends_with(allowed)) {
         return Ok(Vec::new());
@@ -186,9 +188,7 @@ fn check_memory_access(file: &Path) -> Result<Vec<String>> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let has = |name: &str| code().any(|line| line.split(|c| !is_word(c)).any(|word| word == name));
     let found = RAW_MEMORY.into_iter().filter(|name| has(name));
-    Ok(found
-        .map(|name| format!("{}: {name}: go through VolatileSlice instead", file.display()))
-        .collect())
+    Ok(found.map(|name| format!("{}: {name}: use VolatileSlice instead", file.display())).collect())
 }
 
 fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {

@@ -1,4 +1,4 @@
-//! `cargo xtask package`: every library can be published.
+//! `cargo xtask package`: packages every library, ready to be published.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use crate::workspace;
 /// `cargo xtask package`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PackageArgs {
-    /// Makes the packages, but does not build what is in them.
+    /// Makes the packages but does not build their content.
     #[arg(long)]
     no_verify: bool,
 }
@@ -28,7 +28,7 @@ pub(crate) fn main(args: &PackageArgs) -> Result<ExitCode> {
     for library in &libraries {
         check_contents(library, &private)?;
     }
-    // A change that is not committed yet is to be checked, too.
+    // Uncommitted changes are checked as well.
     let mut cargo = workspace::cargo();
     cargo.args(["package", "--quiet", "--allow-dirty"]);
     if args.no_verify {
@@ -48,8 +48,8 @@ pub(crate) fn libraries(metadata: &Metadata) -> Vec<&Package> {
     packages.filter(|package| package.publish.as_ref().is_none_or(|to| !to.is_empty())).collect()
 }
 
-/// A test or example in a package must not need what is not published: cargo builds neither when it
-/// verifies a package, but who has the package may.
+/// A test or example in a package must not need unpublished crates: cargo builds neither when it
+/// verifies a package, but users of the package may.
 fn check_contents(library: &Package, private: &[&str]) -> Result<()> {
     let list = workspace::cargo()
         .args(["package", "--quiet", "--allow-dirty", "--list", "--package", &library.name])
@@ -65,7 +65,7 @@ fn check_contents(library: &Package, private: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The first of `crates` that the code takes something from.
+/// The first of `crates` that the code uses.
 fn uses<'a>(code: &str, crates: &[&'a str]) -> Option<&'a str> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let taken = |line: &str, name: &str| {

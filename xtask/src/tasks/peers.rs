@@ -12,10 +12,10 @@ use crate::{guest_image, workspace};
 /// `cargo xtask bench-peers`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PeersArgs {
-    /// How often each peer is measured; they take turns.
+    /// How often to measure each peer; they take turns.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// Whom to measure.
+    /// The peers to measure.
     #[arg(
         long,
         value_delimiter = ',',
@@ -23,22 +23,22 @@ pub(crate) struct PeersArgs {
         default_value = "hvb,hv-balloon,virtio-balloon"
     )]
     peers: Vec<String>,
-    /// The most seconds that a step may take.
+    /// The longest time that a step may take, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 900,
           value_parser = clap::value_parser!(u64).range(1..=86400))]
     limit: u64,
-    /// Where to write peers.json and peers.svg [default: bench-peers in cargo's target directory].
+    /// The directory for peers.json and peers.svg [default: bench-peers in cargo's target
+    /// directory].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Keep the rounds that an earlier run wrote to that directory before it was cut off, and measure
-    /// the rest.
+    /// Keeps the rounds that an interrupted run wrote to that directory, and measures the rest.
     #[arg(long)]
     go_on: bool,
     /// Measures this hvb [default: builds one].
     #[arg(long, value_name = "FILE")]
     hvb: Option<PathBuf>,
-    /// Boot a kernel that does not clear pages as it allocates them. Debian's does, also those that
-    /// it gives away, and in an emulated machine that is most of a shrink.
+    /// Boots a kernel that does not clear pages as it allocates them. Debian's does, even those
+    /// that it gives away, which takes most of a shrink's time in an emulated machine.
     #[arg(long)]
     no_clearing: bool,
     /// The guest's kernel.
@@ -49,12 +49,12 @@ pub(crate) struct PeersArgs {
 /// Builds what is needed and measures where KVM has Hyper-V. The machine should be idle.
 pub(crate) fn main(args: &PeersArgs) -> Result<ExitCode> {
     let out = args.out.clone().unwrap_or_else(|| workspace::target().join("bench-peers"));
-    let cannot = || format!("--out {}: cannot be a directory to write to", out.display());
+    let cannot = || format!("--out {}: cannot be created", out.display());
     std::fs::create_dir_all(&out).with_context(cannot)?;
     let out = out.canonicalize().with_context(cannot)?;
     let text = out.to_str().with_context(|| format!("--out {}: not UTF-8", out.display()))?;
     let read_only = std::fs::metadata(&out)?.permissions().readonly();
-    ensure!(!read_only, "--out {text}: may not be written to");
+    ensure!(!read_only, "--out {text}: cannot be written to");
 
     eprintln!("bench-peers: building hvb and the guest (a few minutes the first time)");
     let guest = guest_image::build(args.kernel)?;

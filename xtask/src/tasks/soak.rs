@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: a guest that is resized, reset and left by its driver at random.
+//! `cargo xtask soak`: a guest is resized and reset and has its driver reloaded, at random.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -12,32 +12,32 @@ use signal_hook::iterator::Signals;
 use crate::tasks::test;
 use crate::{guest_image, workspace};
 
-/// What the rig may take longer than the soak: the warm-ups, a guest that stands still, and the steps
-/// that are taken again after it.
+/// The additional time that the rig may take: for the warm-ups, a guest that hangs, and the steps
+/// that are repeated after it.
 const MORE_TIME: u64 = 900;
 
 /// `cargo xtask soak`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SoakArgs {
-    /// How long.
+    /// How long to run.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10080))]
     minutes: u64,
-    /// What all chance follows from [default: the time].
+    /// The seed of all random choices [default: the time].
     #[arg(long)]
     seed: Option<u64>,
     /// The guest's kernel.
     #[arg(long, value_enum, default_value = "stable")]
     kernel: guest_image::GuestKernel,
-    /// Lets the guest keep its size over a reset, in place of that at boot.
+    /// Lets the guest keep its size over a reset, instead of its boot size.
     #[arg(long)]
     keep_size: bool,
-    /// What backs the guest's memory.
+    /// The backing of the guest's memory.
     #[arg(long, value_parser = ["off", "thp"], default_value = "thp")]
     hugepages: String,
 }
 
-/// Builds what is needed and runs the soak where KVM has Hyper-V; its exit status is the answer.
-/// The first Ctrl-C ends it early with all its figures, the second at once.
+/// Builds what is needed, runs the soak where KVM has Hyper-V, and returns its exit status. The
+/// first Ctrl-C ends it after the current step, with all its figures; the second ends it at once.
 pub(crate) fn main(args: &SoakArgs) -> Result<ExitCode> {
     eprintln!("soak: building hvb and the guest (a few minutes the first time)");
     let guest = guest_image::build(args.kernel)?;
@@ -59,7 +59,7 @@ pub(crate) fn main(args: &SoakArgs) -> Result<ExitCode> {
     Ok(ExitCode::from(status))
 }
 
-/// Runs the rig in a group of its own, so that a terminal's Ctrl-C comes to this process alone.
+/// Runs the rig in its own process group, so that a terminal's Ctrl-C reaches only this process.
 fn run(mut rig: Command) -> Result<u8> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let mut child =
@@ -79,8 +79,8 @@ fn run(mut rig: Command) -> Result<u8> {
 fn stop(rig: &mut Child, input: &mut Option<ChildStdin>) -> Result<()> {
     match input.take() {
         Some(mut input) => {
-            eprintln!("soak: ends after this step; once more to end at once");
-            // A rig that is gone has ended the soak already.
+            eprintln!("soak: ending after this step; press Ctrl-C again to end at once");
+            // If the rig is gone, the soak has ended already.
             let _ = writeln!(input, "stop");
         }
         None => rig.kill()?,

@@ -1,4 +1,4 @@
-//! Runs compiled test programs one after the other and counts what they did.
+//! Runs compiled test programs one after another and counts the results.
 
 use std::env;
 use std::fmt;
@@ -19,52 +19,52 @@ pub(crate) struct Plan {
     pub(crate) programs: Vec<Program>,
     /// Arguments for each of them.
     pub(crate) args: Vec<String>,
-    /// Whether to show output as it comes and not only that of failures: for slow tests.
+    /// Whether to show all output as it comes, rather than only that of failures: for slow tests.
     pub(crate) live: bool,
 }
 
 /// A test program, as cargo built it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Program {
-    /// What to call it.
+    /// Its name in the output.
     pub(crate) label: String,
     /// The file.
     pub(crate) executable: PathBuf,
-    /// The directory of its package: where cargo would run it.
+    /// The directory of its package, where cargo would run it.
     pub(crate) dir: PathBuf,
-    /// Variables for it alone.
+    /// Variables for this program alone.
     pub(crate) env: Vec<(String, String)>,
-    /// Arguments for it alone.
+    /// Arguments for this program alone.
     pub(crate) args: Vec<String>,
 }
 
-/// What became of tests.
+/// The results of tests.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tally {
     /// They passed.
     pub(crate) passed: u64,
-    /// They failed, or took their program down.
+    /// They failed, or ended their program.
     pub(crate) failed: u64,
-    /// They are marked to be left out.
+    /// They are marked as ignored.
     pub(crate) ignored: u64,
 }
 
-/// What a run of a test program came to.
+/// The result of one run of a test program.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outcome {
-    /// How many tests did what.
+    /// The number of tests with each result.
     pub(crate) tally: Tally,
-    /// The names of those that failed.
+    /// The names of the failed tests.
     pub(crate) failures: Vec<String>,
 }
 
-/// More failures than that are not by chance.
+/// More failures than this are not accidental.
 const MOST_RETRIES: usize = 3;
 
-/// What the last line of [`run_plan`] starts with.
+/// The start of the last line of [`run_plan`].
 const TOTAL: &str = "suite-total";
 
-/// Runs the plan in a file: `cargo xtask suite`. The last line says what became of the tests.
+/// Runs the plan in a file: `cargo xtask suite`. The last line gives the results.
 ///
 /// # Errors
 ///
@@ -76,18 +76,18 @@ pub(crate) fn run_plan(plan: &Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The tally in that last line.
+/// The results in that last line.
 pub(crate) fn parse_total(line: &str) -> Option<Tally> {
     let mut numbers = line.strip_prefix(TOTAL)?.split_whitespace().map(|n| n.parse().ok());
     let mut next = || numbers.next().flatten();
     Some(Tally { passed: next()?, failed: next()?, ignored: next()? })
 }
 
-/// Runs a plan here.
+/// Runs a plan on this machine.
 ///
 /// # Errors
 ///
-/// A program cannot be started. A test that fails is no error.
+/// A program cannot be started. A failed test is not an error.
 pub(crate) fn run(plan: &Plan) -> Result<Tally> {
     let mut total = Tally::default();
     for program in &plan.programs {
@@ -107,21 +107,21 @@ fn test_program(program: &Program) -> Command {
     command.current_dir(&program.dir);
     command.env("CARGO_MANIFEST_DIR", &program.dir);
     command.envs(program.env.iter().map(|(name, value)| (name, value)));
-    // A test that returns an error says why; a backtrace of the harness helps nobody.
+    // A test that returns an error gives the reason; a backtrace of the harness does not help.
     command.env("RUST_LIB_BACKTRACE", "0");
     command
 }
 
-/// Whether some tests failed, by name, and so few that chance may be to blame.
+/// Whether tests failed, by name, and so few that chance may be the cause.
 fn is_worth_a_retry(outcome: &Outcome) -> bool {
     let failed = outcome.failures.len();
     (1..=MOST_RETRIES).contains(&failed) && outcome.tally.failed == failed as u64
 }
 
-/// Runs the tests that failed once more, and says so. QEMU's emulation of SVM loses a guest now and
-/// then: a failure that comes back is ours.
+/// Runs the failed tests once more, and says so. QEMU's emulation of SVM occasionally loses a
+/// guest; a failure that recurs is the project's own.
 fn retry(program: &Program, outcome: &mut Outcome) -> Result<()> {
-    println!("    once more, as emulation may be to blame: {}", outcome.failures.join(", "));
+    println!("    once more, as emulation may be the cause: {}", outcome.failures.join(", "));
     let mut command = test_program(program);
     command.args(["--exact", "--test-threads=1"]).args(&outcome.failures);
     let again = run_one(&program.label, &mut command, true)?.tally;
@@ -133,7 +133,7 @@ fn retry(program: &Program, outcome: &mut Outcome) -> Result<()> {
     Ok(())
 }
 
-/// Runs one test program, or anything else that sums up as libtest does, and prints what it did.
+/// Runs one test program, or anything else with a summary like libtest's, and prints the results.
 ///
 /// # Errors
 ///
@@ -143,7 +143,8 @@ pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<
         println!("  {label}");
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped());
-    // Both kinds of output in the order they came would need one pipe; failures print to stdout.
+    // One pipe would be needed for both kinds of output in their original order; failures print to
+    // stdout.
     command.stderr(Stdio::inherit());
     let mut child = command.spawn().with_context(|| format!("cannot run {label}"))?;
     let (mut tally, mut failures) = (Tally::default(), Vec::new());
@@ -176,8 +177,8 @@ pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<
     Ok(Outcome { tally, failures })
 }
 
-/// libtest's lines without its headings and blank lines, and how long each test took. That is the
-/// time since the line before, as tests that are shown live run one at a time.
+/// Prints libtest's lines without headings and blank lines, and with the duration of each test.
+/// That is the time since the previous line, as tests with live output run one at a time.
 fn print_live(line: &str, took: Duration) {
     if line.is_empty() || line.starts_with("running ") {
         return;
@@ -189,14 +190,14 @@ fn print_live(line: &str, took: Duration) {
 }
 
 impl Tally {
-    /// Adds another.
+    /// Adds another tally.
     pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
     }
 
-    /// How many tests there were.
+    /// The number of tests.
     pub(crate) fn count(&self) -> u64 {
         self.passed + self.failed + self.ignored
     }
@@ -251,7 +252,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program = |name: &str, verdict: &str| {
             let file = dir.path().join(name);
-            // It passes only what it was asked for.
+            // It succeeds only if it is given the right filter.
             let script = format!("#!/bin/sh\ntest \"$3\" = life::boots && echo '{verdict}'\n");
             std::fs::write(&file, script).unwrap();
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -1,8 +1,8 @@
 //! `cargo xtask test`: all tests of the workspace.
 //!
 //! Tests that need a KVM with Hyper-V are those of the package `e2e` and those in test programs
-//! named `kvm_…`. They run all in one rig, those with a guest once for each of its kernels; every
-//! other test runs right here.
+//! named `kvm_…`. They all run in one rig, those with a guest once for each of its kernels; every
+//! other test runs on this machine directly.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
@@ -16,25 +16,25 @@ use crate::guest_image::{self, GuestKernel};
 use crate::tasks::suite::{self, Plan, Program, Tally};
 use crate::workspace;
 
-/// How long the tests in the rig may take, in seconds: several times what they need.
+/// The time limit for the tests in the rig, in seconds: several times what they need.
 const RIG_LIMIT: &str = "2400";
 
 /// `cargo xtask test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TestArgs {
-    /// Runs only a part of the tests.
+    /// Runs only part of the tests.
     #[arg(long)]
     only: Option<Part>,
-    /// Runs the tests that boot a guest with this kernel, all of them [default: with each kernel,
-    /// but only what depends on it with the second].
+    /// Runs all tests that boot a guest with this kernel [default: with each kernel, but with the
+    /// second one only tests that depend on it].
     #[arg(long, value_enum)]
     kernel: Option<GuestKernel>,
-    /// A filter, and other arguments for each test program.
+    /// A filter and other arguments for each test program.
     #[arg(last = true)]
     args: Vec<String>,
 }
 
-/// A part of the tests, by what they need.
+/// A part of the tests, by their requirements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Tests that run on any Linux.
@@ -43,7 +43,7 @@ enum Part {
     Kvm,
 }
 
-/// Builds and runs the tests; fails if any failed, or did not run though it should have.
+/// Builds and runs the tests. Fails if any failed, or did not run although it should have.
 pub(crate) fn main(args: &TestArgs) -> Result<ExitCode> {
     let (kvm, host): (Vec<Program>, Vec<Program>) =
         test_programs()?.into_iter().partition(needs_kvm);
@@ -95,7 +95,7 @@ fn program(artifact: Artifact) -> Option<Program> {
     })
 }
 
-/// Runs cargo and collects what it built.
+/// Runs cargo and collects the files it built.
 fn build(args: &[&str]) -> Result<Vec<Artifact>> {
     let mut cargo = workspace::cargo();
     cargo.args(args).args(["--quiet", "--message-format=json-render-diagnostics"]);
@@ -112,7 +112,7 @@ fn build(args: &[&str]) -> Result<Vec<Artifact>> {
     Ok(artifacts)
 }
 
-/// Builds a program of the workspace and returns where it is.
+/// Builds a program of the workspace and returns its path.
 ///
 /// # Errors
 ///
@@ -121,7 +121,7 @@ pub(crate) fn build_program(package: &str, program: &str) -> Result<String> {
     executable(build(&["build", "--package", package, "--bin", program])?, program)
 }
 
-/// The same with optimisation, for measurements.
+/// As [`build_program`], with optimisation, for measurements.
 ///
 /// # Errors
 ///
@@ -144,13 +144,13 @@ fn doc_tests(args: &[String]) -> Result<Tally> {
 
 /// Runs the programs where KVM has Hyper-V, and makes sure that no test was lost on the way.
 fn kvm_tests(programs: Vec<Program>, args: &TestArgs) -> Result<Tally> {
-    ensure!(!programs.is_empty(), "no test program needs KVM: where have they gone?");
+    ensure!(!programs.is_empty(), "no test program needs KVM, although some should");
     let count = |programs: &[Program]| {
         programs.iter().map(|p| count_tests(p, &args.args)).sum::<Result<u64>>()
     };
     if count(&programs)? == 0 {
-        ensure!(!args.args.is_empty(), "the test programs that need KVM hold no test");
-        println!("  none matches {}", args.args.join(" "));
+        ensure!(!args.args.is_empty(), "the test programs that need KVM contain no tests");
+        println!("  no test matches {}", args.args.join(" "));
         return Ok(Tally::default());
     }
     let programs = for_each_kernel(programs, args.kernel)?;
@@ -173,9 +173,9 @@ fn kvm_tests(programs: Vec<Program>, args: &TestArgs) -> Result<Tally> {
     Ok(tally)
 }
 
-/// What is left out with a kernel so that all kernels together take no longer than people wait:
-/// tests for one and for two vCPUs run once each, with different kernels; what takes long and what
-/// no guest has a part in runs with one. With `--kernel` nothing is left out.
+/// The tests to skip with a kernel, so that all kernels together do not take longer than people
+/// will wait: tests for one and for two vCPUs run once each, with different kernels; slow tests,
+/// and those in which no guest takes part, run with one. With `--kernel` nothing is skipped.
 const fn left_out(kernel: GuestKernel) -> &'static [&'static str] {
     match kernel {
         GuestKernel::Stable => &["--skip", "::two_cpus", "--skip", "steps_of_the_long_soak"],
@@ -206,7 +206,7 @@ const fn left_out(kernel: GuestKernel) -> &'static [&'static str] {
     }
 }
 
-/// Repeats the programs that boot a guest for each of its kernels, or takes the one asked for.
+/// Repeats the programs that boot a guest for each of its kernels, or only for the one requested.
 fn for_each_kernel(programs: Vec<Program>, only: Option<GuestKernel>) -> Result<Vec<Program>> {
     let (guests, mut all): (Vec<_>, Vec<_>) = programs.into_iter().partition(boots_guests);
     let kernels = GuestKernel::ALL.into_iter().filter(|k| only.is_none_or(|only| only == *k));
@@ -243,7 +243,7 @@ fn run_in_rig(rig: &mut Command) -> Result<Tally> {
     }
 }
 
-/// One guest at a time: a guest needs all of the machine, and more so an emulated one.
+/// Runs one guest at a time: a guest needs all of the machine, especially an emulated one.
 fn one_at_a_time(args: &[String]) -> Vec<String> {
     let mut args = args.to_vec();
     if !args.iter().any(|arg| arg.starts_with("--test-threads")) {
@@ -252,7 +252,7 @@ fn one_at_a_time(args: &[String]) -> Vec<String> {
     args
 }
 
-/// How many tests of a program match; asking needs no KVM.
+/// How many tests of a program match. Listing them needs no KVM.
 fn count_tests(program: &Program, args: &[String]) -> Result<u64> {
     let mut command = Command::new(&program.executable);
     command
