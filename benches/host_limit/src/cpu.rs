@@ -1,4 +1,4 @@
-//! Time on the CPU, and which CPU.
+//! CPU time, and CPU affinity.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -12,7 +12,7 @@ pub(crate) fn thread() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
-/// What [`thread`] itself costs: to take off where short pieces of work are timed.
+/// The cost of [`thread`] itself, to subtract when timing short pieces of work.
 pub(crate) fn overhead() -> Duration {
     static OVERHEAD: OnceLock<Duration> = OnceLock::new();
     *OVERHEAD.get_or_init(|| {
@@ -27,12 +27,12 @@ pub(crate) fn overhead() -> Duration {
     })
 }
 
-/// The CPUs to choose from, once threads are to be kept on theirs.
+/// The CPUs to choose from, once threads are pinned.
 static CPUS: OnceLock<Vec<usize>> = OnceLock::new();
 
 const THIS_THREAD: Pid = Pid::from_raw(0);
 
-/// Keeps threads on their CPUs from now on, this one on the first.
+/// Pins threads from now on, this one to the first CPU.
 pub(crate) fn pin() {
     CPUS.get_or_init(|| {
         let allowed = sched_getaffinity(THIS_THREAD).unwrap_or_default();
@@ -41,11 +41,11 @@ pub(crate) fn pin() {
     stay_on(0);
 }
 
-/// Keeps this thread on the CPU of this place, where threads are to be kept and there is one.
+/// Pins this thread to the CPU at this index, if threads are pinned and there is one.
 pub(crate) fn stay_on(place: usize) {
     if let Some(cpu) = CPUS.get().and_then(|cpus| cpus.get(place)) {
         let mut only = CpuSet::new();
-        // Refused at worst, and then the scheduler decides.
+        // If this is refused, the scheduler decides.
         let _ = only.set(*cpu).and_then(|()| sched_setaffinity(THIS_THREAD, &only));
     }
 }

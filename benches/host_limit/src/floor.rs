@@ -17,14 +17,14 @@ use crate::cpu;
 use crate::memory::GuestMemory;
 use crate::report::nanoseconds;
 
-/// The calls of the engine, which were found best: at most so many ranges and bytes in each.
+/// The limits of this project's discard, which proved best: the ranges and bytes in one call.
 const MAX_RANGES: usize = 512;
 const MAX_BYTES: usize = 64 << 20;
 
 /// Linux `include/uapi/linux/pidfd.h`.
 const PIDFD_SELF_THREAD: libc::c_int = -10_000;
 
-/// What the calls took.
+/// The cost of the calls.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Floor {
     #[serde(serialize_with = "nanoseconds")]
@@ -34,7 +34,7 @@ pub(crate) struct Floor {
     pub(crate) calls: u64,
 }
 
-/// One call for each piece, as a host does that passes on what the guest says.
+/// One call for each piece, as in a host that passes on the guest's ranges unchanged.
 pub(crate) fn one_call_each(memory: &GuestMemory) -> Result<Floor> {
     let target = Target::new(memory)?;
     let ranges = target.iovecs(&memory.pieces);
@@ -44,7 +44,8 @@ pub(crate) fn one_call_each(memory: &GuestMemory) -> Result<Floor> {
     })
 }
 
-/// The best calls known: neighbours merged, and many ranges with one call where the kernel can.
+/// The best known calls: adjacent ranges merged, and many ranges in one call if the kernel supports
+/// it.
 pub(crate) fn best_calls(memory: &GuestMemory) -> Result<Floor> {
     let target = Target::new(memory)?;
     let ranges = merge(target.iovecs(&memory.pieces));
@@ -64,7 +65,7 @@ pub(crate) fn best_calls(memory: &GuestMemory) -> Result<Floor> {
 /// The guest's memory as the system calls see it.
 struct Target<'a> {
     start: *mut u8,
-    /// The memfd and where in it the memory begins.
+    /// The memfd, and the offset at which the memory begins.
     file: Option<(&'a File, u64)>,
     first: PageRange,
 }
@@ -124,7 +125,7 @@ fn discard_many(ranges: &[libc::iovec]) -> io::Result<()> {
     match usize::try_from(done) {
         Ok(done) if done == wanted => Ok(()),
         Ok(_) => Err(io::ErrorKind::WriteZero.into()),
-        // Not here: one call each is the best there is.
+        // Not supported here: one call for each range is the best available.
         Err(_) => ranges.iter().try_for_each(|range| {
             // SAFETY: as above.
             let result = unsafe { libc::madvise(range.iov_base, range.iov_len, advice) };
@@ -133,7 +134,7 @@ fn discard_many(ranges: &[libc::iovec]) -> io::Result<()> {
     }
 }
 
-/// Ranges in ascending order, those that touch merged.
+/// The ranges in ascending order, with adjacent ones merged.
 fn merge(ranges: Vec<libc::iovec>) -> Vec<libc::iovec> {
     let mut merged: Vec<libc::iovec> = Vec::new();
     for range in ranges {
@@ -147,7 +148,7 @@ fn merge(ranges: Vec<libc::iovec>) -> Vec<libc::iovec> {
     merged
 }
 
-/// Ranges for one call each; none is larger than a call may be, once it is cut.
+/// The ranges of each call; none exceeds the limit of a call.
 fn batches(ranges: &[libc::iovec]) -> Vec<Vec<libc::iovec>> {
     let pieces = ranges.iter().flat_map(|range| {
         (0..range.iov_len).step_by(MAX_BYTES).map(|offset| libc::iovec {

@@ -13,7 +13,7 @@ use crate::memory::BusMemory;
 /// The rings of Linux's driver: each has a control page and 16 KiB of data.
 const RING_PAGES: std::ops::Range<u64> = 16..26;
 
-/// Pages of the ring to the host.
+/// Pages of the guest-to-host ring, with its control page.
 pub(crate) const DOWNSTREAM_OFFSET: usize = 5;
 
 /// The pages of the rings, in the guest's memory.
@@ -24,11 +24,11 @@ pub(crate) fn ring_pages() -> Vec<Gpfn> {
 /// A Dynamic Memory driver.
 pub(crate) struct Guest {
     rings: GuestRings<BusMemory>,
-    /// What it gives when asked, in this order.
+    /// The ranges that it gives when asked, in this order.
     pieces: Vec<PageRange>,
-    /// How many of them it has given since it last had all.
+    /// How many of them it has given since it last had all of them.
     given: usize,
-    /// Pages still to give for the present request.
+    /// Pages still to give for the current request.
     asked: PageCount,
     returned: PageCount,
     sent: u64,
@@ -69,7 +69,7 @@ impl Guest {
         self.sent
     }
 
-    /// Does all that can be done until the host does something. Says whether it sent anything.
+    /// Does all it can until the host acts. Returns whether it sent anything.
     pub(crate) fn run(&mut self) -> Result<bool> {
         let mut has_sent = false;
         loop {
@@ -91,7 +91,7 @@ impl Guest {
         }
     }
 
-    /// Gives as many pieces as a message holds.
+    /// Gives as many pieces as fit into a message.
     fn answer(&mut self) -> Result<()> {
         self.list.clear();
         while !self.asked.is_zero() && !self.list.is_full() {
@@ -125,7 +125,7 @@ impl Guest {
                     self.returned = self.returned.saturating_add(word.range()?.count());
                 }
                 if !request.more_pages {
-                    // Only ever asked for all, and given back all.
+                    // The host only ever asks for all and returns all.
                     self.given = 0;
                     UnballoonResponse.emit_into(message.transaction_id, &mut self.outgoing);
                 }

@@ -1,6 +1,7 @@
-//! The host's side as a VMM has it: one thread for the VSP, one for the memory.
+//! The host's side as in a VMM: one thread for the VSP, one for the memory.
 //!
-//! The guest runs on the VSP's thread, between its steps. A VMM wakes up where this loop looks.
+//! The guest runs on the VSP's thread, between its steps. This loop polls where a VMM would be
+//! woken.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -23,10 +24,10 @@ use crate::report::nanoseconds;
 /// How long a discard may take before something is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a resize cost.
+/// The cost of a resize.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Usage {
-    /// From the target to the word that it is reached.
+    /// From setting the target until it is reported as reached.
     #[serde(serialize_with = "nanoseconds")]
     pub(crate) wall: Duration,
     /// CPU time of the VSP: ring, parse, validate, account, plan.
@@ -52,17 +53,17 @@ struct Done {
     cpu: Duration,
 }
 
-/// Who gives pages back to the host.
+/// The executor of discards.
 enum Memory {
     /// The worker, on real memory.
     Real { worker: MemoryWorker<Option<JobId>>, done: Receiver<Done>, cpu: Duration },
-    /// Nobody: there is no memory. Jobs that are to end.
+    /// None: there is no memory. Holds jobs that are about to end.
     None(Vec<JobId>),
 }
 
 type Vsp = DynamicMemory<BusMemory>;
 
-/// The VSP and what it takes to run it.
+/// The VSP and everything needed to run it.
 pub(crate) struct Host {
     vsp: Vsp,
     start: Instant,
@@ -75,7 +76,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// A VSP for a guest with all of `memory`, ready to be asked.
+    /// A VSP for a guest with all of `memory`, ready for requests.
     pub(crate) fn new(memory: &GuestMemory) -> Result<Self> {
         let (report, done) = channel();
         let worker = MemoryWorker::spawn(move |id, result: Result<(), _>| {
@@ -94,7 +95,7 @@ impl Host {
         Self::start(ram, memory.ram.pages().clone(), memory.pieces.clone(), work)
     }
 
-    /// The same for a guest with pages that nothing backs; the rings are in `ram`.
+    /// As [`Host::new`], for a guest with pages that nothing backs; the rings are in `ram`.
     pub(crate) fn without_memory(
         ram: Arc<GuestRam>,
         boot_ram: PageRangeSet,
@@ -151,12 +152,12 @@ impl Host {
         Ok(Usage { wall, thread, worker, messages, ..self.usage })
     }
 
-    /// Pages that the guest got back.
+    /// Pages that the guest has got back.
     pub(crate) const fn returned(&self) -> PageCount {
         self.guest.returned()
     }
 
-    /// Lets guest and VSP do what they can; false where both wait.
+    /// Lets guest and VSP do what they can; false if both wait.
     fn turn(&mut self) -> Result<bool> {
         let mut is_busy = self.guest.run()?;
         // A guest that made room for what waits has something to answer.
@@ -183,7 +184,7 @@ impl Host {
         self.drive(|vsp, now| vsp.job_done(now, id, ok))
     }
 
-    /// Gives the VSP something to do, under a stopwatch, and does what it asks for.
+    /// Gives the VSP an event, timed, and carries out its requests.
     fn drive(&mut self, event: impl FnOnce(&mut Vsp, Duration)) -> Result<()> {
         let now = self.start.elapsed();
         let mut before = cpu::thread();
@@ -209,7 +210,7 @@ impl Host {
                 self.is_reached = true;
             }
             ChannelOutput::Work(Work::Notify(Notice::SizeChanged { .. }))
-            // The guest looks by itself.
+            // The guest polls.
             | ChannelOutput::SignalGuest(_) => {}
             ChannelOutput::OpenFinished(result) => result?,
             other => bail!("not expected of the VSP: {other:?}"),

@@ -1,4 +1,4 @@
-//! Giving a large amount of memory back: books and messages, no memory.
+//! The return of a large amount of memory: accounting and messages, without memory.
 
 use std::sync::Arc;
 

@@ -1,9 +1,9 @@
 //! The host-limit bench: how fast the host resizes a guest that answers at memory speed.
 //!
-//! The real device, ring, guest memory and worker against a guest of a few lines, with a KVM VM on
-//! the same memory where KVM opens; beside it the bare system calls on the same ranges of equally
-//! prepared memory, in the same run. Each measurement has memory and a VM of its own. The
-//! floors run on the device's thread.
+//! It runs the real device, ring, guest memory and worker against a minimal guest, with a KVM VM on
+//! the same memory if KVM can be opened, and, in the same run, the bare system calls on the same
+//! ranges of identically prepared memory. Each measurement has its own memory and VM. The bare
+//! calls run on the device's thread.
 //!
 //! `cargo run --release -p host_limit -- --json host_limit.json`
 
@@ -27,25 +27,26 @@ use crate::memory::GuestMemory;
 use crate::report::{Report, Rounds, Row};
 use crate::scenario::Scenario;
 
-/// Measures the host's share of a resize beside the bare system calls.
+/// Measures the host's share of a resize and compares it with the bare system calls.
 #[derive(Debug, Parser)]
 struct Options {
-    /// MiB of guest memory that is given and taken, a multiple of 2.
+    /// MiB of guest memory that is taken and given back, a multiple of 2.
     #[arg(long, default_value_t = 1024)]
     size: u64,
-    /// How often each measurement is made; the best counts.
+    /// How often to make each measurement; the best one counts.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Write all figures here, too.
+    /// The file for all figures as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Attach no VM, even where KVM opens: the memory is dirtied by this process then.
+    /// Attaches no VM, even if KVM can be opened; this process dirties the memory instead.
     #[arg(long)]
     without_kvm: bool,
-    /// Keep the device's thread and the worker on a CPU each, for a machine that does other work.
+    /// Keeps the device's thread and the worker on one CPU each, for a machine that does other
+    /// work.
     #[arg(long)]
     pin: bool,
-    /// Only scenarios whose name contains this.
+    /// Measures only scenarios whose name contains this text.
     #[arg(long, default_value = "")]
     only: String,
 }
@@ -97,7 +98,7 @@ fn measure(scenario: Scenario, options: &Options, with_vm: bool) -> Result<Row> 
 }
 
 /// The guest gives all pieces and gets them back, twice: the first time, before its memory is
-/// touched, leaves the host warm and the memory as it was.
+/// touched, warms up the host and leaves the memory as it was.
 fn resize(mut memory: GuestMemory) -> Result<(Usage, Usage)> {
     let full = memory.ram.pages().len();
     let shrunk = full.saturating_sub(memory.given());
@@ -112,7 +113,7 @@ fn resize(mut memory: GuestMemory) -> Result<(Usage, Usage)> {
     Ok((shrink, grow))
 }
 
-/// A bench of something that did not happen is worth nothing: looks whether the pages are gone.
+/// A bench of something that did not happen is worthless, so this checks that the pages are gone.
 fn check(memory: &GuestMemory) -> Result<()> {
     for piece in [memory.pieces.first(), memory.pieces.last()].into_iter().flatten() {
         let word = vmbus::GuestMemory::load_u32(

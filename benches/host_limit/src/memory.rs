@@ -1,4 +1,4 @@
-//! Guest memory in the state that a measurement starts from.
+//! Guest memory in the initial state of a measurement.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,21 +12,21 @@ use vm_memory::GuestRegionCollection;
 use crate::scenario::Scenario;
 use crate::vm::Vm;
 
-/// What the guest keeps for its kernel: the rings and the code that dirties the rest.
+/// The memory that the guest keeps: the rings, and the code that dirties the rest.
 const KERNEL: PageCount = PageCount::from_bytes(32 << 20);
 
-/// All of it lies below the hole.
+/// All of the memory lies below the hole.
 pub(crate) const MAX_MIB: u64 = (LOW_RAM_LIMIT.get() >> 20) - 32;
 
-/// Memory of a guest, with a VM on it if there is KVM.
+/// A guest's memory, with a VM on it if there is KVM.
 pub(crate) struct GuestMemory {
     // Before the memory: a vCPU keeps the VM alive inside the kernel.
     vm: Option<Vm>,
     pub(crate) ram: Arc<GuestRam>,
     pub(crate) regions: Vec<Arc<RamRegion>>,
-    /// What the guest gives.
+    /// The ranges that the guest gives.
     pub(crate) pieces: Vec<PageRange>,
-    /// Where the pieces are.
+    /// The range that contains the pieces.
     pool: PageRange,
     scenario: Scenario,
 }
@@ -48,7 +48,7 @@ impl GuestMemory {
         Ok(Self { vm, ram: Arc::new(ram), regions, pieces, pool, scenario })
     }
 
-    /// Lets the guest write to all of it, where the scenario says so.
+    /// Makes the guest write to all of it, if the scenario says so.
     pub(crate) fn prepare(&mut self) -> Result<()> {
         match &mut self.vm {
             _ if !self.scenario.is_dirty => Ok(()),

@@ -1,4 +1,4 @@
-//! The figures as a table, and as JSON.
+//! The figures, as a table and as JSON.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,13 +15,13 @@ pub(crate) fn nanoseconds<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok
     to.serialize_u64(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// All that was measured. Times in JSON are nanoseconds, one entry a round.
+/// All results. Times in JSON are in nanoseconds, one entry for each round.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// MiB of memory that the pieces lie in.
+    /// MiB of memory that contain the pieces.
     size_mib: u64,
     rounds: u32,
-    /// Whether a VM was attached, or why not.
+    /// Whether a VM was attached, or the reason why not.
     kvm: String,
     kernel: String,
     pub(crate) rows: Vec<Row>,
@@ -56,14 +56,14 @@ pub(crate) struct Row {
     rounds: Rounds,
 }
 
-/// What was measured, round by round.
+/// The measurements, round by round.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Rounds {
     pub(crate) shrink: Vec<Usage>,
     pub(crate) grow: Vec<Usage>,
     /// One call for each range.
     pub(crate) bare: Vec<Floor>,
-    /// The best calls known.
+    /// The best known calls.
     pub(crate) best: Vec<Floor>,
 }
 
@@ -73,7 +73,7 @@ struct Summary {
     shrink_ms: f64,
     shrink_gib_per_s: f64,
     bare_ms: f64,
-    /// Shrink over one call for each range.
+    /// Time of a shrink relative to one call for each range.
     over_bare: f64,
     best_ms: f64,
     over_best: f64,
@@ -81,9 +81,9 @@ struct Summary {
     return_gib_per_s: f64,
     /// CPU time of the VSP in a shrink.
     vsp_ns_per_range: f64,
-    /// That over the CPU time of our discard.
+    /// This relative to the CPU time of `hvb`'s discard.
     vsp_over_discard: f64,
-    /// That over the CPU time of one call for each range.
+    /// This relative to the CPU time of one call for each range.
     vsp_over_bare: f64,
 }
 

@@ -1,4 +1,4 @@
-//! What the guest gives.
+//! The scenarios: which pages the guest gives, and their state.
 
 use guest_ram::{HugePages, MemoryKind};
 use page_range::{PageCount, PageRange};
@@ -6,7 +6,7 @@ use page_range::{PageCount, PageRange};
 /// The ranges that the guest names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pieces {
-    /// 2 MiB each, one after the other, as Linux gives them.
+    /// 2 MiB each, one after another, as Linux gives them.
     Large,
     /// Every other 64 KiB, so that nothing can be merged.
     Medium,

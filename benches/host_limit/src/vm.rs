@@ -1,4 +1,4 @@
-//! A VM on the memory, and a vCPU that dirties it.
+//! A VM on the memory, with a vCPU that dirties it.
 
 use anyhow::{Context, Result, ensure};
 use guest_ram::{GuestRam, RamConfig, RamRegion};
@@ -7,7 +7,7 @@ use kvm_hyperv::vm::GuestVm;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use page_range::{Gpa, Gpfn, PageCount, PageRange};
 
-/// Where the guest's code is.
+/// The address of the guest's code.
 const CODE: Gpa = Gpa::new(0x1000);
 
 /// Writes to `ecx` pages from address `ebx` up, in 32-bit mode without paging.
@@ -19,14 +19,14 @@ const PROGRAM: [u8; 13] = [
     0xf4, // hlt
 ];
 
-/// Where the TSS that some CPUs need goes (Linux `Documentation/virt/kvm/api.rst`,
+/// The address of the TSS that some CPUs need (Linux `Documentation/virt/kvm/api.rst`,
 /// `KVM_SET_TSS_ADDR`).
 const TSS: usize = 0xfffb_d000;
 
 /// CR0.PE: protected mode.
 const PROTECTED_MODE: u64 = 1;
 
-/// Whether a VM can be had and runs; if not, why.
+/// Checks that a VM can be created and runs; if not, returns the reason.
 pub(crate) fn probe() -> Result<(), String> {
     let attempt = || {
         let ram = GuestRam::new(&RamConfig { size: PageCount::new(16), ..Default::default() })?;
@@ -36,7 +36,7 @@ pub(crate) fn probe() -> Result<(), String> {
     attempt().map_err(|error: anyhow::Error| format!("{error:#}"))
 }
 
-/// A VM with one vCPU, which is stopped but for [`Vm::dirty`].
+/// A VM with one vCPU, which runs only in [`Vm::dirty`].
 pub(crate) struct Vm {
     // Before the VM: a vCPU keeps it alive.
     vcpu: VcpuFd,
@@ -71,7 +71,7 @@ impl Vm {
         Ok(Self { vcpu, _vm: vm })
     }
 
-    /// Lets the guest write to each of the pages.
+    /// Makes the guest write to each of the pages.
     pub(crate) fn dirty(&mut self, ram: &GuestRam, pages: PageRange) -> Result<()> {
         vmbus::GuestMemory::write(&crate::memory::bus_memory(ram), CODE, &PROGRAM)?;
         let mut registers = self.vcpu.get_regs()?;

@@ -1,6 +1,6 @@
-//! Messages a second. `cargo bench -p messages`; criterion prints the times and keeps them, as JSON,
-//! in `target/criterion/GROUP/NAME/new/estimates.json` (nanoseconds) beside the number of messages
-//! they are for, in `benchmark.json`.
+//! Messages per second: `cargo bench -p messages`. criterion prints the times and stores them as
+//! JSON in `target/criterion/GROUP/NAME/new/estimates.json` (nanoseconds), next to the number of
+//! messages, in `benchmark.json`.
 
 use std::hint::{black_box, spin_loop};
 use std::sync::LazyLock;
@@ -19,14 +19,14 @@ use messages::{
 use vmbus::GuestMemory;
 use vmbus::ring::Sent;
 
-/// Pages of a ring that holds so many packets that the clock does not count.
+/// Pages of a ring that holds so many packets that the cost of reading the clock is negligible.
 const LONG_RING: u64 = 32;
 
 const SIZES: [usize; 2] = [STATUS_REPORT, BALLOON_RESPONSE];
 
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
 
-/// Runs both in turn so many times, and gives the time of `timed`.
+/// Runs both in turn this many times and returns the time of `timed`.
 fn time_of<T>(
     rounds: u64,
     ends: &mut T,

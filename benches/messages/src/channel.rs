@@ -15,7 +15,8 @@ pub const LINUX_RING: u64 = 4;
 /// Where the rings start.
 const FIRST_PAGE: u64 = 0x100;
 
-/// The guest's end of a channel with `data_pages` pages of data in each ring, and where they are.
+/// The guest's end of a channel with `data_pages` pages of data in each ring, and the layout of the
+/// rings.
 pub(crate) fn rings<M: GuestMemory + Clone>(
     mem: &M,
     data_pages: u64,
@@ -49,7 +50,7 @@ impl<M: GuestMemory + Clone> Ends<M> {
         Self { host, guest, received: Received::new() }
     }
 
-    /// The guest sends `payload` until the ring is full; how often.
+    /// The guest sends `payload` until the ring is full; returns the number of packets.
     pub fn guest_fills(&mut self, payload: &[u8]) -> u64 {
         let mut sent = 0;
         while self.guest.send(payload, 0).is_ok() {
@@ -58,7 +59,7 @@ impl<M: GuestMemory + Clone> Ends<M> {
         sent
     }
 
-    /// The host takes all packets; how many.
+    /// The host takes all packets; returns their number.
     ///
     /// # Panics
     /// If the ring is broken.
@@ -72,7 +73,7 @@ impl<M: GuestMemory + Clone> Ends<M> {
         received
     }
 
-    /// The host sends `payload` until the ring is full; how often.
+    /// The host sends `payload` until the ring is full; returns the number of packets.
     ///
     /// # Panics
     /// If the ring is broken.
@@ -84,7 +85,7 @@ impl<M: GuestMemory + Clone> Ends<M> {
         sent
     }
 
-    /// The guest takes all packets; how many.
+    /// The guest takes all packets; returns their number.
     pub fn guest_drains(&mut self) -> u64 {
         let mut received = 0;
         while self.guest.receive_into(&mut self.received) {

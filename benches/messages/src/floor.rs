@@ -1,7 +1,7 @@
-//! What no ring can beat.
+//! The floor: a bare copy in and out, which no ring can beat.
 
 /// A ring that is nothing but a copy in and a copy out, for messages of one size: no descriptor, no
-/// index that anyone else reads, no check, no signal.
+/// index that another side reads, no check, no signal.
 #[derive(Debug)]
 pub struct Floor {
     ring: Vec<u8>,

@@ -1,4 +1,4 @@
-//! Two ends of a channel in one process: what the benchmark and the test of allocations share.
+//! Two ends of a channel in one process, shared by the benchmark and the test of allocations.
 
 mod channel;
 mod floor;

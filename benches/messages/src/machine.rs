@@ -1,4 +1,4 @@
-//! The VSP on one end of a channel, a model of a Linux guest on the other.
+//! The VSP on one end of a channel, and a model of a Linux guest on the other.
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ const PAGES_PER_GIB: u64 = 1 << 18;
 /// Ranges in a balloon response.
 const RANGES: usize = 500;
 
-/// What the guest has to give.
+/// The memory that the guest has to give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workload {
     /// 64 GiB of free memory, given in 2 MiB pieces down to 4 GiB.
     LargePages,
-    /// 4 GiB of which every other page is in use: single pages, none beside another, down to
+    /// 4 GiB of which every other page is in use: single pages, no two of them adjacent, down to
     /// 2.5 GiB.
     EveryOtherPage,
 }
@@ -59,18 +59,18 @@ pub struct Machine<M> {
     pub to_host: u64,
     /// Messages the host sent.
     pub to_guest: u64,
-    /// Counts something, time for instance, or allocations.
+    /// Returns a count, for example of time or allocations.
     counter: fn() -> u64,
-    /// What was counted on the host's side.
+    /// The count on the host's side.
     pub host_count: u64,
 }
 
 impl<M: GuestMemory + Clone> Machine<M> {
-    /// A guest that has finished the handshake. What `counter` says more after the host's work than
-    /// before is added up in [`Machine::host_count`].
+    /// A guest that has finished the handshake. The increases of `counter` during the host's work
+    /// are summed up in [`Machine::host_count`].
     ///
     /// # Panics
-    /// If guest and device do not get together.
+    /// If guest and device do not connect.
     pub fn new(mem: &M, workload: Workload, counter: fn() -> u64) -> Self {
         let ram: PageRangeSet =
             PageRange::new(Gpfn::default(), workload.size()).into_iter().collect();
@@ -116,12 +116,12 @@ impl<M: GuestMemory + Clone> Machine<M> {
         self.resize(self.workload.target());
     }
 
-    /// Gives all pages back.
+    /// Returns all pages.
     pub fn grow(&mut self) {
         self.resize(self.workload.size());
     }
 
-    /// The guest reports its status so many times, in batches that fit the ring.
+    /// The guest reports its status this many times, in batches that fit into the ring.
     pub fn report_status(&mut self, times: u64) {
         for n in 1..=times {
             self.guest.report_status();
@@ -151,7 +151,7 @@ impl<M: GuestMemory + Clone> Machine<M> {
         }
     }
 
-    /// The guest reads and writes what it can; false where there was nothing.
+    /// The guest reads and writes what it can; false if there was nothing to do.
     fn guest_works(&mut self) -> bool {
         let mut worked = false;
         while self.rings.receive_into(&mut self.received) {
@@ -170,7 +170,7 @@ impl<M: GuestMemory + Clone> Machine<M> {
         worked
     }
 
-    /// The host reads and writes what it can; false where the VSP had nothing to do for it.
+    /// The host reads and writes what it can; false if the VSP had nothing to do.
     fn host_works(&mut self) -> bool {
         let start = (self.counter)();
         self.vsp.handle(self.now, ChannelEvent::Signalled);
@@ -184,7 +184,7 @@ impl<M: GuestMemory + Clone> Machine<M> {
         worked
     }
 
-    /// Does what the VSP asks for; false where that is nothing.
+    /// Carries out the VSP's requests; false if there were none.
     fn act(&mut self) -> bool {
         let mut worked = false;
         while let Some(output) = self.vsp.poll_output() {

@@ -1,7 +1,7 @@
-//! Nothing on a packet's way allocates once the buffers have their size.
+//! A packet causes no allocation once the buffers have their final size.
 //!
-//! What may allocate and is told apart: the device's books, whose sets of pages grow with what the
-//! guest gave, and the list of ranges that a discard is handed.
+//! Two things may allocate and are counted separately: the device's accounting, whose sets of pages
+//! grow with what the guest gives up, and the list of ranges that is passed to a discard.
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -126,8 +126,7 @@ fn parsing_and_emitting_allocate_nothing_into_buffers_that_have_their_size() {
     assert_eq!(allocations(|| (1..100).for_each(turn)), 0);
 }
 
-/// Allocations for each event where the device checks all that must hold after it, as debug builds
-/// do.
+/// Allocations for each event when the device checks its invariants, as debug builds do.
 const CHECK: u64 = cfg!(debug_assertions) as u64;
 
 #[test]
@@ -137,8 +136,8 @@ fn a_status_report_allocates_nothing_from_the_guest_to_the_device() {
     assert_eq!(allocations(|| machine.report_status(10_000)), 10_000 * CHECK);
 }
 
-/// What the host allocates for each message of a resize: rings, messages and device. Prints it, too:
-/// `cargo test --release -p messages -- --nocapture`.
+/// Counts and prints what the host allocates for each message of a resize, in rings, messages and
+/// device: `cargo test --release -p messages -- --nocapture`.
 #[test]
 #[cfg_attr(
     debug_assertions,

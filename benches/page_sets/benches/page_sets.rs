@@ -1,7 +1,7 @@
-//! The same work in criterion: for changes to our set, and for who wants its statistics.
+//! The same workloads in criterion, for changes to this project's set and for full statistics.
 //!
 //! All peers share this process, so the `GTree` is measured with the allocator that `G_SLICE` names
-//! when it starts. `PAGE_SETS_SIZE` is the guest's size, 16G where it is not set.
+//! when the process starts. `PAGE_SETS_SIZE` is the guest's size, 16G by default.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ fn main() {
         .warm_up_time(Duration::from_millis(10))
         .measurement_time(Duration::from_millis(500))
         .configure_from_args();
-    // One page in two of 1 TiB is about memory, which criterion does not measure.
+    // `alt1t`, every other page of 1 TiB, is about memory, which criterion does not measure.
     for name in Work::NAMES.into_iter().filter(|&name| name != "alt1t") {
         match Work::new(name, size) {
             Ok(work) => bench(&mut criterion, name, &work),
@@ -52,7 +52,7 @@ fn bench(criterion: &mut Criterion, name: &str, work: &Work) {
     }
 }
 
-/// The peers this process can have.
+/// The peers that this process can measure.
 fn peers() -> &'static [Peer] {
     static PEERS: std::sync::OnceLock<Vec<Peer>> = std::sync::OnceLock::new();
     PEERS.get_or_init(|| {

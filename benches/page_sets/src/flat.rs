@@ -1,4 +1,5 @@
-//! A bit for each page of the guest: the least a scattered set can take, and the most an empty one.
+//! A bit for each page of the guest: the smallest possible scattered set, and the largest possible
+//! empty one.
 
 use crate::PageSet;
 

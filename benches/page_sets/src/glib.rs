@@ -1,5 +1,5 @@
-//! What of glib a tree of ranges takes, loaded when it is first needed: building this package takes
-//! no glib, and `G_SLICE` can be set before.
+//! The functions of glib that a tree of ranges needs, loaded when first used, so that building this
+//! package does not need glib and `G_SLICE` can be set in time.
 
 #![expect(unsafe_code, reason = "glib is called through pointers to its functions")]
 
@@ -29,7 +29,7 @@ pub(crate) struct Glib {
     pub(crate) tree_node_next: unsafe extern "C" fn(Pointer) -> Pointer,
     pub(crate) tree_node_previous: unsafe extern "C" fn(Pointer) -> Pointer,
     pub(crate) tree_node_value: unsafe extern "C" fn(Pointer) -> Pointer,
-    /// The functions are its.
+    /// The library that contains the functions.
     _library: Library,
 }
 

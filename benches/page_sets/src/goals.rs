@@ -1,11 +1,11 @@
-//! What our set is to reach.
+//! The performance goals of this project's set.
 
 use page_sets::{Peer, Size};
 use serde::Serialize;
 
 use crate::measure::{Measured, Timed};
 
-/// How many times faster than the tree QEMU uses, below and from 256 GiB on.
+/// How many times faster than QEMU's tree to be, below 256 GiB and from there on.
 const FASTER: [(&str, &str, [f64; 2]); 17] = [
     ("linux", "2M", [6.0, 8.0]),
     ("linux", "4K tail", [10.0, 20.0]),
@@ -26,10 +26,10 @@ const FASTER: [(&str, &str, [f64; 2]); 17] = [
     ("rnd50", "take many", [20.0, 20.0]),
 ];
 
-/// The most nanoseconds one operation may take.
+/// The most nanoseconds that one operation may take.
 const AT_MOST: [(&str, &str, f64); 2] = [("huge1", "insert", 2e3), ("cover", "cover", 1e6)];
 
-/// Inserts of what is not there yet.
+/// Inserts of pages that are not in the set yet.
 const FRESH: [(&str, &str); 7] = [
     ("linux", "2M"),
     ("linux", "4K tail"),
@@ -44,7 +44,7 @@ const SMALL_HEAP: f64 = 32.0 * 1024.0;
 const SCATTERED_TIB: f64 = 33.8 * 1024.0 * 1024.0;
 const BYTES_A_RANGE: f64 = 12.0;
 
-/// One goal, and what was reached.
+/// One goal, and the figure reached.
 #[derive(Debug, Serialize)]
 pub(crate) struct Goal {
     pub(crate) what: String,
@@ -54,7 +54,7 @@ pub(crate) struct Goal {
     pub(crate) met: bool,
 }
 
-/// All goals that what was measured can tell of.
+/// All goals for which there are measurements.
 pub(crate) fn goals(size: Size, measured: &[Measured]) -> Vec<Goal> {
     let all = All(measured);
     let times = FASTER.iter().filter_map(|&(work, phase, goals)| {

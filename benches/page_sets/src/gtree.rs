@@ -1,6 +1,6 @@
-//! The design of the range tree in QEMU's hv-balloon: a balanced tree of glib, sorted by the first
-//! page, with a key and a range allocated for each entry, neighbours merged at each insert. Written
-//! anew, with the fewest look-ups glib allows.
+//! The design of the range tree in QEMU's hv-balloon: glib's balanced tree, sorted by first page,
+//! with an allocated key and an allocated range for each entry, and neighbours merged at each
+//! insert. Written from scratch, with the fewest lookups that glib allows.
 
 #![expect(unsafe_code, reason = "glib's tree holds raw pointers")]
 

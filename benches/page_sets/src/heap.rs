@@ -1,4 +1,4 @@
-//! Heap in use.
+//! Measurement of the heap in use.
 
 #![expect(unsafe_code, reason = "an allocator is called with raw pointers")]
 
@@ -10,8 +10,9 @@ const HEADER: usize = 8;
 const STEP: usize = 16;
 const LEAST: usize = 32;
 
-/// Counts what Rust code allocates, as much of it as glibc's `malloc` takes. A binary makes it its
-/// `#[global_allocator]`. It is not exact where threads allocate at once: measured is one thread.
+/// Counts the allocations of Rust code, each with the size that glibc's `malloc` takes for it. A
+/// binary makes it its `#[global_allocator]`. It is not exact if threads allocate at the same time;
+/// the measured code has one thread.
 pub struct Counting;
 
 static USED: AtomicUsize = AtomicUsize::new(0);
@@ -29,12 +30,12 @@ pub fn peak() -> usize {
     PEAK.load(Relaxed)
 }
 
-/// What is in use now is the most.
+/// Makes the current use the peak.
 pub fn forget_peak() {
     PEAK.store(used(), Relaxed);
 }
 
-/// Bytes that glibc's `malloc` has given out to whoever asked.
+/// Bytes that glibc's `malloc` has handed out in total.
 #[must_use]
 pub fn malloced() -> usize {
     // SAFETY: it reads the allocator's own numbers.
@@ -48,7 +49,7 @@ const fn taken(size: usize) -> usize {
 }
 
 fn count(more: usize, less: usize) {
-    // Not one atomic operation: that would cost more than what is counted.
+    // Not one atomic operation, which would cost more than the counted allocation.
     let used = USED.load(Relaxed).wrapping_add(more).wrapping_sub(less);
     USED.store(used, Relaxed);
     if used > PEAK.load(Relaxed) {

@@ -1,7 +1,8 @@
-//! The work a guest makes for the host's set of pages, and the sets that could do it.
+//! The workloads that guests cause for the host's set of pages, and the sets that could handle
+//! them.
 //!
-//! `cargo run --release -p page_sets` prints the tables, `cargo bench -p page_sets` is the same in
-//! criterion. Both use the workloads and peers here, and compare what the peers answer.
+//! `cargo run --release -p page_sets` prints the tables; `cargo bench -p page_sets` does the same
+//! in criterion. Both use the workloads and peers in this crate, and compare the peers' answers.
 
 mod flat;
 mod glib;
@@ -14,7 +15,7 @@ pub mod work;
 pub use peer::{PageSet, Peer};
 pub use work::{Size, Work};
 
-/// Whether glib is there.
+/// Checks that glib is installed.
 ///
 /// # Errors
 /// What is missing, and how to install it.

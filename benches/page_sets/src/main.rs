@@ -1,5 +1,5 @@
-//! Measures the sets beside each other, a process for each, and prints what took how long, how many
-//! times faster ours is than the tree QEMU uses, and what memory all that took.
+//! The page set bench: measures the sets, each in a process of its own, and prints their times, how
+//! many times faster than QEMU's tree this project's set is, and the memory they use.
 
 mod goals;
 mod measure;
@@ -20,31 +20,31 @@ use report::Report;
 #[global_allocator]
 static HEAP: Counting = Counting;
 
-/// Sets of pages, measured side by side.
+/// Compares sets of pages.
 #[derive(Debug, Parser)]
 struct Cli {
-    /// RAM of the guest, such as 16G. The tree QEMU uses takes 4 GiB and half an hour at 256G.
+    /// RAM of the guest, such as 16G. QEMU's tree takes 4 GiB and half an hour at 256G.
     #[arg(long, default_value = "16G")]
     size: Size,
-    /// Whom to measure.
+    /// The sets to measure.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Peer::value_variants().to_vec())]
     peers: Vec<Peer>,
-    /// What work to do.
+    /// The workloads to run.
     #[arg(long, value_delimiter = ',', default_values_t = Work::NAMES.map(String::from))]
     works: Vec<String>,
-    /// How often each is measured; the fastest time counts.
+    /// How often to measure each; the fastest time counts.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Leave out the trees with a node for each range.
+    /// Omits the trees with a node for each range.
     #[arg(long)]
     quick: bool,
     /// The processor to measure on.
     #[arg(long, default_value_t = 1)]
     core: usize,
-    /// Where to write all figures as JSON.
+    /// The file for all figures as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Measure one peer at one work here and print JSON: what this program runs for itself.
+    /// Measures one peer with one workload and prints JSON; this program runs itself with it.
     #[arg(long, hide = true)]
     child: bool,
 }
@@ -113,7 +113,7 @@ fn spawn(cli: &Cli, peer: Peer, work: &str) -> Result<Measured> {
     serde_json::from_slice(&output.stdout).context("a child printed no figures")
 }
 
-/// Peers that do different things cannot be compared.
+/// Peers that give different answers cannot be compared.
 fn check_answers(measured: &[Measured], work: &str) -> Result<()> {
     let mut of_work = measured.iter().filter(|measured| measured.work == work);
     let Some(first) = of_work.next() else { return Ok(()) };

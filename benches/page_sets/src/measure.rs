@@ -1,4 +1,4 @@
-//! One peer at one work.
+//! The measurement of one peer with one workload.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -11,27 +11,28 @@ use page_sets::work::Answers;
 use page_sets::{PageSet, Peer, Work, heap};
 use serde::{Deserialize, Serialize};
 
-/// Short work is repeated in the same process this often, or this long: the fastest time counts.
+/// Short workloads are repeated in the same process this often or this long; the fastest time
+/// counts.
 const REPEAT: u32 = 50;
 const REPEAT_FOR: Duration = Duration::from_millis(500);
 
-/// What one peer took for one work.
+/// One peer's figures for one workload.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Measured {
     pub(crate) peer: Peer,
     pub(crate) work: String,
     pub(crate) phases: Vec<Timed>,
     pub(crate) answers: Answers,
-    /// The most heap in use at any time, in bytes; 0 where it cannot be known.
+    /// The most heap in use at any time, in bytes; 0 if unknown.
     pub(crate) peak: usize,
 }
 
-/// One phase of it.
+/// One of its phases.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Timed {
     pub(crate) phase: String,
     pub(crate) ops: u64,
-    /// All operations together, in nanoseconds.
+    /// The time of all operations together, in nanoseconds.
     pub(crate) ns: u64,
     /// Heap in use after the phase, in bytes.
     pub(crate) heap: usize,
@@ -42,7 +43,7 @@ impl Measured {
         self.peer == peer && self.work == work
     }
 
-    /// Heap in use before anything is taken, and once all is.
+    /// Heap in use before anything is taken, and once everything is.
     pub(crate) fn heap(&self) -> Option<(usize, usize)> {
         let filled = self.phases.iter().take_while(|timed| !timed.phase.starts_with("take")).last();
         Some((filled?.heap, self.phases.last()?.heap))
@@ -56,7 +57,7 @@ impl Measured {
 }
 
 impl Timed {
-    /// Nanoseconds an operation.
+    /// Nanoseconds per operation.
     #[expect(clippy::cast_precision_loss, reason = "figures to read")]
     pub(crate) fn each(&self) -> f64 {
         self.ns as f64 / self.ops.max(1) as f64
@@ -71,7 +72,7 @@ pub(crate) fn pin(core: usize) -> Result<()> {
         .with_context(|| format!("cannot run on processor {core}: choose another with --core"))
 }
 
-/// Does the work until it was repeated enough.
+/// Runs the workload until it has been repeated often enough.
 pub(crate) fn measure(peer: Peer, name: &str, work: &Work) -> Measured {
     let begun = Instant::now();
     let mut measured = peer.with(Once { peer, name, work });

@@ -1,4 +1,4 @@
-//! Who is measured.
+//! The sets that are measured.
 
 use clap::ValueEnum;
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
@@ -8,19 +8,19 @@ use crate::flat::Flat;
 use crate::gtree::GTreeSet;
 use crate::rivals::{BTree, Blaze, RangeMap, Roaring};
 
-/// A set of pages, as the books of a balloon need it.
+/// A set of pages with the operations that a balloon's accounting needs.
 pub trait PageSet {
-    /// The empty set; `pages` is the size of the guest, for those that must know.
+    /// The empty set; `pages` is the size of the guest, for sets that need to know it.
     fn empty(pages: u64) -> Self;
 
-    /// Adds `count` pages from `start` and says how many were new.
+    /// Adds `count` pages from `start` and returns how many were new.
     fn insert(&mut self, start: u64, count: u64) -> u64;
 
-    /// Takes the highest `max` pages of the highest range, or all of it where it is smaller: where
-    /// they start, and how many.
+    /// Takes the highest `max` pages of the highest range, or all of it if it is smaller. Returns
+    /// their start and number.
     fn take_last(&mut self, max: u64) -> Option<(u64, u64)>;
 
-    /// The same up to `most` times, as for one message; false where nothing is left.
+    /// Repeats this up to `most` times, as for one message; false if nothing is left.
     fn take_some(&mut self, max: u64, most: usize, mut taken: impl FnMut(u64, u64)) -> bool {
         for _ in 0..most {
             let Some((start, count)) = self.take_last(max) else { return false };
@@ -54,7 +54,7 @@ pub enum Peer {
     Flat,
 }
 
-/// What is done with whichever set a peer has.
+/// An operation on the set of any peer.
 pub trait Visit {
     /// What it yields.
     type Output;
@@ -85,13 +85,13 @@ impl Peer {
         !matches!(self, Self::Ours | Self::Roaring | Self::Flat)
     }
 
-    /// What `G_SLICE` must be in the environment of a process that measures it.
+    /// The value that `G_SLICE` must have in a process that measures this peer.
     #[must_use]
     pub const fn g_slice(self) -> Option<&'static str> {
         if matches!(self, Self::GtreeMalloc) { Some("always-malloc") } else { None }
     }
 
-    /// Whether its memory is that of glib, which the counting allocator does not see.
+    /// Whether glib allocates its memory, which the counting allocator does not see.
     #[must_use]
     pub const fn is_glib(self) -> bool {
         matches!(self, Self::Gtree | Self::GtreeMalloc)

@@ -1,4 +1,4 @@
-//! The tables.
+//! The tables of results.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::goals::{Goal, goals};
 use crate::measure::Measured;
 
-/// All that was found out.
+/// All results.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     processor: String,
@@ -132,7 +132,7 @@ fn bytes(bytes: usize) -> String {
     }
 }
 
-/// Three digits that matter.
+/// Formats with three significant digits.
 fn number(number: f64) -> String {
     match number {
         number if number < 10.0 => format!("{number:.2}"),

@@ -1,4 +1,4 @@
-//! The sets of the standard library and of other crates.
+//! The competing sets from the standard library and other crates.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use roaring::RoaringTreemap;
 
 use crate::PageSet;
 
-/// Start to end of each range, merged by hand.
+/// Maps the start of each range to its end; merged by hand.
 pub(crate) struct BTree(BTreeMap<u64, u64>);
 
 impl PageSet for BTree {
@@ -88,13 +88,14 @@ impl PageSet for Blaze {
         let last = self.0.ranges().next_back()?;
         let end = last.end() + 1;
         let start = (*last.start()).max(end.saturating_sub(max));
-        // The crate removes single values or what other sets have; this is the cheapest it offers.
+        // The crate can remove only single values or another set's; this is its cheapest way.
         drop(self.0.split_off(start));
         Some((start, end - start))
     }
 }
 
-/// The crate `roaring`. Its 32-bit set would do for these guests, but not for all page numbers.
+/// The crate `roaring`. Its 32-bit set would suffice for these guests, but not for all page
+/// numbers.
 pub(crate) struct Roaring(RoaringTreemap);
 
 impl PageSet for Roaring {

@@ -1,4 +1,4 @@
-//! The work: what guests do to the set of pages, from the usual to the worst.
+//! The workloads: what guests do to the set of pages, from the usual to the worst case.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,21 +14,21 @@ const TIB: u64 = 1024 * GIB;
 /// Pages of a huge page.
 const HUGE: u64 = 512;
 
-/// What is taken at once at most: 2 GiB, more than one unballoon message's range can say.
+/// The most to take at once: 2 GiB, more than a range of an unballoon message can hold.
 const TAKE: u64 = 2 * GIB;
 
-/// How many ranges one message gives back, about.
+/// The approximate number of ranges that one message returns.
 const MANY: usize = 256;
 
-/// How much RAM the guest has, in pages.
+/// The guest's RAM, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Size(u64);
 
 impl Size {
-    /// 1 TiB, which the huge ranges have whatever is asked for.
+    /// 1 TiB, the size for the huge ranges whatever size is requested.
     pub const TIB: Self = Self(TIB);
 
-    /// In whole GiB.
+    /// The size in whole GiB.
     #[must_use]
     pub const fn gib(self) -> u64 {
         self.0 / GIB
@@ -42,7 +42,7 @@ impl FromStr for Size {
         let gib = text.strip_suffix('G').and_then(|number| number.parse().ok());
         match gib {
             Some(gib @ 1..=1024) => Ok(Self(gib * GIB)),
-            _ => Err(format!("`{text}` is no size such as 16G, from 1G to 1024G")),
+            _ => Err(format!("`{text}` is not a size such as 16G, from 1G to 1024G")),
         }
     }
 }
@@ -53,7 +53,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// Phases that are done one after another to one set.
+/// Phases that are run one after another on one set.
 #[derive(Debug)]
 pub struct Work {
     pages: u64,
@@ -80,7 +80,7 @@ enum Ops {
     TakeMany,
 }
 
-/// What a set answered to all: two that agree have done the same.
+/// A set's answers to all operations: if two sets agree, they have done the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answers {
     /// Pages that were new.
@@ -94,14 +94,14 @@ pub struct Answers {
 }
 
 impl Work {
-    /// All there are.
+    /// All workloads.
     pub const NAMES: [&'static str; 8] =
         ["linux", "altasc", "altrnd", "rnd50", "cover", "huge1", "huge2g", "alt1t"];
 
-    /// The work `name` for a guest of `size`; that of the huge ranges and of `alt1t` is 1 TiB.
+    /// The workload `name` for a guest of `size`; the huge ranges and `alt1t` always use 1 TiB.
     ///
     /// # Errors
-    /// Where there is no work of this name.
+    /// There is no workload of this name.
     pub fn new(name: &str, size: Size) -> Result<Self> {
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
         let every_other = || Phase { name: "insert", ops: Ops::EveryOther(size.0) };
@@ -131,7 +131,7 @@ impl Work {
                 (TIB, vec![insert("insert", listed), again])
             }
             "alt1t" => (TIB, vec![Phase { name: "insert", ops: Ops::EveryOther(TIB) }]),
-            _ => bail!("there is no work {name}: there are {}", Self::NAMES.join(", ")),
+            _ => bail!("there is no workload {name}; choose among {}", Self::NAMES.join(", ")),
         };
         let take = Phase { name: "take", ops: Ops::TakeAbove(pages / 2) };
         let take_many = Phase { name: "take many", ops: Ops::TakeMany };
@@ -144,13 +144,13 @@ impl Work {
         self.pages
     }
 
-    /// What is done, in order.
+    /// The phases in order.
     #[must_use]
     pub fn phases(&self) -> &[Phase] {
         &self.phases
     }
 
-    /// The operations of all phases, as far as they are known before.
+    /// The operations of all phases, as far as their number is known in advance.
     #[must_use]
     pub fn ops(&self) -> u64 {
         self.phases.iter().map(Phase::ops).sum()
@@ -158,7 +158,7 @@ impl Work {
 }
 
 impl Phase {
-    /// Operations; 0 where they follow from what is in the set.
+    /// The number of operations; 0 if it depends on the content of the set.
     #[must_use]
     pub fn ops(&self) -> u64 {
         match &self.ops {
@@ -168,7 +168,7 @@ impl Phase {
         }
     }
 
-    /// Does the work and gives the number of operations.
+    /// Runs the workload and returns the number of operations.
     pub fn run<S: PageSet>(&self, set: &mut S, answers: &mut Answers) -> u64 {
         match &self.ops {
             Ops::Insert(listed) => {
@@ -224,7 +224,7 @@ fn insert(name: &'static str, listed: Vec<(u32, u32)>) -> Phase {
     Phase { name, ops: Ops::Insert(listed) }
 }
 
-/// A tenth of what was inserted, at random.
+/// A random tenth of what was inserted.
 fn again(listed: &[(u32, u32)], random: &mut Random) -> Phase {
     let count = listed.len().div_ceil(10);
     insert("again", (0..count).filter_map(|_| random.of(listed)).collect())
@@ -235,8 +235,8 @@ fn op(start: u64, count: u64) -> (u32, u32) {
     (narrow(start), narrow(count))
 }
 
-/// What a Linux guest gives: 70 % of its RAM in 2 MiB pieces, a GiB after another in any order,
-/// upwards or downwards with some pieces out of turn, then what it finds in single pages.
+/// A Linux guest's ranges: 70 % of its RAM in 2 MiB pieces, one GiB after another in random order,
+/// upwards or downwards with some pieces out of turn, then single pages.
 fn linux(pages: u64, random: &mut Random) -> Vec<Phase> {
     let mut zones: Vec<u64> = (0..pages / GIB).collect();
     random.shuffle(&mut zones);
@@ -266,7 +266,7 @@ fn alternate(pages: u64) -> impl Iterator<Item = (u32, u32)> {
     (0..pages).step_by(2).map(|page| op(page, 1))
 }
 
-/// Pages at random, some of them twice and more, until half of all are there.
+/// Random pages, some of them repeatedly, until half of all pages are in the set.
 fn half(pages: u64, random: &mut Random) -> Vec<(u32, u32)> {
     let mut seen = vec![false; usize::try_from(pages).unwrap_or(usize::MAX)];
     let mut left = pages / 2;
@@ -282,7 +282,7 @@ fn half(pages: u64, random: &mut Random) -> Vec<(u32, u32)> {
     listed
 }
 
-/// The same numbers each time: splitmix64.
+/// Reproducible random numbers: splitmix64.
 struct Random(u64);
 
 impl Random {

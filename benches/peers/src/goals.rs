@@ -1,17 +1,17 @@
-//! What the project wants of these figures, and whether they are that.
+//! The project's goals for these figures, and whether they are met.
 
 use serde::Serialize;
 
 use crate::peer::Peer;
 use crate::summary::{ALL_CPU, RETURN, Row, SHRINK, Unit};
 
-/// A goal and what became of it.
+/// A goal and the result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Goal {
     pub(crate) goal: String,
-    /// What was measured.
+    /// The measured figure.
     pub(crate) measured: String,
-    /// Absent where a peer it is about was not measured.
+    /// Absent if a peer that it concerns was not measured.
     pub(crate) met: Option<bool>,
 }
 
@@ -42,9 +42,9 @@ fn at_least(goal: String, row: &Row, peer: Peer, least: f64) -> Goal {
     Goal { goal, measured, met: times.map(|times| *times >= least) }
 }
 
-/// The rows of time that passed on which both were measured, and how QEMU's compares.
+/// The rows of elapsed time for which both were measured, and QEMU's time relative to `hvb`'s.
 fn against_hv_balloon(rows: &[Row]) -> Vec<(&'static str, f64)> {
-    // What the guest does before its driver is there is the work of no balloon.
+    // What the guest does before its driver starts is not a balloon's work.
     let walls = rows.iter().filter(|row| row.unit == Unit::Wall && !row.name.starts_with("boot"));
     walls.filter_map(|row| Some((row.name, *row.times_hvb.get(&Peer::HvBalloon)?))).collect()
 }

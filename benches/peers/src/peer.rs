@@ -1,4 +1,4 @@
-//! Who runs the guest, and how: the same machine as far as each can make it.
+//! The programs that run the guest, with machines as similar as possible.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,11 +8,11 @@ use clap::ValueEnum;
 use e2e::{MIB, NO_CLEARING, Setup};
 use serde::{Deserialize, Serialize};
 
-/// Who runs the guest.
+/// A program that runs the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Peer {
-    /// Our `hvb`.
+    /// This project's `hvb`.
     Hvb,
     /// QEMU with `-device hv-balloon`.
     HvBalloon,
@@ -20,19 +20,19 @@ pub(crate) enum Peer {
     VirtioBalloon,
 }
 
-/// What a guest boots with and may grow to, in bytes, and what its kernel does.
+/// A guest's boot size and maximum size in bytes, and its kernel's behaviour.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sizes {
     /// At boot.
     pub(crate) boot: u64,
     /// At most.
     pub(crate) most: u64,
-    /// Whether the kernel clears pages as it allocates them, also those it gives away.
+    /// Whether the kernel clears pages as it allocates them, including those it gives away.
     pub(crate) clears: bool,
 }
 
 impl Peer {
-    /// All, ours first.
+    /// All peers, `hvb` first.
     pub(crate) const ALL: [Self; 3] = [Self::Hvb, Self::HvBalloon, Self::VirtioBalloon];
 
     /// A name for tables.
@@ -44,12 +44,12 @@ impl Peer {
         }
     }
 
-    /// Whether it can make a guest larger than it booted.
+    /// Whether it can make a guest larger than its boot size.
     pub(crate) fn can_add(self) -> bool {
         self != Self::VirtioBalloon
     }
 
-    /// Whether the device runs on the thread of this name; QEMU's run in its main loop.
+    /// Whether the device runs on the thread of this name; QEMU's devices run in its main loop.
     pub(crate) fn is_device_thread(self, name: &str) -> bool {
         match self {
             Self::Hvb => ["vmbus", "memory"].contains(&name),

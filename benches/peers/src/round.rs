@@ -1,4 +1,4 @@
-//! One round of one peer: boot, shrink, return, add.
+//! One round of one peer: boot, shrink, return, hot-add.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -10,35 +10,35 @@ use serde::{Deserialize, Serialize};
 use crate::contestant::{Contestant, Step, Total};
 use crate::peer::{Peer, Sizes};
 
-/// What the guest boots with.
+/// The guest's boot size.
 pub(crate) const BOOT: u64 = 4096 * MIB;
 
-/// What it is shrunk to.
+/// The size to shrink it to.
 pub(crate) const SMALL: u64 = 1024 * MIB;
 
-/// What it grows to.
+/// The size to grow it to.
 pub(crate) const MOST: u64 = 7168 * MIB;
 
-/// The target that is set as soon as the process is there.
+/// The target set as soon as the process exists.
 const FIRST_TARGET: u64 = 3584 * MIB;
 
-/// What may be missing from the guest's `MemTotal`, or be too much: the pages around a step that
-/// the kernel takes for itself.
+/// The tolerance for the guest's `MemTotal`: the pages around a step that the kernel takes for
+/// itself.
 const SLACK: u64 = MIB;
 
-/// What holds for all rounds alike.
+/// The conditions that apply to all rounds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Terms {
-    /// The most a step may take.
+    /// The longest time that a step may take.
     pub(crate) limit: Duration,
     /// Whether the guest's kernel clears pages as it allocates them.
     pub(crate) clears: bool,
 }
 
-/// What a round took; times in seconds, sizes in bytes.
+/// The results of a round; times in seconds, sizes in bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Round {
-    /// Who ran the guest.
+    /// The program that ran the guest.
     pub(crate) peer: Peer,
     /// Its version.
     pub(crate) version: String,
@@ -46,17 +46,17 @@ pub(crate) struct Round {
     pub(crate) booted: f64,
     /// From the start of the process until a target that was set at once had an effect.
     pub(crate) first_effect: f64,
-    /// What a question to the monitor took of the device's threads.
+    /// CPU time of the device's threads for one monitor query.
     pub(crate) question: f64,
-    /// Memory of the process before the first step that the host provides.
+    /// Resident memory of the process before the first step.
     pub(crate) resident: u64,
-    /// What of it is in huge pages.
+    /// The part of it in huge pages.
     pub(crate) huge: u64,
-    /// Shrunk by 3 GiB, all of the guest's memory written before.
+    /// Shrunk by 3 GiB, after all of the guest's memory was written.
     pub(crate) shrink: Step,
     /// The 3 GiB given back.
     pub(crate) give_back: Step,
-    /// 3 GiB added, where the peer can.
+    /// 3 GiB added, if the peer supports it.
     pub(crate) add: Option<Step>,
 }
 
@@ -79,7 +79,7 @@ impl Round {
 
     fn of(peer: Peer, guest: &mut Contestant, limit: Duration) -> Result<Self> {
         let first_effect = first_effect(guest)?;
-        // The agent spoke long ago; what it said is still there to read.
+        // The agent answered long ago; its output is still there to read.
         let booted = guest.agent.wait_up()?;
         let full = settle_at_boot_size(guest)?;
         let question = guest.price_question()?;
@@ -89,7 +89,7 @@ impl Round {
         let gone = Total::Most(full - (BOOT - SMALL) + SLACK);
         let shrink = guest.resize("shrink", SMALL, gone, limit)?;
         let give_back = guest.resize("return", BOOT, Total::Least(full - SLACK), limit)?;
-        // What the kernel needs to manage the new memory is taken from it.
+        // The kernel takes the memory for managing the new memory from it.
         let added = Total::Least(full + (MOST - BOOT) * 95 / 100);
         let add = match peer.can_add() {
             true => Some(guest.resize("hot-add", MOST, added, limit)?),
@@ -110,8 +110,8 @@ impl Round {
     }
 }
 
-/// How long after the start of the process a target set at once has its first effect. It is
-/// repeated, since a peer may forget one that comes before the guest's driver.
+/// The time from the start of the process until a target set at once has its first effect. The
+/// target is set repeatedly, since a peer may forget one set before the guest's driver starts.
 fn first_effect(guest: &mut Contestant) -> Result<Duration> {
     while guest.actual()? == BOOT {
         guest.set_target(FIRST_TARGET)?;
@@ -121,7 +121,7 @@ fn first_effect(guest: &mut Contestant) -> Result<Duration> {
     Ok(guest.started.elapsed())
 }
 
-/// Gives the guest back what it booted with; returns its `MemTotal` in bytes when it has it.
+/// Returns the guest to its boot size; returns its `MemTotal` in bytes once it has it.
 fn settle_at_boot_size(guest: &mut Contestant) -> Result<u64> {
     guest.set_target(BOOT)?;
     let mut before = 0;

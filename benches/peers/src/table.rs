@@ -10,7 +10,7 @@ const NAME: usize = 36;
 const CELL: usize = 26;
 const RATIO: usize = 16;
 
-/// The rows as a table, median and range by peer, and how many times as much others take.
+/// The rows as a table: median and range for each peer, and the ratios to `hvb`.
 pub(crate) fn table(rows: &[Row], peers: &[Peer]) -> String {
     let mut text = String::new();
     let others = || peers.iter().filter(|peer| **peer != Peer::Hvb && peers.contains(&Peer::Hvb));
@@ -44,7 +44,7 @@ pub(crate) fn table(rows: &[Row], peers: &[Peer]) -> String {
     text
 }
 
-/// Above a column that says how many times as much as `hvb` that peer takes.
+/// The heading of the column with this peer's ratio to `hvb`.
 fn short_name(peer: Peer) -> &'static str {
     match peer {
         Peer::Hvb => "",
@@ -62,7 +62,7 @@ fn cell(unit: Unit, spread: Option<&Spread>) -> String {
     }
 }
 
-/// The goals, a line each.
+/// The goals, one per line.
 pub(crate) fn goals(goals: &[Goal]) -> String {
     let line = |goal: &Goal| {
         let met = match goal.met {

@@ -1,4 +1,4 @@
-//! What a process has used so far: processor time by thread, VM exits, memory.
+//! A process's resource usage so far: CPU time by thread, VM exits, memory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::peer::Peer;
 
-/// What the first thread of a process is called here, whatever it calls itself.
+/// The name used here for the first thread of a process, whatever its own name.
 pub(crate) const MAIN_THREAD: &str = "main";
 
 /// Processor time in seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Cpu {
-    /// Of all threads but those of the monitor, the guest's own work included.
+    /// Of all threads except the monitor's, including the guest's own work.
     pub(crate) process: f64,
     /// Of the threads that run the guest's processors.
     pub(crate) vcpu: f64,
@@ -24,23 +24,23 @@ pub(crate) struct Cpu {
 }
 
 impl Cpu {
-    /// Of all other threads: what the host does beside the guest's own work.
+    /// Of all threads but the vCPUs': the host's work.
     pub(crate) fn beside(self) -> f64 {
         (self.process - self.vcpu).max(0.0)
     }
 
-    /// Leaves out what questions to the monitor took of the device's threads, in seconds.
+    /// Subtracts the CPU time, in seconds, that monitor queries took on the device's threads.
     pub(crate) fn without(self, questions: f64) -> Self {
         let device = (self.device - questions).max(0.0);
         Self { process: self.process - (self.device - device), device, ..self }
     }
 }
 
-/// What a process has used at a moment, or between two.
+/// A process's usage up to a moment, or between two moments.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Usage {
     threads: BTreeMap<u32, Thread>,
-    /// VM exits, where KVM shows them.
+    /// VM exits, if KVM shows them.
     pub(crate) exits: Option<u64>,
 }
 
@@ -51,16 +51,16 @@ struct Thread {
 }
 
 impl Usage {
-    /// What a process has used since it started.
+    /// The usage of a process since it started.
     ///
     /// # Errors
     ///
-    /// The process is gone, or its kernel does not count.
+    /// The process is gone, or its kernel does not count these.
     pub(crate) fn of(process: u32) -> Result<Self> {
         let mut threads = BTreeMap::new();
         for entry in fs::read_dir(format!("/proc/{process}/task"))? {
             let id = entry?.file_name().to_string_lossy().parse()?;
-            // A thread may end while it is looked at.
+            // A thread may end while it is being read.
             if let Ok(thread) = Thread::read(process, id) {
                 threads.insert(id, thread);
             }
@@ -78,7 +78,7 @@ impl Usage {
         names
     }
 
-    /// Sums up by what the threads of this peer do.
+    /// The sums by the role of the threads in this peer.
     pub(crate) fn cpu(&self, peer: Peer) -> Cpu {
         let mut cpu = Cpu::default();
         for thread in self.threads.values() {
@@ -122,8 +122,8 @@ impl Thread {
         Ok(thread)
     }
 
-    /// The first field of `schedstat` is the time on a processor in nanoseconds (Linux
-    /// `Documentation/scheduler/sched-stats.rst`). What `stat` has is counted in clock ticks.
+    /// The first field of `schedstat` is the CPU time in nanoseconds (Linux
+    /// `Documentation/scheduler/sched-stats.rst`); `stat` only counts clock ticks.
     fn parse(comm: &str, schedstat: &str) -> Option<Self> {
         let nanoseconds = schedstat.split(' ').next()?.parse().ok()?;
         Some(Self { name: comm.trim_end_matches('\n').to_owned(), nanoseconds })
@@ -134,18 +134,18 @@ fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e9
 }
 
-/// `vcpu0` is ours, `CPU 0/KVM` is QEMU's.
+/// `vcpu0` is a thread of `hvb`, `CPU 0/KVM` one of QEMU.
 fn is_vcpu(name: &str) -> bool {
     name.starts_with("vcpu") || name.starts_with("CPU ")
 }
 
-/// Threads that read and write the monitor's socket, ours and QEMU's.
+/// Threads of `hvb` and QEMU that read and write the monitor's socket.
 fn is_monitor(name: &str) -> bool {
     name.starts_with("qmp-") || name == "IO mon_iothread"
 }
 
-/// The exits of all virtual machines that one of these threads made. KVM has a directory for each,
-/// with the thread's number in its name, where debugfs is mounted and may be read.
+/// The exits of all VMs that one of these threads created. KVM has a directory for each, with the
+/// thread's number in its name, if debugfs is mounted and readable.
 fn exits(threads: &BTreeMap<u32, Thread>) -> Option<u64> {
     let mut total = None;
     for entry in fs::read_dir("/sys/kernel/debug/kvm").ok()?.flatten() {
@@ -160,8 +160,8 @@ fn exits(threads: &BTreeMap<u32, Thread>) -> Option<u64> {
     total
 }
 
-/// A field of a process's `smaps_rollup`, in bytes: `Rss` is all its memory that the host provides,
-/// `AnonHugePages` what of it is in huge pages.
+/// A field of a process's `smaps_rollup`, in bytes: `Rss` is all its resident memory,
+/// `AnonHugePages` the part of it in huge pages.
 ///
 /// # Errors
 ///

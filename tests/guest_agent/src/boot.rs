@@ -8,14 +8,14 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 
-/// Where the image keeps its kernel modules, as `NAME.ko`.
+/// The directory of the image's kernel modules, as `NAME.ko`.
 pub const MODULES: &str = "/modules";
 
-/// The files in [`MODULES`] that list module names, one a line, in the order to load them, are named
-/// by this and what they are for.
+/// The start of the names of files in [`MODULES`] that list module names, one per line, in the
+/// order to load them; the name of the list follows.
 pub const MODULE_ORDER: &str = "order-";
 
-/// The list of the modules that each of these images loads unless told otherwise.
+/// The list of modules that these images load by default.
 pub const USUAL_MODULES: &str = "usual";
 
 /// Mounts `proc`, `sysfs` and `devtmpfs` at their usual places.
@@ -41,13 +41,13 @@ pub fn mount_fs(kind: &str, source: &str, target: &str, options: &str) -> io::Re
         .map_err(|e| io::Error::other(format!("mount {kind} {source} on {target}: {e}")))
 }
 
-/// Loads the modules of one of the image's lists in order, but those to `skip`; returns the names
-/// that failed, with the reason.
+/// Loads the modules of one of the image's lists in order, except those in `skip`; returns the
+/// names that failed, with the reason.
 ///
 /// # Errors
 ///
 /// The list of modules cannot be read. A module that the kernel refuses is not an error here:
-/// `hv_vmbus` does that on every machine without Hyper-V.
+/// `hv_vmbus` is refused on every machine without Hyper-V.
 pub fn load_modules(list: &str, skip: &[String]) -> io::Result<Vec<(String, String)>> {
     let file = Path::new(MODULES).join(format!("{MODULE_ORDER}{list}"));
     let no_list = |e| io::Error::other(format!("{}: {e}", file.display()));
@@ -56,11 +56,11 @@ pub fn load_modules(list: &str, skip: &[String]) -> io::Result<Vec<(String, Stri
     Ok(order.lines().filter(|name| !skip.iter().any(|s| s == name)).filter_map(failed).collect())
 }
 
-/// Loads one module of the image by name; a module that is there already is fine.
+/// Loads one module of the image by name; a module that is already loaded is no error.
 ///
 /// # Errors
 ///
-/// No such file in the image, or the kernel refuses the module.
+/// There is no such file in the image, or the kernel refuses the module.
 pub fn load_module(name: &str) -> io::Result<()> {
     let file = File::open(Path::new(MODULES).join(format!("{name}.ko")))?;
     match finit_module(&file, c"", ModuleInitFlags::empty()) {

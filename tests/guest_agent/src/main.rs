@@ -1,4 +1,4 @@
-//! Process 1 of the test guest, and the helper processes it starts from the same file.
+//! Process 1 of the test guest, and the helper processes that it starts from the same file.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! The link between the rig's init program and the host: what to run, and framed streams.
+//! The link between the rig's init program and the host: the job to run, and framed streams.
 //!
 //! All streams share one virtio-serial port, so that the exit status can never overtake output.
 //! A frame is one byte of [`Kind`], a little-endian `u32` length and that many bytes.
@@ -14,7 +14,7 @@ pub const PORT: &str = "hv-balloon.rig";
 /// The 9p mount tag of the host's root file system.
 pub const ROOT_TAG: &str = "root";
 
-/// The file of the initramfs that holds the [`Job`] as JSON.
+/// The file in the initramfs with the [`Job`] as JSON.
 pub const JOB_FILE: &str = "/job.json";
 
 /// The longest payload of a frame.
@@ -31,11 +31,11 @@ pub struct Job {
     pub cwd: PathBuf,
     /// Host directories the command may write to: 9p mount tag and path.
     pub writable: Vec<(String, PathBuf)>,
-    /// Rows and columns of the caller's terminal, if the command shall have one.
+    /// Rows and columns of the caller's terminal, if the command is to have one.
     pub terminal: Option<(u16, u16)>,
 }
 
-/// What a frame carries.
+/// The content of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Host to rig: bytes for the command's standard input; an empty payload ends it.
@@ -48,7 +48,7 @@ pub enum Kind {
     Started,
     /// Rig to host: the exit status, an `i32`; 128 + N after signal N.
     Exited,
-    /// Rig to host: the command could not be run; the payload says why.
+    /// Rig to host: the command could not be run; the payload is the reason.
     Failed,
 }
 
@@ -81,7 +81,7 @@ pub fn write_frame(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Resul
 ///
 /// # Errors
 ///
-/// The link broke inside a frame, or what came is no frame.
+/// The link broke inside a frame, or the data is not a frame.
 pub fn read_frame(from: &mut impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> {
     let mut kind = [0; 1];
     if from.read(&mut kind)? == 0 {

@@ -1,4 +1,4 @@
-//! Rings in memory that `loom` watches.
+//! Rings in memory that `loom` observes.
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,11 +13,11 @@ use vmbus::protocol::ring::{
 };
 use vmbus::{AccessError, GuestMemory};
 
-/// Where the rings' pages are: control page and one page of data, to the host and to the guest.
+/// The rings' pages: a control page and one page of data, to the host and to the guest.
 pub const RING_PAGES: [u64; 4] = [0, 1, 2, 3];
 /// Bytes of a ring's data.
 pub const RING: usize = PAGE;
-/// Packets that start and end at multiples of this share none of the pieces that are watched.
+/// Packets that start and end at multiples of this share none of the observed pieces.
 pub const CELL: usize = 512;
 
 const PAGE: usize = 4096;
@@ -25,36 +25,37 @@ const WORDS: [u64; 5] = [WRITE_INDEX, READ_INDEX, INTERRUPT_MASK, PENDING_SEND_S
 /// The control pages among [`RING_PAGES`].
 const CONTROL: [usize; 2] = [0, 2];
 
-/// One side's way to the memory of two rings.
+/// One side's access to the memory of two rings.
 #[derive(Clone, Debug)]
 pub struct ModelMemory {
-    /// A model's threads are all on one of the system's.
+    /// All threads of a model run on one system thread.
     shared: Rc<Shared>,
-    /// What this side leaves out, to show that it is missed.
+    /// What this side omits, to show that the test notices.
     mistake: Option<Mistake>,
 }
 
-/// What a side may get wrong.
+/// The mistakes that a side can make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mistake {
     /// It has no barrier between its store and its load.
     NoFences,
-    /// Its words order nothing.
+    /// Its words impose no order.
     NoOrder,
 }
 
 #[derive(Debug)]
 struct Shared {
     words: [[AtomicU32; WORDS.len()]; CONTROL.len()],
-    /// A witness for each piece of the data pages: two accesses of which one writes, and neither is
-    /// known to come first, are a race, and `loom` fails.
+    /// A witness for each piece of the data pages: two accesses, one of them a write, of which
+    /// neither is known to come first are a race, and `loom` fails.
     cells: Vec<UnsafeCell<()>>,
-    /// What is in the data pages. `loom` runs one thread at a time, so this lock is never waited for.
+    /// The content of the data pages. `loom` runs one thread at a time, so nothing ever waits for
+    /// this lock.
     bytes: Mutex<Vec<u8>>,
 }
 
 impl ModelMemory {
-    /// Zeroed memory; only inside a model.
+    /// Zeroed memory; works only inside a model.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "it works inside a model only")]
     pub fn new() -> Self {
@@ -85,7 +86,7 @@ impl ModelMemory {
         found.ok_or(AccessError { gpa, len: size_of::<u32>() })
     }
 
-    /// Notes an access to data and gives the bytes it is to.
+    /// Records an access to data and returns the bytes accessed.
     fn bytes(
         &self,
         gpa: Gpa,
@@ -113,7 +114,7 @@ impl GuestMemory for ModelMemory {
 
     fn write(&self, gpa: Gpa, buf: &[u8]) -> Result<(), AccessError> {
         if buf == [0; PAGE] && self.word(gpa).is_ok() {
-            // The guest clears its control pages before there is anyone else.
+            // The guest clears its control pages before any other thread exists.
             return Ok(());
         }
         let range = self.bytes(gpa, buf.len(), |cell| cell.with_mut(|_| ()))?;
@@ -138,17 +139,17 @@ impl GuestMemory for ModelMemory {
     }
 }
 
-/// What one side is signalled by. Signals do not add up, as with an eventfd or an interrupt.
+/// The target of one side's signals. Signals do not add up, as with an eventfd or an interrupt.
 #[derive(Debug)]
 pub struct Bell {
     rung: LoomMutex<bool>,
     heard: Condvar,
-    /// How often it was rung; no part of the model.
+    /// How often it was rung; not part of the model.
     count: AtomicUsize,
 }
 
 impl Bell {
-    /// One that was not rung; only inside a model.
+    /// A bell that has not been rung; works only inside a model.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "it works inside a model only")]
     pub fn new() -> Self {
@@ -165,7 +166,7 @@ impl Bell {
         }
     }
 
-    /// Sleeps until there is a signal. `loom` fails where there never is one.
+    /// Sleeps until there is a signal. `loom` fails if there never is one.
     pub fn sleep(&self) {
         let mut rung = self.rung.lock().expect("no thread panics in a model that goes on");
         while !*rung {

@@ -1,4 +1,4 @@
-//! Guest memory that sees where the host writes.
+//! Guest memory that detects writes of the host outside its own parts.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,22 +9,22 @@ use vmbus::protocol::ring::{
 use vmbus::ring::RingLayout;
 use vmbus::{AccessError, GuestMemory};
 
-/// The host's way to memory with rings: writes anywhere but in the host's own parts of them panic.
+/// The host's access to memory with rings: a write outside the host's own parts of them panics.
 #[derive(Debug)]
 pub struct OwnParts<M> {
     memory: M,
-    /// The words that are the host's.
+    /// The host's own words.
     words: Vec<Gpa>,
-    /// The data pages that are the host's.
+    /// The host's own data pages.
     pages: Vec<Gpfn>,
     accesses: AtomicUsize,
 }
 
 impl<M: GuestMemory> OwnParts<M> {
-    /// What a host may write: its indices, what it asks for, and the packets that it sends.
+    /// Allows the host's indices, its requests for signals, and the packets that it sends.
     ///
     /// # Panics
-    /// If a ring has no pages, which a layout never says.
+    /// If a ring has no pages, which no layout allows.
     pub fn new(memory: M, layout: &RingLayout) -> Self {
         let word = |pages: &[Gpfn], word| {
             pages.first().and_then(|page| page.gpa().checked_add(word)).expect("a control page")
@@ -36,7 +36,7 @@ impl<M: GuestMemory> OwnParts<M> {
         Self { memory, words: words.collect(), pages, accesses: AtomicUsize::new(0) }
     }
 
-    /// Accesses since this was asked last.
+    /// Accesses since the last call.
     pub fn take_accesses(&self) -> usize {
         self.accesses.swap(0, Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! Packets that both sides know, and pauses that nobody does.
+//! Packets whose content both sides know, and random pauses.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,14 +9,14 @@ use rand_pcg::rand_core::Rng;
 /// The longest payload.
 const LONGEST: usize = 1500;
 
-/// Packets by number: length and content follow from it.
+/// Packets by number, which determines length and content.
 #[derive(Debug)]
 pub struct Packets {
     bytes: Vec<u8>,
 }
 
 impl Packets {
-    /// The same for both sides.
+    /// The same packets for both sides.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "it costs something")]
     pub fn new() -> Self {
@@ -25,7 +25,7 @@ impl Packets {
         Self { bytes }
     }
 
-    /// The payload of a packet: three of four are short, so that many fit a ring.
+    /// The payload of a packet: three of four are short, so that many fit into a ring.
     #[must_use]
     pub fn payload(&self, id: u64) -> &[u8] {
         let mix = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29).to_le_bytes();
@@ -36,7 +36,7 @@ impl Packets {
     }
 }
 
-/// Makes a side slower or faster than the other by turns.
+/// Makes one side slower or faster than the other in turn.
 #[derive(Debug)]
 pub struct Pauses(Pcg32);
 
@@ -47,7 +47,7 @@ impl Pauses {
         Self(Pcg32::new(seed, 1))
     }
 
-    /// Whether something happens that does once in `times`.
+    /// True once in `times`.
     pub fn one_in(&mut self, times: u32) -> bool {
         self.0.next_u32().is_multiple_of(times)
     }
@@ -57,7 +57,7 @@ impl Pauses {
         self.0.next_u32() % end
     }
 
-    /// Mostly nothing; now and then some time passes.
+    /// Usually does nothing; occasionally waits.
     pub fn pause(&mut self) {
         if self.one_in(1000) {
             thread::sleep(Duration::from_micros(self.below(50).into()));
@@ -67,7 +67,7 @@ impl Pauses {
     }
 }
 
-/// Ends what takes too long on a busy machine: so many rounds, or so many seconds.
+/// A limit on tests that take too long on a busy machine, in rounds and seconds.
 #[derive(Debug)]
 pub struct Bound {
     start: Instant,
@@ -76,16 +76,16 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// From now on.
+    /// A limit that counts from now.
     #[must_use]
     pub fn new(rounds: u64, seconds: u64) -> Self {
         Self { start: Instant::now(), rounds, seconds }
     }
 
-    /// Whether there is to be a round of this number.
+    /// Whether to run the round with this number.
     #[must_use]
     pub fn allows(&self, round: u64) -> bool {
-        // The clock is not asked for each packet.
+        // The clock is not read for each packet.
         round < self.rounds
             && (!round.is_multiple_of(256) || self.start.elapsed().as_secs() < self.seconds)
     }

@@ -1,4 +1,4 @@
-//! Sleeping and being signalled, as the device loop is.
+//! Sleeping and signalling by eventfd, as in the device loop.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, read, write};
 
-/// Longer than any signal takes. It ends a test that would hang, and decides nothing else.
+/// Longer than any signal takes. It ends a test that would hang, and has no other effect.
 const MINUTE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
 /// An eventfd with one sleeper.
@@ -18,7 +18,7 @@ pub struct Wake {
 }
 
 impl Wake {
-    /// One that was not signalled.
+    /// An eventfd that has not been signalled.
     ///
     /// # Panics
     /// If the system has no more descriptors.
@@ -40,7 +40,7 @@ impl Wake {
     /// Sleeps until there is a signal.
     ///
     /// # Panics
-    /// If there is none in a minute.
+    /// If there is none within a minute.
     pub fn sleep(&self) {
         self.sleeps.fetch_add(1, Ordering::Relaxed);
         let mut count = [0; 8];
@@ -51,7 +51,7 @@ impl Wake {
         }
     }
 
-    /// How often it was signalled, and how often somebody slept for that.
+    /// How often it was signalled, and how often a thread slept for that.
     pub fn counts(&self) -> (usize, usize) {
         (self.signals.load(Ordering::Relaxed), self.sleeps.load(Ordering::Relaxed))
     }

@@ -1,8 +1,8 @@
-//! The signalling protocol under `loom`: the real code of both sides, every order of their accesses
-//! with so many preemptions, and every old value that a load may still see.
+//! The signalling protocol under `loom`: the real code of both sides, in every order of their
+//! accesses with a bounded number of preemptions, with every stale value that a load may still see.
 //!
-//! A side that is not signalled sleeps for ever, and `loom` calls that a deadlock. Data that is read
-//! without being known to be written is a race, and `loom` fails, too.
+//! A side that is not signalled sleeps for ever, which `loom` reports as a deadlock. Data that is
+//! read without being known to have been written is a race, and `loom` fails as well.
 
 use std::sync::Arc;
 
@@ -13,23 +13,23 @@ use page_range::Gpfn;
 use races::model::{Bell, CELL, Mistake, ModelMemory, RING, RING_PAGES};
 use vmbus::ring::{ChannelRings, RingLayout, Sent};
 
-/// Descriptor and footer of a packet.
+/// Size of a packet's descriptor and footer.
 const OVERHEAD: usize = 24;
 /// Payload of a packet of one cell: many of them fit the ring.
 const SHORT: usize = CELL - OVERHEAD;
-/// Payload of a packet that fits the ring only where it is empty.
+/// Payload of a packet that fits into the ring only if it is empty.
 const LONG: usize = RING / 2 - OVERHEAD;
-/// Payload of a packet of which two fit the ring; the third needs the first one's room.
+/// Payload of a packet of which two fit into the ring; the third needs the first one's room.
 const MIDDLE: usize = 3 * CELL - OVERHEAD;
 
-/// Who makes which mistake.
+/// The mistakes of each side.
 #[derive(Clone, Copy, Default)]
 struct Mistakes {
     host: Option<Mistake>,
     guest: Option<Mistake>,
 }
 
-/// What to send, and what a side may get wrong.
+/// The packets to send, and the mistakes to make.
 #[derive(Clone, Copy)]
 struct Case {
     packets: u64,
@@ -72,8 +72,8 @@ fn payload(case: Case, id: u64) -> Vec<u8> {
     vec![u8::try_from(id).unwrap() + 1; case.payload]
 }
 
-/// The guest sends, and sleeps where there is no room; the host receives, and sleeps where there
-/// is nothing.
+/// The guest sends, and sleeps if there is no room; the host receives, and sleeps if there is
+/// nothing to receive.
 fn guest_to_host(case: Case) {
     let Ends { mut host, mut guest, host_bell, guest_bell } = Ends::new(case.mistakes);
     let bells = (Arc::clone(&host_bell), Arc::clone(&guest_bell));
@@ -106,8 +106,8 @@ fn guest_to_host(case: Case) {
     assert_few_signals(case, &host_bell, unmasked, &guest_bell);
 }
 
-/// The host sends, and sleeps where there is no room; the guest masks signals while it receives,
-/// unmasks, looks once more, and sleeps.
+/// The host sends, and sleeps if there is no room; the guest masks signals while it receives,
+/// unmasks, checks once more, and sleeps.
 fn host_to_guest(case: Case) {
     let Ends { mut host, mut guest, host_bell, guest_bell } = Ends::new(case.mistakes);
     let bells = (Arc::clone(&host_bell), Arc::clone(&guest_bell));
@@ -144,9 +144,10 @@ fn host_to_guest(case: Case) {
     assert_few_signals(case, &guest_bell, unmasked, &host_bell);
 }
 
-/// A receiver is told of the first packet since it unmasked. One more signal may come where it masks
-/// just then: the sender saw the mask before, and after it that the receiver has read all. A sender
-/// is told of room at most once for each packet for which it asked for room; the first one has it.
+/// A receiver is signalled for the first packet after it unmasked. One more signal may come if it
+/// masks at that moment: the sender saw the mask as it was before, and then that the receiver has
+/// read everything. A sender is signalled about room at most once for each packet for which it
+/// asked for room; the first packet needs none.
 fn assert_few_signals(case: Case, receiver: &Bell, unmasked: usize, sender: &Bell) {
     assert!(receiver.count() <= 2 * unmasked, "{} signals for {unmasked}", receiver.count());
     let packets = usize::try_from(case.packets).unwrap();
@@ -192,7 +193,7 @@ fn room_is_not_the_hosts_before_the_guest_gives_it() {
     check(OVERWRITING, host_to_guest);
 }
 
-/// Runs what must fail, and says how it did.
+/// Runs a case that must fail, and returns the reason.
 fn failure(case: Case, mistakes: Mistakes, run: fn(Case)) -> String {
     let case = Case { mistakes, ..case };
     let failed = std::panic::catch_unwind(move || check(case, run)).expect_err("it went well");

@@ -1,4 +1,4 @@
-//! Host and guest on two threads, in the memory that a guest has, asleep until they are signalled.
+//! Host and guest on two threads, in real guest memory, asleep until they are signalled.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ use vmbus::ring::{ChannelRings, RingError, RingLayout, Sent};
 
 const PACKETS: u64 = 1_000_000;
 const SECONDS: u64 = 6;
-/// The transaction that ends a run.
+/// The transaction id that ends a run.
 const LAST: u64 = u64::MAX;
 
 /// Where the guest-to-host ring ends.
@@ -38,7 +38,7 @@ fn ram() -> Ram {
     GuestBusMemory::new(GuestRam::new(&config).unwrap().snapshot())
 }
 
-/// Two rings of eight pages, of which some are neighbours and some are not.
+/// Two rings of eight pages each, some of them adjacent and some not.
 fn pages() -> Vec<Gpfn> {
     let to_host = [40, 51, 52, 53, 50, 60, 61, 70, 71];
     let to_guest = [41, 90, 89, 91, 92, 93, 94, 99, 97];
@@ -63,13 +63,13 @@ impl Ends {
     }
 }
 
-/// What a sender sends: packets by their numbers, then the last one.
+/// The packets that a sender sends: by number, then the last one.
 fn ids() -> impl Iterator<Item = u64> {
     let bound = Bound::new(PACKETS, SECONDS);
     (0..).take_while(move |id| bound.allows(*id)).chain([LAST])
 }
 
-/// What a receiver checks; true for the last packet.
+/// Checks a received packet; true for the last one.
 fn is_last(packets: &Packets, next: &mut u64, id: u64, payload: &[u8]) -> bool {
     if id != LAST {
         let sent = packets.payload(id);
@@ -81,8 +81,8 @@ fn is_last(packets: &Packets, next: &mut u64, id: u64, payload: &[u8]) -> bool {
     id == LAST
 }
 
-/// `most` is how many signals the receiver can have had: two each time that it unmasks, since one
-/// may race with its masking, and one for each packet that it takes unmasked.
+/// `most` is the highest possible number of signals to the receiver: two each time that it unmasks,
+/// since one may race with its masking, and one for each packet that it takes unmasked.
 fn report(packets: u64, receiver: &Wake, sender: &Wake, most: usize) {
     let ((told, slept), (room, waited)) = (receiver.counts(), sender.counts());
     println!("{packets} packets, {told} signals for {slept} sleeps, {room} of room for {waited}");
@@ -151,7 +151,8 @@ fn a_million_packets_reach_the_guest_in_order() {
         });
         let mut pauses = Pauses::new(4);
         'all: loop {
-            // A guest that does not mask while it works is told more often, and nothing else.
+            // A guest that does not mask while it works is signalled more often; nothing else
+            // changes.
             let masked = !pauses.one_in(4);
             guest.mask(masked);
             while let Some(packet) = guest.receive() {
@@ -172,7 +173,7 @@ fn a_million_packets_reach_the_guest_in_order() {
     report(next, &wake_guest, &wake_host, most);
 }
 
-/// Calls of the host's against a guest that scribbles; what came of them.
+/// The host's calls against a guest that scribbles, and their results.
 #[derive(Debug, Default)]
 struct Calls {
     received: u64,
@@ -182,7 +183,8 @@ struct Calls {
 }
 
 const CALLS: u64 = 1_000_000;
-/// No call of the host's has more accesses to guest memory: some words and the runs of a ring.
+/// No call of the host makes more accesses to guest memory than this: some words and the runs of a
+/// ring.
 const ACCESSES: usize = 64;
 
 fn call(
@@ -231,7 +233,7 @@ fn hostile_host(ram: Ram, layout: &RingLayout) -> Calls {
     calls
 }
 
-/// Writes to the rings what nobody should, and sometimes what somebody might.
+/// Writes invalid values to the rings, and sometimes valid ones.
 fn scribble(ram: &Ram, layout: &RingLayout, pauses: &mut Pauses) {
     let incoming = pauses.one_in(2);
     let ring = if incoming { layout.incoming() } else { layout.outgoing() };
@@ -240,14 +242,14 @@ fn scribble(ram: &Ram, layout: &RingLayout, pauses: &mut Pauses) {
     let store = |offset, value| ram.store_u32(word(offset), value, Ordering::Release).unwrap();
     let position = pauses.below(DATA_PAGES << 12) & !7;
     match pauses.below(256) {
-        // What the ring's rules say of its own side.
+        // Values that the ring's rules allow the guest.
         0..200 if incoming => {
             let (start, len8) = (load(WRITE_INDEX) % (DATA_PAGES << 12), 2 + pauses.below(40));
             write_header(ram, ring, start & !7, len8);
             store(WRITE_INDEX, ((start & !7) + (len8 + 1) * 8) % (DATA_PAGES << 12));
         }
         0..200 => store(READ_INDEX, load(WRITE_INDEX)),
-        // And what they do not.
+        // Values that they do not allow.
         200 => store(WRITE_INDEX, pauses.below(u32::MAX)),
         201 => store(READ_INDEX, pauses.below(u32::MAX)),
         202..210 => store(WRITE_INDEX, position),

@@ -1,10 +1,10 @@
-//! A process that has its own memory and a file of its own under check for as long as it lives.
+//! A process that keeps its own memory and a file under check for as long as it lives.
 //!
-//! Each page holds a sequence that follows from seed, page number and generation, so that a page
-//! that is lost, swapped with another or an older one of its own is found. In the background the
-//! process verifies one page after the other, rewrites some, and lets its memory grow and shrink:
-//! pages that it gives up go through the balloon and come back to it, or to others. It leaves the
-//! guest enough to balloon.
+//! Each page holds a sequence that depends on seed, page number and generation, so that a page that
+//! is lost, swapped with another, or an older version of itself is detected. In the background the
+//! process verifies one page after another, rewrites some, and lets its memory grow and shrink:
+//! pages that it frees go through the balloon and come back to it, or to other processes. It leaves
+//! the guest enough to balloon.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -18,36 +18,37 @@ use crate::boot;
 
 const PAGE: usize = PAGE_WORDS * 8;
 
-/// Where the file is: a file system that is nothing but page cache.
+/// The directory of the file: a file system that consists only of page cache.
 const FILE_DIR: &str = "/checked";
 const FILE_PAGES: usize = 8 * PAGES_PER_MIB;
 
-/// The process shrinks where the kernel has less left than this, and grows only if it has twice that.
+/// The process shrinks if the kernel has less left than this, and grows only if it has twice as
+/// much.
 const RESERVE_MIB: u64 = 32;
 
-/// The rest between two slices of background work: balloon and host shall have a share of the
-/// processors, also of emulated ones.
+/// The pause between two slices of background work, which leaves balloon and host a share of the
+/// processors, even of emulated ones.
 const REST: Duration = Duration::from_millis(20);
 
-/// What a slice does, in pages.
+/// The work of a slice, in pages.
 const SLICE_VERIFIED: usize = 48;
 const SLICE_REWRITTEN: usize = 12;
 const SLICE_OF_FILE: usize = 8;
-/// How many slices the process stays at a size.
+/// How many slices the process stays at one size.
 const SLICES_AT_A_SIZE: u64 = 24;
-/// How far a slice goes towards another size, in MiB.
+/// How far a slice moves towards another size, in MiB.
 const MOST_STEPS: usize = 8;
 
-/// The agent's end of the process.
+/// The agent's handle of the process.
 #[derive(Debug, Default)]
 pub struct Checker(Option<Holder>);
 
 impl Checker {
-    /// Obeys what follows `checker` in a command.
+    /// Executes the rest of a `checker` command.
     ///
     /// # Errors
     ///
-    /// There is no such process, or it died; or there is one already.
+    /// There is no such process, it died, or there already is one.
     pub fn obey(&mut self, what: &str) -> io::Result<String> {
         let words: Vec<&str> = what.split(' ').collect();
         match (words.as_slice(), &mut self.0) {
@@ -73,7 +74,7 @@ impl Checker {
 /// Wrong arguments, no file to write to, or the agent is gone.
 pub fn work(mut args: impl Iterator<Item = String>) -> io::Result<()> {
     let (seed, mib) = (next_number(&mut args)?, next_number(&mut args)?);
-    // Where memory runs out all the same, this is what has to go.
+    // If memory runs out all the same, this process is to be killed.
     fs::write("/proc/self/oom_score_adj", "1000")?;
     let file = OpenOptions::new()
         .read(true)
@@ -113,7 +114,7 @@ fn questions() -> Receiver<String> {
     receiver
 }
 
-/// The start of a page's sequence: the finalizer of SplitMix64 over all that the page stands for.
+/// The start of a page's sequence: SplitMix64's finalizer over everything that identifies the page.
 fn start_of(seed: u64, page: u64, generation: u32) -> u64 {
     let mut mixed = seed
         .wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -130,7 +131,7 @@ fn write_page(words: &mut [u64], start: u64) {
     }
 }
 
-/// A word that is not what it should be.
+/// A word that differs from the expected value.
 #[derive(Debug, PartialEq, Eq)]
 struct Difference {
     byte: usize,
@@ -145,7 +146,7 @@ fn verify_page(words: &[u64], start: u64) -> Option<Difference> {
     })
 }
 
-/// One MiB with the generation of each of its pages.
+/// One MiB, with the generation of each of its pages.
 #[derive(Debug)]
 struct Chunk {
     first: u64,
@@ -190,7 +191,7 @@ impl Chunk {
     }
 }
 
-/// What the process has done.
+/// What the process has done so far.
 #[derive(Debug, Default)]
 struct Counts {
     verified: u64,
@@ -202,7 +203,7 @@ struct Counts {
     first: Option<String>,
 }
 
-/// The file: as many generations as pages, and the number of the next page to verify.
+/// The file: the generation of each page, and the number of the next page to verify.
 #[derive(Debug)]
 struct CheckedFile {
     file: File,
@@ -210,16 +211,16 @@ struct CheckedFile {
     next: usize,
 }
 
-/// All that is under check.
+/// Everything under check.
 #[derive(Debug)]
 struct Keeper {
     seed: u64,
-    /// In MiB, as is `goal`.
+    /// In MiB, like `goal`.
     most: usize,
     goal: usize,
     chunks: Vec<Chunk>,
     next_chunk: u64,
-    /// The next page to verify, of all chunks together.
+    /// The next page to verify, counted over all chunks.
     next: usize,
     slices: u64,
     chance: u64,
@@ -286,7 +287,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// A bit of background work.
+    /// A slice of background work.
     fn slice(&mut self) -> io::Result<()> {
         for _ in 0..SLICE_VERIFIED.min(self.pages()) {
             self.next = if self.next + 1 < self.pages() { self.next + 1 } else { 0 };
@@ -312,7 +313,7 @@ impl Keeper {
         self.resize(MOST_STEPS)
     }
 
-    /// Goes towards the goal by at most so many chunks, or away from it where the guest runs short.
+    /// Moves towards the goal by at most this many chunks, or away from it if the guest runs short.
     fn resize(&mut self, steps: usize) -> io::Result<()> {
         let mut left = available_mib()?;
         for _ in 0..steps {
@@ -333,7 +334,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// What is given up is looked at a last time.
+    /// Memory that is freed is verified a last time.
     fn verify_chunk(&mut self, chunk: usize) {
         for page in 0..PAGES_PER_MIB {
             self.verify(chunk * PAGES_PER_MIB + page);
@@ -344,7 +345,7 @@ impl Keeper {
         let (chunk, page) = (page / PAGES_PER_MIB, page % PAGES_PER_MIB);
         self.counts.verified += 1;
         let Some(words) = self.chunks[chunk].verify(self.seed, page) else { return };
-        // Written anew, so that it counts once.
+        // Rewritten, so that a mismatch counts once.
         self.chunks[chunk].write(self.seed, page);
         self.mismatch(words);
     }
@@ -358,7 +359,7 @@ impl Keeper {
         self.counts.rewritten += 1;
     }
 
-    /// The file's pages are those of another seed.
+    /// The file's pages use another seed.
     fn file_start(&self, page: usize) -> u64 {
         start_of(!self.seed, page as u64, self.file.generations[page])
     }
@@ -394,7 +395,7 @@ impl Keeper {
     }
 }
 
-/// What the kernel could give to processes, in MiB.
+/// The memory that the kernel could give to processes, in MiB.
 fn available_mib() -> io::Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let value = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));

@@ -1,4 +1,4 @@
-//! What the agent asks of the guest's kernel.
+//! Queries and commands to the guest's kernel.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
@@ -11,17 +11,16 @@ use nix::kmod::{DeleteModuleFlags, delete_module};
 
 use crate::boot::USUAL_MODULES;
 
-/// Keeps the kernel's chatter off the console and lets `sysrq` do everything.
+/// Keeps kernel messages off the console and enables all of `sysrq`.
 pub(super) fn prepare() -> io::Result<()> {
     fs::write("/proc/sys/kernel/printk", "1 4 1 7")?;
     fs::write("/proc/sys/kernel/sysrq", "1")
 }
 
-/// Lets the kernel use all memory that was added and left offline; returns how many blocks of it
-/// there were.
+/// Brings all added memory online that is still offline; returns the number of its blocks.
 ///
-/// Not as movable memory: the balloon driver takes pages that cannot be moved, so it could never
-/// give that back (Linux `hv_balloon.c`).
+/// It does not become movable memory: the balloon driver allocates unmovable pages and could never
+/// give such memory back (Linux `hv_balloon.c`).
 pub(super) fn online_all() -> io::Result<String> {
     let mut blocks = 0;
     for entry in fs::read_dir("/sys/devices/system/memory")? {
@@ -36,13 +35,13 @@ pub(super) fn online_all() -> io::Result<String> {
     Ok(blocks.to_string())
 }
 
-/// The modules that `agent.skip=` on the kernel's command line names.
+/// The modules named by `agent.skip=` on the kernel command line.
 pub(super) fn modules_to_skip() -> io::Result<Vec<String>> {
     let list = option("agent.skip=")?.unwrap_or_default();
     Ok(list.split(',').map(str::to_owned).collect())
 }
 
-/// The list of modules to load that `agent.modules=` on the kernel's command line names.
+/// The list of modules to load, named by `agent.modules=` on the kernel command line.
 pub(super) fn module_list() -> io::Result<String> {
     Ok(option("agent.modules=")?.unwrap_or_else(|| USUAL_MODULES.to_owned()))
 }
@@ -52,7 +51,7 @@ fn option(name: &str) -> io::Result<Option<String>> {
     Ok(line.split_whitespace().find_map(|word| word.strip_prefix(name)).map(str::to_owned))
 }
 
-/// The names in a directory, one a line.
+/// The names in a directory, one per line.
 pub(super) fn list(path: &str) -> io::Result<String> {
     let names: io::Result<Vec<String>> =
         fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().display().to_string())).collect();
@@ -78,8 +77,8 @@ pub(super) fn meminfo() -> io::Result<String> {
     Ok(values.join(" "))
 }
 
-/// Waits until `MemTotal` is on the wanted side: `least|most KIB SECONDS`. Asked over the console, it
-/// would have to write a line for each look, and the look would cost more than what is looked at.
+/// Waits until `MemTotal` reaches a bound: `least|most KIB SECONDS`. Polling over the console would
+/// write a line each time and cost more than the change that is measured.
 pub(super) fn wait_for_total(what: &str) -> io::Result<String> {
     let (side, numbers) = what.split_once(' ').unwrap_or_default();
     let (kib, seconds) = numbers.split_once(' ').unwrap_or_default();
@@ -99,7 +98,7 @@ pub(super) fn wait_for_total(what: &str) -> io::Result<String> {
         if elapsed > limit {
             return Err(io::Error::other(format!("MemTotal is {total} KiB after {limit:?}")));
         }
-        // Two per cent of what was measured is lost at most, and little work done for it.
+        // This delays the result by at most two per cent and costs little.
         thread::sleep((elapsed / 50).clamp(Duration::from_millis(2), Duration::from_millis(200)));
     }
 }
@@ -117,7 +116,7 @@ pub(super) fn remove_module(name: &str) -> io::Result<String> {
     Ok(String::new())
 }
 
-/// The kernel's messages that hold `filter`, one a line, each with its time in seconds.
+/// The kernel messages that contain `filter`, one per line, each with its time in seconds.
 pub(super) fn messages(filter: &str) -> io::Result<String> {
     let mut log =
         OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open("/dev/kmsg")?;
@@ -134,7 +133,7 @@ pub(super) fn messages(filter: &str) -> io::Result<String> {
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(found),
-            // The record was overwritten before it could be read: go on with the next.
+            // The record was overwritten before it could be read: continue with the next.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
             Err(e) => return Err(e),
         }

@@ -1,7 +1,7 @@
 //! Memory with known contents, held by child processes.
 //!
-//! A child, so that the memory is a process's as in real life, and so that running out of it ends
-//! the child and not the agent.
+//! In a child, the memory belongs to a process as in real life, and running out of memory ends the
+//! child rather than the agent.
 
 use std::collections::BTreeMap;
 use std::fs::File;

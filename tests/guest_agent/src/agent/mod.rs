@@ -1,11 +1,10 @@
 //! The test guest's agent: line commands on the serial console.
-//!
-//! When the guest is up the agent writes `@up UPTIME`, with the modules that did not load. Then it
-//! reads commands, one a line. Each is answered by any number of lines that start with `| ` and one
-//! last line, `@ok …` or `@err …`. Everything else on the console is the kernel's.
+//! Once the guest is up, the agent writes `@up UPTIME`, followed by the modules that did not load.
+//! Then it reads commands, one per line. Each is answered by any number of lines that start with `|
+//! ` and a last line, `@ok …` or `@err …`. Everything else on the console comes from the kernel.
 //!
 //! The kernel command line may name modules not to load at the start, `agent.skip=NAME,NAME`, and
-//! another list of modules to load than the usual one, `agent.modules=LIST`.
+//! another list of modules to load, `agent.modules=LIST`.
 //!
 //! | command | answer |
 //! | --- | --- |
@@ -46,11 +45,11 @@ use crate::boot;
 use checker::Checker;
 use memory::Holders;
 
-/// Brings the guest up and obeys the console until the machine goes down.
+/// Brings the guest up and executes commands from the console until the machine goes down.
 ///
 /// # Errors
 ///
-/// The console is gone, or the guest could not be brought up.
+/// The console is closed, or the guest could not be brought up.
 pub fn serve_console() -> io::Result<()> {
     boot::mount_kernel_file_systems()?;
     let _ = boot::mount_fs("debugfs", "debugfs", "/sys/kernel/debug", "");

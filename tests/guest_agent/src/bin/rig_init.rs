@@ -1,5 +1,5 @@
-//! Process 1 of the rig: gives the host's file system a throw-away writable layer, runs one command
-//! in it and carries input, output and exit status over the link of [`guest_agent::rig`].
+//! Process 1 of the rig: gives the host's file system a temporary writable layer, runs one command
+//! in it, and transfers input, output and exit status over the link of [`guest_agent::rig`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -17,8 +17,8 @@ use guest_agent::rig::{JOB_FILE, Job, Kind, PORT, ROOT_TAG, read_frame, write_fr
 use nix::mount::{MsFlags, mount};
 use nix::pty::{Winsize, openpty};
 
-/// How long output may still come after the command ended: a process it left behind may hold the
-/// pipes open for good.
+/// How long output may still arrive after the command ended: a process that it left behind may hold
+/// the pipes open for good.
 const DRAIN: Duration = Duration::from_secs(2);
 
 const NEW_ROOT: &str = "/root";
@@ -40,7 +40,7 @@ fn boot_and_run() -> io::Result<()> {
         Ok(status) => link.send(Kind::Exited, &status.to_le_bytes())?,
         Err(error) => link.send(Kind::Failed, error.to_string().as_bytes())?,
     }
-    // The host ends this machine when it has read that; without a host, power off.
+    // The host ends this machine once it has read that. Without a host, power off.
     thread::sleep(Duration::from_secs(10));
     Ok(())
 }
@@ -59,10 +59,11 @@ fn run(link: &Link) -> io::Result<i32> {
     Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
 }
 
-/// The host's root read-only, a writable layer in memory over it, and this machine's own devices.
+/// Sets up the root: the host's, read-only, with a writable layer in memory over it, and this
+/// machine's own devices.
 fn lay_root(job: &Job) -> io::Result<()> {
     const HOST: &str = "trans=virtio,version=9p2000.L,msize=1048576,ro,cache=loose";
-    // Not cached: what the command wrote must be at the host when the command ends.
+    // Not cached: what the command wrote must have reached the host when the command ends.
     const SHARE: &str = "trans=virtio,version=9p2000.L,msize=1048576,cache=none";
     mount_fs("9p", ROOT_TAG, "/lower", HOST)?;
     mount_fs("tmpfs", "tmpfs", "/layer", "size=75%")?;
@@ -87,7 +88,7 @@ fn lay_root(job: &Job) -> io::Result<()> {
     mount_fs("devpts", "devpts", &format!("{NEW_ROOT}/dev/pts"), "ptmxmode=666")?;
     mount_fs("tmpfs", "tmpfs", &format!("{NEW_ROOT}/dev/shm"), "")?;
     mount_fs("tmpfs", "tmpfs", &format!("{NEW_ROOT}/run"), "")?;
-    // Where KVM counts what its machines do. Nothing but measurements wants it.
+    // The directory of KVM's statistics. Only measurements need it.
     let _ = mount_fs("debugfs", "debugfs", &format!("{NEW_ROOT}/sys/kernel/debug"), "");
     for (tag, path) in &job.writable {
         mount_fs("9p", tag, &format!("{NEW_ROOT}{}", path.display()), SHARE)?;
@@ -183,7 +184,7 @@ impl Link {
         });
     }
 
-    /// Hands the host's input to the command; powers off when the host is gone.
+    /// Passes the host's input to the command; powers off when the host is gone.
     fn feed<W: Write + Send + 'static>(&self, mut to: Option<W>) {
         let port = Arc::clone(&self.port);
         thread::spawn(move || {
@@ -203,7 +204,7 @@ impl Link {
     }
 }
 
-/// Opens the port by name; it appears a moment after its driver was loaded.
+/// Opens the port by name; it appears a moment after its driver is loaded.
 fn open_port() -> io::Result<File> {
     for _ in 0..500 {
         if let Some(device) = find_port("/sys/class/virtio-ports")? {
