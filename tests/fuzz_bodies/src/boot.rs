@@ -1,4 +1,4 @@
-//! Kernels and initrds of any content and length: loaded where there is room, or an error.
+//! Kernels and initrds of any content and length: loaded if there is room, or an error.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -11,7 +11,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use std::os::unix::fs::FileExt;
 use vm_memory::{Bytes, GuestAddress};
 
-/// Where boot puts the boot parameters, and where in them things are (Linux
+/// The address of the boot parameters, followed by offsets within them (Linux
 /// `Documentation/arch/x86/zero-page.rst` and `boot.rst`).
 const ZERO_PAGE: u64 = 0x7000;
 const E820_COUNT: u64 = ZERO_PAGE + 0x1e8;
@@ -19,17 +19,17 @@ const RAMDISK: u64 = ZERO_PAGE + 0x218;
 const RAMDISK_SIZE: u64 = ZERO_PAGE + 0x21c;
 const COMMAND_LINE: u64 = ZERO_PAGE + 0x228;
 const E820: u64 = ZERO_PAGE + 0x2d0;
-/// Below it are the zero page, tables and the command line.
+/// The zero page, tables and the command line lie below.
 const HIGH_MEMORY: u64 = 1 << 20;
 
-/// What the files hold first; the rest is zeros.
+/// The first bytes of the files; the rest is zeros.
 const MARK: &[u8] = b"the first bytes of the initrd";
 
 #[derive(Arbitrary, Debug)]
 struct Input {
     /// MiB of guest memory.
     memory: u8,
-    /// Zeros behind the kernel: pages, and bytes.
+    /// Zeros after the kernel: pages, and bytes.
     kernel_tail: (u16, u8),
     /// The initrd's length: pages, and bytes.
     initrd: Option<(u16, u8)>,

@@ -1,4 +1,4 @@
-//! The device: any order of what guest, driver and operator do, against a model of each page.
+//! The device: any order of actions by guest, driver and operator, against a model of each page.
 
 use arbitrary::{Arbitrary, Unstructured};
 
@@ -7,7 +7,7 @@ use crate::world::{Op, World, range};
 /// The most steps of a run: enough for several sessions.
 const MAX_STEPS: usize = 1000;
 
-/// A step as the fuzzer writes it: few bytes, and most values mean something.
+/// A step in the fuzzer's encoding: few bytes, and most values are meaningful.
 #[derive(Arbitrary, Debug)]
 pub(crate) enum Step {
     Open,

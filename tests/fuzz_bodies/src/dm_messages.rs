@@ -1,9 +1,10 @@
-//! Dynamic Memory messages: what parses is what was meant, and is written the same again.
+//! Dynamic Memory messages: parsing yields the encoded values, and emitting yields the same bytes
+//! again.
 
 use dynmem_protocol::*;
 use page_range::Gpfn;
 
-/// The bytes are a packet.
+/// Parses `packet`.
 pub(crate) fn run(packet: &[u8]) {
     if let Ok(message) = GuestMessage::parse(packet) {
         let info = message.body.message_type().info().unwrap();
@@ -16,7 +17,7 @@ pub(crate) fn run(packet: &[u8]) {
     }
 }
 
-/// The list of these words, where each of them is a range: else they cannot be written.
+/// The list of these words, if each of them is a range; otherwise they cannot be emitted.
 fn list(words: RangeWords<'_>, packet: &[u8]) -> Option<RangeList> {
     assert!(words.len() <= packet.len() / 8, "more ranges than bytes");
     assert_eq!(words.iter().count(), words.len());

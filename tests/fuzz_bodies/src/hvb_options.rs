@@ -1,4 +1,4 @@
-//! Sizes and options of `hvb`: a machine that makes sense, or an error for the user.
+//! Sizes and options of `hvb`: a consistent machine, or an error for the user.
 
 use clap::Parser;
 
@@ -6,7 +6,7 @@ use crate::cli::{Cli, Command};
 use crate::config::config;
 use crate::size::{ByteSize, human};
 
-/// The lines of the text are the words behind `hvb`; the first one is a size, too.
+/// The lines of the text are the arguments of `hvb`; the first one is also parsed as a size.
 pub(crate) fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Some(first) = text.lines().next() {

@@ -1,4 +1,4 @@
-//! Hypercalls and the SynIC pages: any registers, any input, on memory with any content.
+//! Hypercalls and the SynIC pages: any registers and any input, on memory with any content.
 
 use arbitrary::{Arbitrary, Unstructured};
 use kvm_hyperv::hypercall::{Hypercall, MAX_PAYLOAD};
@@ -25,7 +25,7 @@ enum Step {
         simp: u64,
     },
     Post(Vec<u8>),
-    /// So many at once.
+    /// This many at once.
     PostMany(u8),
     Deliver,
     /// The guest empties its slot.
@@ -36,13 +36,13 @@ enum Step {
         at: u16,
         value: u64,
     },
-    /// A hypercall, and how it is called.
+    /// A hypercall and its calling convention.
     Hypercall {
         code: u8,
         fast: bool,
         input: u64,
     },
-    /// A message as it should be, but for its length and type.
+    /// A well-formed message, except for its length and type.
     Message {
         at: u8,
         connection: u32,
@@ -51,7 +51,7 @@ enum Step {
     },
 }
 
-/// The bytes are steps.
+/// Runs steps encoded in `data`.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let mut vp = Vp::new();
@@ -139,7 +139,7 @@ impl Vp {
         self.queued += usize::from(posted.is_ok());
     }
 
-    /// The page that a register names, where it is enabled.
+    /// The page that a register names, if it is enabled.
     fn page(&self, register: u64) -> Option<u64> {
         let enabled = self.registers.scontrol & register & 1 != 0;
         enabled.then_some(register & !(PAGE - 1))
@@ -189,7 +189,7 @@ impl Vp {
         bytes
     }
 
-    /// Nothing but the part of SINT 2 in this page is another.
+    /// Nothing has changed except SINT 2's part of this page.
     fn only_changed(&self, before: &[u8], page: Option<u64>) {
         let after = self.bytes();
         let part =

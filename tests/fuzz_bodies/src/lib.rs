@@ -1,8 +1,10 @@
 #![forbid(unsafe_code)]
-//! What the fuzzers run: one function for each target, from bytes to a panic or none.
+//! The bodies of the fuzzers: one function for each target, which takes bytes and panics if an
+//! invariant is broken.
 //!
-//! The programs in `fuzz/` call them under libFuzzer; the test `replay` of this package calls them
-//! with each file of the corpora, so that an ordinary `cargo test` has all that a fuzzer ever found.
+//! The programs in `fuzz/` call them under libFuzzer. The test `replay` of this package calls them
+//! with each file of the corpora, so that an ordinary `cargo test` covers everything that the
+//! fuzzers ever found.
 
 mod boot;
 mod device;
@@ -27,16 +29,16 @@ mod size;
 #[path = "../../../crates/hv_balloon/tests/device/world.rs"]
 mod world;
 
-/// Something to fuzz.
+/// A fuzz target.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     /// Its name: that of the program in `fuzz/fuzz_targets` and of the folder in `fuzz/corpus`.
     pub name: &'static str,
-    /// Tries one input. Panics where something that must hold does not.
+    /// Runs one input. Panics if an invariant is broken.
     pub run: fn(&[u8]),
 }
 
-/// All there are.
+/// All targets.
 pub const TARGETS: &[Target] = &[
     Target { name: "boot", run: boot::run },
     Target { name: "device", run: device::run },
@@ -50,10 +52,10 @@ pub const TARGETS: &[Target] = &[
     Target { name: "vmbus_messages", run: vmbus_messages::run },
 ];
 
-/// Tries one input of the target of this name.
+/// Runs one input of the named target.
 ///
 /// # Panics
-/// If there is no such target, or something that must hold does not.
+/// If there is no such target, or an invariant is broken.
 pub fn run(name: &str, data: &[u8]) {
     let target = TARGETS.iter().find(|target| target.name == name);
     let target = target.unwrap_or_else(|| panic!("there is no fuzz target {name}"));

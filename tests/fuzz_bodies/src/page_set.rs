@@ -1,4 +1,4 @@
-//! The page set against a set of numbers.
+//! The page set against a model: a set of numbers.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,8 @@ use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 
 const MAX_STEPS: usize = 64;
 
-/// Where pages are: around the ends of the set's leaves, nodes and chunks (512, 2^15 and 2^21 pages),
-/// and at the end of all addresses.
+/// Places of pages: around the ends of the set's leaves, nodes and chunks (512, 2^15 and 2^21
+/// pages), and at the end of all addresses.
 const PLACES: [u64; 4] = [0, 32_768 - 300, (1 << 21) - 300, (1 << 40) - 600];
 /// Pages at each place.
 const PLACE: u64 = 600;
@@ -33,7 +33,7 @@ impl Span {
 enum Step {
     Insert(Span),
     Remove(Span),
-    /// Every so many pages.
+    /// Every nth page.
     Comb(Span, u8, bool),
     /// Single pages in many leaves, or in many nodes.
     Scatter {
@@ -48,12 +48,12 @@ enum Step {
     TakeUnits(u8),
     InsertSet(Vec<Span>),
     RemoveSet(Vec<Span>),
-    /// Takes part in nothing but comparisons.
+    /// Only compares.
     Look(Span),
     Clear,
 }
 
-/// The bytes are steps.
+/// Runs steps encoded in `data`.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let mut pair = Pair::default();
@@ -71,7 +71,7 @@ fn numbers(range: PageRange) -> std::ops::Range<u64> {
     range.start().get()..range.end().get()
 }
 
-/// The maximal runs.
+/// The maximal ranges.
 fn runs(pages: impl IntoIterator<Item = u64>) -> Vec<PageRange> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for page in pages {
@@ -150,7 +150,7 @@ impl Pair {
         assert_eq!(self.set.remove(range).get(), removed as u64);
     }
 
-    /// Takes the highest `max` pages of the highest run out of the model.
+    /// Takes the highest `max` pages of the highest range out of the model.
     fn last(&mut self, max: u64) -> Option<PageRange> {
         let last = *runs(self.model.iter().copied()).last()?;
         let count = last.count().get().min(max);

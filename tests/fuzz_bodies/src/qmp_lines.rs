@@ -1,10 +1,10 @@
-//! What a monitor client says: every command is answered, however it arrives.
+//! Input of a monitor client: every command is answered, however the bytes arrive.
 
 use std::sync::Arc;
 
 use qmp::{Conversation, Machine, MonitorError, RunState, Value};
 
-/// Ends whatever was going on, see `qmp`'s framer, and asks something.
+/// Aborts whatever is in progress (see `qmp`'s framer), and sends a query.
 const SYNC: &[u8] = b"\xff\n{\"execute\": \"query-status\", \"id\": \"sync\"}\n";
 
 struct Stub;
@@ -28,7 +28,7 @@ impl Machine for Stub {
     fn quit(&self) {}
 }
 
-/// The first byte says in what pieces the others come.
+/// The first byte gives the size of the pieces in which the others arrive.
 pub(crate) fn run(data: &[u8]) {
     let Some((&piece, said)) = data.split_first() else { return };
     let whole = answers(said, said.len().max(1));

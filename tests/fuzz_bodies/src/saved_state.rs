@@ -1,5 +1,5 @@
-//! Saved state of any content: refused with a reason, or something that goes on, keeps what must
-//! hold, and can be saved and restored again at any time.
+//! Saved state of any content: refused with a reason, or a state that can resume, keeps all
+//! invariants, and can be saved and restored again at any time.
 
 mod device;
 
@@ -12,11 +12,12 @@ const DEVICE: Format = Format { magic: *b"HVDMDEV\0", name: "a device", newest: 
 const SERVER: Format = Format { magic: *b"HVVMBSRV", name: "a server", newest: 1 };
 const RINGS: Format = Format { magic: *b"HVVMBRNG", name: "rings", newest: 1 };
 
-/// In the first byte: the state has its own header and checksum. Else they are put around it, so
-/// that the fuzzer is past them.
+/// In the first byte: the state has its own header and checksum. Otherwise they are added, so that
+/// the fuzzer gets past them.
 const IS_FRAMED: u8 = 0x80;
 
-/// The bytes are what is restored, the length of the steps after it in units of two, steps, state.
+/// Decodes from `data` the object to restore, the length of the steps after it in units of two, the
+/// steps, and the state.
 pub(crate) fn run(data: &[u8]) {
     let &[kind, length, ref rest @ ..] = data else { return };
     let (steps, state) = rest.split_at(rest.len().min(2 * usize::from(length)));
@@ -25,7 +26,7 @@ pub(crate) fn run(data: &[u8]) {
         _ => state.to_vec(),
     };
     match kind % 8 {
-        // As they begin, saved and restored between steps.
+        // From a fresh state, saved and restored between steps.
         0 => vmbus_messages::go_on(rest, None),
         1 => rings::go_on(rest, None, true),
         2 => server(&framed(SERVER), steps),

@@ -1,4 +1,4 @@
-//! The bus: what a guest posts, in any order, with a driver that is quick or slow.
+//! The bus: any messages of a guest, in any order, with a quick or a slow driver.
 
 mod driver;
 mod guest;
@@ -13,11 +13,11 @@ use driver::{Driver, Kind, OFFERS};
 
 const MAX_STEPS: usize = 300;
 
-/// GPADLs that a guest names; each has pages of its own, so that rings tell whose they are.
+/// GPADLs that a guest names; each has pages of its own, so that rings show which GPADL they use.
 const GPADLS: u8 = 4;
 /// Pages of such a GPADL.
 const GPADL_PAGES: u64 = 8;
-/// Pages of memory; those above the GPADLs' own are for lists of any content.
+/// Pages of memory; those above the GPADLs' own are for lists with any content.
 const PAGE_LIMIT: u64 = 64;
 
 #[derive(Arbitrary, Debug)]
@@ -36,7 +36,7 @@ enum Step {
         offset: u8,
     },
     Close(u8),
-    /// A GPADL as it should be.
+    /// A well-formed GPADL.
     Gpadl {
         relid: u8,
         gpadl: u8,
@@ -66,22 +66,22 @@ enum Step {
         vp: u8,
     },
     Bytes(u8, Vec<u8>),
-    /// The driver does what is to be done.
+    /// The driver does its pending work.
     Act,
     FinishClosing,
     Offer(u8),
     Rescind(u8),
     Reset,
-    /// The driver says what nobody asked.
+    /// The driver reports something that was not asked for.
     Spurious(u8),
-    /// A whole life of a channel, up to where it is open.
+    /// The life of a channel up to its opening.
     Begin {
         version: u8,
         gpadl: u8,
     },
 }
 
-/// The bytes are the kind of driver and steps.
+/// Runs the kind of driver and the steps encoded in `data`.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let kind: u8 = input.arbitrary().unwrap_or_default();
@@ -97,7 +97,7 @@ pub(crate) fn run(data: &[u8]) {
     guest::next_guest_works(driver);
 }
 
-/// The same with servers that are saved and restored between steps; the first one has been already.
+/// The same with servers that are saved and restored between steps; `server` has been already.
 pub(crate) fn go_on(data: &[u8], server: Option<Server>) {
     let mut input = Unstructured::new(data);
     let kind = Kind::from(input.arbitrary::<u8>().unwrap_or_default());
@@ -145,7 +145,7 @@ fn apply(driver: &mut Driver, step: Step) {
     }
 }
 
-/// Relids are small, so that they are often right.
+/// Relids are small, so that they are often valid.
 fn relid(n: u8) -> U32 {
     u32::from(n % 6).into()
 }
@@ -239,7 +239,7 @@ fn header(n: u8, gpadl: u8, len: u16, ranges: u16) -> GuestMessage {
     })
 }
 
-/// No VP at all now and then.
+/// Occasionally not a VP at all.
 fn vp_number(vp: u8) -> u32 {
     if vp == u8::MAX { u32::MAX } else { vp.into() }
 }

@@ -1,11 +1,11 @@
-//! Every input of the corpora, and what must be there for each target.
+//! Replays every input of the corpora, and checks that each target has a corpus.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use fuzz_bodies::{TARGETS, run};
 
-/// The most that a corpus has: all of them are replayed with every change.
+/// The most inputs in a corpus, since all of them are replayed with every change.
 const MAX_FILES: usize = 300;
 const MAX_BYTES: usize = 300_000;
 
@@ -14,7 +14,7 @@ fn fuzz() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz")
 }
 
-/// Runs all inputs of a target, in order of their names; a panic says which one it was.
+/// Runs all inputs of a target, in order of their names; a panic names the input.
 fn replay(target: &str) {
     struct Name(PathBuf);
     impl Drop for Name {

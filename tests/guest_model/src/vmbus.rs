@@ -1,6 +1,6 @@
 //! The guest's side of VMBus: a client that behaves like Linux, and its end of the rings.
 //!
-//! Written from the protocol alone; of the host's crate it uses the layouts, numbers and the
+//! It is written from the protocol alone; of the host's crate it uses the layouts, numbers and the
 //! [`GuestMemory`](vmbus::GuestMemory) trait.
 
 mod client;

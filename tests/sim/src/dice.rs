@@ -1,10 +1,11 @@
-//! Where all chance comes from.
+//! The source of all randomness.
 
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
-/// A seeded generator. PCG and the seeding of `rand_core` promise the same numbers everywhere and in
-/// all versions; what is made of them is our own, so that a seed means the same run for ever.
+/// A seeded generator. PCG and the seeding of `rand_core` promise the same numbers everywhere and
+/// in all versions; the derivations below are the simulation's own, so that a seed means the same
+/// run for ever.
 #[derive(Debug)]
 pub(crate) struct Dice(Pcg64Mcg);
 
@@ -13,7 +14,7 @@ impl Dice {
         Self(Pcg64Mcg::seed_from_u64(seed))
     }
 
-    /// Another generator, for who must not disturb this one.
+    /// Another generator, for code that must not disturb this one.
     pub(crate) fn fork(&mut self) -> Self {
         Self::new(self.any())
     }
@@ -29,12 +30,12 @@ impl Dice {
         u64::try_from(wide >> 64).unwrap_or(0)
     }
 
-    /// A number from `low` to `high`, both included.
+    /// A number from `low` to `high`, both inclusive.
     pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.below((high - low).saturating_add(1))
     }
 
-    /// An index into something of this length.
+    /// An index into a sequence of this length.
     pub(crate) fn index(&mut self, len: usize) -> usize {
         usize::try_from(self.below(len as u64)).unwrap_or(0)
     }
@@ -49,7 +50,7 @@ impl Dice {
         of[self.index(of.len())]
     }
 
-    /// One of these, each as often as its weight says.
+    /// One of these, with a probability in proportion to its weight.
     pub(crate) fn weighted<T: Copy>(&mut self, of: &[(u64, T)]) -> T {
         let mut roll = self.below(of.iter().map(|(weight, _)| weight).sum());
         for (weight, value) in of {

@@ -1,4 +1,5 @@
-//! A guest: its bus driver, its balloon driver, its rings, and the kernel that loads and leaves them.
+//! A guest: its bus driver, its balloon driver, its rings, and the kernel that loads and unloads
+//! them.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The host: the bus and the VSP as every VMM runs them, driven without threads.
+//! The host: the bus and the VSP as in every VMM, driven without threads.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -2,11 +2,11 @@
 //! VSP, bus and guests in one thread and in virtual time, driven by a seed.
 //!
 //! A run ([`run`]) is a machine with a guest, honest or hostile, and an operator. One generator
-//! decides what of all that can happen happens next, so that a seed is a run. `docs/simulation.md`
-//! says what is simulated and what must hold.
+//! chooses among everything that can happen next, so that a seed determines the run.
+//! `docs/simulation.md` says what is simulated and what must hold.
 //!
-//! Reading order: `world` (what can happen), `oracle` and `watch` (what must hold), `host` (the loop
-//! around VSP and bus), `guest`, `vice` (what hostile guests do).
+//! Reading order: `world` (what can happen), `oracle` and `watch` (what must hold), `host` (the
+//! loop around VSP and bus), `guest`, `vice` (the misbehaviour of hostile guests).
 
 mod dice;
 mod guest;

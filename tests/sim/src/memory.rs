@@ -1,4 +1,4 @@
-//! The guest's memory as host and guest share it, and a guest that changes it under the host.
+//! The memory that host and guest share, and a guest that changes it while the host reads it.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

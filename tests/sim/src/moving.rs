@@ -1,4 +1,5 @@
-//! The VMM is saved between two steps, and another one goes on (`docs/saved-state.md`).
+//! Replacement of the VMM: its state is saved between two steps, and another VMM resumes
+//! (`docs/saved-state.md`).
 
 use dynmem_vsp::{DynamicMemory, Snapshot};
 use hv_balloon::StateName;

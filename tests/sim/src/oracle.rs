@@ -1,7 +1,8 @@
-//! Who has which page, by what guest and host said and did; it knows nothing of the device's states.
+//! Who has which page, derived from the actions of guest and host, without knowledge of the
+//! device's states.
 //!
-//! The oracle sees each event before the device does and each action after it, and follows every
-//! page. What the device says of itself is then compared with it.
+//! The oracle sees each event before the device does and each action after it, and tracks every
+//! page. The device's own figures are then compared with the oracle's.
 
 use dynmem_protocol::{GuestBody, GuestMessage, HostBody, HostMessage, MAX_HOST_MESSAGE};
 use dynmem_vsp::{HotAdd, JobId, Prepare, Snapshot};

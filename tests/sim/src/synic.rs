@@ -25,7 +25,7 @@ impl Synic {
         assert!(self.queue.len() <= MAX_QUEUED, "too many messages wait for the guest");
     }
 
-    /// What is in the slot is the guest's already.
+    /// The message in the slot already belongs to the guest.
     pub(crate) fn drop_queued(&mut self) {
         self.queue.clear();
     }
@@ -41,7 +41,7 @@ impl Synic {
         self.slot.is_some() || !self.queue.is_empty()
     }
 
-    /// Fills the slot, if it is free; what the vCPU's thread does before it enters the guest.
+    /// Fills the slot if it is free, as the vCPU's thread does before it enters the guest.
     pub(crate) fn deliver(&mut self) {
         if self.slot.is_none() {
             self.slot = self.queue.pop_front();

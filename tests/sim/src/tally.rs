@@ -1,4 +1,4 @@
-//! What runs came across: a simulation that never gets anywhere finds nothing.
+//! Counts of what the runs came across: a simulation that never gets anywhere finds nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,21 +1,21 @@
-//! What happened in a run, for whoever must find out why it failed.
+//! The trace of a run, for finding out why it failed.
 
 use std::cell::RefCell;
 use std::fmt::Write;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Lines of what happens, kept where somebody wants them. A run without costs no formatting.
+/// Lines that describe what happens, kept only on request. A run without a trace formats nothing.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Trace(Option<Rc<RefCell<Vec<String>>>>);
 
 impl Trace {
-    /// A trace that is kept.
+    /// A trace that keeps its lines.
     pub(crate) fn kept() -> Self {
         Self(Some(Rc::default()))
     }
 
-    /// Adds what `line` says.
+    /// Adds the text that `line` returns.
     pub(crate) fn note(&self, now: Duration, line: impl FnOnce() -> String) {
         if let Some(lines) = &self.0 {
             let mut text = String::new();

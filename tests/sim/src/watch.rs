@@ -1,4 +1,5 @@
-//! Watches the host in a run: books, limits, waits; and counts what the run came across.
+//! Checks on the host during a run: accounting, limits and waits; and counts of what the run came
+//! across.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

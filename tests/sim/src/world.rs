@@ -1,4 +1,4 @@
-//! One run: a machine, its guest, its operator, and what of all that can happen next does.
+//! One run: a machine, its guest, its operator, and the choice of what happens next.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The driver of the bus, which knows what it may be asked and when.
+//! The driver of the bus, which knows what it may be asked, and when.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ const fn config(pages: u64) -> ServerConfig {
     ServerConfig { vp_count: VPS, page_limit, max_version: Version::V5_3 }
 }
 
-/// What the driver was told of a channel.
+/// What the driver was told about a channel.
 #[derive(Debug, PartialEq)]
 enum State {
     Closed,
@@ -31,9 +31,9 @@ enum State {
     Closing(RingLayout),
 }
 
-/// What a driver is like.
+/// A driver's behaviour.
 pub(super) struct Kind {
-    /// Whether it acts at once, so that nothing overtakes anything.
+    /// Whether it acts at once, so that nothing overtakes anything else.
     is_quick: bool,
     /// Whether closing takes until [`Driver::finish_closing`].
     is_slow_to_close: bool,
@@ -52,18 +52,18 @@ pub(super) struct Driver {
     config: ServerConfig,
     /// Whether the server began in a state of which the driver knows nothing.
     is_any: bool,
-    /// Whether the server was restored since the driver acted.
+    /// Whether the server has been restored since the driver acted.
     is_restored: bool,
     channels: BTreeMap<ChannelId, State>,
-    /// Whether it acts at once, so that nothing overtakes anything.
+    /// Whether it acts at once, so that nothing overtakes anything else.
     is_quick: bool,
     /// Whether closing takes until [`Driver::finish_closing`].
     is_slow_to_close: bool,
     /// Whether rings can be opened.
     opens: bool,
-    /// What the host did itself since it last acted: each is a message at most.
+    /// The host's own actions since it last acted; each causes at most one message.
     own: usize,
-    /// What the guest would find in its slots.
+    /// The messages that the guest would find in its slots.
     pub(super) messages: Vec<Message>,
 }
 
@@ -97,7 +97,7 @@ impl Driver {
         }
     }
 
-    /// All that the driver had to do is forgotten, and asked for again.
+    /// Forgets all pending work of the driver, which is then asked for again.
     pub(super) fn save_and_restore(&mut self) {
         let saved = self.server.save();
         self.server = Server::restore(self.config, &saved).unwrap();
@@ -116,7 +116,7 @@ impl Driver {
                 assert_eq!(*state, opened, "other rings");
             }
         }
-        // What was closing is to be closed once more.
+        // A channel that was closing must be closed again.
         for state in self.channels.values_mut() {
             if let State::Closing(rings) = state {
                 *state = State::Open(rings.clone());
@@ -139,7 +139,7 @@ impl Driver {
         }
     }
 
-    /// Whether saved state had as many other devices as a bus has room for.
+    /// Whether the saved state had as many other devices as a bus has room for.
     pub(super) fn is_full(&self) -> bool {
         self.is_any && self.server.channel_of(&OFFER).is_none()
     }
@@ -160,7 +160,7 @@ impl Driver {
         }
     }
 
-    /// What nobody waits for is ignored.
+    /// Unexpected results are ignored.
     pub(super) fn spurious(&mut self, n: u8) {
         self.act();
         let known = self.channels.len();
@@ -205,7 +205,7 @@ impl Driver {
                 Action::SetTargetVp { channel, target_vp } => {
                     others += 1;
                     assert!(target_vp.get() < VPS);
-                    // Where the open failed, it was on its way.
+                    // If the open failed, the target was on its way.
                     let is_open = matches!(self.channels.get(&channel), Some(State::Open(_)));
                     assert!(
                         is_open || !self.opens || self.is_any,
@@ -232,7 +232,7 @@ impl Driver {
         self.messages.push(message);
     }
 
-    /// Who has its pages or its host back uses the memory: no ring of before may be in use.
+    /// Whoever gets its pages or its host back uses the memory: no earlier ring may be in use.
     fn check_barrier(&self, message: &HostMessage) {
         let mut used = self.channels.values().filter_map(|state| match state {
             State::Closed => None,
@@ -269,7 +269,7 @@ impl Driver {
     }
 
     fn close(&mut self, channel: ChannelId) {
-        // The open failed, or it was lost with the server that was saved; or nobody knows.
+        // The open failed, or was lost with the server that was saved; or the driver cannot know.
         let may_be_closed = !self.opens || self.is_restored || self.is_any;
         let is_slow = self.is_slow_to_close;
         let state = self.state(channel);
@@ -284,7 +284,7 @@ impl Driver {
         }
     }
 
-    /// What is known of a channel: of those in saved state, that they are not open here.
+    /// What is known of a channel; channels from saved state are not open here.
     fn state(&mut self, channel: ChannelId) -> &mut State {
         let is_any = self.is_any;
         self.channels.entry(channel).or_insert_with(|| {
@@ -294,7 +294,7 @@ impl Driver {
     }
 
     pub(super) fn finish_closing(&mut self) {
-        // What is asked since then comes first: a channel that is opened again, for one.
+        // Later requests come first, for example a channel that is opened again.
         self.act();
         for (channel, state) in &mut self.channels {
             if let State::Closing(_) = state {

@@ -1,4 +1,4 @@
-//! The guest that comes after, and keeps the rules.
+//! The next guest, which keeps the rules.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use vmbus::ring::{ChannelRings, RingLayout};
 use super::PAGE_LIMIT;
 use super::driver::{Driver, OFFER};
 
-/// Whatever was before: it connects, finds the device, opens it and talks to it.
+/// Whatever happened before, it connects, finds the device, opens it and talks to it.
 pub(super) fn next_guest_works(mut driver: Driver) {
     driver.be_quick();
     driver.offer(0);

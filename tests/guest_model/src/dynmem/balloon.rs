@@ -1,4 +1,4 @@
-//! Pages to the host and back.
+//! Pages given to the host, and taken back.
 
 use alloc::vec::Vec;
 
@@ -8,17 +8,17 @@ use page_range::{PageCount, PageRange};
 use super::client::Work;
 use super::{Client, Ending, RuleBroken, Shape};
 
-/// The most Windows gives for one balloon request, in pages.
+/// The most pages that Windows gives for one balloon request.
 pub(super) const MAX_BALLOON_REQUEST: PageCount = PageCount::new(585_728);
 
-/// How pages are looked for while a balloon request is carried out.
+/// The search for pages while a balloon request is carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Search {
     /// Aligned runs of 512.
     Large,
     /// Single pages, to the end of the request.
     Single,
-    /// Runs as long as there are.
+    /// Runs as long as possible.
     Run,
 }
 
@@ -67,8 +67,8 @@ impl Client {
         Ok(())
     }
 
-    /// One balloon response: as many pages as fit. Linux takes large pages first, and after the
-    /// first failure single ones only.
+    /// One balloon response with as many pages as fit. Linux takes large pages first, and only
+    /// single ones after the first failure.
     pub(super) fn give(&mut self, mut left: PageCount, mut search: Search, out: &mut Vec<u8>) {
         let ballooning = self.personality.ballooning;
         let mut list = core::mem::take(&mut self.ranges);

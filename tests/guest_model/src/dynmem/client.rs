@@ -1,4 +1,4 @@
-//! The client's conversation with the host.
+//! The client's dialogue with the host.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -15,20 +15,20 @@ use super::hot_add::Adding;
 use super::outbox::{Message, Outbox};
 use super::{Memory, Personality, RuleBroken};
 
-/// Where the driver is.
+/// The driver's phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Not loaded, or it gave up.
     Closed,
-    /// Asked for the version of this place in the personality's list.
+    /// It requested the version at this index of the personality's list.
     AskedVersion { attempt: usize, version: Version, id: u32 },
-    /// Told its capabilities.
+    /// It reported its capabilities.
     ToldCapabilities { version: Version, id: u32 },
-    /// The handshake was over at the time named.
+    /// The handshake ended at this time.
     Running { version: Version, since: Duration },
 }
 
-/// The host's balloon or unballoon request the guest works on.
+/// The host's balloon or unballoon request on which the guest is working.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
     None,
@@ -45,23 +45,24 @@ pub(super) enum Work {
     Taken,
 }
 
-/// A Dynamic Memory driver in a guest, and of the guest what it needs. Without I/O and clock:
-/// [`Client::receive`] what the host sends, [`Client::poll_send`] what the guest sends, and
-/// [`Client::advance`] where something takes its time.
+/// A Dynamic Memory driver in a guest, with the parts of the guest that it needs. It has no I/O and
+/// no clock: pass it the host's messages with [`Client::receive`], take the guest's with
+/// [`Client::poll_send`], and let time pass with [`Client::advance`].
 #[derive(Clone, Debug)]
 pub struct Client {
     pub(super) personality: Personality,
     pub(super) memory: Memory,
     phase: Phase,
     pub(super) work: Work,
-    /// Hot-adds under way or not yet answered. Linux works on them apart from balloon requests.
+    /// Hot-adds in progress or not yet answered. Linux works on them independently of balloon
+    /// requests.
     pub(super) adding: VecDeque<Adding>,
     pub(super) outbox: Outbox,
-    /// For the ranges of a message; empty in between.
+    /// For the ranges of a message; empty otherwise.
     pub(super) ranges: RangeList,
-    /// Of the last message; Linux counts on over all sessions and never echoes.
+    /// Of the last message; Linux counts on over all sessions and never echoes the host's.
     transaction_id: u32,
-    /// Hears nothing any more.
+    /// Ignores the host.
     is_deaf: bool,
     pub(super) now: Duration,
 }
@@ -84,13 +85,13 @@ impl Client {
         }
     }
 
-    /// How the guest behaves.
+    /// The guest's behaviour.
     #[must_use]
     pub const fn personality(&self) -> &Personality {
         &self.personality
     }
 
-    /// How the guest behaves from now on.
+    /// The guest's behaviour, to change it from now on.
     pub const fn personality_mut(&mut self) -> &mut Personality {
         &mut self.personality
     }
@@ -101,12 +102,12 @@ impl Client {
         &self.memory
     }
 
-    /// The guest's memory, for what else goes on in the guest.
+    /// The guest's memory, for other activity in the guest.
     pub const fn memory_mut(&mut self) -> &mut Memory {
         &mut self.memory
     }
 
-    /// The version agreed on, once the handshake is over.
+    /// The agreed version, once the handshake is over.
     #[must_use]
     pub const fn version(&self) -> Option<Version> {
         match self.phase {
@@ -115,12 +116,12 @@ impl Client {
         }
     }
 
-    /// It is `now`, counted from any moment; earlier than before changes nothing.
+    /// Sets the time to `now`, on any clock; an earlier time than before has no effect.
     pub fn advance(&mut self, now: Duration) {
         self.now = self.now.max(now);
     }
 
-    /// When [`Client::poll_send`] may have something without anything received; `None` where that
+    /// When [`Client::poll_send`] may have something although nothing was received; `None` if that
     /// is at once or never.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
@@ -133,30 +134,30 @@ impl Client {
         self.ask_version(0);
     }
 
-    /// The driver is unloaded and has closed the channel. Pages out are lost to the guest; added
-    /// memory stays.
+    /// The driver is unloaded and has closed the channel. Ballooned pages are lost to the guest;
+    /// added memory stays.
     pub fn close(&mut self) {
         self.hang_up();
         self.memory.leak();
     }
 
-    /// A new kernel takes over without a reset, driver not loaded. It finds all memory, ballooned
-    /// and added pages included, as RAM of its own.
+    /// A new kernel takes over without a reset, with the driver not loaded. It finds all memory,
+    /// including ballooned and added pages, as its own RAM.
     pub fn kexec(&mut self) {
         self.hang_up();
         self.transaction_id = 0;
         self.memory.kexec();
     }
 
-    /// A crash kernel takes over in the memory set aside for it, driver not loaded. All other memory
-    /// it only reads.
+    /// A crash kernel takes over in the memory reserved for it, with the driver not loaded. It only
+    /// reads all other memory.
     pub fn crash(&mut self, reserved: &PageRangeSet) {
         self.hang_up();
         self.transaction_id = 0;
         self.memory.crash(reserved);
     }
 
-    /// The machine starts again with its boot RAM, driver not loaded.
+    /// The machine restarts with its boot RAM, with the driver not loaded.
     pub fn reset(&mut self) {
         self.hang_up();
         self.transaction_id = 0;
@@ -164,7 +165,7 @@ impl Client {
     }
 
     /// The guest reports its memory pressure, as Linux does every second or two once the handshake
-    /// is over; its silence in the first 45 s is up to the caller.
+    /// is over. The caller decides whether to keep Linux's silence in the first 45 s.
     pub fn report_status(&mut self) {
         if self.version().is_none() {
             return;
@@ -188,7 +189,7 @@ impl Client {
     /// Takes a message of the host from the ring.
     ///
     /// # Errors
-    /// [`RuleBroken`] where a real guest would be harmed or deaf.
+    /// [`RuleBroken`] if a real guest would be harmed or stop listening.
     pub fn receive(&mut self, packet: &[u8]) -> Result<(), RuleBroken> {
         let len = packet.len().next_multiple_of(8);
         if len > MAX_HOST_MESSAGE {
@@ -220,7 +221,7 @@ impl Client {
         self.poll_send_into(&mut message).then_some(message)
     }
 
-    /// Like [`Client::poll_send`], with the message in `out`, whose memory is used again; false where
+    /// Like [`Client::poll_send`], with the message in `out`, whose memory is reused; false if
     /// there is none.
     pub fn poll_send_into(&mut self, out: &mut Vec<u8>) -> bool {
         if self.outbox.is_empty() {

@@ -1,10 +1,10 @@
-//! What is known of real guests.
+//! The known behaviour of real guests.
 //!
-//! Linux: `drivers/hv/hv_balloon.c` and `drivers/hv/connection.c` of 6.1 and 6.12, and what Debian's
-//! kernels do. Windows: versions from the tables of those files and of OpenVMM
+//! Linux: `drivers/hv/hv_balloon.c` and `drivers/hv/connection.c` of 6.1 and 6.12, and the
+//! behaviour of Debian's kernels. Windows: versions from the tables in those files and in OpenVMM
 //! `vmbus_core/src/protocol.rs`; behaviour from the comments in QEMU `hw/hyperv/hv-balloon.c` and
-//! its commit messages. Nothing about Windows was seen by us, and what its constructors call assumed
-//! has no source at all.
+//! its commit messages. Nothing about Windows has been observed by this project, and what its
+//! constructors call assumed has no source at all.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -44,10 +44,10 @@ impl Personality {
 
     /// Linux 6.1 booted with `memhp_default_state=online`.
     ///
-    /// Announces 128 MiB whatever its memory block is, and adds so much at a time. Tries Dynamic
-    /// Memory 2.0, 1.0, 0.3 and VMBus 5.3 down to 2.4. Gives runs of 512 pages first. Bears requests
-    /// right after the handshake. Its model bears a balloon request of any length, but the rule for
-    /// all guests holds.
+    /// Announces 128 MiB whatever its memory block size is, and adds as much at a time. Tries
+    /// Dynamic Memory 2.0, 1.0, 0.3 and VMBus 5.3 down to 2.4. Gives runs of 512 pages first.
+    /// Tolerates requests right after the handshake. The model tolerates a balloon request of any
+    /// length, but the rule for all guests applies.
     #[must_use]
     pub fn linux_6_1() -> Self {
         let capabilities = Capabilities::BALLOON
@@ -78,9 +78,9 @@ impl Personality {
         }
     }
 
-    /// Linux 6.1 whose RAM reaches the address 64 GiB: its memory block is larger than the 128 MiB it
-    /// announces and adds at a time, so that it fails each request, and says that later ones may
-    /// succeed.
+    /// Linux 6.1 whose RAM reaches the address 64 GiB: its memory block is larger than the 128 MiB
+    /// that it announces and adds at a time, so each request fails, and it reports that later ones
+    /// may succeed.
     #[must_use]
     pub fn linux_6_1_with_large_blocks() -> Self {
         Self { name: "Linux 6.1 with large blocks", ..Self::linux_6_1() }
@@ -89,16 +89,17 @@ impl Personality {
 
     /// Linux 6.12, which Debian builds so that added memory is online at once.
     ///
-    /// Announces its memory block of 2^`block_log2_mib` MiB and adds so much at a time: 128 MiB
-    /// (7) up to 2 GiB (11), by the end address of boot RAM. Else as [`Personality::linux_6_1`].
+    /// Announces its memory block size of 2^`block_log2_mib` MiB and adds as much at a time: 128
+    /// MiB (7) up to 2 GiB (11), depending on the end address of boot RAM. Otherwise as
+    /// [`Personality::linux_6_1`].
     #[must_use]
     pub fn linux_6_12(block_log2_mib: u8) -> Self {
         Self { name: "Linux 6.12", guest_os_id: 0x8100_0006_0c00_0000, ..Self::linux_6_1() }
             .with_alignment(block_log2_mib)
     }
 
-    /// Linux where ACPI offers S4: it could hibernate. It announces that it can balloon and take
-    /// memory, answers no balloon and no unballoon request, and refuses hot-add for good.
+    /// Linux on a machine whose ACPI offers S4, so that it could hibernate. It announces ballooning
+    /// and hot-add, answers no balloon and no unballoon request, and refuses hot-add for good.
     #[must_use]
     pub fn linux_with_hibernation() -> Self {
         Self {
@@ -109,8 +110,9 @@ impl Personality {
         .with_hot_add(HotAddAnswer::Refuses)
     }
 
-    /// Debian's 6.1 as it is: added memory stays offline until user space brings it online. It waits
-    /// 5 s after each 128 MiB for that, goes on, and answers that all was added.
+    /// Debian's 6.1 with its defaults: added memory stays offline until user space brings it
+    /// online. It waits 5 s for that after each 128 MiB, continues, and answers that everything was
+    /// added.
     #[must_use]
     pub fn linux_without_auto_online() -> Self {
         let mut linux = Self { name: "Linux without auto-online", ..Self::linux_6_1() };

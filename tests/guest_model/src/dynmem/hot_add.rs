@@ -1,4 +1,4 @@
-//! New memory from the host (Linux `hv_balloon.c`, `hot_add_req` and `hv_mem_hot_add`).
+//! Memory added by the host (Linux `hv_balloon.c`, `hot_add_req` and `hv_mem_hot_add`).
 
 use core::time::Duration;
 
@@ -8,22 +8,22 @@ use page_range::{PageCount, PageRange};
 use super::outbox::Message;
 use super::{Client, HotAdd, HotAddAnswer, RuleBroken};
 
-/// The most that is known to work in one request, where one alignment block is not more.
+/// The most that is known to work in one request, unless one alignment block is larger.
 const MAX_REQUEST: PageCount = PageCount::from_bytes(2 << 30);
 
-/// A hot-add request that is not answered yet.
+/// A hot-add request that has not been answered yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Adding {
-    /// What is still to be added.
+    /// The pages still to be added.
     rest: Option<PageRange>,
     taken: PageCount,
-    /// Pages claimed that were not added.
+    /// Pages claimed although they were not added.
     excess: PageCount,
-    /// Between the last block and the answer.
+    /// The time between the last block and the answer.
     delay: Duration,
-    /// When the next block, or after the last the answer, is due.
+    /// When the next block is due or, after the last block, the answer.
     due: Duration,
-    /// Until when the host must wait for the answer before it asks anything else.
+    /// Until when the host must wait for the answer before it may ask for anything else.
     awaited_until: Duration,
 }
 
@@ -32,13 +32,13 @@ impl Adding {
         self.due
     }
 
-    /// Whether the host has to wait for the answer.
+    /// Whether the host must wait for the answer.
     pub(super) fn is_awaited(&self, now: Duration) -> bool {
         now < self.awaited_until
     }
 }
 
-/// How long a host must wait for an answer: Linux needs 5 s for each 128 MiB that nobody brings
+/// How long a host must wait for an answer: Linux needs 5 s for each 128 MiB that nothing brings
 /// online.
 fn patience(range: PageRange) -> Duration {
     Duration::from_secs(10 + range.count().bytes().div_ceil(128 << 20) * 5)
@@ -103,7 +103,7 @@ impl Client {
                 adding.due += adding.delay;
             }
             self.memory.add(next, onlines);
-            // Linux reports after each block, but not twice within a second.
+            // Linux reports after each block, but at most once a second.
             if !online_wait.is_zero() {
                 self.report_status();
             }
@@ -129,7 +129,7 @@ impl Client {
             Some(word) => {
                 let region =
                     word.range().map_err(|_| RuleBroken::BadRange { word: word.to_wire() })?;
-                // Linux adds from the region's start on, wherever the range is.
+                // Linux adds from the region's start, wherever the range is.
                 if region.start() != range.start() || region.end() < range.end() {
                     return Err(RuleBroken::HotAddRegion { range, region });
                 }
@@ -164,7 +164,7 @@ impl Client {
     }
 }
 
-/// The first `count` pages of `range`, or all of it; `None` where `count` is zero.
+/// The first `count` pages of `range`, or all of it; `None` if `count` is zero.
 fn first(range: PageRange, count: PageCount) -> Option<PageRange> {
     PageRange::new(range.start(), count.min(range.count())).ok()
 }

@@ -1,4 +1,4 @@
-//! The guest's page allocator, as far as the balloon sees it.
+//! The guest's page allocator, as the balloon sees it.
 
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 
@@ -8,16 +8,16 @@ const PAGES_PER_MIB: u64 = 256;
 /// The guest's RAM: each page is free, in use, ballooned, offline or leaked.
 #[derive(Clone, Debug)]
 pub struct Memory {
-    /// What the machine starts with.
+    /// The machine's initial memory.
     boot: PageRangeSet,
-    /// What the kernel uses for itself.
+    /// The pages that the kernel uses for itself.
     in_use: PageCount,
-    /// What the machine has: boot RAM and added memory.
+    /// The machine's memory: boot RAM and added memory.
     machine: PageRangeSet,
-    /// What the running kernel holds for its own.
+    /// The memory that the running kernel considers its own.
     ram: PageRangeSet,
     free: PageRangeSet,
-    /// No whole large page of free pages begins below; a multiple of it.
+    /// No free large page begins below this; a multiple of the large page size.
     first_large: Gpfn,
     ballooned: PageRangeSet,
     /// Added and not brought online.
@@ -45,7 +45,7 @@ impl Memory {
         memory
     }
 
-    /// Puts the highest `count` free pages to use, or all there are.
+    /// Puts the highest `count` free pages to use, or all if there are fewer.
     pub fn occupy(&mut self, count: PageCount) {
         let mut left = count;
         while let Some(range) = self.free.take_last(left) {
@@ -73,8 +73,8 @@ impl Memory {
         self.shatter_units(PageCount::new(LARGE_PAGE));
     }
 
-    /// Puts the first of every `unit` pages of each range of RAM to use; a `unit` of no pages counts
-    /// as one.
+    /// Puts the first of every `unit` pages of each range of RAM to use; a `unit` of zero pages
+    /// counts as one.
     pub fn shatter_units(&mut self, unit: PageCount) {
         let step = usize::try_from(unit.get()).unwrap_or(usize::MAX).max(1);
         for range in self.ram.clone().iter() {
@@ -93,13 +93,13 @@ impl Memory {
         &self.ballooned
     }
 
-    /// All pages that the running kernel holds for its own.
+    /// All pages that the running kernel considers its own.
     #[must_use]
     pub const fn ram(&self) -> &PageRangeSet {
         &self.ram
     }
 
-    /// Pages added and not brought online.
+    /// Pages that were added and not brought online.
     #[must_use]
     pub const fn offline(&self) -> &PageRangeSet {
         &self.offline
@@ -111,7 +111,7 @@ impl Memory {
         self.machine.len().saturating_sub(self.boot.len())
     }
 
-    /// Pages the guest has, free or not: Linux's `MemTotal`.
+    /// The guest's pages, free or not: Linux's `MemTotal`.
     #[must_use]
     pub const fn managed(&self) -> PageCount {
         self.ram
@@ -127,13 +127,13 @@ impl Memory {
         self.managed().saturating_sub(self.free.len())
     }
 
-    /// Pages nobody uses.
+    /// Pages that nothing uses.
     #[must_use]
     pub const fn available(&self) -> PageCount {
         self.free.len()
     }
 
-    /// Pages Linux keeps available, computed from what it has now (`hv_balloon.c`,
+    /// Pages that Linux keeps available, computed from its current memory (`hv_balloon.c`,
     /// `compute_balloon_floor`).
     #[must_use]
     pub const fn floor(&self) -> PageCount {
@@ -182,14 +182,14 @@ impl Memory {
         self.free.insert(range);
     }
 
-    /// Balloons free pages that lie together, at most `max`.
+    /// Balloons a run of free pages, at most `max`.
     pub(super) fn take_run(&mut self, max: PageCount) -> Option<PageRange> {
         let run = self.free.take_last(max)?;
         self.ballooned.insert(run);
         Some(run)
     }
 
-    /// Frees ballooned pages; false where they are not ballooned.
+    /// Frees ballooned pages; false if they are not ballooned.
     pub(super) fn take_back(&mut self, range: PageRange) -> bool {
         let is_ballooned = self.ballooned.contains_range(range);
         if is_ballooned {
@@ -215,24 +215,24 @@ impl Memory {
         }
     }
 
-    /// The driver is gone and with it the knowledge of what is ballooned: the pages stay in use.
+    /// The driver is gone, and with it the record of ballooned pages: they stay in use.
     pub(super) fn leak(&mut self) {
         self.leaked.insert_set(&core::mem::take(&mut self.ballooned));
     }
 
-    /// A new kernel finds all the machine has.
+    /// A new kernel finds all memory of the machine.
     pub(super) fn kexec(&mut self) {
         self.ram = self.machine.clone();
         self.start();
     }
 
-    /// A new kernel has a part of what there is.
+    /// A new kernel has only part of the memory.
     pub(super) fn crash(&mut self, reserved: &PageRangeSet) {
         self.ram = reserved.clone();
         self.start();
     }
 
-    /// The machine is again what it was.
+    /// The machine returns to its initial state.
     pub(super) fn reset(&mut self) {
         self.machine = self.boot.clone();
         self.ram = self.boot.clone();

@@ -27,7 +27,7 @@ impl Outbox {
         self.0.is_empty()
     }
 
-    /// Makes `out` the bytes of the oldest message; false where there is none.
+    /// Writes the oldest message to `out`; false if there is none.
     pub(super) fn pop_into(&mut self, out: &mut Vec<u8>) -> bool {
         let Some((id, message)) = self.0.pop_front() else { return false };
         match message {

@@ -1,24 +1,24 @@
-//! The rules a host must keep.
+//! The rules that a host must keep.
 
 use core::time::Duration;
 
 use dynmem_protocol::{MessageType, ParseError, Version};
 use page_range::{Gpfn, PageCount, PageRange};
 
-/// What the host did wrong.
+/// The host's violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleBroken {
-    /// Linux's receive buffer is smaller; it would loop for ever.
+    /// Linux's receive buffer is smaller, so it would loop for ever.
     #[error("packet of {len} bytes, padding included, is longer than 4096 bytes")]
     TooLong {
         /// Bytes of the packet in the ring.
         len: usize,
     },
-    /// Not a message from a host.
+    /// Not a message of a host.
     #[error("malformed: {0}")]
     Malformed(ParseError),
-    /// The message was not called for: a response without request, a request before the
-    /// handshake's end.
+    /// The message was not called for: a response without a request, or a request before the end of
+    /// the handshake.
     #[error("unexpected {message}")]
     Unexpected {
         /// Its type.
@@ -46,19 +46,20 @@ pub enum RuleBroken {
         /// The id in the first one.
         expected: u32,
     },
-    /// A balloon request to a guest that said it cannot balloon, or a hot-add request likewise.
+    /// A balloon request to a guest that cannot balloon, or a hot-add request to one that cannot
+    /// hot-add.
     #[error("{message} to a guest without that capability")]
     NotCapable {
         /// The request's type.
         message: MessageType,
     },
-    /// More than Windows gives in one request.
+    /// More than Windows gives for one request.
     #[error("balloon request for {pages} pages")]
     TooMuch {
         /// Pages asked for.
         pages: PageCount,
     },
-    /// Pages returned that the guest had not given, or not since it got them back. Linux frees them
+    /// Returned pages that the guest has not given, or not since it got them back. Linux frees them
     /// all the same and is corrupted.
     #[error("{range} was returned but is not ballooned")]
     NotBallooned {
@@ -71,7 +72,7 @@ pub enum RuleBroken {
         /// The word.
         word: u64,
     },
-    /// Windows Server 2019 crashes when asked right after boot.
+    /// Windows Server 2019 crashes if it is asked right after boot.
     #[error("{message} {after:?} after the handshake, within {settle:?} of it")]
     TooSoon {
         /// The request's type.
@@ -81,7 +82,7 @@ pub enum RuleBroken {
         /// Time the guest must be left alone.
         settle: Duration,
     },
-    /// The version agreed on does not have this message.
+    /// The agreed version does not have this message.
     #[error("{message} to a guest of version {version}")]
     NotInVersion {
         /// Its type.
@@ -89,21 +90,21 @@ pub enum RuleBroken {
         /// The version agreed on.
         version: Version,
     },
-    /// Start or count of new memory is not a multiple of what the guest told.
+    /// Start or count of new memory is not a multiple of the guest's alignment.
     #[error("hot-add of {range} in a guest that adds multiples of {alignment} pages")]
     HotAddNotAligned {
         /// The new memory.
         range: PageRange,
-        /// What the guest told.
+        /// The guest's alignment.
         alignment: PageCount,
     },
-    /// More than 2 GiB at a time, where one alignment block is not more.
+    /// More than 2 GiB at a time, unless one alignment block is larger.
     #[error("hot-add of {range}, more than 2 GiB at a time")]
     HotAddTooLong {
         /// The new memory.
         range: PageRange,
     },
-    /// The guest wants the form with a region.
+    /// The guest requires the form with a region.
     #[error("hot-add of {range} without a region")]
     HotAddNoRegion {
         /// The new memory.
@@ -118,18 +119,18 @@ pub enum RuleBroken {
         /// The region.
         region: PageRange,
     },
-    /// Memory that the guest has. Linux never takes any again.
+    /// Memory that the guest already has. Linux never accepts any again.
     #[error("hot-add of {range}, part of which the guest has")]
     HotAddOverlap {
         /// The new memory.
         range: PageRange,
     },
-    /// Memory where the guest has no addresses.
+    /// Memory beyond the guest's addresses.
     #[error("hot-add of {range} in a guest whose addresses end at {limit}")]
     HotAddAboveLimit {
         /// The new memory.
         range: PageRange,
-        /// The first page that the guest cannot have.
+        /// The first page beyond the guest's addresses.
         limit: Gpfn,
     },
 }

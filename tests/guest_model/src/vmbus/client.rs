@@ -19,41 +19,41 @@ const INSUFFICIENT_BUFFERS: u16 = 19;
 /// Where Linux starts to number its GPADLs.
 const FIRST_GPADL: u32 = 0xe1e10;
 
-/// Something to post by HvPostMessage, with message type 1.
+/// A message to post with HvPostMessage, with message type 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Post {
-    /// Where to.
+    /// The connection.
     pub connection_id: ConnectionId,
-    /// What.
+    /// The message.
     pub message: Message,
 }
 
-/// What the client tells the drivers above it.
+/// Events for the drivers above the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The host speaks a version.
+    /// The host supports a version.
     Connected(Version),
-    /// The host speaks none.
+    /// The host supports none.
     NotConnected,
-    /// There is a device.
+    /// The host offers a device.
     Offered(wire::Offer),
     /// All devices were offered.
     OffersDelivered,
-    /// A GPADL may be used, or not.
+    /// A GPADL was created, or refused.
     GpadlCreated(GpadlId, bool),
     /// The pages of a GPADL are the guest's again.
     GpadlTorndown(GpadlId),
-    /// A channel may be used, or not.
+    /// A channel was opened, or refused.
     Opened(Relid, bool),
     /// A device goes away.
     Rescinded(Relid),
-    /// A channel's target VP was changed, or not.
+    /// A channel's target VP was changed, or the change was refused.
     Modified(Relid, bool),
     /// The host has forgotten the guest.
     Unloaded,
     /// A socket was refused.
     SocketRefused,
-    /// A post failed for good, with this hypercall status.
+    /// A post failed permanently, with this hypercall status.
     PostFailed(u16),
     /// A message that Linux drops with a warning: unknown, too short, or out of place.
     Unexpected,
@@ -62,7 +62,7 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Disconnected,
-    /// Tries the version of this place in the list.
+    /// Tries the version at this index of the list.
     Contacting(usize, Version),
     Connected(Version),
     Unloading,
@@ -71,11 +71,11 @@ enum State {
 /// A VMBus client without I/O.
 #[derive(Debug)]
 pub struct Client {
-    /// What it tries, in this order.
+    /// The versions to try, in this order.
     versions: Vec<Version>,
     target_vp: VpIndex,
     state: State,
-    /// Where all messages but the contact go.
+    /// The connection for all messages except the contact.
     message_port: ConnectionId,
     next_gpadl: u32,
     posts: VecDeque<Post>,
@@ -83,7 +83,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that tries the versions of Linux from `newest` on, and wants its messages on
+    /// A client that tries Linux's versions from `newest` on, and requests its messages on
     /// `target_vp`.
     #[must_use]
     pub fn new(newest: Version, target_vp: VpIndex) -> Self {
@@ -91,7 +91,7 @@ impl Client {
         Self::with_versions(versions.collect(), target_vp)
     }
 
-    /// A client that tries these versions in this order, and wants its messages on `target_vp`.
+    /// A client that tries these versions in this order, and requests its messages on `target_vp`.
     #[must_use]
     pub fn with_versions(versions: Vec<Version>, target_vp: VpIndex) -> Self {
         Self {
@@ -105,23 +105,23 @@ impl Client {
         }
     }
 
-    /// Tries the first version, and then the next ones until the host agrees.
+    /// Tries the first version, and then the next ones until the host accepts one.
     pub fn connect(&mut self) {
         self.contact(0);
     }
 
-    /// The version agreed on.
+    /// The agreed version.
     #[must_use]
     pub fn version(&self) -> Option<Version> {
         if let State::Connected(version) = self.state { Some(version) } else { None }
     }
 
-    /// The next message to post; tell [`posted`](Self::posted) how it went.
+    /// The next message to post; pass the result to [`posted`](Self::posted).
     pub fn poll_post(&mut self) -> Option<Post> {
         self.posts.pop_front()
     }
 
-    /// What the hypercall returned for a post.
+    /// Takes the result of the hypercall for a post.
     pub fn posted(&mut self, post: Post, status: u16) {
         let contacting = match self.state {
             State::Contacting(attempt, _) => Some(attempt),
@@ -149,17 +149,17 @@ impl Client {
         self.events.extend(event);
     }
 
-    /// What happened since the last call.
+    /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// Asks for the devices.
+    /// Requests the offers.
     pub fn request_offers(&mut self) {
         self.post(GuestMessage::RequestOffers.emit());
     }
 
-    /// Lends whole pages to the host, in as many messages as it takes.
+    /// Lends whole pages to the host, in as many messages as needed.
     ///
     /// # Panics
     /// If there are more than the 8190 pages that a GPADL can list.
@@ -190,13 +190,13 @@ impl Client {
         gpadl
     }
 
-    /// Takes pages back, once their channel is closed.
+    /// Takes pages back once their channel is closed.
     pub fn teardown_gpadl(&mut self, relid: Relid, gpadl: GpadlId) {
         let (relid, gpadl) = (relid.get().into(), gpadl.get().into());
         self.post(GuestMessage::GpadlTeardown(wire::GpadlTeardown { relid, gpadl }).emit());
     }
 
-    /// Opens a channel; its number for the OPEN is the relid, as Linux has it.
+    /// Opens a channel; as in Linux, the id of the OPEN is the relid.
     pub fn open(&mut self, relid: Relid, gpadl: GpadlId, downstream_offset: u32, vp: VpIndex) {
         let open_id = OpenId::new(relid.get());
         let open = wire::Open {
@@ -222,7 +222,7 @@ impl Client {
         self.post(GuestMessage::RelidReleased(wire::Channel { relid }).emit());
     }
 
-    /// Wants a channel's signals on another VP.
+    /// Requests a channel's signals on another VP.
     pub fn modify(&mut self, relid: Relid, vp: VpIndex) {
         let (relid, target_vp) = (relid.get().into(), vp.get().into());
         self.post(GuestMessage::ModifyChannel(wire::ModifyChannel { relid, target_vp }).emit());
@@ -234,7 +234,7 @@ impl Client {
         self.state = State::Unloading;
     }
 
-    /// Posts any message, also one that no guest should.
+    /// Posts any message, even one that no guest should send.
     pub fn post(&mut self, message: Message) {
         self.posts.push_back(Post { connection_id: self.message_port, message });
     }
@@ -310,7 +310,7 @@ impl Client {
     }
 }
 
-/// Adds words while there is room and there are any.
+/// Adds words while there is room and there are any left.
 fn fill(message: &mut Message, words: &mut dyn Iterator<Item = u64>) {
     while message.as_bytes().len() + 8 <= MAX_MESSAGE_LEN
         && let Some(word) = words.next()

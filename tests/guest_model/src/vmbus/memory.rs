@@ -23,8 +23,8 @@ impl SharedMemory {
         Self { words }
     }
 
-    /// The words that hold the `len` bytes at `gpa`, and how many bytes of the first word are not
-    /// among these.
+    /// The words that hold the `len` bytes at `gpa`, and how many bytes of the first word come
+    /// before them.
     fn words(&self, gpa: Gpa, len: usize) -> Result<(&[AtomicU32], usize), AccessError> {
         let error = AccessError { gpa, len };
         let start = usize::try_from(gpa.get()).map_err(|_| error)?;
@@ -50,7 +50,8 @@ fn read_part(word: &AtomicU32, skip: usize, buf: &mut [u8]) {
     buf.copy_from_slice(&bytes[skip..skip + buf.len()]);
 }
 
-/// Bytes that share a word with others are written by whoever owns the word: packets are aligned.
+/// Bytes that share a word with others are written by the owner of the word, since packets are
+/// aligned.
 fn write_part(word: &AtomicU32, skip: usize, buf: &[u8]) {
     let mut bytes = word.load(Ordering::Relaxed).to_le_bytes();
     bytes[skip..skip + buf.len()].copy_from_slice(buf);
