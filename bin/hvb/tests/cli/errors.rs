@@ -61,7 +61,7 @@ fn sizes_that_do_not_go_together_are_told_with_a_remedy() {
     let text = run(&["--memory", "1G", "--max-memory", "512M"]);
     assert!(text.contains("--max-memory 512M is below --memory 1G"), "{text}");
     let text = run(&["--memory", "513M", "--hugepages", "2M"]);
-    assert!(text.contains("give a multiple such as 514M"), "{text}");
+    assert!(text.contains("give a size such as 514M"), "{text}");
 }
 
 #[test]

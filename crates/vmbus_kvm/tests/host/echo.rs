@@ -253,7 +253,7 @@ fn a_ring_that_the_guest_breaks_is_reported_and_left_alone() {
     let index = vm_memory::GuestAddress(ECHO_PAGE << 12);
     vm_memory::Bytes::write_obj(&*platform.memory, u32::MAX, index).unwrap();
     guest.signal(channel.connection);
-    guest.until("the report", |_| seen.reports().iter().any(|text| text.contains("broke")));
+    guest.until("the report", |_| seen.reports().iter().any(|text| text.contains("corrupted")));
     guest.close(channel);
     let mut again = guest.open(ECHO, ECHO_PAGE).unwrap();
     echoes(&mut guest, &mut again, b"12345678");
