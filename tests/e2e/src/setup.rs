@@ -23,17 +23,27 @@ impl Setup {
     ///
     /// The variables are not set, because the tests were not started by `cargo xtask test`.
     pub fn from_env() -> Result<Self> {
-        let path = |name| {
-            std::env::var_os(name)
-                .map(PathBuf::from)
-                .with_context(|| format!("{name} is not set: run these with `cargo xtask test`"))
-        };
         Ok(Self {
             hvb: path("HVB_BIN")?,
             kernel: path("HVB_TEST_KERNEL")?,
             initrd: path("HVB_TEST_INITRD")?,
         })
     }
+
+    /// The program of the example `minimal_vmm`, from `HVB_MINIMAL_VMM`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Setup::from_env`].
+    pub fn minimal_vmm() -> Result<PathBuf> {
+        path("HVB_MINIMAL_VMM")
+    }
+}
+
+fn path(name: &str) -> Result<PathBuf> {
+    std::env::var_os(name)
+        .map(PathBuf::from)
+        .with_context(|| format!("{name} is not set: run these with `cargo xtask test`"))
 }
 
 /// Runs `hvb` to its end, without input.

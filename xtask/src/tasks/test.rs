@@ -156,6 +156,7 @@ fn kvm_tests(programs: Vec<Program>, args: &TestArgs) -> Result<Tally> {
     let programs = for_each_kernel(programs, args.kernel)?;
     let expected = count(&programs)?;
     let hvb = build_program("hvb", "hvb")?;
+    let minimal_vmm = build_program("minimal_vmm", "minimal_vmm")?;
 
     let plan = Plan { programs, args: one_at_a_time(&args.args), live: true };
     let file = workspace::target().join("kvm-tests.json");
@@ -163,7 +164,7 @@ fn kvm_tests(programs: Vec<Program>, args: &TestArgs) -> Result<Tally> {
     let xtask = std::env::current_exe()?;
     let mut rig = workspace::mortal("TERM", xtask.as_os_str());
     rig.args(["rig", "--timeout", RIG_LIMIT, "--"]).arg(&xtask).arg("suite").arg(&file);
-    rig.env("HVB_BIN", hvb);
+    rig.env("HVB_BIN", hvb).env("HVB_MINIMAL_VMM", minimal_vmm);
     let tally = run_in_rig(&mut rig)?;
     ensure!(
         tally.count() == expected,

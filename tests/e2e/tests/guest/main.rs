@@ -7,6 +7,7 @@ mod host_faults;
 mod hot_add;
 mod huge_pages;
 mod life;
+mod minimal_vmm;
 mod monitor;
 mod reports;
 mod reset;
