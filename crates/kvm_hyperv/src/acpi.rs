@@ -1,4 +1,4 @@
-//! The ACPI device by which a guest finds VMBus.
+//! The ACPI device through which a guest finds VMBus.
 
 use acpi_tables::aml::{self, Device, Interrupt, Name, Path, ResourceTemplate, Scope};
 use acpi_tables::{Aml, AmlSink};
@@ -10,7 +10,7 @@ use acpi_tables::{Aml, AmlSink};
 /// never raised: Linux wants a list (Linux `vmbus_drv.c`), Windows an interrupt in it. Use a
 /// GSI that nothing else has.
 ///
-/// Do not define `\_S4`: Linux' `hv_balloon` ignores all requests where hibernation is possible
+/// Do not define `\_S4`: Linux's `hv_balloon` ignores all requests where hibernation is possible
 /// (Linux `hv_balloon.c`).
 #[must_use]
 pub fn vmbus_device(gsi: u32) -> Vec<u8> {

@@ -1,10 +1,10 @@
-//! The host's doings, one by one, for a flight recorder.
+//! The host's actions on the bus, one by one, for a flight recorder.
 
 use std::fmt;
 
 use vmbus::protocol::VpIndex;
 
-/// Something that the host or the guest did on the bus, for
+/// An action of the host or the guest on the bus, for
 /// [`Supervisor::trace`](crate::Supervisor::trace).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -28,7 +28,7 @@ pub enum Trace {
         /// The VP.
         vp: VpIndex,
     },
-    /// A message waits, for the slot is taken or not there. Traced by the vCPU's thread.
+    /// A message waits because the slot is taken or missing. Traced by the vCPU's thread.
     SlotBusy {
         /// The VP.
         vp: VpIndex,
@@ -42,7 +42,7 @@ pub enum Trace {
     Acknowledged {
         /// The VP.
         vp: VpIndex,
-        /// Whether messages wait for the slot, so that the vCPU is kicked.
+        /// Whether messages wait for the slot, in which case the vCPU is kicked.
         kicked: bool,
     },
     /// A channel's event flag was set.
@@ -51,7 +51,7 @@ pub enum Trace {
         vp: VpIndex,
         /// The flag's number: the channel's relid.
         flag: u16,
-        /// Whether the interrupt was raised. It is not where the flag was set already.
+        /// Whether the interrupt was raised, which it is not if the flag was already set.
         raised: bool,
     },
     /// The guest signalled a channel.
@@ -59,7 +59,7 @@ pub enum Trace {
         /// The device, in the order in which they were attached.
         device: u32,
     },
-    /// The bus was woken: by a message of the guest, by a command, or by the end of a job.
+    /// The bus was woken by a message of the guest, a command, or the end of a job.
     Woken,
 }
 

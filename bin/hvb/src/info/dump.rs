@@ -1,4 +1,4 @@
-//! `hvb info --dump`: everything that helps to explain a machine that hangs, in one file.
+//! `hvb info --dump`: everything that helps to explain a hung machine, in one file.
 
 use std::fs;
 use std::path::Path;
@@ -9,13 +9,13 @@ use qmp::{Client, Value};
 use crate::monitor::explain;
 use crate::report;
 
-/// Asks the machine for its flight recorder and the balloon's books, the kernel for the machine's
-/// threads, and writes all of it as JSON.
+/// Collects the machine's flight recorder, the balloon's page accounting, and the kernel's
+/// information on the machine's threads, and writes all of it as JSON.
 pub(super) fn write(client: &mut Client, socket: &Path, file: &Path) -> Result<()> {
     let mut dump = client
         .execute("x-dump-flight-recorder", Value::Null)
         .map_err(|error| explain(socket, error))?;
-    // A device that hangs must not keep the rest from the file.
+    // A device that hangs must not keep the rest out of the file.
     let books = client.execute("x-query-dynamic-memory", Value::Null);
     let books = books.unwrap_or_else(|error| error.to_string().into());
     let threads = client.server_process().map(threads).unwrap_or_default();
@@ -28,7 +28,7 @@ pub(super) fn write(client: &mut Client, socket: &Path, file: &Path) -> Result<(
     report::line(&format!("wrote {}", file.display()))
 }
 
-/// A line for each thread of a process: its name, its state, and where in the kernel it waits
+/// One line for each thread of a process: its name, its state, and where in the kernel it waits
 /// (proc_pid_stat(5), proc_pid_wchan(5)).
 fn threads(process: u32) -> Vec<String> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };

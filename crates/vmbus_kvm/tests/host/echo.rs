@@ -220,7 +220,7 @@ fn what_does_not_fit_into_the_ring_comes_when_there_is_room() {
     let (host, _) = echo_host(Arc::default()).unwrap();
     let mut guest = Guest::boot(&host, FakePlatform::new(Quirks::default()));
     let mut channel = guest.open(ECHO, ECHO_PAGE).unwrap();
-    // More than the guest's ring holds; Linux' balloon driver does not say that it made room either.
+    // More than the guest's ring holds; Linux's balloon driver does not say that it made room either.
     let packets = 12;
     let payload = [7; 2048];
     let mut sent = 0;

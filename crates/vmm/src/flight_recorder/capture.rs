@@ -1,8 +1,8 @@
-//! The state of the vCPUs, which only their own threads can read.
+//! Capture of the vCPUs' state, which only their own threads can read.
 //!
-//! Whoever wants it starts a round at the [`Desk`] and has all vCPUs kicked out of the guest; each
-//! thread answers before it enters again. A thread that waits in the host does not answer, and that
-//! says where it is.
+//! The thread that wants it starts a round at the [`Desk`] and has all vCPUs kicked out of the
+//! guest; each vCPU thread answers before it enters again. A thread that waits in the host does not
+//! answer, which shows where it is.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -12,13 +12,13 @@ use kvm_bindings::{Msrs, kvm_lapic_state, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use serde::Serialize;
 
-/// Rounds in which a vCPU has answered.
+/// The number of rounds in which a vCPU has answered.
 #[derive(Debug, Default)]
 pub(crate) struct Answered(u32);
 
-/// Where the vCPUs of a machine are asked.
+/// The place where the vCPUs of a machine are asked.
 pub(crate) struct Desk {
-    /// Number of the newest round.
+    /// The number of the newest round.
     round: AtomicU32,
     answers: Mutex<Answers>,
     arrived: Condvar,
@@ -51,7 +51,7 @@ impl Desk {
         }
     }
 
-    /// Answers for a vCPU, on its thread, if it is asked and has not answered yet.
+    /// Answers for a vCPU, on its thread, if it was asked and has not answered yet.
     pub(crate) fn answer(&self, vcpu: u8, answered: &mut Answered, fd: &VcpuFd) {
         let round = self.round.load(Ordering::Acquire);
         if answered.0 == round {
@@ -69,7 +69,7 @@ impl Desk {
         }
     }
 
-    /// Asks all vCPUs and waits until they have answered, or `patience` is over.
+    /// Asks all vCPUs and waits until they have answered or `patience` has passed.
     pub(super) fn ask(&self, vcpus: usize, patience: Duration) -> Vec<Option<VcpuState>> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         {
@@ -87,7 +87,7 @@ impl Desk {
     }
 }
 
-/// What a vCPU does and waits for. `None` is what the kernel does not tell.
+/// What a vCPU does and waits for. `None` where the kernel does not tell.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct VcpuState {
@@ -95,14 +95,14 @@ pub(crate) struct VcpuState {
     rsp: Option<Hex>,
     rflags: Option<Hex>,
     cr3: Option<Hex>,
-    /// Runnable (0), halted (3) and others of `KVM_MP_STATE_`.
+    /// Runnable (0), halted (3), or another value of `KVM_MP_STATE_`.
     mp_state: Option<u32>,
     /// The vector that is being injected.
     injected: Option<u8>,
     /// Whether the guest is in the shadow of an `sti` or `mov ss`.
     shadow: Option<u8>,
     lapic: Option<Lapic>,
-    /// By name; those that are zero are left out.
+    /// By name; registers that are zero are omitted.
     msrs: Vec<(&'static str, Hex)>,
 }
 
@@ -113,16 +113,16 @@ struct Lapic {
     id: u32,
     task_priority: u32,
     spurious: Hex,
-    /// Vectors that are being served.
+    /// Vectors in service.
     in_service: Vec<u32>,
-    /// Vectors that wait.
+    /// Pending vectors.
     requested: Vec<u32>,
     timer_vector: Hex,
     timer_initial: u32,
     timer_current: u32,
 }
 
-/// A number that is easier to read in hexadecimal.
+/// A number that is best read in hexadecimal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Hex(u64);
 
@@ -166,7 +166,7 @@ impl VcpuState {
     }
 }
 
-/// Reads one by one: KVM stops at the first that it lacks.
+/// Reads them one by one, because KVM stops at the first one that it lacks.
 fn msrs(fd: &VcpuFd) -> Vec<(&'static str, Hex)> {
     let read = |(index, name): &(u32, &'static str)| {
         let entry = kvm_msr_entry { index: *index, ..Default::default() };

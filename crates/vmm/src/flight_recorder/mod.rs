@@ -1,9 +1,9 @@
-//! The flight recorder: the last things that each vCPU and the bus did, always on, for the moment
-//! when a guest hangs and nobody was watching.
+//! The flight recorder: the last actions of each vCPU and the bus, recorded at all times for the
+//! moment when a guest hangs and nobody was watching.
 //!
-//! A thread writes to its own ring, behind a mutex that only a dump contends for. Repetitions of one
-//! event are counted instead of stored, so that a guest that writes to its console, or a loop that
-//! polls, does not push out what led there.
+//! Each thread writes to its own ring, behind a mutex for which only a dump contends. Repetitions
+//! of one event are counted instead of stored, so that a guest that writes to its console, or a
+//! loop that polls, does not push out earlier events.
 
 mod capture;
 mod ring;
@@ -19,26 +19,27 @@ pub(crate) use capture::{Answered, Desk};
 pub use ring::Exit;
 use ring::{Event, Ring};
 
-/// How many events all rings of a dump show together: as many as a monitor client's buffer takes.
+/// The number of events that all rings of a dump show together: as many as fit into a monitor
+/// client's buffer.
 const SHOWN: usize = 2048;
-/// How many each ring shows at least, where there are many vCPUs.
+/// The least number for each ring, if there are many vCPUs.
 const SHOWN_AT_LEAST: usize = 8;
 
-/// How long a dump waits for the vCPUs to say how they are. One that is stuck in the host does not.
+/// How long a dump waits for the state of the vCPUs. One that is stuck in the host does not answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The recorder of a VM. It outlives its machines, so that a dump shows what led to a reset.
+/// The recorder of a VM. It outlives the VM's machines, so that a dump shows what led to a reset.
 #[derive(Debug)]
 pub struct Recorder {
     start: Instant,
     vcpus: Box<[Mutex<Ring>]>,
     bus: Mutex<Ring>,
-    /// Of the machine that runs.
+    /// Of the current machine.
     desk: Mutex<Option<Arc<Desk>>>,
 }
 
 impl Recorder {
-    /// A recorder for so many vCPUs.
+    /// A recorder for this many vCPUs.
     #[must_use]
     pub fn new(vcpus: u8) -> Self {
         Self {
@@ -74,7 +75,7 @@ impl Recorder {
         }
     }
 
-    /// A machine starts, whose vCPUs can be asked at this desk.
+    /// A machine starts; its vCPUs can be asked at this desk.
     pub(crate) fn machine_started(&self, desk: Arc<Desk>) {
         *lock(&self.desk) = Some(desk);
     }
@@ -84,8 +85,8 @@ impl Recorder {
         *lock(&self.desk) = None;
     }
 
-    /// Everything known, in JSON: the events of each ring, oldest first, and the state of each vCPU
-    /// that answers. Waits for up to two seconds for that.
+    /// Everything known, as JSON: the events of each ring, oldest first, and the state of each vCPU
+    /// that answers. Waits up to two seconds for the answers.
     #[must_use]
     pub fn dump(&self) -> Value {
         let desk = lock(&self.desk).clone();
@@ -100,7 +101,7 @@ impl Recorder {
             json!({
                 "vcpu": index,
                 "in-guest-for-us": in_guest.map(|since| micros(now.saturating_sub(since))),
-                // Null where it did not answer: it waits in the host.
+                // Null if it did not answer because it waits in the host.
                 "state": states.get(index),
                 "events": events,
             })
@@ -110,7 +111,7 @@ impl Recorder {
         json!({ "uptime-us": micros(now), "vcpus": vcpus, "bus": bus })
     }
 
-    /// The events alone, a line each, without waiting for anybody: for a thread that panics, which
+    /// The events alone, one per line, without waiting for any thread: for a thread that panics and
     /// may hold one of the locks.
     pub(crate) fn lines(&self) -> String {
         let rings =
@@ -135,7 +136,7 @@ impl Recorder {
     }
 }
 
-/// Has a panic of any thread print what the recorder holds, after the panic's own message.
+/// Makes a panic of any thread print the recorder's events after the panic's own message.
 pub(crate) fn dump_on_panic(recorder: &Arc<Recorder>) {
     let recorder = Arc::downgrade(recorder);
     let previous = std::panic::take_hook();

@@ -1,4 +1,4 @@
-//! The events of one thread, the newest of them.
+//! The newest events of one thread.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -12,7 +12,7 @@ const CAPACITY: usize = 1024;
 /// Why a vCPU came out of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// The serial port, read or written: a character takes several.
+    /// The serial port was read or written; one character takes several accesses.
     Serial,
     /// A port was read.
     PortIn(u16),
@@ -24,24 +24,24 @@ pub enum Exit {
     MmioWrite(u64),
     /// The SynIC, or a hypercall.
     Hyperv,
-    /// The guest has nothing to do, and KVM leaves waiting to the VMM.
+    /// The guest is idle, and KVM leaves the waiting to the VMM.
     Halted,
-    /// A signal: somebody wants the thread.
+    /// A signal: another thread needs this one.
     Interrupted,
     /// The guest resets itself, or ends.
     SystemEvent,
-    /// The exit is none that this VMM knows, or entering the guest failed.
+    /// An exit that this VMM does not know, or a failure to enter the guest.
     Failed,
 }
 
-/// What a ring holds.
+/// An entry of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Exit(Exit),
     Bus(Trace),
 }
 
-/// An event, and how often it came in a row.
+/// An event, and how many times in a row it occurred.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     first: Duration,
@@ -54,7 +54,7 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Ring {
     entries: VecDeque<Entry>,
-    /// Since when the vCPU is in the guest.
+    /// When the vCPU entered the guest.
     entered: Option<Duration>,
 }
 
