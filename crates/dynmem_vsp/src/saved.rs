@@ -1,9 +1,9 @@
 //! The VSP to a saved state and back.
 
-use alloc::vec::Vec;
 use core::time::Duration;
 
-use hv_balloon::{Config, Device};
+use hv_balloon::{Config, Device, SavedDevice};
+use saved_state::{Format, SavedState};
 use serde::{Deserialize, Serialize};
 use vmbus::{Channel, GuestMemory, OpenChannel, SavedChannel};
 
@@ -11,10 +11,28 @@ use crate::DynamicMemory;
 use crate::machine::Leaving;
 use crate::vsp::Link;
 
-/// A VSP as [`DynamicMemory::save`] makes it.
+/// A VSP as [`DynamicMemory::save`] makes it, in one of the versions that there are.
+///
+/// Keep it by itself as bytes ([`SavedState`]), or as a part of a larger state by its `serde`
+/// implementations. Either way what is read may be anything: [`DynamicMemory::restore`] checks what it
+/// says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SavedVsp {
-    device: Vec<u8>,
+#[serde(transparent)]
+pub struct SavedVsp(Version);
+
+impl SavedState for SavedVsp {
+    const FORMAT: Format = Format { magic: *b"HVDMVSP\0", name: "a Dynamic Memory VSP", newest: 1 };
+}
+
+/// A version, once released, stays as it is. A new one is a new variant behind those that there are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Version {
+    V1(Form),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Form {
+    device: SavedDevice,
     /// `None` where the rings were not in use.
     channel: Option<SavedChannel>,
     leaving: SavedLeaving,
@@ -55,7 +73,8 @@ impl<M: GuestMemory> DynamicMemory<M> {
             Link::Open(channel) => channel.save(),
             Link::Closed | Link::Closing => None,
         };
-        SavedVsp { device: self.device.save(now), channel, leaving: self.leaving.save() }
+        let (device, leaving) = (self.device.save(now), self.leaving.save());
+        SavedVsp(Version::V1(Form { device, channel, leaving }))
     }
 
     /// The VSP that was saved. `config` names the memory that the saved guest has; `now` is the time
@@ -75,6 +94,7 @@ impl<M: GuestMemory> DynamicMemory<M> {
         open: Option<(M, OpenChannel)>,
         now: Duration,
     ) -> Result<Self, RestoreError> {
+        let SavedVsp(Version::V1(saved)) = saved;
         let device = Device::restore(config, &saved.device, now)?;
         let mut vsp = Self::with_device(device);
         vsp.link = match (open, &saved.channel) {

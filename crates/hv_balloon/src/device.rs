@@ -1,58 +1,27 @@
-//! The device: its data, its table of events, its queue of actions.
+//! The device as the driver sees it: events in, actions out.
 
-use alloc::collections::VecDeque;
 use core::time::Duration;
 
-use dynmem_protocol::{GuestBody, GuestMessage, MessageType, RangeList, StatusReport};
+use dynmem_protocol::{GuestBody, GuestMessage};
 use page_range::{PageCount, PageRangeSet};
 
-use crate::action::JobIds;
-use crate::books::Books;
 use crate::config::check_memory;
-use crate::outbox::Outbox;
-use crate::region::Region;
-use crate::removal::Removals;
-use crate::state::State;
-use crate::target::{Goal, Refusal};
+use crate::link::Link;
+use crate::machine::Machine;
+use crate::session::Session;
+use crate::target::Refusal;
 use crate::{
-    Action, Config, ConfigError, Event, FaultCounts, GuestFault, HotAdd, Notice, ReplaceError,
-    Settle, TargetError,
+    Action, Config, ConfigError, Event, GuestFault, HotAdd, JobId, Notice, ReplaceError, StateName,
+    TargetError,
 };
 
 /// The host side of Dynamic Memory for one guest. See the crate's documentation for how to run it.
 #[derive(Debug)]
 pub struct Device {
-    pub(crate) settle: Settle,
-    pub(crate) status_reports: bool,
-    /// The time of the last event.
-    pub(crate) now: Duration,
-    pub(crate) state: State,
-    pub(crate) books: Books,
-    /// What `books` start with.
-    pub(crate) boot_ram: PageRangeSet,
-    pub(crate) region: Option<Region>,
-    pub(crate) jobs: JobIds,
-    pub(crate) removals: Removals,
-    /// While true, no discard begins and no page is asked of the guest.
-    pub(crate) is_inhibited: bool,
-    /// OS id of the connected guest.
-    pub(crate) guest_os_id: Option<u64>,
-    pub(crate) goal: Option<Goal>,
-    pub(crate) outbox: Outbox,
-    /// While the target waits for the guest to make room in its ring: for how long.
-    pub(crate) room_until: Option<Duration>,
-    /// What is given back in one message; here so that its room is used again.
-    pub(crate) ranges: RangeList,
-    /// For requests of ours; guests do not echo it.
-    pub(crate) transaction_id: u32,
-    pub(crate) status: Option<StatusReport>,
-    pub(crate) faults: FaultCounts,
-    pub(crate) last_refusal: Option<(PageCount, Refusal)>,
-    /// The hot-added memory last announced.
-    pub(crate) announced_hot_added: PageCount,
-    /// The size last announced.
-    pub(crate) announced: PageCount,
-    pub(crate) actions: VecDeque<Action>,
+    /// The guest's channel, and what is between the guest and the device.
+    pub(crate) link: Link,
+    /// What outlives the channel.
+    pub(crate) machine: Machine,
 }
 
 impl Device {
@@ -62,45 +31,25 @@ impl Device {
     /// [`ConfigError`] where the configuration describes no machine that can be.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         check_memory(&config.boot_ram, config.hot_add.as_ref(), config.discard_unit)?;
-        let books = Books::new(config.boot_ram.clone(), config.discard_unit);
-        Ok(Self {
-            settle: config.settle,
-            status_reports: config.status_reports,
-            now: Duration::ZERO,
-            state: State::Closed,
-            announced: books.actual(),
-            books,
-            boot_ram: config.boot_ram,
-            region: config.hot_add.map(Region::new),
-            jobs: JobIds::default(),
-            removals: Removals::default(),
-            is_inhibited: config.inhibited,
-            guest_os_id: None,
-            goal: None,
-            outbox: Outbox::default(),
-            room_until: None,
-            ranges: RangeList::new(),
-            transaction_id: 0,
-            status: None,
-            faults: FaultCounts::default(),
-            last_refusal: None,
-            announced_hot_added: PageCount::ZERO,
-            actions: VecDeque::new(),
-        })
+        Ok(Self { link: Link::Closed, machine: Machine::new(config) })
     }
 
     /// Takes in what happened at `now`, the time since the VM started. Call
     /// [`Device::poll_action`] until `None` afterwards.
     pub fn handle(&mut self, now: Duration, event: Event<'_>) {
-        self.now = self.now.max(now);
+        self.machine.now = self.machine.now.max(now);
         match event {
-            Event::ChannelOpened { guest_os_id } => self.on_channel_opened(guest_os_id),
-            Event::ChannelClosed => self.close(),
+            Event::ChannelOpened { guest_os_id } => self.link.open(guest_os_id),
+            Event::ChannelClosed => self.link.close(&mut self.machine),
             Event::Packet(packet) => self.on_packet(packet),
             Event::Sent => self.on_sent(),
             Event::JobDone { id, ok } => self.on_job_done(id, ok),
-            Event::SystemReset => self.on_system_reset(),
-            Event::Deadline => self.on_deadline(),
+            Event::SystemReset => self.link.reset(&mut self.machine),
+            Event::Deadline => {
+                if let Some(session) = self.link.session_mut() {
+                    session.on_deadline(&mut self.machine);
+                }
+            }
         }
         self.go_on();
     }
@@ -118,14 +67,28 @@ impl Device {
         now: Duration,
         target: PageCount,
     ) -> Result<PageCount, TargetError> {
-        self.now = self.now.max(now);
+        self.machine.now = self.machine.now.max(now);
         let taken = self.can_set_target(target);
         match taken {
-            Ok(taken) => self.take_target(taken),
-            Err(error) => self.last_refusal = Some((target, Refusal::Target(error))),
+            Ok(taken) => {
+                self.machine.take_target(taken);
+                if let Some(session) = self.link.session_mut() {
+                    session.target_set(&mut self.machine);
+                }
+            }
+            Err(error) => self.machine.last_refusal = Some((target, Refusal::Target(error))),
         }
         self.go_on();
         taken
+    }
+
+    /// Whether `target` could be set now, whatever the guest is doing; the target itself if so. A
+    /// guest that is not ready gets it when it is.
+    ///
+    /// # Errors
+    /// [`TargetError`] with the limit.
+    pub fn can_set_target(&self, target: PageCount) -> Result<PageCount, TargetError> {
+        self.machine.can_set_target(target, self.link.session().map(Session::capabilities))
     }
 
     /// Forbids or allows discards, for as long as something must find the guest's memory in place:
@@ -141,16 +104,20 @@ impl Device {
     /// device begins. `now` is the time since the VM started. Call [`Device::poll_action`] until
     /// `None` afterwards.
     pub fn set_inhibited(&mut self, now: Duration, inhibited: bool) {
-        self.now = self.now.max(now);
-        self.is_inhibited = inhibited;
-        self.retry_held();
+        self.machine.now = self.machine.now.max(now);
+        self.machine.is_inhibited = inhibited;
+        self.machine.retry_held();
         self.go_on();
     }
 
     /// Does what can be done now and says what has changed.
     pub(crate) fn go_on(&mut self) {
-        self.advance();
-        self.announce_size();
+        self.machine.start_discards();
+        if let Some(session) = self.link.session_mut() {
+            session.advance(&mut self.machine);
+        }
+        self.machine.judge(self.link.session().is_some_and(Session::is_busy));
+        self.machine.announce_size();
         #[cfg(any(test, debug_assertions))]
         crate::invariants::check(self);
     }
@@ -171,108 +138,73 @@ impl Device {
         boot_ram: PageRangeSet,
         hot_add: Option<HotAdd>,
     ) -> Result<(), ReplaceError> {
-        if self.state != State::Closed {
-            return Err(ReplaceError::InUse { state: self.state.name() });
+        let state = self.link.name();
+        if state != StateName::Closed {
+            return Err(ReplaceError::InUse { state });
         }
-        check_memory(&boot_ram, hot_add.as_ref(), self.books.unit())?;
-        self.now = self.now.max(now);
-        self.removals = Removals::default();
-        self.books.restart(boot_ram.clone());
-        self.boot_ram = boot_ram;
-        self.region = hot_add.map(Region::new);
-        self.announce_size();
+        check_memory(&boot_ram, hot_add.as_ref(), self.machine.ledger.unit())?;
+        self.machine.now = self.machine.now.max(now);
+        self.machine.replace_memory(boot_ram, hot_add);
+        self.machine.announce_size();
         // A target that was set for it may be the size it has.
-        self.judge();
+        self.machine.judge(false);
         Ok(())
     }
 
     /// The next thing to do, until there is none.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front().or_else(|| self.outbox.poll().then_some(Action::Send))
+        let action = self.machine.poll_action();
+        action.or_else(|| self.link.outbox_mut()?.poll().then_some(Action::Send))
     }
 
     /// The message to write to the ring: from [`Action::Send`] until [`Event::Sent`], or until the
     /// channel closes.
     #[must_use]
     pub fn message(&self) -> Option<&[u8]> {
-        self.outbox.current()
+        self.link.outbox()?.current()
     }
 
     /// When [`Event::Deadline`] is due, as time since the VM started.
     #[must_use]
-    pub const fn next_deadline(&self) -> Option<Duration> {
-        match self.state.deadline() {
-            Some(at) => Some(at),
-            None => self.room_until,
-        }
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.link.session()?.deadline()
     }
 
     fn on_packet(&mut self, packet: &[u8]) {
         let message = match GuestMessage::parse(packet) {
             Ok(message) => message,
-            Err(error) => return self.fault(GuestFault::Malformed(error)),
+            Err(error) => return self.machine.fault(GuestFault::Malformed(error)),
         };
         let id = message.transaction_id;
-        match message.body {
-            GuestBody::VersionRequest(request) => self.on_version_request(id, request),
-            GuestBody::CapabilitiesReport(report) => self.on_capabilities_report(id, report),
-            GuestBody::StatusReport(report) => self.on_status_report(report),
-            GuestBody::BalloonResponse(response) => self.on_balloon_response(response),
-            GuestBody::UnballoonResponse(_) => self.on_unballoon_response(),
-            GuestBody::HotAddResponse(response) => self.on_hot_add_response(response),
-            GuestBody::HotRemoveResponse(_) => {
-                self.out_of_state(message.body.message_type());
+        match (&mut self.link, message.body) {
+            (Link::Ready(session), body) => session.on_message(&mut self.machine, body),
+            (Link::Handshake(handshake), GuestBody::VersionRequest(request)) => {
+                handshake.on_version_request(&mut self.machine, id, request);
             }
+            (link @ Link::Handshake(_), GuestBody::CapabilitiesReport(report)) => {
+                link.agree(&mut self.machine, id, report);
+            }
+            (link, body) => self.machine.out_of_state(body.message_type(), link.name()),
         }
     }
 
-    fn on_status_report(&mut self, report: StatusReport) {
-        if self.state.session().is_none() {
-            return self.out_of_state(MessageType::STATUS_REPORT);
+    fn on_sent(&mut self) {
+        if let Some(outbox) = self.link.outbox_mut() {
+            outbox.sent();
         }
-        self.status = Some(report);
-        if self.status_reports {
-            self.notify(Notice::StatusReport(report));
-        }
-    }
-
-    pub(crate) fn act(&mut self, action: Action) {
-        self.actions.push_back(action);
-    }
-
-    pub(crate) fn notify(&mut self, notice: Notice) {
-        self.act(Action::Notify(notice));
-    }
-
-    pub(crate) fn fault(&mut self, fault: GuestFault) {
-        self.faults.count(fault);
-        self.notify(Notice::Fault(fault));
-    }
-
-    pub(crate) fn out_of_state(&mut self, message: MessageType) {
-        self.fault(GuestFault::OutOfState { message, state: self.state.name() });
-    }
-
-    /// Pages the guest has beyond its boot RAM.
-    pub(crate) const fn hot_added(&self) -> PageCount {
-        self.books.assigned().saturating_sub(self.boot_ram.len())
-    }
-
-    pub(crate) fn announce_size(&mut self) {
-        let hot_added = self.hot_added();
-        if hot_added != self.announced_hot_added {
-            self.announced_hot_added = hot_added;
-            self.notify(Notice::HotAddedChanged { hot_added });
-        }
-        let actual = self.books.actual();
-        if actual != self.announced {
-            self.announced = actual;
-            self.notify(Notice::SizeChanged { actual });
+        if let Some(session) = self.link.session_mut() {
+            session.sent(&mut self.machine);
         }
     }
 
-    /// The time `wait` from now.
-    pub(crate) const fn after(&self, wait: Duration) -> Duration {
-        self.now.saturating_add(wait)
+    /// A job ended. One that nobody waits for any more, or never did, changes nothing.
+    fn on_job_done(&mut self, id: JobId, ok: bool) {
+        let Some(range) = self.machine.removals.finish(id, ok) else {
+            return self.link.job_done(&mut self.machine, id, ok);
+        };
+        if !ok {
+            self.machine.notify(Notice::RemovalFailed { range });
+        }
+        self.link.removed(&mut self.machine, ok);
     }
 }

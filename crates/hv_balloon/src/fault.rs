@@ -2,6 +2,7 @@
 
 use dynmem_protocol::{MessageType, ParseError};
 use page_range::PageCount;
+use serde::{Deserialize, Serialize};
 
 use crate::StateName;
 
@@ -82,15 +83,12 @@ pub enum GuestFault {
 macro_rules! fault_counts {
     ($($(#[$doc:meta])* $field:ident $name:literal: $fault:pat => $amount:expr,)*) => {
         /// How often each [`GuestFault`] was seen since the device was made. Saturating.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         pub struct FaultCounts {
             $($(#[$doc])* pub $field: u64,)*
         }
 
         impl FaultCounts {
-            /// How many counters there are.
-            pub const COUNT: usize = [$($name),*].len();
-
             /// Each counter with its name, such as `bad-ranges`: for monitors and logs.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
                 [$(($name, self.$field)),*].into_iter()
@@ -101,19 +99,11 @@ macro_rules! fault_counts {
                     $($fault => self.$field = self.$field.saturating_add($amount),)*
                 }
             }
-
-            pub(crate) const fn to_saved(self) -> [u64; Self::COUNT] {
-                [$(self.$field),*]
-            }
-
-            pub(crate) const fn from_saved([$($field),*]: [u64; Self::COUNT]) -> Self {
-                Self { $($field),* }
-            }
         }
     };
 }
 
-// The order is that in which the counters are saved.
+// Saved with the device, so a counter more makes a new version of the saved state.
 fault_counts! {
     /// Packets that were no message.
     malformed "malformed": GuestFault::Malformed(_) => 1,

@@ -7,7 +7,8 @@
     clippy::todo,
     clippy::unreachable,
     clippy::indexing_slicing,
-    clippy::arithmetic_side_effects
+    clippy::arithmetic_side_effects,
+    clippy::wildcard_enum_match_arm
 )]
 //! The host side (VSP) of Hyper-V Dynamic Memory: events in, actions out.
 //!
@@ -62,45 +63,45 @@ extern crate alloc;
 extern crate std;
 
 mod action;
-mod balloon;
-mod books;
+mod closing;
 mod config;
 mod device;
 mod event;
 mod fault;
-mod hot_add;
+mod handshake;
 #[cfg(any(test, debug_assertions))]
 mod invariants;
-mod jobs;
-mod negotiate;
+mod ledger;
+mod link;
+mod machine;
 mod notice;
 mod outbox;
-mod region;
+mod placement;
+mod pursuit;
 mod removal;
 mod saved;
+mod session;
 mod snapshot;
 mod state;
-mod step;
 mod target;
-mod unballoon;
 
 pub use action::{Action, JobId, Prepare};
-pub use balloon::{
-    BALLOON_TIMEOUT, MAX_BALLOON_REQUEST, MAX_BALLOON_TIME, MAX_SHORT_ANSWERS, SHORT_ANSWER_PAUSE,
-};
-pub use books::{
-    MAX_DISCARD_RANGES, MAX_DISCARDS_IN_FLIGHT, MAX_FOREIGN_PAGES, MAX_FOREIGN_RANGES,
-};
 pub use config::{Config, ConfigError, DEFAULT_SETTLE, HotAdd, ReplaceError, Settle};
 pub use device::Device;
 pub use dynmem_protocol::{StatusReport, Version};
 pub use event::Event;
 pub use fault::{FaultCounts, GuestFault};
-pub use hot_add::HOT_ADD_TIMEOUT;
+pub use ledger::{
+    MAX_DISCARD_RANGES, MAX_DISCARDS_IN_FLIGHT, MAX_FOREIGN_PAGES, MAX_FOREIGN_RANGES,
+};
 pub use notice::{Notice, Transaction};
-pub use region::{FIRST_HOT_ADD_REQUEST, MAX_HOT_ADD_REQUEST};
-pub use saved::RestoreError;
+pub use placement::{FIRST_HOT_ADD_REQUEST, MAX_HOT_ADD_REQUEST};
+pub use saved::{RestoreError, SavedDevice};
+pub use saved_state::{FormatError, SavedState};
+pub use session::{
+    BALLOON_TIMEOUT, HOT_ADD_TIMEOUT, MAX_BALLOON_REQUEST, MAX_BALLOON_TIME, MAX_SHORT_ANSWERS,
+    MAX_UNBALLOON_MESSAGE, SHORT_ANSWER_PAUSE, UNBALLOON_TIMEOUT,
+};
 pub use snapshot::Snapshot;
 pub use state::StateName;
 pub use target::{Refusal, StopReason, TargetError};
-pub use unballoon::{MAX_UNBALLOON_MESSAGE, UNBALLOON_TIMEOUT};

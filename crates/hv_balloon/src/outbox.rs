@@ -3,6 +3,10 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use dynmem_protocol::{HostMessage, MAX_HOST_MESSAGE};
+
+use crate::saved::{self, ensure};
+
 /// The most messages that wait. The device itself has one at a time; answers to a guest that asks
 /// and does not read make up the rest.
 const CAPACITY: usize = 8;
@@ -58,25 +62,27 @@ impl Outbox {
     }
 
     /// The messages that are not in the ring, the driver's first.
-    pub(crate) fn messages(&self) -> impl Iterator<Item = &[u8]> {
-        self.current().into_iter().chain(self.waiting.iter().map(|message| &**message))
+    pub(crate) fn save(&self) -> Vec<Vec<u8>> {
+        let waiting = self.waiting.iter().map(Vec::as_slice);
+        self.current().into_iter().chain(waiting).map(<[u8]>::to_vec).collect()
     }
 
-    /// An outbox with these messages, of which the driver has none; `None` where they are too many.
-    pub(crate) fn restore(messages: impl ExactSizeIterator<Item = Vec<u8>>) -> Option<Self> {
-        let fits = messages.len() <= CAPACITY.saturating_add(1);
-        fits.then(|| Self { waiting: messages.collect(), ..Self::default() })
+    /// An outbox with these messages, of which the driver has none.
+    pub(crate) fn restore(saved: &[Vec<u8>]) -> saved::Result<Self> {
+        // Messages are whole units of the ring, so that it adds no bytes of its own.
+        let is_message = |bytes: &Vec<u8>| {
+            bytes.len() <= MAX_HOST_MESSAGE
+                && bytes.len().is_multiple_of(8)
+                && HostMessage::parse(bytes).is_ok()
+        };
+        ensure(saved.iter().all(is_message), "a message that is none of the protocol's")?;
+        ensure(saved.len() <= CAPACITY.saturating_add(1), "too many messages")?;
+        Ok(Self { waiting: saved.iter().cloned().collect(), ..Self::default() })
     }
 
     /// Whether all messages are in the ring.
     pub(crate) fn is_idle(&self) -> bool {
         !self.with_driver && self.waiting.is_empty()
-    }
-
-    /// Forgets everything: the ring is gone.
-    pub(crate) fn clear(&mut self) {
-        self.spare.extend(self.waiting.drain(..));
-        self.with_driver = false;
     }
 }
 
@@ -113,9 +119,8 @@ mod tests {
         let mut outbox = Outbox::default();
         let pushed = core::iter::repeat_with(|| outbox.push(|_| ())).take_while(Result::is_ok);
         assert_eq!(pushed.count(), CAPACITY);
-        outbox.clear();
+        assert!(outbox.poll());
         assert_eq!(outbox.push(|_| ()), Ok(()));
-        assert!(outbox.spare.len() < CAPACITY);
     }
 
     #[test]

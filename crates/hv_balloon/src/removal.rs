@@ -16,8 +16,8 @@ use alloc::vec::Vec;
 
 use page_range::{PageRange, PageRangeSet};
 
+use crate::JobId;
 use crate::action::JobIds;
-use crate::{Action, Device, JobId, Notice};
 
 /// The removals that wait, run, and failed.
 #[derive(Clone, Debug, Default)]
@@ -52,8 +52,18 @@ impl Removals {
         self.waiting.insert_set(&stuck);
     }
 
+    /// Memory to remove once that can be asked for.
+    pub(crate) fn add(&mut self, range: PageRange) {
+        self.waiting.insert(range);
+    }
+
+    /// The machine was reset: all memory that may have been added goes.
+    pub(crate) fn restart(&mut self, added: Option<PageRange>) {
+        self.waiting = added.into_iter().collect();
+    }
+
     /// Begins all removals that wait.
-    fn begin(&mut self, ids: &mut JobIds) -> Vec<(JobId, PageRange)> {
+    pub(crate) fn begin(&mut self, ids: &mut JobIds) -> Vec<(JobId, PageRange)> {
         let begun: Vec<_> =
             core::mem::take(&mut self.waiting).iter().map(|range| (ids.next(), range)).collect();
         self.in_flight.extend(begun.iter().copied());
@@ -61,39 +71,11 @@ impl Removals {
     }
 
     /// A removal ended; `None` where the job is none of them.
-    fn finish(&mut self, id: JobId, ok: bool) -> Option<PageRange> {
+    pub(crate) fn finish(&mut self, id: JobId, ok: bool) -> Option<PageRange> {
         let range = self.in_flight.remove(&id)?;
         if !ok {
             self.stuck.insert(range);
         }
         Some(range)
-    }
-}
-
-impl Device {
-    /// Takes memory away that the guest does not use.
-    pub(crate) fn remove_memory(&mut self, range: PageRange) {
-        self.removals.waiting.insert(range);
-        self.begin_removals();
-    }
-
-    /// Asks for all removals that wait; false where there are none.
-    pub(crate) fn begin_removals(&mut self) -> bool {
-        let begun = self.removals.begin(&mut self.jobs);
-        for &(id, range) in &begun {
-            self.act(Action::RemoveMemory { id, range });
-        }
-        !begun.is_empty()
-    }
-
-    /// Books the end of a removal; false where the job is none.
-    pub(crate) fn finish_removal(&mut self, id: JobId, ok: bool) -> bool {
-        let removed = self.removals.finish(id, ok);
-        if let Some(range) = removed
-            && !ok
-        {
-            self.notify(Notice::RemovalFailed { range });
-        }
-        removed.is_some()
     }
 }

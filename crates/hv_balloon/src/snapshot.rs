@@ -5,8 +5,10 @@ use core::time::Duration;
 use dynmem_protocol::{StatusReport, Version};
 use page_range::{Gpfn, PageCount};
 
-use crate::region::Region;
-use crate::state::State;
+use crate::closing::Closing;
+use crate::machine::Machine;
+use crate::placement::HotAddPlacement;
+use crate::session::Session;
 use crate::target::Goal;
 use crate::{Device, FaultCounts, Refusal, StateName, StopReason};
 
@@ -75,67 +77,45 @@ impl Device {
     /// The state alone.
     #[must_use]
     pub const fn state(&self) -> StateName {
-        self.state.name()
+        self.link.name()
     }
 
     /// The device at a glance.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let version = match self.state {
-            State::AwaitCaps { version, .. } => Some(version),
-            _ => self.state.session().map(|session| session.version),
-        };
-        let ready_at = match self.state {
-            State::Settling { until, .. } => Some(until),
-            _ => None,
-        };
-        let assigned = self.books.assigned();
-        let actual = self.books.actual();
+        let Self { link, machine } = self;
+        let Machine { ledger, placement, goal, .. } = machine;
+        let session = link.session();
+        let ready_at = session.and_then(Session::ready_at);
+        let discarding = link.closing().map_or_else(|| ledger.discarding(), Closing::discarding);
+        let (assigned, actual) = (ledger.assigned(), ledger.actual());
         Snapshot {
-            state: self.state.name(),
-            target: self.goal.map(|goal| goal.target),
-            is_pursued: self.goal.is_some_and(Goal::is_open),
-            last_stop: self.goal.and_then(Goal::stop_reason),
+            state: link.name(),
+            target: goal.map(|goal| goal.target),
+            is_pursued: machine.has_open_target(),
+            last_stop: goal.and_then(Goal::stop_reason),
             actual,
-            maximum: self.maximum(),
-            boot: self.boot_ram.len(),
-            hot_added: self.hot_added(),
-            hot_add_capacity: self.region.as_ref().map_or(PageCount::ZERO, Region::capacity),
-            hot_add_base: self.region.as_ref().and_then(Region::base),
+            maximum: machine.maximum(session.map(Session::capabilities)),
+            boot: machine.boot_ram.len(),
+            hot_added: machine.hot_added(),
+            hot_add_capacity: placement.as_ref().map_or(PageCount::ZERO, HotAddPlacement::capacity),
+            hot_add_base: placement.as_ref().and_then(HotAddPlacement::base),
             assigned,
             ballooned: assigned.saturating_sub(actual),
-            in_flight: self.in_flight(),
-            discarding: self.discarding(),
-            inhibited: self.is_inhibited,
-            undiscarded: self.books.undiscarded(),
-            held: self.books.held(),
-            foreign: self.books.foreign(),
-            guest_os_id: self.guest_os_id,
-            alignment: self.alignment(),
-            version,
+            in_flight: discarding.saturating_add(ledger.pending()),
+            discarding,
+            inhibited: machine.is_inhibited,
+            undiscarded: ledger.undiscarded(),
+            held: ledger.held(),
+            foreign: ledger.foreign(),
+            guest_os_id: link.guest_os_id(),
+            alignment: session.map(|session| machine.alignment(session.guest_alignment())),
+            version: link.version(),
             ready_at,
-            ready_in: ready_at.map(|at| at.saturating_sub(self.now)),
-            status: self.status,
-            last_refusal: self.last_refusal,
-            faults: self.faults,
-        }
-    }
-
-    fn alignment(&self) -> Option<PageCount> {
-        let of_guest = self.state.session()?.capabilities.hot_add_alignment();
-        Some(self.region.as_ref().map_or(of_guest, |region| region.alignment(of_guest)))
-    }
-
-    fn in_flight(&self) -> PageCount {
-        self.discarding().saturating_add(self.books.pending())
-    }
-
-    fn discarding(&self) -> PageCount {
-        match &self.state {
-            State::Closing { discards, .. } => {
-                discards.values().fold(PageCount::ZERO, |sum, &pages| sum.saturating_add(pages))
-            }
-            _ => self.books.discarding(),
+            ready_in: ready_at.map(|at| at.saturating_sub(machine.now)),
+            status: session.and_then(Session::status),
+            last_refusal: machine.last_refusal,
+            faults: machine.faults,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -88,6 +89,27 @@ pub enum FormatError {
 pub struct Saved<'a> {
     version: u32,
     payload: &'a [u8],
+}
+
+/// A state that can be kept by itself, as bytes that say what they are. As a part of a larger state
+/// it is kept by its `serde` implementations, and the larger one is framed.
+pub trait SavedState: Serialize + DeserializeOwned {
+    /// What kind of state it is, and of which version.
+    const FORMAT: Format;
+
+    /// The state in its frame.
+    #[must_use]
+    fn to_bytes(&self) -> Vec<u8> {
+        Self::FORMAT.write(self)
+    }
+
+    /// The state in the frame. Whether it can be is for whoever restores it to check.
+    ///
+    /// # Errors
+    /// [`FormatError`] if the bytes are no state of this kind, not whole, altered, or too new.
+    fn from_bytes(bytes: &[u8]) -> Result<Self, FormatError> {
+        Self::FORMAT.read(bytes)?.decode()
+    }
 }
 
 impl Format {

@@ -20,6 +20,8 @@
 //! @20+n 4 CRC-32 (IEEE 802.3) of all bytes before
 //! ```
 //!
+//! [`SavedState`] is what a state in such a frame implements.
+//!
 //! All numbers outside the payload are little endian. This frame is the same in all versions, so
 //! that a program can tell state that is too new from state that was altered. State comes from a
 //! file and may contain anything: [`Format::read`] and [`Saved::decode`] refuse it with a reason
@@ -32,5 +34,5 @@ extern crate std;
 mod frame;
 mod pages;
 
-pub use frame::{Format, FormatError, Saved};
+pub use frame::{Format, FormatError, Saved, SavedState};
 pub use pages::{Range, RangeSet};

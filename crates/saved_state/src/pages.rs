@@ -38,6 +38,14 @@ pub enum RangeSet<'a> {
     Saved(Vec<PageRange>),
 }
 
+impl RangeSet<'static> {
+    /// A copy of `set`, as if it had been read.
+    #[must_use]
+    pub fn of(set: &PageRangeSet) -> Self {
+        Self::Saved(set.iter().collect())
+    }
+}
+
 impl RangeSet<'_> {
     /// The ranges in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = PageRange> + '_ {
@@ -69,6 +77,15 @@ impl RangeSet<'_> {
         self.iter().all(|range| whole.contains_range(range)).then(|| self.iter().collect())
     }
 }
+
+/// Equal are sets of the same pages.
+impl PartialEq for RangeSet<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for RangeSet<'_> {}
 
 impl<'a> From<&'a PageRangeSet> for RangeSet<'a> {
     fn from(set: &'a PageRangeSet) -> Self {
@@ -192,6 +209,7 @@ mod tests {
             let set = set(&ranges);
             let bytes = postcard::to_allocvec(&RangeSet::from(&set)).unwrap();
             let again = postcard::from_bytes::<RangeSet<'_>>(&bytes).unwrap();
+            prop_assert_eq!(&again, &RangeSet::of(&set));
             prop_assert_eq!(again.within(&set), Some(set));
             let each: Vec<Range> = ranges.iter().map(|&(s, c)| Range(range(s, c).unwrap())).collect();
             let bytes = postcard::to_allocvec(&each).unwrap();

@@ -3,12 +3,12 @@
 
 mod device;
 
-use saved_state::Format;
+use hv_balloon::SavedDevice;
+use saved_state::{Format, SavedState};
 use vmbus::Server;
 
 use crate::{rings, vmbus_messages};
 
-const DEVICE: Format = Format { magic: *b"HVDMDEV\0", name: "a device", newest: 1 };
 const SERVER: Format = Format { magic: *b"HVVMBSRV", name: "a server", newest: 1 };
 const RINGS: Format = Format { magic: *b"HVVMBRNG", name: "rings", newest: 1 };
 
@@ -31,7 +31,7 @@ pub(crate) fn run(data: &[u8]) {
         1 => rings::go_on(rest, None, true),
         2 => server(&framed(SERVER), steps),
         3 => rings::go_on(steps, Some(&framed(RINGS)), kind & 8 != 0),
-        machine => device::run(machine, &framed(DEVICE), steps),
+        machine => device::run(machine, &framed(SavedDevice::FORMAT), steps),
     }
 }
 

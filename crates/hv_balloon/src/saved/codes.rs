@@ -4,13 +4,13 @@ use crate::StopReason;
 
 macro_rules! codes {
     ($($code:literal $reason:ident,)*) => {
-        pub(super) const fn code(reason: StopReason) -> u8 {
+        pub(crate) const fn code(reason: StopReason) -> u8 {
             match reason {
                 $(StopReason::$reason => $code,)*
             }
         }
 
-        pub(super) const fn reason(code: u8) -> Option<StopReason> {
+        pub(crate) const fn reason(code: u8) -> Option<StopReason> {
             match code {
                 $($code => Some(StopReason::$reason),)*
                 _ => None,

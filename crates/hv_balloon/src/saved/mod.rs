@@ -1,29 +1,45 @@
-//! The device to bytes and back.
+//! The device to its saved state, to bytes, and back.
 
-mod codes;
+pub(crate) mod codes;
 pub(crate) mod form;
 mod read;
 #[cfg(test)]
 mod tests;
 mod write;
 
-use alloc::vec::Vec;
 use core::time::Duration;
 
 use page_range::PageRange;
-use saved_state::{Format, FormatError};
+use saved_state::{Format, SavedState};
+use serde::{Deserialize, Serialize};
 
 use crate::{Config, ConfigError, Device};
 
-const FORMAT: Format = Format { magic: *b"HVDMDEV\0", name: "a Dynamic Memory device", newest: 1 };
+pub(crate) use read::version;
+
+/// A device as [`Device::save`] makes it, in one of the versions that there are.
+///
+/// Keep it by itself as bytes ([`SavedState`]), or as a part of a larger state by its `serde`
+/// implementations. Either way what is read may be anything: [`Device::restore`] checks what it says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SavedDevice(Version);
+
+/// A version, once released, stays as it is. A new one is a new variant behind those that there are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Version {
+    V1(form::Device),
+}
+
+impl SavedState for SavedDevice {
+    const FORMAT: Format =
+        Format { magic: *b"HVDMDEV\0", name: "a Dynamic Memory device", newest: 1 };
+}
 
 /// Why a device is not restored. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestoreError {
-    /// The bytes are no saved device, or not all of one, or one of a newer program.
-    #[error(transparent)]
-    Format(#[from] FormatError),
     /// The device was saved with another configuration, on which all in it depends.
     #[error(
         "the saved guest has other {what}; restore it with the configuration it was saved with"
@@ -50,7 +66,7 @@ pub(crate) const fn ensure(holds: bool, reason: &'static str) -> Result<()> {
 }
 
 impl Device {
-    /// The device as bytes: all that it knows of guest and operator, and all that it has begun.
+    /// The device's state: all that it knows of guest and operator, and all that it has begun.
     ///
     /// May be called at any time between two calls of [`Device::handle`]. The driver has to hold
     /// still what goes with it: the guest, whose memory is saved with the device, and its own work
@@ -69,17 +85,17 @@ impl Device {
     ///
     /// Times are saved as what is left of them at `now`, the time since the VM started.
     #[must_use]
-    pub fn save(&self, now: Duration) -> Vec<u8> {
-        FORMAT.write(&write::device(self, self.now.max(now)))
+    pub fn save(&self, now: Duration) -> SavedDevice {
+        SavedDevice(Version::V1(write::device(self, self.machine.now.max(now))))
     }
 
     /// The pages that the host has back, upwards. What is in them is of no use: who saves the
     /// guest's memory can leave them out.
     pub fn ballooned(&self) -> impl Iterator<Item = PageRange> + '_ {
-        self.books.ballooned()
+        self.machine.ledger.ballooned()
     }
 
-    /// The device that [`Device::save`] made `bytes` of; `now` is the time by which events will be
+    /// The device that was saved; `now` is the time by which events will be
     /// told from now on. Call [`Device::poll_action`] until `None` afterwards.
     ///
     /// `config` names the memory that the saved guest has: what the device was made from, or what
@@ -90,9 +106,9 @@ impl Device {
     /// reach the memory of the restored one: it counts those that it asks for itself.
     ///
     /// # Errors
-    /// [`RestoreError`] if the bytes are no device that can be, or one with another configuration.
-    pub fn restore(config: Config, bytes: &[u8], now: Duration) -> Result<Self> {
-        // As long as there is one version, it is the one.
-        read::device(FORMAT.read(bytes)?.decode()?, config, now)
+    /// [`RestoreError`] if no device can be in this state, or one with another configuration.
+    pub fn restore(config: Config, saved: &SavedDevice, now: Duration) -> Result<Self> {
+        let SavedDevice(Version::V1(form)) = saved;
+        read::device(form, config, now)
     }
 }

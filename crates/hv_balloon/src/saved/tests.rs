@@ -1,13 +1,15 @@
 //! Each thing that cannot be is refused by name. The states to alter are the golden files.
+#![expect(clippy::wildcard_enum_match_arm, reason = "what a test does not expect fails it")]
 
 use core::time::Duration;
 use std::vec;
+use std::vec::Vec;
 
 use page_range::{Gpfn, PageCount, PageRange};
-use saved_state::{Range, RangeSet};
+use saved_state::{Range, SavedState};
 
-use super::form::{self, State};
-use super::{FORMAT, RestoreError};
+use super::form::{self, Activity, Link, RangeSet};
+use super::{RestoreError, SavedDevice, Version};
 use crate::{Config, Device, HotAdd, MAX_FOREIGN_PAGES};
 
 const HUGE: u64 = 512;
@@ -34,12 +36,12 @@ fn range(start: u64, count: u64) -> PageRange {
     PageRange::new(Gpfn::new(start).unwrap(), PageCount::new(count)).unwrap()
 }
 
-fn set(start: u64, count: u64) -> RangeSet<'static> {
+fn set(start: u64, count: u64) -> RangeSet {
     RangeSet::Saved(vec![range(start, count)])
 }
 
 /// The configuration that the device in `saved` was made from: the state has all of it.
-fn config(saved: &form::Config<'_>) -> Config {
+fn config(saved: &form::Config) -> Config {
     let hot_add = saved.hot_add.map(|hot_add| HotAdd {
         window: hot_add.window.0,
         capacity: PageCount::new(hot_add.capacity),
@@ -53,14 +55,29 @@ fn config(saved: &form::Config<'_>) -> Config {
     }
 }
 
+fn form(saved: &[u8]) -> form::Device {
+    let SavedDevice(Version::V1(form)) = SavedDevice::from_bytes(saved).unwrap();
+    form
+}
+
+/// Restores the state with a configuration that fits it.
+fn restore(form: form::Device, now: Duration) -> Result<Device, RestoreError> {
+    Device::restore(config(&form.config), &SavedDevice(Version::V1(form)), now)
+}
+
+fn session(form: &mut form::Device) -> &mut form::Session {
+    let Link::Ready(session) = &mut form.link else { panic!("no session") };
+    session
+}
+
 /// What restoring the state says once it is altered.
 #[track_caller]
-fn refused(saved: &[u8], alter: impl FnOnce(&mut form::Device<'_>), expected: &str) {
-    let mut form = FORMAT.read(saved).unwrap().decode::<form::Device<'_>>().unwrap();
+fn refused(saved: &[u8], alter: impl FnOnce(&mut form::Device), expected: &str) {
+    let mut form = form(saved);
     let config = config(&form.config);
-    assert!(Device::restore(config.clone(), saved, Default::default()).is_ok());
+    assert!(restore(form.clone(), Duration::ZERO).is_ok());
     alter(&mut form);
-    match Device::restore(config, &FORMAT.write(&form), Default::default()) {
+    match Device::restore(config, &SavedDevice(Version::V1(form)), Duration::ZERO) {
         Err(RestoreError::Impossible { reason }) => assert_eq!(reason, expected),
         other => panic!("{other:?} and not {expected}"),
     }
@@ -68,44 +85,42 @@ fn refused(saved: &[u8], alter: impl FnOnce(&mut form::Device<'_>), expected: &s
 
 #[test]
 fn pages_are_in_one_place_and_ram() {
-    refused(IDLE, |form| form.books.pending = set(0x1_0fff, 1), "a page is in two places");
-    refused(IDLE, |form| form.books.undiscarded = set(0x1_0fff, 1), "a page is in two places");
+    refused(IDLE, |form| form.ledger.pending = set(0x1_0fff, 1), "a page is in two places");
+    refused(IDLE, |form| form.ledger.undiscarded = set(0x1_0fff, 1), "a page is in two places");
     let no_ram = "pages out that are no RAM";
-    refused(IDLE, |form| form.books.pending = set(0x5000, 1), no_ram);
-    refused(IDLE, |form| form.books.ballooned = set(4095, 2), no_ram);
-    refused(BALLOONING, |form| form.books.discarding[0].1 = set(4096, 1), no_ram);
-    refused(IDLE, |form| form.books.foreign = set(4095, 2), "foreign pages that are RAM");
-    refused(GROWN, |form| form.books.foreign = set(0x2_0200, 1), "foreign pages that are RAM");
+    refused(IDLE, |form| form.ledger.pending = set(0x5000, 1), no_ram);
+    refused(IDLE, |form| form.ledger.ballooned = set(4095, 2), no_ram);
+    refused(BALLOONING, |form| form.ledger.discarding[0].1 = set(4096, 1), no_ram);
+    refused(IDLE, |form| form.ledger.foreign = set(4095, 2), "foreign pages that are RAM");
+    refused(GROWN, |form| form.ledger.foreign = set(0x2_0200, 1), "foreign pages that are RAM");
 }
 
 #[test]
 fn foreign_ranges_are_as_many_as_the_device_remembers() {
     let many = |count: u64| (0..count).map(|n| range(0x5_0000 + n * 2, 1)).collect();
     let too_many = "too many foreign ranges";
-    refused(IDLE, |form| form.books.foreign = RangeSet::Saved(many(4097)), too_many);
-    let mut form = FORMAT.read(IDLE).unwrap().decode::<form::Device<'_>>().unwrap();
-    form.books.foreign = RangeSet::Saved(many(4096));
-    let restored = Device::restore(config(&form.config), &FORMAT.write(&form), Default::default());
-    assert_eq!(restored.unwrap().snapshot().foreign, PageCount::new(4096));
+    refused(IDLE, |form| form.ledger.foreign = RangeSet::Saved(many(4097)), too_many);
+    let mut form = form(IDLE);
+    form.ledger.foreign = RangeSet::Saved(many(4096));
+    assert_eq!(restore(form, Duration::ZERO).unwrap().snapshot().foreign, PageCount::new(4096));
 }
 
 #[test]
 fn foreign_pages_are_as_many_as_the_device_remembers() {
     let most = MAX_FOREIGN_PAGES.get();
     let too_many = "too many foreign pages";
-    refused(IDLE, |form| form.books.foreign = set(0x5_0000, most + 1), too_many);
+    refused(IDLE, |form| form.ledger.foreign = set(0x5_0000, most + 1), too_many);
     let two = RangeSet::Saved(vec![range(0x5_0000, most), range(1 << 39, 1)]);
-    refused(IDLE, |form| form.books.foreign = two, too_many);
-    let mut form = FORMAT.read(IDLE).unwrap().decode::<form::Device<'_>>().unwrap();
-    form.books.foreign = set(0x5_0000, most);
-    let restored = Device::restore(config(&form.config), &FORMAT.write(&form), Default::default());
-    assert_eq!(restored.unwrap().snapshot().foreign, MAX_FOREIGN_PAGES);
+    refused(IDLE, |form| form.ledger.foreign = two, too_many);
+    let mut form = form(IDLE);
+    form.ledger.foreign = set(0x5_0000, most);
+    assert_eq!(restore(form, Duration::ZERO).unwrap().snapshot().foreign, MAX_FOREIGN_PAGES);
 }
 
 #[test]
 fn discards_are_few_and_each_is_one_job() {
-    let jobs = |form: &mut form::Device<'_>, ids: &[u64]| {
-        form.books.discarding = ids.iter().map(|&id| (id, set(1000 + id * 2, 1))).collect();
+    let jobs = |form: &mut form::Device, ids: &[u64]| {
+        form.ledger.discarding = ids.iter().map(|&id| (id, set(1000 + id * 2, 1))).collect();
     };
     refused(BALLOONING, |form| jobs(form, &[0, 1, 2]), "too many discards in flight");
     refused(BALLOONING, |form| jobs(form, &[1, 1]), "two jobs of one name");
@@ -113,90 +128,73 @@ fn discards_are_few_and_each_is_one_job() {
     let names = "more jobs than any device has had";
     refused(BALLOONING, |form| form.next_job = u64::MAX / 2 + 1, names);
     let empty = RangeSet::Saved(vec![]);
-    refused(BALLOONING, |form| form.books.discarding[0].1 = empty, "a discard of nothing");
+    refused(BALLOONING, |form| form.ledger.discarding[0].1 = empty, "a discard of nothing");
     refused(PREPARING, |form| form.next_job = 0, "a job from the future");
-    let twice = |form: &mut form::Device<'_>| form.books.discarding = vec![(0, set(0, 1))];
+    let twice = |form: &mut form::Device| form.ledger.discarding = vec![(0, set(0, 1))];
     refused(PREPARING, twice, "two jobs of one name");
 }
 
 #[test]
 fn huge_pages_are_whole_and_only_where_there_are_any() {
     let part = "a part of a huge page is discarded";
-    refused(HELD, |form| form.books.ballooned = set(HUGE, HUGE - 1), part);
-    refused(HELD, |form| form.books.discarding = vec![(0, set(1, HUGE))], part);
-    refused(RETURNING, |form| form.books.providing = set(HUGE, 1), part);
+    refused(HELD, |form| form.ledger.ballooned = set(HUGE, HUGE - 1), part);
+    refused(HELD, |form| form.ledger.discarding = vec![(0, set(1, HUGE))], part);
+    refused(RETURNING, |form| form.ledger.providing = set(HUGE, 1), part);
     let none = "huge pages where there are none";
-    refused(IDLE, |form| form.books.held = set(0, 1), none);
-    refused(CLOSED, |form| form.state = State::Closing { absent: set(0, 1) }, none);
+    refused(IDLE, |form| form.ledger.held = set(0, 1), none);
+    refused(CLOSED, |form| form.link = Link::Closing { absent: set(0, 1) }, none);
     let job = "pages to provide without a job, or a job without";
-    refused(HELD, |form| form.books.providing = set(3 * HUGE, HUGE), job);
-    refused(RETURNING, |form| form.books.providing = RangeSet::Saved(vec![]), job);
+    refused(HELD, |form| form.ledger.providing = set(3 * HUGE, HUGE), job);
+    refused(RETURNING, |form| form.ledger.providing = RangeSet::Saved(vec![]), job);
 }
 
 #[test]
 fn without_a_session_there_is_nothing_of_one() {
-    let channel = "a guest without a channel, or none with one";
-    refused(CLOSED, |form| form.guest_os_id = Some(0), channel);
-    refused(IDLE, |form| form.guest_os_id = None, channel);
     let pages = "pages are out without a session";
-    refused(CLOSED, |form| form.books.pending = set(0, 1), pages);
-    refused(CLOSED, |form| form.books.foreign = set(5000, 1), pages);
-    let status = form::Status {
-        available: 0,
-        committed: 0,
-        page_file: 0,
-        zero_and_free: 0,
-        page_file_writes: 0,
-        io_difference: 0,
-    };
-    let report = "a status report without a session";
-    refused(CLOSED, |form| form.status = Some(status), report);
-    let hello = golden!("await-capabilities");
-    let answer = FORMAT.read(hello).unwrap().decode::<form::Device<'_>>().unwrap().outbox;
-    refused(CLOSED, |form| form.outbox = answer, "messages without a channel");
+    refused(CLOSED, |form| form.ledger.pending = set(0, 1), pages);
+    refused(CLOSED, |form| form.ledger.foreign = set(5000, 1), pages);
 }
 
 #[test]
 fn messages_are_few_and_the_protocols() {
     let message = "a message that is none of the protocol's";
-    refused(IDLE, |form| form.outbox = vec![vec![0; 8].into()], message);
-    refused(IDLE, |form| form.outbox = vec![vec![].into()], message);
-    let unsent = FORMAT.read(golden!("unballooning-unsent")).unwrap();
-    let form = unsent.decode::<form::Device<'_>>().unwrap();
-    let longer = [&form.outbox[0], &[0_u8][..]].concat();
-    refused(IDLE, |form| form.outbox = vec![longer.into()], message);
-    let messages = vec![form.outbox[0].clone(); 10];
-    refused(IDLE, |form| form.outbox = messages, "too many messages");
+    let outbox =
+        |messages: Vec<Vec<u8>>| move |form: &mut form::Device| session(form).outbox = messages;
+    refused(IDLE, outbox(vec![vec![0; 8]]), message);
+    refused(IDLE, outbox(vec![vec![]]), message);
+    let unsent = session(&mut form(golden!("unballooning-unsent"))).outbox[0].clone();
+    refused(IDLE, outbox(vec![[&unsent, &[0_u8][..]].concat()]), message);
+    refused(IDLE, outbox(vec![unsent; 10]), "too many messages");
 }
 
 #[test]
 fn memory_to_add_is_where_it_can_be() {
     let used = "more memory added than there is";
-    let region = |form: &mut form::Device<'_>, base, used| {
-        let region = form.region.as_mut().unwrap();
-        (region.base, region.used, region.reach) = (base, used, used);
+    let placement = |form: &mut form::Device, base, used| {
+        let placement = form.placement.as_mut().unwrap();
+        (placement.base, placement.used, placement.reach) = (base, used, used);
     };
-    refused(GROWN, |form| region(form, Some(0x2_0200), 4097), used);
-    refused(GROWN, |form| region(form, Some(0x2_00ff), 1024), used);
-    refused(GROWN, |form| region(form, Some(0x12_0100), 1024), used);
-    refused(GROWN, |form| region(form, None, 1024), used);
-    refused(GROWN, |form| form.region.as_mut().unwrap().reach = 1023, used);
-    refused(GROWN, |form| form.region.as_mut().unwrap().reach = 4097, used);
+    refused(GROWN, |form| placement(form, Some(0x2_0200), 4097), used);
+    refused(GROWN, |form| placement(form, Some(0x2_00ff), 1024), used);
+    refused(GROWN, |form| placement(form, Some(0x12_0100), 1024), used);
+    refused(GROWN, |form| placement(form, None, 1024), used);
+    refused(GROWN, |form| form.placement.as_mut().unwrap().reach = 1023, used);
+    refused(GROWN, |form| form.placement.as_mut().unwrap().reach = 4097, used);
     let space = "memory added outside the address space";
-    refused(GROWN, |form| region(form, Some(u64::MAX), 1024), space);
+    refused(GROWN, |form| placement(form, Some(u64::MAX), 1024), space);
     let ram = "RAM that was not added";
-    refused(GROWN, |form| region(form, Some(0x2_0200), 1023), ram);
-    refused(GROWN, |form| form.books.added.push(Range(range(0x2_0200, 1))), ram);
-    refused(GROWN, |form| form.books.added = vec![Range(range(0, 1))], ram);
-    refused(IDLE, |form| form.books.added = vec![Range(range(0x2_0200, 1))], ram);
-    refused(GROWN, |form| form.region = None, "no memory to add where there is some");
+    refused(GROWN, |form| placement(form, Some(0x2_0200), 1023), ram);
+    refused(GROWN, |form| form.ledger.added.push(Range(range(0x2_0200, 1))), ram);
+    refused(GROWN, |form| form.ledger.added = vec![Range(range(0, 1))], ram);
+    refused(IDLE, |form| form.ledger.added = vec![Range(range(0x2_0200, 1))], ram);
+    refused(GROWN, |form| form.placement = None, "no memory to add where there is some");
 }
 
 #[test]
 fn one_piece_of_free_memory_is_on_offer() {
-    let offer = |form: &mut form::Device<'_>, to: Range| {
-        if let State::HotAdding { range, .. } = &mut form.state {
-            *range = to;
+    let offer = |form: &mut form::Device, to: Range| {
+        if let Activity::HotAdding(offer) = &mut session(form).activity {
+            offer.range = to;
         }
     };
     let none = "an offer of memory that there is not";
@@ -204,14 +202,16 @@ fn one_piece_of_free_memory_is_on_offer() {
         refused(HOT_ADDING, |form| offer(form, Range(range(start, count))), none);
     }
     let prepared = Some(Range(range(0x2_0200, 8192)));
-    let prepare = |form: &mut form::Device<'_>| {
-        if let State::Preparing { added, .. } = &mut form.state {
+    let prepare = |form: &mut form::Device| {
+        if let Activity::Preparing { added, .. } = &mut session(form).activity {
             *added = prepared;
         }
     };
     refused(PREPARING, prepare, none);
-    let late = |form: &mut form::Device<'_>, is_told| {
-        form.region.as_mut().unwrap().unanswered = Some((Range(range(0x2_0200, 512)), is_told));
+    let late = |form: &mut form::Device, is_told: bool| {
+        let waited = is_told.then_some(Duration::ZERO);
+        let range = Range(range(0x2_0200, 512));
+        session(form).late = Some(form::Offer { range, waited, left: Duration::ZERO });
     };
     refused(HOT_ADDING, |form| late(form, true), "two offers of memory");
     refused(LATE, |form| late(form, false), "an offer that is nowhere");
@@ -239,7 +239,7 @@ fn removals_are_jobs_beside_which_nothing_is_prepared() {
     refused(GROWN, |form| form.removals.in_flight = vec![job(0), job(0)], names);
     refused(GROWN, |form| form.removals.in_flight = vec![job(99)], "a job from the future");
     let prepared = "memory is prepared while some is removed";
-    let remove = |form: &mut form::Device<'_>| {
+    let remove = |form: &mut form::Device| {
         form.next_job = 9;
         form.removals.in_flight = vec![job(8)];
     };
@@ -247,18 +247,17 @@ fn removals_are_jobs_beside_which_nothing_is_prepared() {
     let offered = "an offer of memory while some is removed";
     refused(HOT_ADDING, remove, offered);
     refused(LATE, |form| form.removals.stuck = vec![Range(range(0x2_1000, 1))], offered);
-    let close = |form: &mut form::Device<'_>| {
+    let close = |form: &mut form::Device| {
         remove(form);
-        form.state = State::Closed;
-        (form.guest_os_id, form.status) = (None, None);
-        form.books.ballooned = RangeSet::Saved(vec![]);
+        form.link = Link::Closed;
+        form.ledger.ballooned = RangeSet::Saved(vec![]);
     };
     refused(GROWN, close, "closed while memory is removed");
 }
 
 #[test]
 fn numbers_mean_something() {
-    let target = |form: &mut form::Device<'_>| form.goal.as_mut().unwrap().target = 0;
+    let target = |form: &mut form::Device| form.goal.as_mut().unwrap().target = 0;
     refused(IDLE, target, "the target is no memory");
     let reason = "a reason that there is not";
     let stop = |code| form::Goal { target: 1, pursuit: form::Pursuit::Stopped(code) };
@@ -266,16 +265,14 @@ fn numbers_mean_something() {
     refused(IDLE, |form| form.goal = Some(stop(16)), reason);
     let stopped = form::Refusal::Stopped(99);
     refused(REFUSED, |form| form.last_refusal = Some((1, stopped)), reason);
-    let version = |form: &mut form::Device<'_>| {
-        if let State::Idle { session } = &mut form.state {
-            session.version = 1;
-        }
+    let version = |form: &mut form::Device| {
+        session(form).version = 1;
     };
     refused(IDLE, version, "a protocol version that there is not");
-    let answers = |form: &mut form::Device<'_>| match &mut form.state {
-        State::Pausing { short_answers, .. } => *short_answers = 5,
-        State::Ballooning { asked, .. } => asked.short_answers = 5,
-        _ => {}
+    let answers = |form: &mut form::Device| match &mut session(form).activity {
+        Activity::Pausing { short_answers, .. } => *short_answers = 5,
+        Activity::Ballooning(asked) => asked.short_answers = 5,
+        other => panic!("{other:?}"),
     };
     refused(PAUSING, answers, "too many short answers");
     refused(BALLOONING, answers, "too many short answers");
@@ -291,15 +288,15 @@ fn no_wait_is_longer_than_one_that_begins_now() {
         (golden!("unballooning-unsent"), crate::UNBALLOON_TIMEOUT),
         (golden!("settling"), crate::DEFAULT_SETTLE),
     ] {
-        let mut form = FORMAT.read(saved).unwrap().decode::<form::Device<'_>>().unwrap();
-        match &mut form.state {
-            State::Ballooning { left, .. }
-            | State::Pausing { left, .. }
-            | State::Unballooning { left, .. }
-            | State::Settling { left, .. } => *left = long,
+        let mut form = form(saved);
+        match &mut session(&mut form).activity {
+            Activity::Ballooning(form::Asked { left, .. })
+            | Activity::Pausing { left, .. }
+            | Activity::Unballooning { left, .. }
+            | Activity::Settling { left } => *left = long,
             other => panic!("{other:?}"),
         }
-        let device = Device::restore(config(&form.config), &FORMAT.write(&form), now).unwrap();
+        let device = restore(form, now).unwrap();
         assert_eq!(device.next_deadline(), Some(now + limit));
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use arbitrary::{Arbitrary, Unstructured};
 use dynmem_protocol::*;
 use hv_balloon::{
-    Action, Config, Device, Event, HotAdd, JobId, Prepare, RestoreError, Settle, StateName,
+    Action, Config, Device, Event, HotAdd, JobId, Prepare, RestoreError, SavedDevice, SavedState,
+    Settle, StateName,
 };
 use page_range::{PageCount, PageRange, PageRangeSet};
 
@@ -28,7 +29,11 @@ const HUGE: u64 = 512;
 pub(super) fn run(machine: u8, saved: &[u8], steps: &[u8]) {
     let config = config(machine & 1 != 0, machine & 2 != 0);
     let now = Duration::from_secs(1000);
-    let device = match Device::restore(config.clone(), saved, now) {
+    let saved = match SavedDevice::from_bytes(saved) {
+        Ok(saved) => saved,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    let device = match Device::restore(config.clone(), &saved, now) {
         Ok(device) => device,
         Err(error) => return assert!(!error.to_string().is_empty()),
     };

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use hv_balloon::StateName;
+use hv_balloon::{FaultCounts, StateName};
 use sim::{Tally, Vice};
 
 use crate::{make, number};
@@ -32,21 +32,6 @@ const SEEN: &[(&str, &[&str])] = &[
             "no-address-space",
             "host-memory",
             "reset",
-        ],
-    ),
-    (
-        "fault",
-        &[
-            "malformed",
-            "out of state",
-            "floods",
-            "bad ranges",
-            "duplicate pages",
-            "foreign pages",
-            "forgotten pages",
-            "unasked responses",
-            "excess pages",
-            "odd hot-adds",
         ],
     ),
     (
@@ -88,6 +73,9 @@ fn gets_about(tally: &Tally) {
     }
     for vice in Vice::ALL {
         assert!(tally.count("vice", vice.name()) > 0, "no guest {}", vice.name());
+    }
+    for (name, _) in FaultCounts::default().iter() {
+        assert!(tally.count("fault", name) > 0, "no guest was at fault: {name}");
     }
     for (kind, names) in SEEN {
         for name in *names {

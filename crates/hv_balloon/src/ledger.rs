@@ -1,0 +1,471 @@
+//! Who has which page of the guest's RAM.
+//!
+//! ```text
+//!                given             begun               ended
+//!   the guest's ───────► pending ───────► discarding ────────► ballooned
+//!       ▲                   ▲ │               │ failed            │  ▲
+//!       │           retried │ │               ▼                   │  │
+//!       │                   └─┼───────── undiscarded              │  │ failed
+//!       │ returned            │               │                   ▼  │
+//!       ├─────────────────────┴───────────────┴───────────────────┤  │
+//!       │                                                         ▼  │
+//!       └──────────────── held ◄───────────────────────────── providing
+//!                                      provided          (huge pages only)
+//! ```
+//!
+//! A page is RAM from the boot on, or from the moment at which the guest took it as new memory
+//! ([`PageLedger::add_ram`]). It is in one of the sets above, or in none and so the guest's. Where
+//! the host can discard whole huge pages only (the *unit*), pages given are *held* until their unit
+//! is complete, and discarded units are not returned before the host provides them again. A page
+//! given that is not RAM is *foreign*: it is kept apart and returned with the next pages. When the
+//! session ends all RAM is the guest's again ([`PageLedger::forget`]).
+//!
+//! The ledger changes when an effect is confirmed, not when it is asked for. Where added memory goes
+//! is not its business: see [`placement`](crate::placement).
+
+mod saved;
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use dynmem_protocol::RangeWords;
+use page_range::{PageCount, PageRange, PageRangeSet};
+
+use crate::JobId;
+use crate::action::JobIds;
+
+/// The most discards the driver has at a time: one at work, one waiting behind it. Pages that come
+/// meanwhile are merged into the next one.
+pub const MAX_DISCARDS_IN_FLIGHT: usize = 2;
+
+/// The most ranges in one discard. The pages of a discard that runs cannot be given back, and a
+/// guest that wants them back at once should wait milliseconds, not seconds.
+pub const MAX_DISCARD_RANGES: usize = 16_384;
+
+/// The most ranges of pages that are not RAM the device remembers. RAM bounds all other sets; these
+/// a guest could name without end.
+pub const MAX_FOREIGN_RANGES: usize = 4096;
+
+/// The most pages that are not RAM the device remembers: 64 GiB. They are given back first, at most
+/// [`MAX_UNBALLOON_MESSAGE`](crate::MAX_UNBALLOON_MESSAGE) in a message; a guest that names all
+/// addresses there are would be sent two million of them.
+pub const MAX_FOREIGN_PAGES: PageCount = PageCount::from_bytes(64 << 30);
+
+/// The pages, by where they are. A page of RAM is in at most one of the sets; one that is in none
+/// is the guest's.
+#[derive(Debug, Default)]
+pub(crate) struct PageLedger {
+    /// All RAM of the guest, wherever it is.
+    ram: PageRangeSet,
+    /// Pages the host can only discard together; at least one.
+    unit: PageCount,
+    /// Given by the guest, not yet handed to a discard.
+    pending: PageRangeSet,
+    /// Given by the guest, and handed to a discard once.
+    out: Out,
+    /// Given by the guest, but not its RAM.
+    foreign: PageRangeSet,
+}
+
+/// Pages that were handed to a discard, by what became of them.
+#[derive(Debug, Default)]
+struct Out {
+    /// Being discarded.
+    discarding: BTreeMap<JobId, PageRangeSet>,
+    /// Given by the guest, discarded.
+    ballooned: PageRangeSet,
+    /// Given by the guest, but the discard failed.
+    undiscarded: PageRangeSet,
+    /// Given by the guest, but the host provides them: other pages of the unit are in use.
+    held: PageRangeSet,
+    /// Discarded units the host is asked to provide again.
+    providing: PageRangeSet,
+}
+
+impl Out {
+    /// The sets there are, with room for the most discards.
+    const SETS: usize = 4 + MAX_DISCARDS_IN_FLIGHT;
+
+    /// The sets that hold pages.
+    fn sets(&self) -> impl Iterator<Item = &PageRangeSet> {
+        [&self.ballooned, &self.undiscarded, &self.held, &self.providing]
+            .into_iter()
+            .chain(self.discarding.values())
+            .filter(|set| !set.is_empty())
+    }
+}
+
+/// What a message says of pages that are not RAM.
+struct Foreign<'a> {
+    pages: &'a mut PageRangeSet,
+    /// For how many ranges there is room; counted once a message, since counting is slow.
+    room: Option<usize>,
+}
+
+impl Foreign<'_> {
+    /// Remembers pages as long as there is room.
+    fn accept(&mut self, parts: impl Iterator<Item = PageRange>, accepted: &mut Accepted) {
+        for part in parts {
+            let counted = || MAX_FOREIGN_RANGES.saturating_sub(self.pages.range_count());
+            let room = self.room.unwrap_or_else(counted);
+            self.room = Some(room.saturating_sub(1));
+            if room == 0 || part.count() > MAX_FOREIGN_PAGES.saturating_sub(self.pages.len()) {
+                accepted.forgotten = accepted.forgotten.saturating_add(part.count());
+                continue;
+            }
+            let added = self.pages.insert(part);
+            accepted.foreign = accepted.foreign.saturating_add(added);
+            accepted.duplicate(part.count().saturating_sub(added));
+        }
+    }
+}
+
+/// What one message brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    /// Pages of RAM the guest had until now.
+    pub(crate) fresh: PageCount,
+    /// Pages named twice or held already.
+    pub(crate) duplicate: PageCount,
+    /// Pages that are not RAM.
+    pub(crate) foreign: PageCount,
+    /// Pages that are not RAM and that are not remembered.
+    pub(crate) forgotten: PageCount,
+    /// Ranges that name no pages.
+    pub(crate) bad_ranges: u64,
+}
+
+impl Accepted {
+    fn duplicate(&mut self, pages: PageCount) {
+        self.duplicate = self.duplicate.saturating_add(pages);
+    }
+
+    /// Whether the message named any page.
+    pub(crate) const fn is_empty(self) -> bool {
+        self.fresh.is_zero()
+            && self.duplicate.is_zero()
+            && self.foreign.is_zero()
+            && self.forgotten.is_zero()
+    }
+}
+
+impl PageLedger {
+    pub(crate) fn new(ram: PageRangeSet, unit: PageCount) -> Self {
+        Self { ram, unit: unit.max(PageCount::new(1)), ..Self::default() }
+    }
+
+    /// Pages of RAM, wherever they are.
+    pub(crate) const fn assigned(&self) -> PageCount {
+        self.ram.len()
+    }
+
+    /// Pages the host provides, or owes as soon as the guest touches them.
+    pub(crate) const fn actual(&self) -> PageCount {
+        self.assigned()
+            .saturating_sub(self.out.ballooned.len())
+            .saturating_sub(self.out.providing.len())
+    }
+
+    /// Pages the guest can use, as far as the host knows.
+    pub(crate) fn present(&self) -> PageCount {
+        [&self.out.ballooned, &self.out.undiscarded, &self.out.held, &self.out.providing]
+            .into_iter()
+            .fold(self.assigned().saturating_sub(self.in_flight()), |present, out| {
+                present.saturating_sub(out.len())
+            })
+    }
+
+    /// Pages given whose discard has not ended.
+    pub(crate) fn in_flight(&self) -> PageCount {
+        self.pending().saturating_add(self.discarding())
+    }
+
+    /// Pages given that wait for a discard.
+    pub(crate) const fn pending(&self) -> PageCount {
+        self.pending.len()
+    }
+
+    /// Pages that are being discarded.
+    pub(crate) fn discarding(&self) -> PageCount {
+        let sets = self.out.discarding.values();
+        sets.fold(PageCount::ZERO, |sum, pages| sum.saturating_add(pages.len()))
+    }
+
+    /// Pages of RAM that may be given back now.
+    pub(crate) fn returnable(&self) -> PageCount {
+        let provided = [&self.pending, &self.out.undiscarded, &self.out.held]
+            .into_iter()
+            .fold(PageCount::ZERO, |sum, pages| sum.saturating_add(pages.len()));
+        if self.provides_itself() {
+            provided.saturating_add(self.out.ballooned.len())
+        } else {
+            provided
+        }
+    }
+
+    /// Whether discarded pages come back by themselves when the guest uses them. Whole huge pages
+    /// come from a pool that may be empty.
+    pub(crate) fn provides_itself(&self) -> bool {
+        self.unit == PageCount::new(1)
+    }
+
+    /// Whether all RAM is the guest's.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.present() == self.assigned()
+            && self.actual() == self.assigned()
+            && self.foreign.is_empty()
+    }
+
+    pub(crate) const fn held(&self) -> PageCount {
+        self.out.held.len()
+    }
+
+    pub(crate) const fn unit(&self) -> PageCount {
+        self.unit
+    }
+
+    pub(crate) const fn undiscarded(&self) -> PageCount {
+        self.out.undiscarded.len()
+    }
+
+    pub(crate) const fn foreign(&self) -> PageCount {
+        self.foreign.len()
+    }
+
+    /// Takes pages the guest gave. Nothing but the words' format was checked before.
+    pub(crate) fn accept(&mut self, words: RangeWords<'_>) -> Accepted {
+        let mut accepted = Accepted::default();
+        // Parts of RAM that are not all the guest's. A guest may name all its RAM in every word:
+        // they are looked at once, not word by word.
+        let mut doubtful = PageRangeSet::new();
+        // The same for all words, and found with none of them as a rule: worth looking up once.
+        let empty = PageRangeSet::new();
+        let mut out = [&empty; Out::SETS];
+        let used = out.iter_mut().zip(self.out.sets()).map(|(slot, set)| *slot = set).count();
+        let out = out.get(..used).unwrap_or_default();
+        let mut foreign = Foreign { pages: &mut self.foreign, room: None };
+        for word in words.iter() {
+            let Ok(range) = word.range() else {
+                accepted.bad_ranges = accepted.bad_ranges.saturating_add(1);
+                continue;
+            };
+            if self.ram.contains_range(range) && out.iter().all(|set| set.is_disjoint(range)) {
+                let fresh = self.pending.insert(range);
+                accepted.fresh = accepted.fresh.saturating_add(fresh);
+                accepted.duplicate(range.count().saturating_sub(fresh));
+                continue;
+            }
+            for part in self.ram.intersection(range) {
+                accepted.duplicate(part.count().saturating_sub(doubtful.insert(part)));
+            }
+            foreign.accept(self.ram.difference(range), &mut accepted);
+        }
+        if !doubtful.is_empty() {
+            self.accept_doubtful(doubtful, &mut accepted);
+        }
+        accepted
+    }
+
+    /// Takes those of the pages that are not out yet.
+    fn accept_doubtful(&mut self, mut pages: PageRangeSet, accepted: &mut Accepted) {
+        for set in self.out.sets().chain([&self.pending]) {
+            accepted.duplicate(pages.remove_set(set));
+        }
+        accepted.fresh = accepted.fresh.saturating_add(self.pending.insert_set(&pages));
+    }
+
+    /// Hands all pending pages that can be discarded to a new discard, unless there are none or
+    /// enough discards run.
+    pub(crate) fn start_discard(&mut self, ids: &mut JobIds) -> Option<(JobId, Vec<PageRange>)> {
+        if self.pending.is_empty() || self.out.discarding.len() >= MAX_DISCARDS_IN_FLIGHT {
+            return None;
+        }
+        // One message's worth as a rule; growing there step by step costs more than the room.
+        let mut ranges = Vec::with_capacity(dynmem_protocol::MAX_RANGES);
+        let pages = if self.provides_itself() {
+            self.take_pending(&mut ranges)
+        } else {
+            let pages = self.take_whole_units();
+            ranges.extend(pages.iter());
+            pages
+        };
+        if pages.is_empty() {
+            return None;
+        }
+        let id = ids.next();
+        self.out.discarding.insert(id, pages);
+        Some((id, ranges))
+    }
+
+    /// Takes as many pending pages as a discard may have; the lowest, since pages are given back
+    /// from the end.
+    fn take_pending(&mut self, ranges: &mut Vec<PageRange>) -> PageRangeSet {
+        ranges.extend(self.pending.iter().take(MAX_DISCARD_RANGES + 1));
+        if ranges.len() <= MAX_DISCARD_RANGES {
+            return core::mem::take(&mut self.pending);
+        }
+        ranges.truncate(MAX_DISCARD_RANGES);
+        let pages = ranges.iter().copied().collect();
+        self.pending.remove_set(&pages);
+        pages
+    }
+
+    /// The whole units among the pages that are out; other pending pages are held from now on.
+    fn take_whole_units(&mut self) -> PageRangeSet {
+        let pending = core::mem::take(&mut self.pending);
+        self.out.held.insert_set(&pending);
+        // A guest can give every other page: each unit is looked at once, not once for each page.
+        let touched: PageRangeSet =
+            pending.iter().map(|range| range.units_around(self.unit)).collect();
+        let whole: PageRangeSet = touched
+            .iter()
+            .flat_map(|units| self.out.held.intersection(units))
+            .filter_map(|part| part.units_within(self.unit))
+            .collect();
+        self.out.held.remove_set(&whole);
+        whole
+    }
+
+    /// Enters the end of a discard; `None` where it is none of this session's. Gives its pages.
+    pub(crate) fn finish_discard(&mut self, id: JobId, ok: bool) -> Option<PageCount> {
+        let pages = self.out.discarding.remove(&id)?;
+        let set = if ok { &mut self.out.ballooned } else { &mut self.out.undiscarded };
+        let count = pages.len();
+        set.append(pages);
+        Some(count)
+    }
+
+    /// Takes discarded units that the host is to provide again, for `owed` pages to give back.
+    pub(crate) fn begin_provide(&mut self, owed: PageCount) -> Option<Vec<PageRange>> {
+        let units = owed.align_up(self.unit).unwrap_or(owed);
+        self.out.ballooned.take_last_ranges(units, usize::MAX, |range| {
+            self.out.providing.insert(range);
+        });
+        (!self.out.providing.is_empty()).then(|| self.out.providing.iter().collect())
+    }
+
+    /// The host provides the units again, or cannot.
+    pub(crate) fn finish_provide(&mut self, ok: bool) {
+        let units = core::mem::take(&mut self.out.providing);
+        let set = if ok { &mut self.out.held } else { &mut self.out.ballooned };
+        set.insert_set(&units);
+    }
+
+    /// New pages come into being: what the guest said of them before was no page of its own.
+    pub(crate) fn forget_foreign(&mut self, range: PageRange) {
+        self.foreign.remove(range);
+    }
+
+    /// New pages are the guest's. Those it has given already, while its answer was on the way,
+    /// wait for their discard.
+    pub(crate) fn add_ram(&mut self, range: PageRange) {
+        self.ram.insert(range);
+        let given: Vec<PageRange> = self.foreign.intersection(range).collect();
+        for part in given {
+            self.foreign.remove(part);
+            self.pending.insert(part);
+        }
+    }
+
+    /// Lets failed discards be tried again, and what is held.
+    pub(crate) fn retry_discards(&mut self) {
+        let failed = core::mem::take(&mut self.out.undiscarded);
+        self.pending.insert_set(&failed);
+        self.retry_held();
+    }
+
+    /// Lets what is held be discarded as far as it is whole units: those that were provided and not
+    /// given back.
+    pub(crate) fn retry_held(&mut self) {
+        let held = core::mem::take(&mut self.out.held);
+        self.pending.insert_set(&held);
+    }
+
+    /// Takes pages to give back: first all that are not RAM, at most `room` at a time, then at most
+    /// `owed` of RAM. Says how many pages of RAM they are.
+    pub(crate) fn take_returnable(
+        &mut self,
+        owed: PageCount,
+        room: PageCount,
+    ) -> Option<(PageRange, PageCount)> {
+        if let Some(range) = self.foreign.take_last(room) {
+            return Some((range, PageCount::ZERO));
+        }
+        // Pages that are not discarded cost the host nothing to give back.
+        let max = owed.min(room);
+        for set in [&mut self.pending, &mut self.out.undiscarded, &mut self.out.held] {
+            if let Some(range) = set.take_last(max) {
+                return Some((range, range.count()));
+            }
+        }
+        if !self.provides_itself() {
+            return None;
+        }
+        let range = self.out.ballooned.take_last(max)?;
+        Some((range, range.count()))
+    }
+
+    /// The guest forgot the balloon: all RAM is its own again. Gives the discards that still run and
+    /// their pages, and the pages that it must not touch before the host provides them again.
+    pub(crate) fn forget(&mut self) -> (BTreeMap<JobId, PageCount>, PageRangeSet) {
+        let discards = self.out.discarding.iter().map(|(&id, pages)| (id, pages.len())).collect();
+        let mut absent = PageRangeSet::new();
+        if !self.provides_itself() {
+            let sets = [&self.out.ballooned, &self.out.providing].into_iter();
+            for set in sets.chain(self.out.discarding.values()) {
+                absent.insert_set(set);
+            }
+        }
+        *self = Self::new(core::mem::take(&mut self.ram), self.unit);
+        (discards, absent)
+    }
+
+    /// The guest starts again with this RAM.
+    pub(crate) fn restart(&mut self, ram: PageRangeSet) {
+        *self = Self::new(ram, self.unit);
+    }
+}
+
+#[cfg(any(test, debug_assertions))]
+impl PageLedger {
+    /// Above this many ranges the sets are not compared page by page: debug builds run real guests.
+    const THOROUGH: usize = 512;
+
+    /// Asserts what holds whatever the guest sent.
+    pub(crate) fn check(&self, is_inhibited: bool) {
+        assert!(self.out.discarding.len() <= MAX_DISCARDS_IN_FLIGHT, "too many discards in flight");
+        assert!(
+            self.pending.is_empty()
+                || is_inhibited
+                || self.out.discarding.len() == MAX_DISCARDS_IN_FLIGHT,
+            "pages wait although a discard could start"
+        );
+        assert!(!self.foreign.has_more_ranges_than(MAX_FOREIGN_RANGES), "too many foreign ranges");
+        assert!(self.foreign.len() <= MAX_FOREIGN_PAGES, "too many foreign pages");
+        let sets: Vec<&PageRangeSet> =
+            [&self.pending, &self.out.ballooned, &self.out.undiscarded, &self.out.held]
+                .into_iter()
+                .chain([&self.out.providing])
+                .chain(self.out.discarding.values())
+                .collect();
+        let given = sets.iter().fold(PageCount::ZERO, |sum, set| sum.saturating_add(set.len()));
+        assert!(given <= self.assigned(), "more pages out than there are");
+        if sets.iter().any(|set| set.has_more_ranges_than(Self::THOROUGH)) {
+            return;
+        }
+        let mut union = PageRangeSet::new();
+        for range in sets.into_iter().flat_map(PageRangeSet::iter) {
+            assert!(self.ram.contains_range(range), "{range} is out but not RAM");
+            assert_eq!(union.insert(range), range.count(), "{range} is in two sets");
+        }
+        for range in
+            [&self.out.ballooned, &self.out.providing].into_iter().flat_map(PageRangeSet::iter)
+        {
+            let whole = range.units_within(self.unit);
+            assert_eq!(whole, Some(range), "a part of a unit is discarded");
+        }
+        for range in self.foreign.iter() {
+            assert_eq!(self.ram.intersection(range).next(), None, "{range} is foreign and RAM");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The ledger to what is written and back.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use page_range::{PageCount, PageRange, PageRangeSet};
+use saved_state::Range;
+
+use super::{MAX_DISCARDS_IN_FLIGHT, MAX_FOREIGN_PAGES, MAX_FOREIGN_RANGES, Out, PageLedger};
+use crate::JobId;
+use crate::placement::HotAddPlacement;
+use crate::saved::form::{self, RangeSet};
+use crate::saved::{RestoreError, Result, ensure};
+
+impl PageLedger {
+    pub(crate) fn save(&self, boot_ram: &PageRangeSet) -> form::Ledger {
+        let added = self.ram.iter().flat_map(|range| boot_ram.difference(range));
+        let discarding = self.out.discarding.iter();
+        form::Ledger {
+            added: added.map(Range).collect(),
+            pending: RangeSet::of(&self.pending),
+            discarding: discarding.map(|(id, pages)| (id.get(), RangeSet::of(pages))).collect(),
+            ballooned: RangeSet::of(&self.out.ballooned),
+            undiscarded: RangeSet::of(&self.out.undiscarded),
+            held: RangeSet::of(&self.out.held),
+            providing: RangeSet::of(&self.out.providing),
+            foreign: RangeSet::of(&self.foreign),
+        }
+    }
+
+    /// The ledger, if it can be: see [`PageLedger::check`] for what holds in all.
+    pub(crate) fn restore(
+        saved: &form::Ledger,
+        boot_ram: &PageRangeSet,
+        placement: Option<&HotAddPlacement>,
+        unit: PageCount,
+    ) -> Result<Self> {
+        let mut ledger = Self::new(ram(saved, boot_ram, placement)?, unit);
+        ensure(saved.discarding.len() <= MAX_DISCARDS_IN_FLIGHT, "too many discards in flight")?;
+        let mut discarding = BTreeMap::new();
+        for (id, pages) in &saved.discarding {
+            ensure(!pages.is_empty(), "a discard of nothing")?;
+            let before = discarding.insert(JobId(*id), ledger.units(pages)?);
+            ensure(before.is_none(), "two jobs of one name")?;
+        }
+        ledger.out = Out {
+            discarding,
+            ballooned: ledger.units(&saved.ballooned)?,
+            undiscarded: ledger.pages(&saved.undiscarded)?,
+            held: ledger.pages(&saved.held)?,
+            providing: ledger.units(&saved.providing)?,
+        };
+        ledger.pending = ledger.pages(&saved.pending)?;
+        let mut union = PageRangeSet::new();
+        for set in ledger.out.sets().chain([&ledger.pending]) {
+            ensure(union.insert_set(set) == set.len(), "a page is in two places")?;
+        }
+        let wants_units = !ledger.out.held.is_empty() || !ledger.out.providing.is_empty();
+        ensure(!wants_units || !ledger.provides_itself(), "huge pages where there are none")?;
+        ledger.foreign = ledger.foreign_pages(&saved.foreign)?;
+        Ok(ledger)
+    }
+
+    /// Pages of RAM.
+    fn pages(&self, saved: &RangeSet) -> Result<PageRangeSet> {
+        saved
+            .within(&self.ram)
+            .ok_or(RestoreError::Impossible { reason: "pages out that are no RAM" })
+    }
+
+    /// Pages of RAM that can be discarded together.
+    pub(crate) fn units(&self, saved: &RangeSet) -> Result<PageRangeSet> {
+        let are_whole = saved.iter().all(|range| range.units_within(self.unit) == Some(range));
+        ensure(are_whole, "a part of a huge page is discarded")?;
+        self.pages(saved)
+    }
+
+    fn foreign_pages(&self, saved: &RangeSet) -> Result<PageRangeSet> {
+        ensure(saved.range_count() <= MAX_FOREIGN_RANGES, "too many foreign ranges")?;
+        // A set of them takes memory for each page, and they are in no RAM that would bound them.
+        let counts = saved.iter().map(PageRange::count);
+        let pages = counts.fold(PageCount::ZERO, PageCount::saturating_add);
+        ensure(pages <= MAX_FOREIGN_PAGES, "too many foreign pages")?;
+        ensure(
+            saved.iter().all(|range| self.ram.is_disjoint(range)),
+            "foreign pages that are RAM",
+        )?;
+        Ok(saved.iter().collect())
+    }
+
+    /// The discards in flight.
+    pub(crate) fn jobs(&self) -> impl Iterator<Item = JobId> {
+        self.out.discarding.keys().copied()
+    }
+
+    /// The discards in flight and their pages.
+    pub(crate) fn discards(&self) -> Vec<(JobId, Vec<PageRange>)> {
+        let discarding = self.out.discarding.iter();
+        discarding.map(|(&id, pages)| (id, pages.iter().collect())).collect()
+    }
+
+    /// Lets the pages of the discards in flight wait for a new one.
+    pub(crate) fn take_back_discards(&mut self) {
+        for pages in core::mem::take(&mut self.out.discarding).into_values() {
+            self.pending.append(pages);
+        }
+    }
+
+    /// The units that the host is asked to provide again.
+    pub(crate) fn provided(&self) -> Vec<PageRange> {
+        self.out.providing.iter().collect()
+    }
+
+    /// The pages that were discarded and are not asked back.
+    pub(crate) fn ballooned(&self) -> impl Iterator<Item = PageRange> + '_ {
+        self.out.ballooned.iter()
+    }
+
+    pub(crate) const fn is_providing(&self) -> bool {
+        !self.out.providing.is_empty()
+    }
+
+    pub(crate) fn has_ram_in(&self, range: PageRange) -> bool {
+        !self.ram.is_disjoint(range)
+    }
+}
+
+fn ram(
+    saved: &form::Ledger,
+    boot_ram: &PageRangeSet,
+    placement: Option<&HotAddPlacement>,
+) -> Result<PageRangeSet> {
+    let mut ram = boot_ram.clone();
+    for &Range(range) in &saved.added {
+        let has_place = placement.is_some_and(|placement| placement.has_added(range));
+        ensure(has_place && ram.insert(range) == range.count(), "RAM that was not added")?;
+    }
+    Ok(ram)
+}

@@ -1,0 +1,180 @@
+//! The channel's life. Each state owns what is valid in it only, and closing consumes it.
+//!
+//! ```text
+//!           opened               capabilities
+//!  Closed ─────────► Handshake ───────────────► Ready (see `session`)
+//!    ▲                   │                        │
+//!    │ no job            │ closed, or the         │
+//!    │ in flight         ▼ machine was reset      ▼
+//!    └──────────────── Closing ◄──────────────────┘
+//! ```
+
+use dynmem_protocol::{CapabilitiesReport, Version};
+
+use crate::closing::Closing;
+use crate::handshake::Handshake;
+use crate::machine::Machine;
+use crate::outbox::Outbox;
+use crate::session::Session;
+use crate::{JobId, StateName};
+
+/// Where the channel is in its life.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a device has one, and it seldom changes")]
+pub(crate) enum Link {
+    /// No channel.
+    Closed,
+    /// The guest has the channel open, and is to say what it can do.
+    Handshake(Handshake),
+    /// Guest and host know each other.
+    Ready(Session),
+    /// No channel, and jobs of the last session in flight.
+    Closing(Closing),
+}
+
+impl Link {
+    /// The only way from one state to another.
+    fn change(&mut self, to: impl FnOnce(Self) -> Self) {
+        *self = to(core::mem::replace(self, Self::Closed));
+    }
+
+    pub(crate) fn open(&mut self, guest_os_id: u64) {
+        self.change(|link| match link {
+            Self::Closed => Self::Handshake(Handshake::new(guest_os_id)),
+            same @ (Self::Handshake(_) | Self::Ready(_) | Self::Closing(_)) => same,
+        });
+    }
+
+    /// The guest told its capabilities.
+    pub(crate) fn agree(&mut self, machine: &mut Machine, id: u32, report: CapabilitiesReport) {
+        self.change(|link| match link {
+            Self::Handshake(handshake) => handshake.agree(machine, id, report),
+            same @ (Self::Closed | Self::Ready(_) | Self::Closing(_)) => same,
+        });
+    }
+
+    /// Ends the session. A guest without a driver, or a new one, uses all RAM, so every page is its
+    /// own again; memory added stays (Windows uses it on, and so does a kernel started by kexec). A
+    /// target not yet carried out is kept for the next session; one that was is history.
+    pub(crate) fn close(&mut self, machine: &mut Machine) {
+        machine.announce_stopping();
+        self.change(|link| {
+            let closing = match link {
+                Self::Closed | Self::Handshake(_) => Closing::default(),
+                Self::Ready(session) => Closing::after(session, machine),
+                Self::Closing(closing) => closing,
+            };
+            machine.forget_what_is_done();
+            machine.removals.retry();
+            closing.go_on(machine)
+        });
+    }
+
+    /// As [`Link::close`], but memory added goes and so does the target.
+    pub(crate) fn reset(&mut self, machine: &mut Machine) {
+        machine.drop_target();
+        self.change(|link| {
+            let closing = match link {
+                Self::Closed | Self::Handshake(_) => Closing::default(),
+                Self::Ready(session) => Closing::at_reset(session, machine),
+                Self::Closing(closing) => closing.reset(),
+            };
+            machine.reset_memory();
+            closing.go_on(machine)
+        });
+    }
+
+    /// A job ended that is no removal. One that nobody waits for any more changes nothing.
+    pub(crate) fn job_done(&mut self, machine: &mut Machine, id: JobId, ok: bool) {
+        match self {
+            Self::Closed | Self::Handshake(_) => {}
+            Self::Ready(session) => session.job_done(machine, id, ok),
+            Self::Closing(closing) => {
+                closing.job_done(machine, id, ok);
+                self.finish_closing(machine);
+            }
+        }
+    }
+
+    /// A removal ended.
+    pub(crate) fn removed(&mut self, machine: &mut Machine, ok: bool) {
+        match self {
+            Self::Closed | Self::Handshake(_) => {}
+            Self::Ready(session) => session.removed(machine, ok),
+            Self::Closing(_) => self.finish_closing(machine),
+        }
+    }
+
+    /// Ends a close for which nothing is in flight any more.
+    pub(crate) fn finish_closing(&mut self, machine: &mut Machine) {
+        self.change(|link| match link {
+            Self::Closing(closing) => closing.go_on(machine),
+            same @ (Self::Closed | Self::Handshake(_) | Self::Ready(_)) => same,
+        });
+    }
+
+    pub(crate) const fn name(&self) -> StateName {
+        match self {
+            Self::Closed => StateName::Closed,
+            Self::Handshake(handshake) => handshake.name(),
+            Self::Ready(session) => session.name(),
+            Self::Closing(_) => StateName::Closing,
+        }
+    }
+
+    pub(crate) const fn session(&self) -> Option<&Session> {
+        match self {
+            Self::Ready(session) => Some(session),
+            Self::Closed | Self::Handshake(_) | Self::Closing(_) => None,
+        }
+    }
+
+    pub(crate) const fn session_mut(&mut self) -> Option<&mut Session> {
+        match self {
+            Self::Ready(session) => Some(session),
+            Self::Closed | Self::Handshake(_) | Self::Closing(_) => None,
+        }
+    }
+
+    pub(crate) const fn closing(&self) -> Option<&Closing> {
+        match self {
+            Self::Closing(closing) => Some(closing),
+            Self::Closed | Self::Handshake(_) | Self::Ready(_) => None,
+        }
+    }
+
+    /// Messages to the guest, while it has the channel open.
+    pub(crate) const fn outbox(&self) -> Option<&Outbox> {
+        match self {
+            Self::Handshake(handshake) => Some(handshake.outbox()),
+            Self::Ready(session) => Some(session.outbox()),
+            Self::Closed | Self::Closing(_) => None,
+        }
+    }
+
+    pub(crate) const fn outbox_mut(&mut self) -> Option<&mut Outbox> {
+        match self {
+            Self::Handshake(handshake) => Some(handshake.outbox_mut()),
+            Self::Ready(session) => Some(session.outbox_mut()),
+            Self::Closed | Self::Closing(_) => None,
+        }
+    }
+
+    /// OS ID of the guest that has the channel open.
+    pub(crate) const fn guest_os_id(&self) -> Option<u64> {
+        match self {
+            Self::Handshake(handshake) => Some(handshake.guest_os_id()),
+            Self::Ready(session) => Some(session.guest_os_id()),
+            Self::Closed | Self::Closing(_) => None,
+        }
+    }
+
+    /// The protocol version, from its acceptance on.
+    pub(crate) const fn version(&self) -> Option<Version> {
+        match self {
+            Self::Handshake(handshake) => handshake.version(),
+            Self::Ready(session) => Some(session.version()),
+            Self::Closed | Self::Closing(_) => None,
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! How far the guest is from its target, and what becomes of the target.
+
+use dynmem_protocol::Capabilities;
+use page_range::PageCount;
+
+use crate::machine::Machine;
+use crate::placement::HotAddPlacement;
+use crate::target::{Goal, Pursuit, Refusal};
+use crate::{Notice, StopReason, TargetError};
+
+impl Machine {
+    /// The target as it would be taken. `capabilities` are those of a guest that has told them.
+    pub(crate) fn can_set_target(
+        &self,
+        target: PageCount,
+        capabilities: Option<Capabilities>,
+    ) -> Result<PageCount, TargetError> {
+        let maximum = self.maximum(capabilities);
+        if target.is_zero() {
+            return Err(TargetError::Zero);
+        }
+        let cannot = |needed| capabilities.is_some_and(|have| !have.contains(needed));
+        if target > maximum {
+            let left = self.placement.as_ref().map_or(PageCount::ZERO, HotAddPlacement::left);
+            let is_there = target <= self.ledger.assigned().saturating_add(left);
+            return Err(match is_there && cannot(Capabilities::HOT_ADD) {
+                true => TargetError::CannotHotAdd { maximum },
+                false => TargetError::AboveMaximum { requested: target, maximum },
+            });
+        }
+        let present = self.ledger.present();
+        if target < present && cannot(Capabilities::BALLOON) {
+            return Err(TargetError::CannotBalloon { present });
+        }
+        Ok(target.align_up(self.ledger.unit()).unwrap_or(target).min(maximum))
+    }
+
+    pub(crate) fn take_target(&mut self, target: PageCount) {
+        self.goal = Some(Goal::new(target));
+        if target <= self.ledger.present() {
+            self.ledger.retry_discards();
+        }
+    }
+
+    /// Whether the device is still to do something for the target.
+    pub(crate) fn has_open_target(&self) -> bool {
+        self.goal.is_some_and(Goal::is_open)
+    }
+
+    /// Gives up until a target is set again.
+    pub(crate) fn stop(&mut self, reason: StopReason) {
+        if let Some(goal) = &mut self.goal
+            && !goal.is_given_up()
+        {
+            goal.pursuit = Pursuit::Stopping(reason);
+        }
+    }
+
+    /// Pages the guest has above an open target.
+    pub(crate) fn excess_pages(&self) -> PageCount {
+        match self.goal {
+            Some(goal) if goal.is_open() => self.ledger.present().saturating_sub(goal.target),
+            _ => PageCount::ZERO,
+        }
+    }
+
+    /// Pages the guest lacks to its target, whether or not they may be returned yet.
+    pub(crate) fn owed_pages(&self) -> PageCount {
+        self.goal.map_or(PageCount::ZERO, |goal| goal.target.saturating_sub(self.ledger.present()))
+    }
+
+    /// Pages the guest lacks to its target even if it had all its RAM.
+    pub(crate) fn missing_pages(&self) -> PageCount {
+        self.goal.map_or(PageCount::ZERO, |goal| goal.target.saturating_sub(self.ledger.assigned()))
+    }
+
+    /// Says what became of the target, once nothing under way can change it. `is_busy`: the session
+    /// has a transaction or a preparation under way.
+    pub(crate) fn judge(&mut self, is_busy: bool) {
+        let Some(Goal { target, pursuit }) = self.goal else { return };
+        if is_busy || !self.ledger.in_flight().is_zero() {
+            return;
+        }
+        let actual = self.ledger.actual();
+        let verdict = match pursuit {
+            Pursuit::Reached => return,
+            // The size is right, but the guest has nothing from it.
+            Pursuit::Stopping(StopReason::NotOnlined) => Pursuit::Stopped(StopReason::NotOnlined),
+            Pursuit::Stopped(StopReason::NotOnlined) => return,
+            _ if actual == target => Pursuit::Reached,
+            Pursuit::Stopping(reason) => Pursuit::Stopped(reason),
+            Pursuit::Open if self.ledger.present() == target => {
+                let failed = !self.ledger.undiscarded().is_zero();
+                let held = StopReason::HeldByHugePages;
+                Pursuit::Stopped(if failed { StopReason::DiscardFailed } else { held })
+            }
+            Pursuit::Open | Pursuit::Stopped(_) => return,
+        };
+        self.goal = Some(Goal { target, pursuit: verdict });
+        self.announce_size();
+        match verdict {
+            Pursuit::Stopped(reason) => self.announce_stop(target, reason),
+            Pursuit::Open | Pursuit::Stopping(_) | Pursuit::Reached => {
+                self.notify(Notice::TargetReached { actual });
+            }
+        }
+    }
+
+    /// The session ends: a stop that waited for the last discard is announced now.
+    pub(crate) fn announce_stopping(&mut self) {
+        if let Some(Goal { target, pursuit: Pursuit::Stopping(reason) }) = self.goal {
+            self.announce_end(target, reason);
+        }
+    }
+
+    /// A target that was carried out, or given up, says nothing to the next guest.
+    pub(crate) fn forget_what_is_done(&mut self) {
+        self.goal = self.goal.filter(|goal| goal.is_open());
+    }
+
+    /// The machine was reset, and its target with it.
+    pub(crate) fn drop_target(&mut self) {
+        let Some(Goal { target, pursuit }) = self.goal.take() else { return };
+        match pursuit {
+            Pursuit::Open => self.announce_end(target, StopReason::Reset),
+            Pursuit::Stopping(reason) => self.announce_end(target, reason),
+            Pursuit::Stopped(_) | Pursuit::Reached => {}
+        }
+    }
+
+    /// Says what became of a target that nothing will be done for any more, with the size that there
+    /// is: what is still being discarded goes back to the guest.
+    fn announce_end(&mut self, target: PageCount, reason: StopReason) {
+        let actual = self.ledger.actual();
+        if actual == target {
+            self.notify(Notice::TargetReached { actual });
+        } else {
+            self.announce_stop(target, reason);
+        }
+    }
+
+    fn announce_stop(&mut self, target: PageCount, reason: StopReason) {
+        self.last_refusal = Some((target, Refusal::Stopped(reason)));
+        let actual = self.ledger.actual();
+        self.notify(Notice::StoppedShort { target, actual, reason });
+    }
+}

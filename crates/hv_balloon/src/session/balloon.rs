@@ -1,0 +1,192 @@
+//! Pages from the guest.
+
+use core::time::Duration;
+
+use dynmem_protocol::{BalloonRequest, BalloonResponse};
+use page_range::PageCount;
+
+use super::{Activity, Session};
+use crate::ledger::Accepted;
+use crate::machine::Machine;
+use crate::{GuestFault, Notice, StopReason, Transaction};
+
+/// The most pages one request asks for: what Windows gives at once. It stops answering requests
+/// that ask for too much (QEMU `hv-balloon.c`).
+pub const MAX_BALLOON_REQUEST: PageCount = PageCount::new(585_728);
+
+/// How long the guest may be silent before a request is given up.
+pub const BALLOON_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a request may take in all. Each page that comes gives the guest more time, but one that
+/// gives a page a minute would take years; others give all there is in a request in some seconds.
+pub const MAX_BALLOON_TIME: Duration = Duration::from_secs(600);
+
+/// How long the guest is left alone after it gave less than asked for. Linux computes its floor
+/// afresh for each request, so asking again can bring more.
+pub const SHORT_ANSWER_PAUSE: Duration = Duration::from_secs(1);
+
+/// After so many short answers in a row the guest is at its floor, though it still finds a few
+/// pages each time.
+pub const MAX_SHORT_ANSWERS: u32 = 5;
+
+/// Linux gives whole 2 MiB units as long as that many are asked for, then single pages; and a
+/// request that is no multiple ends in hundreds of those.
+const LARGE_PAGE: u64 = 512;
+const _: () = assert!(MAX_BALLOON_REQUEST.get().is_multiple_of(LARGE_PAGE));
+
+/// A balloon request that is out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// Pages asked for.
+    pub(super) pages: PageCount,
+    /// New pages the answers brought so far.
+    pub(super) gained: PageCount,
+    /// The answers named pages, whatever they are good for.
+    pub(super) named_pages: bool,
+    /// Answers before this one that were short.
+    pub(super) short_answers: u32,
+    /// When the request ends, whatever comes.
+    pub(super) until: Duration,
+    /// When the request ends, unless pages come.
+    pub(super) deadline: Duration,
+}
+
+impl Asked {
+    /// The request is in the ring: its time starts now.
+    pub(super) const fn sent(self, machine: &Machine) -> Self {
+        let until = machine.after(MAX_BALLOON_TIME);
+        Self { until, deadline: machine.after(BALLOON_TIMEOUT), ..self }
+    }
+}
+
+impl Session {
+    /// Asks the guest for `excess` pages, or a good part of them.
+    pub(super) fn request_pages(
+        &mut self,
+        machine: &Machine,
+        excess: PageCount,
+        short_answers: u32,
+    ) -> Activity {
+        let pages = request_size(excess);
+        let (id, request) = (self.transaction_id, BalloonRequest { pages });
+        let pushed = self.outbox.push(|out| request.emit_into(id, out));
+        debug_assert_eq!(pushed, Ok(()), "called with an idle outbox only");
+        Activity::Ballooning(Asked {
+            pages,
+            gained: PageCount::ZERO,
+            named_pages: false,
+            short_answers,
+            until: machine.after(MAX_BALLOON_TIME),
+            deadline: machine.after(BALLOON_TIMEOUT),
+        })
+    }
+
+    /// An answer to the request, or a part of it.
+    pub(super) fn answered(
+        &mut self,
+        machine: &mut Machine,
+        mut asked: Asked,
+        response: BalloonResponse<'_>,
+    ) -> Activity {
+        let accepted = accept(machine, response);
+        asked.gained = asked.gained.saturating_add(accepted.fresh);
+        asked.named_pages |= !accepted.is_empty();
+        if !response.more_pages {
+            return self.request_answered(machine, asked);
+        }
+        // Messages that bring nothing do not keep the request alive.
+        if !accepted.fresh.is_zero() {
+            asked.deadline = machine.after(BALLOON_TIMEOUT).min(asked.until);
+        }
+        Activity::Ballooning(asked)
+    }
+
+    /// Pages count whenever they come: the guest has them no more.
+    pub(super) fn gave_unasked(
+        &self,
+        machine: &mut Machine,
+        response: BalloonResponse<'_>,
+        activity: Activity,
+    ) -> Activity {
+        let accepted = accept(machine, response);
+        let state = activity.name();
+        machine.fault(GuestFault::UnaskedResponse { pages: accepted.fresh, state });
+        activity
+    }
+
+    /// The guest said its last word on a request. Decides whether it is asked again.
+    fn request_answered(&mut self, machine: &mut Machine, asked: Asked) -> Activity {
+        let idle = self.end_transaction(machine);
+        let Asked { pages, gained, named_pages, short_answers, .. } = asked;
+        if gained > pages {
+            machine.fault(GuestFault::ExcessPages { asked: pages, given: gained });
+        }
+        if gained >= pages || machine.excess_pages().is_zero() {
+            return idle;
+        }
+        let short_answers = short_answers.saturating_add(1);
+        if gained.is_zero() && named_pages {
+            machine.stop(StopReason::NothingUsable);
+        } else if gained.is_zero() || short_answers >= MAX_SHORT_ANSWERS {
+            machine.stop(StopReason::GuestFloor);
+        } else {
+            return Activity::Pausing { until: machine.after(SHORT_ANSWER_PAUSE), short_answers };
+        }
+        idle
+    }
+
+    pub(super) fn balloon_timed_out(&mut self, machine: &mut Machine) -> Activity {
+        machine.notify(Notice::TimedOut(Transaction::Balloon));
+        let idle = self.end_transaction(machine);
+        if !machine.excess_pages().is_zero() {
+            machine.stop(StopReason::Timeout);
+        }
+        idle
+    }
+}
+
+/// Takes the pages of a response, and reports those that should not be in it.
+fn accept(machine: &mut Machine, response: BalloonResponse<'_>) -> Accepted {
+    let accepted = machine.ledger.accept(response.ranges);
+    let Accepted { fresh: _, duplicate, foreign, forgotten, bad_ranges } = accepted;
+    if bad_ranges != 0 {
+        machine.fault(GuestFault::BadRanges { ranges: bad_ranges });
+    }
+    if !duplicate.is_zero() {
+        machine.fault(GuestFault::DuplicatePages { pages: duplicate });
+    }
+    if !foreign.is_zero() {
+        machine.fault(GuestFault::ForeignPages { pages: foreign });
+    }
+    if !forgotten.is_zero() {
+        machine.fault(GuestFault::ForgottenPages { pages: forgotten });
+    }
+    accepted
+}
+
+/// How much of `excess` one request asks for: whole large pages as long as there are any, the rest
+/// in a request of its own, so that the end is exact.
+fn request_size(excess: PageCount) -> PageCount {
+    let capped = excess.min(MAX_BALLOON_REQUEST);
+    let large = PageCount::new(capped.get() & !(LARGE_PAGE - 1));
+    if large.is_zero() { capped } else { large }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(excess: u64) -> u64 {
+        request_size(PageCount::new(excess)).get()
+    }
+
+    #[test]
+    fn requests_are_large_pages_then_the_rest() {
+        assert_eq!([size(1024), size(1025), size(513), size(511)], [1024, 1024, 512, 511]);
+    }
+
+    #[test]
+    fn no_request_asks_for_more_than_windows_gives() {
+        assert_eq!([size(585_728), size(585_729), size(u64::MAX)], [585_728; 3]);
+    }
+}

@@ -1,0 +1,190 @@
+//! New memory for the guest: its offer, and the guest's answer.
+
+use core::time::Duration;
+
+use dynmem_protocol::{
+    Capabilities, HotAddRequest, HotAddResponse, HotAddResult, MessageType, RangeWord,
+};
+use page_range::{PageCount, PageRange};
+
+use super::{Activity, Session};
+use crate::action::Prepare;
+use crate::config::is_linux;
+use crate::machine::Machine;
+use crate::placement::Request;
+use crate::{GuestFault, Notice, StopReason, Transaction};
+
+/// The least time a guest has to answer a hot-add request.
+pub const HOT_ADD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Linux waits so long for each block of memory to be brought online before it goes on without
+/// (Linux `hv_balloon.c`), less what clocks may differ.
+const ONLINE_WAIT: Duration = Duration::from_millis(4900);
+
+/// The smallest block for which Linux waits.
+const LINUX_BLOCK: PageCount = PageCount::from_bytes(128 << 20);
+
+/// How long a guest may take to add `range`.
+pub(super) fn patience(range: PageRange) -> Duration {
+    HOT_ADD_TIMEOUT.saturating_add(online_waits(range, LINUX_BLOCK).saturating_mul(2))
+}
+
+/// How long Linux takes at least when no block of `range` is brought online.
+fn online_waits(range: PageRange, alignment: PageCount) -> Duration {
+    let block = alignment.max(LINUX_BLOCK);
+    let blocks = range.count().get().checked_div(block.get()).unwrap_or(0).max(1);
+    ONLINE_WAIT.saturating_mul(u32::try_from(blocks).unwrap_or(u32::MAX))
+}
+
+/// Memory offered to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Offer {
+    pub(super) range: PageRange,
+    /// Since when the request is in the ring; before, the guest knows nothing.
+    pub(super) since: Option<Duration>,
+    pub(super) deadline: Duration,
+}
+
+impl Offer {
+    fn unsent(machine: &Machine, range: PageRange) -> Self {
+        Self { range, since: None, deadline: machine.after(patience(range)) }
+    }
+
+    /// The request is in the ring: the guest's time starts now.
+    pub(super) fn sent(self, machine: &Machine) -> Self {
+        Self { since: Some(machine.now), ..Self::unsent(machine, self.range) }
+    }
+
+    /// Whether the guest may be using the memory.
+    pub(super) const fn is_told(&self) -> bool {
+        self.since.is_some()
+    }
+}
+
+impl Session {
+    /// Where new memory goes, for a guest that lacks `missing` pages; `None` while memory leaves.
+    ///
+    /// # Errors
+    /// Why there is no new memory for this guest.
+    pub(super) fn plan_new_memory(
+        &self,
+        machine: &mut Machine,
+        missing: PageCount,
+    ) -> Result<Option<(PageRange, Prepare)>, StopReason> {
+        if !self.can(Capabilities::HOT_ADD) {
+            return Err(StopReason::NoHotAddCapability);
+        }
+        if machine.placement.is_none() {
+            return Err(StopReason::NoAddressSpace);
+        }
+        if self.late.is_some() {
+            return Err(StopReason::HotAddTimeout);
+        }
+        // What the guest may still reach would be a second way to new memory.
+        machine.removals.retry();
+        if machine.begin_removals() {
+            return Ok(None);
+        }
+        let request = Request {
+            missing,
+            of_guest: self.guest_alignment(),
+            // A guest that cannot balloon could not give back what is too much.
+            is_exact: !self.can(Capabilities::BALLOON),
+            is_first: !self.is_proven,
+        };
+        let plan = machine.placement.as_mut().and_then(|placement| placement.plan(request));
+        plan.map(Some).ok_or(StopReason::NoAddressSpace)
+    }
+
+    /// Tells the guest of new memory, unless a new target has made it needless.
+    pub(super) fn offer_memory(&mut self, machine: &mut Machine, range: PageRange) -> Activity {
+        let wanted = !machine.missing_pages().is_zero()
+            && machine.goal.is_some_and(|goal| !goal.is_given_up());
+        let word = RangeWord::new(range).ok().filter(|_| wanted);
+        let request = word.map(|range| HotAddRequest { range, region: Some(range) });
+        let id = self.transaction_id;
+        let sent = request
+            .map(|request| self.outbox.push(|out| request.emit_into(id, out)))
+            .is_some_and(|pushed| pushed.is_ok());
+        if !sent {
+            machine.remove_memory(range);
+            return Activity::Idle;
+        }
+        machine.ledger.forget_foreign(range);
+        Activity::HotAdding(Offer::unsent(machine, range))
+    }
+
+    /// The guest answered in time.
+    pub(super) fn took(
+        &mut self,
+        machine: &mut Machine,
+        range: PageRange,
+        response: HotAddResponse,
+        since: Duration,
+    ) -> Activity {
+        let took = machine.now.saturating_sub(since);
+        let idle = self.end_transaction(machine);
+        self.take_answer(machine, range, response, Some(took));
+        idle
+    }
+
+    /// The guest answered after its time, or answers what nobody asked.
+    pub(super) fn took_late(
+        &mut self,
+        machine: &mut Machine,
+        response: HotAddResponse,
+        activity: Activity,
+    ) -> Activity {
+        match self.late.take_if(|late| late.is_told()) {
+            Some(late) => {
+                self.take_answer(machine, late.range, response, None);
+                activity
+            }
+            None => self.out_of_state(machine, MessageType::HOT_ADD_RESPONSE, activity),
+        }
+    }
+
+    fn take_answer(
+        &mut self,
+        machine: &mut Machine,
+        range: PageRange,
+        response: HotAddResponse,
+        took: Option<Duration>,
+    ) {
+        let alignment = machine.alignment(self.guest_alignment());
+        let (offered, added) = (range.count(), response.pages);
+        // A block is within the guest's reach as a whole, so it counts as a whole.
+        let blocks = added.align_up(alignment).unwrap_or(offered).min(offered);
+        if added != blocks {
+            machine.fault(GuestFault::OddHotAdd { offered, added, alignment });
+        }
+        let taken = PageRange::new(range.start(), blocks).ok();
+        if let Some(taken) = taken {
+            machine.keep_added(taken);
+        }
+        let rest_start = taken.map_or(range.start(), PageRange::end);
+        if let Some(range) = PageRange::between(rest_start, range.end()) {
+            machine.remove_memory(range);
+            return machine.stop(match (taken, response.result) {
+                (Some(_), _) => StopReason::HotAddPartial,
+                (None, HotAddResult::SUCCESS) => StopReason::HotAddRefused,
+                (None, _) => StopReason::HotAddFailed,
+            });
+        }
+        let waited_in_vain = took.is_some_and(|took| took >= online_waits(range, alignment))
+            && is_linux(self.guest_os_id);
+        self.is_proven = !waited_in_vain;
+        if waited_in_vain {
+            machine.stop(StopReason::NotOnlined);
+        }
+    }
+
+    /// The guest keeps the memory within reach, since it may be using it.
+    pub(super) fn hot_add_timed_out(&mut self, machine: &mut Machine, offer: Offer) -> Activity {
+        machine.notify(Notice::TimedOut(Transaction::HotAdd));
+        self.late = Some(offer);
+        let idle = self.end_transaction(machine);
+        machine.stop(StopReason::HotAddTimeout);
+        idle
+    }
+}

@@ -1,0 +1,402 @@
+//! The device and a guest that has told its capabilities.
+//!
+//! ```text
+//!                              ┌── short answer ──┐
+//!   Settling                   │     Pausing ──►  │
+//!      │ settle time over      │      1 s         ▼
+//!      └──────► Idle ──────────┴─────────── Ballooning
+//!                │ ▲  guest's last word, or none in time
+//!                │ ├─────────────────────── Unballooning ◄── all pages that the guest is owed
+//!                │ ├─────────────────────── HotAdding
+//!                │ │                            ▲ new memory is ready
+//!                └─┴─────────────────────── Preparing
+//! ```
+//!
+//! [`Session::take_in`] is the whole machine, and the only place where the state changes.
+
+mod balloon;
+mod hot_add;
+mod next;
+mod prepare;
+mod saved;
+mod unballoon;
+
+use core::time::Duration;
+
+use dynmem_protocol::{
+    BalloonResponse, Capabilities, GuestBody, HotAddResponse, MessageType, RangeList, StatusReport,
+    Version,
+};
+use page_range::PageCount;
+
+use crate::machine::Machine;
+use crate::outbox::Outbox;
+use crate::{JobId, Notice, StateName, StopReason};
+
+use balloon::Asked;
+pub use balloon::{
+    BALLOON_TIMEOUT, MAX_BALLOON_REQUEST, MAX_BALLOON_TIME, MAX_SHORT_ANSWERS, SHORT_ANSWER_PAUSE,
+};
+pub use hot_add::HOT_ADD_TIMEOUT;
+use hot_add::Offer;
+pub(crate) use prepare::{Preparation, Prepared};
+pub use unballoon::{MAX_UNBALLOON_MESSAGE, UNBALLOON_TIMEOUT};
+
+/// A guest that may be asked, and all that is between it and the device.
+#[derive(Debug)]
+pub(crate) struct Session {
+    guest_os_id: u64,
+    version: Version,
+    capabilities: Capabilities,
+    activity: Activity,
+    outbox: Outbox,
+    /// For requests of ours; guests do not echo it.
+    transaction_id: u32,
+    /// The guest's last report.
+    status: Option<StatusReport>,
+    /// While the target waits for the guest to make room in its ring: for how long.
+    room_until: Option<Duration>,
+    /// Memory whose offer timed out. The guest may be using it, and may still answer.
+    late: Option<Offer>,
+    /// The guest has put memory to use that it was offered.
+    is_proven: bool,
+    /// What is given back in one message; here so that its room is used again.
+    ranges: RangeList,
+}
+
+/// What is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Activity {
+    /// Nothing may be asked of the guest yet.
+    Settling { until: Duration },
+    /// No transaction open.
+    Idle,
+    /// No transaction open; the guest gave less than asked for and is left alone for a while.
+    Pausing { until: Duration, short_answers: u32 },
+    /// A balloon request is out.
+    Ballooning(Asked),
+    /// An unballoon request is out, or part of one.
+    Unballooning { all_sent: bool, deadline: Duration },
+    /// The host gets memory ready for the guest, which knows nothing of it.
+    Preparing(Preparation),
+    /// A hot-add request is out.
+    HotAdding(Offer),
+}
+
+/// What a session is told.
+enum Input<'a> {
+    /// A transaction may begin or go on.
+    Step,
+    /// The operator has set a target.
+    TargetSet,
+    /// The ring took the message.
+    Sent,
+    /// The time of [`Activity::deadline`] has come.
+    Due,
+    /// The host has memory ready, or could not get it ready.
+    Prepared { job: JobId, ok: bool },
+    /// The guest gives pages.
+    Gave(BalloonResponse<'a>),
+    /// The guest has taken back pages.
+    TookBack,
+    /// The guest has taken new memory, or some, or none.
+    Added(HotAddResponse),
+}
+
+impl Session {
+    /// The whole machine: from what is under way and what has happened to what is under way next.
+    fn take_in(&mut self, machine: &mut Machine, input: Input<'_>) {
+        use Activity::{Ballooning, HotAdding, Idle, Pausing, Preparing, Settling, Unballooning};
+        let is_sent = self.outbox.is_idle();
+        self.activity = match (input, self.activity) {
+            (Input::Step, Idle) if is_sent => self.begin_next(machine),
+            (Input::Step, Unballooning { all_sent: false, .. }) if is_sent => {
+                self.return_pages(machine)
+            }
+
+            (Input::TargetSet, Pausing { .. }) => Idle,
+
+            (Input::Sent, Ballooning(asked)) => Ballooning(asked.sent(machine)),
+            (Input::Sent, Unballooning { all_sent, .. }) => {
+                Unballooning { all_sent, deadline: machine.after(UNBALLOON_TIMEOUT) }
+            }
+            (Input::Sent, HotAdding(offer)) => HotAdding(offer.sent(machine)),
+
+            (Input::Due, Settling { .. }) => self.become_ready(machine),
+            (Input::Due, Pausing { short_answers, .. }) => self.ask_again(machine, short_answers),
+            (Input::Due, Ballooning(_)) => self.balloon_timed_out(machine),
+            (Input::Due, Unballooning { .. }) => self.unballoon_timed_out(machine),
+            (Input::Due, HotAdding(offer)) => self.hot_add_timed_out(machine, offer),
+
+            (Input::Prepared { job, ok }, Preparing(at)) if at.job == job => {
+                self.made_ready(machine, at.what, ok)
+            }
+
+            (Input::Gave(response), Ballooning(asked)) => self.answered(machine, asked, response),
+            (Input::Gave(response), same) => self.gave_unasked(machine, response, same),
+
+            (Input::TookBack, Unballooning { all_sent: true, .. }) if is_sent => {
+                self.end_transaction(machine)
+            }
+            (Input::TookBack, same) => {
+                self.out_of_state(machine, MessageType::UNBALLOON_RESPONSE, same)
+            }
+
+            (Input::Added(response), HotAdding(Offer { range, since: Some(since), .. })) => {
+                self.took(machine, range, response, since)
+            }
+            (Input::Added(response), same) => self.took_late(machine, response, same),
+
+            (
+                Input::Step | Input::TargetSet | Input::Sent | Input::Due | Input::Prepared { .. },
+                same,
+            ) => same,
+        };
+    }
+
+    /// The handshake is done.
+    pub(crate) fn begin(
+        machine: &mut Machine,
+        guest_os_id: u64,
+        version: Version,
+        capabilities: Capabilities,
+        outbox: Outbox,
+    ) -> Self {
+        let settle = machine.settle_time(guest_os_id);
+        let mut session = Self {
+            guest_os_id,
+            version,
+            capabilities,
+            activity: Activity::Settling { until: machine.after(settle) },
+            outbox,
+            transaction_id: 0,
+            status: None,
+            room_until: None,
+            late: None,
+            is_proven: false,
+            ranges: RangeList::new(),
+        };
+        session.judge_capabilities(machine);
+        if settle.is_zero() {
+            session.take_in(machine, Input::Due);
+        }
+        session
+    }
+
+    /// Says at once what the settle time would only delay: that a target set before is out of this
+    /// guest's reach.
+    fn judge_capabilities(&self, machine: &mut Machine) {
+        let Some(goal) = machine.goal else { return };
+        if goal.target > machine.ledger.assigned() && !self.can(Capabilities::HOT_ADD) {
+            machine.stop(StopReason::NoHotAddCapability);
+        } else if goal.target < machine.ledger.present() && !self.can(Capabilities::BALLOON) {
+            machine.stop(StopReason::NoBalloonCapability);
+        }
+    }
+
+    fn become_ready(&self, machine: &mut Machine) -> Activity {
+        machine.notify(Notice::Ready { version: self.version });
+        Activity::Idle
+    }
+
+    /// The channel is gone. Memory the guest was told of may be in use, whether or not it said so.
+    /// Gives a preparation that runs on.
+    pub(crate) fn end(self, machine: &mut Machine) -> Option<Preparation> {
+        for offer in self.offer().into_iter().chain(self.late) {
+            if offer.is_told() {
+                machine.keep_added(offer.range);
+            } else {
+                machine.removals.add(offer.range);
+            }
+        }
+        self.preparation()
+    }
+
+    pub(crate) fn on_message(&mut self, machine: &mut Machine, body: GuestBody<'_>) {
+        match body {
+            GuestBody::StatusReport(report) => {
+                self.status = Some(report);
+                if machine.wants_status_reports() {
+                    machine.notify(Notice::StatusReport(report));
+                }
+            }
+            GuestBody::BalloonResponse(response) => self.take_in(machine, Input::Gave(response)),
+            GuestBody::UnballoonResponse(_) => self.take_in(machine, Input::TookBack),
+            GuestBody::HotAddResponse(response) => self.take_in(machine, Input::Added(response)),
+            GuestBody::VersionRequest(_)
+            | GuestBody::CapabilitiesReport(_)
+            | GuestBody::HotRemoveResponse(_) => {
+                machine.out_of_state(body.message_type(), self.name());
+            }
+        }
+    }
+
+    /// The ring took a message: the guest's time to answer starts now.
+    pub(crate) fn sent(&mut self, machine: &mut Machine) {
+        self.take_in(machine, Input::Sent);
+        if let Some(late) = &mut self.late {
+            late.since.get_or_insert(machine.now);
+        }
+    }
+
+    /// A job ended that is no removal.
+    pub(crate) fn job_done(&mut self, machine: &mut Machine, job: JobId, ok: bool) {
+        self.take_in(machine, Input::Prepared { job, ok });
+        if let Some(pages) = machine.ledger.finish_discard(job, ok)
+            && !ok
+        {
+            machine.notify(Notice::DiscardFailed { pages });
+        }
+    }
+
+    /// A removal ended. A target that waits for it to succeed has failed with it.
+    pub(crate) fn removed(&self, machine: &mut Machine, ok: bool) {
+        if !ok && self.activity == Activity::Idle && !machine.missing_pages().is_zero() {
+            machine.stop(StopReason::HostMemory);
+        }
+    }
+
+    /// The operator has set a target.
+    pub(crate) fn target_set(&mut self, machine: &mut Machine) {
+        self.room_until = None;
+        self.take_in(machine, Input::TargetSet);
+    }
+
+    /// The transaction is over, well or not.
+    fn end_transaction(&mut self, machine: &mut Machine) -> Activity {
+        machine.retry_held();
+        self.transaction_id = self.transaction_id.wrapping_add(1);
+        Activity::Idle
+    }
+
+    fn out_of_state(
+        &self,
+        machine: &mut Machine,
+        message: MessageType,
+        activity: Activity,
+    ) -> Activity {
+        machine.out_of_state(message, activity.name());
+        activity
+    }
+
+    fn can(&self, what: Capabilities) -> bool {
+        self.capabilities.contains(what)
+    }
+
+    /// Whether a transaction or a preparation is under way, which may change the guest's size.
+    pub(crate) const fn is_busy(&self) -> bool {
+        match self.activity {
+            Activity::Settling { .. } | Activity::Idle | Activity::Pausing { .. } => false,
+            Activity::Ballooning(_)
+            | Activity::Unballooning { .. }
+            | Activity::Preparing(_)
+            | Activity::HotAdding(_) => true,
+        }
+    }
+
+    /// Whether nothing is under way, and something could be.
+    pub(crate) const fn is_idle(&self) -> bool {
+        matches!(self.activity, Activity::Idle)
+    }
+
+    /// When the session is to be told that time has passed.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        self.activity.deadline().or(self.room_until)
+    }
+
+    /// While settling: when the guest may be asked first.
+    pub(crate) const fn ready_at(&self) -> Option<Duration> {
+        match self.activity {
+            Activity::Settling { until } => Some(until),
+            Activity::Idle
+            | Activity::Pausing { .. }
+            | Activity::Ballooning(_)
+            | Activity::Unballooning { .. }
+            | Activity::Preparing(_)
+            | Activity::HotAdding(_) => None,
+        }
+    }
+
+    /// The preparation that runs.
+    pub(crate) const fn preparation(&self) -> Option<Preparation> {
+        match self.activity {
+            Activity::Preparing(preparation) => Some(preparation),
+            Activity::Settling { .. }
+            | Activity::Idle
+            | Activity::Pausing { .. }
+            | Activity::Ballooning(_)
+            | Activity::Unballooning { .. }
+            | Activity::HotAdding(_) => None,
+        }
+    }
+
+    /// The offer of new memory that is out.
+    const fn offer(&self) -> Option<Offer> {
+        match self.activity {
+            Activity::HotAdding(offer) => Some(offer),
+            Activity::Settling { .. }
+            | Activity::Idle
+            | Activity::Pausing { .. }
+            | Activity::Ballooning(_)
+            | Activity::Unballooning { .. }
+            | Activity::Preparing(_) => None,
+        }
+    }
+
+    pub(crate) const fn name(&self) -> StateName {
+        self.activity.name()
+    }
+
+    pub(crate) const fn guest_os_id(&self) -> u64 {
+        self.guest_os_id
+    }
+
+    pub(crate) const fn version(&self) -> Version {
+        self.version
+    }
+
+    pub(crate) const fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    /// What the guest wants added memory to be a multiple of.
+    pub(crate) const fn guest_alignment(&self) -> PageCount {
+        self.capabilities.hot_add_alignment()
+    }
+
+    pub(crate) const fn status(&self) -> Option<StatusReport> {
+        self.status
+    }
+
+    pub(crate) const fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    pub(crate) const fn outbox_mut(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+}
+
+impl Activity {
+    const fn deadline(self) -> Option<Duration> {
+        match self {
+            Self::Idle | Self::Preparing(_) => None,
+            Self::Settling { until } | Self::Pausing { until, .. } => Some(until),
+            Self::Ballooning(asked) => Some(asked.deadline),
+            Self::Unballooning { deadline, .. } => Some(deadline),
+            Self::HotAdding(offer) => Some(offer.deadline),
+        }
+    }
+
+    const fn name(self) -> StateName {
+        match self {
+            Self::Settling { .. } => StateName::Settling,
+            Self::Idle => StateName::Idle,
+            Self::Pausing { .. } => StateName::Pausing,
+            Self::Ballooning(_) => StateName::Ballooning,
+            Self::Unballooning { .. } => StateName::Unballooning,
+            Self::Preparing(_) => StateName::Preparing,
+            Self::HotAdding(_) => StateName::HotAdding,
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Memory that the host gets ready for the guest.
+
+use page_range::PageRange;
+
+use super::{Activity, Session};
+use crate::action::Prepare;
+use crate::machine::Machine;
+use crate::{Action, JobId, StopReason};
+
+/// Memory that the host gets ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Preparation {
+    pub(crate) job: JobId,
+    pub(crate) what: Prepared,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Prepared {
+    /// Pages to add.
+    Added(PageRange),
+    /// Pages to give back.
+    Returned,
+}
+
+impl Session {
+    pub(super) fn prepare(machine: &mut Machine, what: Prepared, task: Prepare) -> Activity {
+        let job = machine.jobs.next();
+        machine.act(Action::Prepare { id: job, what: task });
+        Activity::Preparing(Preparation { job, what })
+    }
+
+    /// The host has the memory ready, or could not get it ready.
+    pub(super) fn made_ready(
+        &mut self,
+        machine: &mut Machine,
+        what: Prepared,
+        ok: bool,
+    ) -> Activity {
+        let next = match what {
+            Prepared::Returned => {
+                machine.ledger.finish_provide(ok);
+                machine.retry_held();
+                Activity::Idle
+            }
+            Prepared::Added(range) if ok => self.offer_memory(machine, range),
+            Prepared::Added(_) => Activity::Idle,
+        };
+        if !ok {
+            machine.stop(StopReason::HostMemory);
+        }
+        next
+    }
+}

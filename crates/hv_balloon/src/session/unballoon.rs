@@ -1,0 +1,50 @@
+//! Pages back to the guest.
+
+use core::time::Duration;
+
+use dynmem_protocol::UnballoonRequest;
+use page_range::PageCount;
+
+use super::{Activity, Session};
+use crate::machine::Machine;
+use crate::{Notice, Transaction};
+
+/// The most pages one message gives back. Linux frees them one by one in its interrupt handler;
+/// 2 GiB at a time are known to work with Windows (QEMU `hv-balloon.c`).
+pub const MAX_UNBALLOON_MESSAGE: PageCount = PageCount::new(524_288);
+const _: () = assert!(MAX_UNBALLOON_MESSAGE.get() <= dynmem_protocol::MAX_RANGE_PAGES.get());
+
+/// How long the guest may take to read a message, and to confirm the last one.
+pub const UNBALLOON_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Session {
+    /// Sends the next message of an unballoon request, the first one included. What the target asks
+    /// for is looked up anew for each message, so a target set meanwhile ends or extends the
+    /// request; a target that fell leads to a last message without pages.
+    ///
+    /// Only the last message of a request is confirmed, and only once it is in the ring.
+    pub(super) fn return_pages(&mut self, machine: &mut Machine) -> Activity {
+        let mut owed = machine.owed_pages();
+        let ledger = &mut machine.ledger;
+        self.ranges.clear();
+        while !owed.is_zero() && !self.ranges.is_full() {
+            let room = MAX_UNBALLOON_MESSAGE.saturating_sub(self.ranges.pages());
+            let Some((range, of_ram)) = ledger.take_returnable(owed, room) else { break };
+            let pushed = self.ranges.push(range);
+            debug_assert_eq!(pushed, Ok(()), "there was room");
+            owed = owed.saturating_sub(of_ram);
+        }
+        let more_pages = !owed.is_zero() && !ledger.returnable().is_zero();
+        let (id, ranges) = (self.transaction_id, &self.ranges);
+        let pushed =
+            self.outbox.push(|out| UnballoonRequest::emit_into(id, more_pages, ranges, out));
+        debug_assert_eq!(pushed, Ok(()), "called with an idle outbox only");
+        Activity::Unballooning { all_sent: !more_pages, deadline: machine.after(UNBALLOON_TIMEOUT) }
+    }
+
+    /// The guest may have the pages and its answer be lost. They must not go twice.
+    pub(super) fn unballoon_timed_out(&mut self, machine: &mut Machine) -> Activity {
+        machine.notify(Notice::TimedOut(Transaction::Unballoon));
+        self.end_transaction(machine)
+    }
+}
