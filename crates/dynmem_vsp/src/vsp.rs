@@ -245,6 +245,8 @@ impl<M: GuestMemory> DynamicMemory<M> {
         if let Some(channel) = self.link.channel() {
             channel.stop();
         }
+        // What the device asked for before comes before the close. No ring is left to fail.
+        let _ = self.try_work();
         self.channel_closed();
     }
 

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dynmem_vsp::{BATCH, Config, DynamicMemory, Notice, Work};
+use dynmem_protocol::{
+    BalloonResponse, Capabilities, CapabilitiesReport, RangeList, Version, VersionRequest,
+};
+use dynmem_vsp::{BATCH, Config, DynamicMemory, Notice, Trace, Work};
 use guest_model::vmbus::{GuestRings, SharedMemory};
 use hv_balloon::StateName;
 use page_range::{Gpfn, PageCount, PageRange};
-use vmbus::protocol::ring::{PacketKind, WRITE_INDEX};
+use vmbus::protocol::ring::{PacketKind, READ_INDEX, WRITE_INDEX};
 use vmbus::protocol::{ConnectionId, Relid, VpIndex};
 use vmbus::ring::{RingError, RingLayout};
 use vmbus::{
@@ -46,10 +49,13 @@ fn open_channel(first: u64) -> OpenChannel {
     }
 }
 
-fn new_vsp() -> DynamicMemory<Memory> {
+fn config() -> Config {
     let boot = PageRange::new(Gpfn::new(0).unwrap(), PageCount::new(1 << 18)).unwrap();
-    let boot_ram = [boot].into_iter().collect();
-    DynamicMemory::new(Config { boot_ram, ..Config::default() }).unwrap()
+    Config { boot_ram: [boot].into_iter().collect(), ..Config::default() }
+}
+
+fn new_vsp() -> DynamicMemory<Memory> {
+    DynamicMemory::new(config()).unwrap()
 }
 
 fn outputs(vsp: &mut DynamicMemory<Memory>) -> Vec<Output> {
@@ -76,6 +82,20 @@ impl Channel {
         outputs(&mut self.vsp)
     }
 
+    /// The guest's handshake.
+    fn negotiate(&mut self) {
+        let request = VersionRequest { version: Version::V2_0, is_last_attempt: false };
+        let report = CapabilitiesReport {
+            capabilities: Capabilities::BALLOON,
+            minimum_pages: PageCount::ZERO,
+            highest_page: 0,
+        };
+        for message in [request.emit(1), report.emit(2)] {
+            self.guest.send(&message, 0).unwrap();
+            self.tell(ChannelEvent::Signalled);
+        }
+    }
+
     fn state(&self) -> StateName {
         self.vsp.snapshot().state
     }
@@ -83,7 +103,6 @@ impl Channel {
 
 /// A version that nobody speaks, as the wire has it: the device refuses it each time.
 fn unknown_version() -> Vec<u8> {
-    use dynmem_protocol::{Version, VersionRequest};
     VersionRequest { version: Version::from_wire(7), is_last_attempt: false }.emit(1)
 }
 
@@ -121,6 +140,31 @@ fn a_broken_ring_stops_the_channel_until_it_is_opened_anew() {
     let memory = channel.memory.clone();
     let opened = open(&mut channel.vsp, &memory, FIRST_RING_PAGE);
     assert_eq!(opened, [Output::OpenFinished(Ok(()))]);
+}
+
+#[test]
+fn work_asked_for_before_the_ring_broke_comes_before_the_close() {
+    let mut channel = Channel::new();
+    channel.vsp = channel.vsp.with_trace();
+    channel.negotiate();
+    let given = PageRange::new(Gpfn::new(100).unwrap(), PageCount::new(10)).unwrap();
+    let mut ranges = RangeList::new();
+    ranges.push(given).unwrap();
+    let response = BalloonResponse::emit(3, false, &ranges);
+    channel.guest.send_for_completion(&response, 1).unwrap();
+    // The packet can be taken, but there is no ring to write its completion to.
+    let control = Gpfn::new(FIRST_RING_PAGE + SPLIT as u64).unwrap().gpa();
+    let read_index = control.checked_add(READ_INDEX).unwrap();
+    channel.memory.store_u32(read_index, 4, Ordering::SeqCst).unwrap();
+    let outputs = channel.tell(ChannelEvent::Signalled);
+    let position = |is: fn(&Work) -> bool| {
+        let is = |output: &Output| matches!(output, ChannelOutput::Work(work) if is(work));
+        outputs.iter().position(is)
+    };
+    let discard = position(|work| matches!(work, Work::Discard { .. }));
+    let closed = position(|work| matches!(work, Work::Trace(Trace::Closed)));
+    assert!(discard.is_some() && discard < closed, "{outputs:?}");
+    assert_eq!(channel.state(), StateName::Closing, "the discard is waited for");
 }
 
 #[test]
@@ -172,6 +216,32 @@ fn a_message_waits_for_room_and_then_goes_out_with_a_signal() {
 }
 
 #[test]
+fn every_message_that_waits_is_restored() {
+    const ANSWERS: usize = 3;
+    let mut channel = Channel::new();
+    while !channel.vsp.waits_for_room() {
+        channel.guest.send_for_completion(&[0; 8], 1).unwrap();
+        channel.tell(ChannelEvent::Signalled);
+    }
+    for _ in 0..ANSWERS {
+        channel.guest.send(&unknown_version(), 0).unwrap();
+        channel.tell(ChannelEvent::Signalled);
+    }
+    let saved = channel.vsp.save(NOW);
+    let open = Some((channel.memory.clone(), open_channel(FIRST_RING_PAGE)));
+    channel.vsp = DynamicMemory::restore(config(), &saved, open, NOW).unwrap();
+    let mut answers = 0;
+    while channel.vsp.waits_for_room() {
+        let packets = std::iter::from_fn(|| channel.guest.receive());
+        answers += packets.filter(|packet| packet.kind == PacketKind::DATA_IN_BAND).count();
+        channel.tell(ChannelEvent::Signalled);
+    }
+    let packets = std::iter::from_fn(|| channel.guest.receive());
+    answers += packets.filter(|packet| packet.kind == PacketKind::DATA_IN_BAND).count();
+    assert_eq!(answers, ANSWERS);
+}
+
+#[test]
 fn a_guest_that_waits_for_room_is_signalled() {
     let mut channel = Channel::new();
     while channel.guest.send_or_wait(&[0; 1000], 0).is_ok() {}
@@ -198,6 +268,22 @@ fn a_batch_ends_and_the_rest_is_due_at_once() {
     assert_eq!(faults(&channel.tell(ChannelEvent::Timeout)), BATCH as usize);
     assert_eq!(faults(&channel.tell(ChannelEvent::Timeout)), 1);
     assert_eq!(channel.vsp.poll_timeout(), None);
+}
+
+#[test]
+fn a_deadline_that_has_passed_comes_before_the_rest_of_a_batch() {
+    let mut channel = Channel::new();
+    channel.negotiate();
+    assert_eq!(channel.state(), StateName::Settling);
+    let settled = channel.vsp.poll_timeout().unwrap();
+    for _ in 0..2 * BATCH {
+        channel.guest.send(&[], 0).unwrap();
+    }
+    channel.tell(ChannelEvent::Signalled);
+    assert_eq!(channel.vsp.poll_timeout(), Some(NOW), "half of the packets wait");
+    // Packets could move the deadline: one that has passed ends the wait all the same.
+    channel.vsp.handle(settled, ChannelEvent::Timeout);
+    assert_eq!(channel.state(), StateName::Idle);
 }
 
 #[test]

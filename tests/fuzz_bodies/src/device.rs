@@ -1,6 +1,11 @@
 //! The device: any order of actions by guest, driver and operator, against a model of each page.
 
 use arbitrary::{Arbitrary, Unstructured};
+use dynmem_protocol::{
+    BalloonResponse, Capabilities, CapabilitiesReport, HotAddResponse, HotAddResult, RangeList,
+    StatusReport, UnballoonResponse, Version, VersionRequest,
+};
+use page_range::{PageCount, PageRange};
 
 use crate::world::{Op, World, range};
 
@@ -103,4 +108,52 @@ impl Step {
         };
         vec![op]
     }
+}
+
+/// The guest's message for a step, where the step is one; `asked` is how many pages the guest was
+/// asked for last.
+pub(crate) fn message(op: &Op, asked: u64) -> Option<Vec<u8>> {
+    Some(match *op {
+        Op::Version(version) => {
+            let version = Version::from_wire(version);
+            VersionRequest { version, is_last_attempt: false }.emit(1)
+        }
+        Op::Capabilities(bits) => CapabilitiesReport {
+            capabilities: Capabilities::from_wire(bits),
+            minimum_pages: PageCount::ZERO,
+            highest_page: 0,
+        }
+        .emit(2),
+        Op::Give(ref ranges, more) => pages(ranges, more),
+        Op::Obey(extra) => {
+            let given = asked.saturating_add_signed(extra.into()).max(1);
+            pages(&[range(0, given)], false)
+        }
+        Op::Confirm => UnballoonResponse.emit(3),
+        Op::Status => StatusReport::default().emit(4),
+        Op::Garbage(ref bytes) => bytes.clone(),
+        Op::Added(pages, verdict) => {
+            let (pages, result) = (PageCount::new(pages), HotAddResult::from_wire(verdict));
+            HotAddResponse { pages, result }.emit(6)
+        }
+        Op::Open
+        | Op::Close
+        | Op::Reset
+        | Op::Target(_)
+        | Op::Removed(_)
+        | Op::Inhibit(_)
+        | Op::Prepared(_)
+        | Op::Write
+        | Op::Discarded(_)
+        | Op::Wait(_)
+        | Op::Restore => return None,
+    })
+}
+
+fn pages(ranges: &[PageRange], more: bool) -> Vec<u8> {
+    let mut list = RangeList::new();
+    for range in ranges {
+        list.push(*range).unwrap();
+    }
+    BalloonResponse::emit(5, more, &list)
 }

@@ -9,6 +9,7 @@
 mod boot;
 mod device;
 mod dm_messages;
+mod guest_memory;
 mod hvb_options;
 mod hypercalls;
 mod page_set;
@@ -16,6 +17,7 @@ mod qmp_lines;
 mod rings;
 mod saved_state;
 mod vmbus_messages;
+mod vsp;
 
 // Parts of the program `hvb`, which has no library.
 #[path = "../../../bin/hvb/src/cli.rs"]
@@ -50,6 +52,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "rings", run: rings::run },
     Target { name: "saved_state", run: saved_state::run },
     Target { name: "vmbus_messages", run: vmbus_messages::run },
+    Target { name: "vsp", run: vsp::run },
 ];
 
 /// Runs one input of the named target.

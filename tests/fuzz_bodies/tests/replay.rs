@@ -67,6 +67,7 @@ replayed!(
     rings,
     saved_state,
     vmbus_messages,
+    vsp,
 );
 
 #[test]

@@ -61,7 +61,7 @@ pub(crate) struct Guest {
     /// The number of its last packet.
     packets: u64,
     /// Completions that it asked for and did not get yet.
-    awaited: VecDeque<u64>,
+    pub(crate) awaited: VecDeque<u64>,
     /// It was signalled and reads on until the ring is empty.
     reading: bool,
     /// Pages that drivers gave which are gone; no kernel since uses them.
@@ -74,6 +74,8 @@ pub(crate) struct Guest {
     masks: bool,
     /// Whether it has the host tell it when a packet has room.
     pub(crate) waits_for_room: bool,
+    /// It asks for a completion of every packet, whether or not it reads them.
+    pub(crate) asks_for_all: bool,
     /// How long it must be left alone after its handshake.
     settle: Duration,
 }
@@ -111,6 +113,7 @@ impl Guest {
             is_confused: false,
             masks,
             waits_for_room: !masks,
+            asks_for_all: false,
             settle,
         }
     }
@@ -433,17 +436,31 @@ impl Guest {
         sent
     }
 
+    /// Writes a packet that no balloon driver has, which the host drops and completes.
+    fn send_other_kind(&mut self, host: &mut Host) {
+        let Some(rings) = &mut self.rings else { return };
+        let id = u64::MAX - self.packets;
+        if let Ok(signal) = rings.send_of_kind(PacketKind::DATA_GPA_DIRECT, &[0xff; 32], id) {
+            self.awaited.push_back(id);
+            host.signalled |= signal;
+            host.watch.note(host.now, || format!("guest sends another kind, signal {signal}"));
+        }
+    }
+
     /// Writes any packet to the ring; false where there is no room.
     pub(crate) fn send(&mut self, packet: &[u8], host: &mut Host) -> bool {
         if !self.has_sound_rings(host) {
             return false;
         }
-        let Some(rings) = &mut self.rings else { return false };
         self.packets += 1;
         let id = self.packets;
         // No more than the host keeps for a guest that does not read. Others than Linux ask.
-        let asks = self.is_honest && id.is_multiple_of(3) && self.awaited.len() < MAX_COMPLETIONS;
-        let asks = asks && !self.waits_for_room;
+        let asks = id.is_multiple_of(3) && self.awaited.len() + 1 < MAX_COMPLETIONS;
+        let asks = asks && !self.waits_for_room || self.asks_for_all;
+        if asks && self.is_honest && id.is_multiple_of(2) {
+            self.send_other_kind(host);
+        }
+        let Some(rings) = &mut self.rings else { return false };
         let sent = match (asks, self.waits_for_room) {
             (true, _) => rings.send_for_completion(packet, id),
             (false, true) => rings.send_or_wait(packet, id),

@@ -1,15 +1,18 @@
 //! The host: the bus and the VSP as in every VMM, driven without threads.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dynmem_vsp::{Config, DynamicMemory, HotAdd, JobId, Prepare, Snapshot, Trace, Work};
 use hv_balloon::StateName;
-use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
+use page_range::{Gpa, Gpfn, PageCount, PageRange, PageRangeSet};
+use vmbus::protocol::ring::PENDING_SEND_SIZE;
 use vmbus::protocol::{ConnectionId, Relid, Version, VpIndex};
+use vmbus::ring::RingError;
 use vmbus::{
-    ChannelEvent, ChannelId, ChannelOutput, GuestSignal, OpenChannel, Server, ServerConfig,
-    VmbusDevice,
+    ChannelEvent, ChannelId, ChannelOutput, GuestMemory, GuestSignal, OpenChannel, Server,
+    ServerConfig, VmbusDevice,
 };
 
 use crate::memory::Ram;
@@ -65,6 +68,10 @@ pub(crate) struct Host {
     pub(crate) hears_of_room: bool,
     /// How the guest wants to be signalled, as the VSP was last told.
     pub(crate) signal: (Option<VpIndex>, Relid),
+    /// Where the guest reads how much room the host waits for.
+    awaited_room: Gpa,
+    /// The bus has asked for the channel to be closed.
+    pub(crate) is_closing: bool,
     /// The guest has made room since a message was last tried.
     pub(crate) has_new_room: bool,
     /// A machine is there: none between a reset and the next start.
@@ -101,6 +108,8 @@ impl Host {
             event_flag: false,
             hears_of_room: false,
             signal: (None, Relid::MIN),
+            awaited_room: Gpa::new(0),
+            is_closing: false,
             has_new_room: false,
             has_machine: true,
             guest_os_id: 0,
@@ -197,10 +206,12 @@ impl Host {
 
     /// The machine is stopped for a reset.
     pub(crate) fn begin_reset(&mut self) {
+        self.vsp.announce_reset();
         self.server.reset();
         self.watch.system_reset(self.now, &self.snapshot());
         self.ram.set_off_limits(true);
         self.tell(ChannelEvent::Reset);
+        assert!(!self.uses_rings(), "the rings are in use after a reset");
         self.has_machine = false;
         self.pump();
     }
@@ -219,13 +230,41 @@ impl Host {
         self.config.boot_ram.clone_from(&boot_ram);
         self.config.hot_add = hot_add;
         let kept = self.vsp.take_kept();
-        assert_eq!((kept.size, kept.target), self.watch.left, "not what the last machine left");
-        self.vsp.start_machine(self.now, boot_ram, hot_add, None).expect("the VSP is quiet");
-        self.watch.next_machine();
+        assert_eq!(kept, self.watch.left, "not what the last machine left");
+        self.start_machine(boot_ram, hot_add, kept.target);
         self.has_machine = true;
         self.event_flag = false;
         self.signalled = false;
         self.take_outputs();
+    }
+
+    /// The machine before leaves a target, which holds unless another was set since.
+    fn start_machine(
+        &mut self,
+        boot_ram: PageRangeSet,
+        hot_add: Option<HotAdd>,
+        target: Option<PageCount>,
+    ) {
+        let since = self.snapshot().target;
+        self.vsp.start_machine(self.now, boot_ram, hot_add, target).expect("the VSP is quiet");
+        let device = self.snapshot();
+        match (since, target) {
+            (Some(_), _) => assert_eq!(device.target, since, "an older target replaces a newer"),
+            (None, Some(target)) if target <= device.maximum => {
+                assert_eq!(device.target, target.align_up(self.config.discard_unit));
+            }
+            _ => assert_eq!(device.target, None, "a target that nobody set"),
+        }
+        self.watch.next_machine(if since.is_none() { device.target } else { None });
+    }
+
+    /// Forbids discards, or allows them again.
+    pub(crate) fn inhibit(&mut self, inhibited: bool) {
+        self.watch.note(self.now, || format!("host: discards forbidden: {inhibited}"));
+        self.config.inhibited = inhibited;
+        self.begin();
+        self.vsp.set_inhibited(self.now, inhibited);
+        self.pump();
     }
 
     /// The VSP is about to be told something, and will try what waits for room.
@@ -243,13 +282,27 @@ impl Host {
     /// Each packet comes once, in order, and as it was when it was published, whatever the guest has
     /// made of its ring since.
     fn expect(&mut self, message: &[u8]) {
-        if self.ram.take_tampered() {
-            self.expected = None;
-            self.watch.lost_ring = true;
-        }
+        self.is_in_order();
         if let Some(expected) = &mut self.expected {
             let published = expected.pop_front().expect("a packet that nobody sent");
             assert_eq!(message, published, "not the packet that was sent");
+        }
+    }
+
+    /// Whether the guest has let its rings be, as far as can be known.
+    fn is_in_order(&mut self) -> bool {
+        if self.ram.take_tampered() || self.watch.lost_ring {
+            self.expected = None;
+            self.watch.lost_ring = true;
+        }
+        self.expected.is_some()
+    }
+
+    /// The guest is told how much room the host waits for only as long as the host does.
+    fn check_awaited_room(&mut self) {
+        if self.uses_rings() && !self.vsp.waits_for_room() && self.is_in_order() {
+            let word = self.ram.load_u32(self.awaited_room, Ordering::Relaxed);
+            assert_eq!(word, Ok(0), "the guest is told that the host waits for room");
         }
     }
 
@@ -291,6 +344,9 @@ impl Host {
                 }
                 self.signal = (target_vp, relid);
                 self.ram.set_off_limits(false);
+                self.ram.watch_rings(Some(&rings));
+                let head = rings.outgoing()[0].gpa();
+                self.awaited_room = head.checked_add(PENDING_SEND_SIZE).expect("a page");
                 self.tell(ChannelEvent::Open {
                     memory: self.ram.of_host(),
                     channel: OpenChannel { rings, target_vp, relid, connection_id },
@@ -302,6 +358,7 @@ impl Host {
                 self.expected = None;
                 self.watch.note(self.now, || "host: closes the channel".into());
                 self.ram.set_off_limits(true);
+                self.is_closing = true;
                 self.tell(ChannelEvent::Close);
             }
             vmbus::Action::SetTargetVp { target_vp, .. } => {
@@ -320,6 +377,12 @@ impl Host {
         while let Some(output) = self.vsp.poll_output() {
             self.take(output);
         }
+        let goes_on = self.ram.take_impossible_index();
+        assert!(!goes_on, "the host goes on with an index that is no position in its ring");
+        self.check_awaited_room();
+        if self.is_blocked() {
+            self.watch.tally.see("event", "ring full");
+        }
         self.watch.check(self.now, &self.snapshot(), self.vsp.poll_timeout());
     }
 
@@ -337,22 +400,35 @@ impl Host {
             }
             ChannelOutput::OpenFinished(result) => {
                 self.watch.note(self.now, || format!("host: opens the channel: {result:?}"));
+                let state = self.snapshot().state;
                 if let Err(error) = result {
-                    let state = self.snapshot().state;
                     assert_eq!(state, StateName::Closed, "the device has a channel");
                     self.watch.ring_error(error);
+                    self.ram.watch_rings(None);
+                } else {
+                    assert_eq!(state, StateName::AwaitVersion, "opened, and there is no channel");
                 }
                 self.server.open_finished(self.channel, result.is_ok());
                 self.wake = true;
             }
             ChannelOutput::CloseFinished => {
+                let is_asked = std::mem::take(&mut self.is_closing);
+                assert!(is_asked, "the bus has asked for no close");
                 self.watch.oracle.close_finished();
                 self.server.close_finished(self.channel);
                 self.wake = true;
             }
             ChannelOutput::Broken(error) => {
                 self.watch.note(self.now, || format!("host: stops the channel: {error}"));
+                let is_impossible = matches!(
+                    error,
+                    RingError::WriteIndex(_)
+                        | RingError::PacketLength { .. }
+                        | RingError::PayloadOffset { .. }
+                );
+                assert!(!is_impossible || !self.is_in_order(), "the guest's ring was in order");
                 self.ram.set_off_limits(true);
+                self.ram.watch_rings(None);
                 self.watch.ring_error(error);
             }
             ChannelOutput::Work(work) => self.work(work),
@@ -373,6 +449,7 @@ impl Host {
         }
         match work {
             Work::Discard { id, ranges } => {
+                assert!(!self.config.inhibited, "a discard begins while they are forbidden");
                 self.watch.oracle.discard(id, &ranges);
                 self.jobs.push(Job { id, what: Task::Discard(ranges) });
             }

@@ -27,6 +27,7 @@ use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+pub use oracle::Oracle;
 pub use tally::Tally;
 pub use vice::Vice;
 

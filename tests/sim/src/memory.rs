@@ -6,6 +6,8 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use page_range::{Gpa, Gpfn, PageCount, PageRange, PageRangeSet};
+use vmbus::protocol::ring::{READ_INDEX, WRITE_INDEX};
+use vmbus::ring::RingLayout;
 use vmbus::{AccessError, GuestMemory};
 
 use crate::dice::Dice;
@@ -27,6 +29,10 @@ struct Shared {
     tampered: Cell<bool>,
     /// The host has no rings in here, or has them no more.
     is_off_limits: Cell<bool>,
+    /// The indices of the host's rings, and how many bytes each ring has.
+    indices: RefCell<Vec<(Gpa, u32)>>,
+    /// The host has found an index that is no position in its ring.
+    saw_impossible_index: Cell<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -75,6 +81,36 @@ impl Ram {
     /// Whether the host must leave the memory alone.
     pub(crate) fn set_off_limits(&self, is_off_limits: bool) {
         self.shared.is_off_limits.set(is_off_limits);
+    }
+
+    /// The host uses these rings from now on, or none.
+    pub(crate) fn watch_rings(&self, rings: Option<&RingLayout>) {
+        let rings = rings.into_iter().flat_map(|rings| [rings.incoming(), rings.outgoing()]);
+        let indices = rings.flat_map(|pages| {
+            let size = u32::try_from((pages.len() - 1) * PAGE).unwrap_or(u32::MAX);
+            let words = [WRITE_INDEX, READ_INDEX].into_iter();
+            words.filter_map(move |word| Some((pages[0].gpa().checked_add(word)?, size)))
+        });
+        *self.shared.indices.borrow_mut() = indices.collect();
+        self.shared.saw_impossible_index.set(false);
+    }
+
+    /// Whether the host has found an index that is no position in its ring, since the last call.
+    pub(crate) fn take_impossible_index(&self) -> bool {
+        self.shared.saw_impossible_index.take()
+    }
+
+    /// The host has loaded a word. A page may be the head of both rings.
+    fn check_index(&self, gpa: Gpa, value: u32) {
+        if self.is_host {
+            let indices = self.shared.indices.borrow();
+            let mut sizes = indices.iter().filter(|(at, _)| *at == gpa).peekable();
+            if sizes.peek().is_some()
+                && sizes.all(|(_, size)| value >= *size || !value.is_multiple_of(8))
+            {
+                self.shared.saw_impossible_index.set(true);
+            }
+        }
     }
 
     /// New memory is within the guest's reach.
@@ -211,6 +247,7 @@ impl GuestMemory for Ram {
             }
         })?;
         let value = u32::from_le_bytes(word);
+        self.check_index(gpa, value);
         self.after_host_word(gpa, value);
         Ok(value)
     }

@@ -25,20 +25,30 @@ impl Host {
             self.signal = (channel.target_vp, channel.relid);
         }
         let open = open.map(|channel| (self.ram.of_host(), channel));
+        // A close that was under way is asked for again by the bus.
+        self.is_closing = false;
         let vsp = DynamicMemory::restore(self.config.clone(), &saved, open, self.now)
             .expect("a VSP that was just saved")
             .with_batch(self.batch)
             .with_trace();
-        let before = self.vsp.snapshot();
-        assert_eq!(lasting(&vsp), lasting(&self.vsp), "not the VSP that was saved");
-        let is_closing = before.state == StateName::Closing;
-        if !is_closing && !loses_rings {
+        // Nothing was loaded but to see whether there is memory.
+        self.ram.take_impossible_index();
+        let is_closing = self.snapshot().state == StateName::Closing;
+        // What was being discarded, and must not be, is taken back.
+        let is_inhibited = self.config.inhibited;
+        if !is_inhibited {
+            assert_eq!(lasting(&vsp), lasting(&self.vsp), "not the VSP that was saved");
+        }
+        if !is_closing && !loses_rings && !is_inhibited {
             assert_eq!(vsp.save(self.now), saved, "saved again it is another one");
         }
         self.said = self.vsp.unsent().map(<[u8]>::to_vec);
         self.vsp = vsp;
         self.end_of_jobs(dice);
         self.watch.moved(self.now);
+        if is_inhibited {
+            self.watch.oracle.forget_unfinished();
+        }
         // The guest's signal may have been lost. The VSP sees to it that the guest gets one.
         self.signalled |= self.uses_rings();
         self.event_flag = false;

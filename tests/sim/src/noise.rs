@@ -7,8 +7,9 @@ use crate::guest::Guest;
 use crate::host::Host;
 
 /// Posts some messages that are possible and hardly sensible.
-pub(crate) fn make(guest: &Guest, host: &mut Host, dice: &mut Dice) {
+pub(crate) fn make(guest: &mut Guest, host: &mut Host, dice: &mut Dice) {
     let many = dice.one_in(60);
+    let takes_answers = many && dice.one_in(2);
     for n in 0..if many { 300 } else { dice.between(1, 6) } {
         let message = if many { lend(guest, n) } else { any_message(guest, dice) };
         let port = dice.pick(&[1, 1, 1, 1, 1, 1, 4, 4, 0, 7]);
@@ -17,6 +18,11 @@ pub(crate) fn make(guest: &Guest, host: &mut Host, dice: &mut Dice) {
         let port = if many { 1 } else { port };
         host.post(ConnectionId::new(port), &bytes[..len]);
         host.watch.note(host.now, || format!("guest posts {}", crate::watch::bus_message(bytes)));
+        if takes_answers {
+            // Else the host soon takes no more.
+            host.turn();
+            guest.take_message(host);
+        }
     }
     if dice.one_in(30) {
         host.post(ConnectionId::MESSAGE, &[0; MAX_MESSAGE_LEN + 1]);

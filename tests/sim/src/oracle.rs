@@ -32,7 +32,7 @@ struct Preparation {
 
 /// What the pages are, in truth.
 #[derive(Debug)]
-pub(crate) struct Oracle {
+pub struct Oracle {
     /// Pages the host can only discard together.
     unit: PageCount,
     boot: PageRangeSet,
@@ -65,11 +65,13 @@ pub(crate) struct Oracle {
     /// Work of the VMM that was, which the next one must begin again.
     unfinished: Vec<(JobId, PageRangeSet)>,
     /// The state after the last event.
-    pub(crate) state: StateName,
+    pub state: StateName,
 }
 
 impl Oracle {
-    pub(crate) fn new(boot: PageRangeSet, hot_add: Option<HotAdd>, unit: PageCount) -> Self {
+    /// The pages of a machine that has not started: all its RAM is the guest's. Pages come and go in
+    /// whole `unit`s.
+    pub fn new(boot: PageRangeSet, hot_add: Option<HotAdd>, unit: PageCount) -> Self {
         Self {
             unit,
             ram: boot.clone(),
@@ -94,7 +96,7 @@ impl Oracle {
     }
 
     /// The machine that comes next has other memory.
-    pub(crate) fn replace(&mut self, boot: PageRangeSet, hot_add: Option<HotAdd>) {
+    pub fn replace(&mut self, boot: PageRangeSet, hot_add: Option<HotAdd>) {
         assert!(self.is_quiet(), "the next machine starts while there is work on its memory");
         *self = Self::new(boot, hot_add, self.unit);
     }
@@ -110,15 +112,20 @@ impl Oracle {
     }
 
     /// Another VMM goes on: work that was begun has no end, and is begun again.
-    pub(crate) fn begin_move(&mut self) {
+    pub fn begin_move(&mut self) {
         let flights = self.flights.drain(..).filter(|flight| !flight.is_stale);
         self.unfinished = flights.map(|Flight { id, pages, .. }| (id, pages)).collect();
         self.preparation = None;
         self.removals.clear();
     }
 
+    /// Discards are forbidden: what was begun is taken back instead.
+    pub fn forget_unfinished(&mut self) {
+        self.unfinished.clear();
+    }
+
     /// The next VMM has done all that it could at once.
-    pub(crate) fn end_move(&mut self) {
+    pub fn end_move(&mut self) {
         for (id, pages) in self.unfinished.drain(..) {
             let mut again = self.flights.iter().filter(|flight| flight.id == id);
             let is_same = again.next().is_some_and(|flight| flight.pages == pages);
@@ -137,12 +144,12 @@ impl Oracle {
     }
 
     /// The device hears that the channel is open.
-    pub(crate) fn opened(&self) {
+    pub fn opened(&self) {
         assert!(self.is_quiet(), "a session begins while work of the last one goes on");
     }
 
     /// Compares the device's books with the truth: present + in flight + ballooned = assigned.
-    pub(crate) fn check(&self, device: &Snapshot) {
+    pub fn check(&self, device: &Snapshot) {
         assert_eq!(device.assigned, self.ram.len(), "assigned");
         let added = self.ram.len().saturating_sub(self.boot.len());
         assert_eq!(device.hot_added, added, "hot-added");
@@ -164,7 +171,7 @@ impl Oracle {
     }
 
     /// The device gives its driver a message.
-    pub(crate) fn message(&mut self, bytes: &[u8]) {
+    pub fn message(&mut self, bytes: &[u8]) {
         assert!(bytes.len() <= MAX_HOST_MESSAGE && bytes.len().is_multiple_of(8), "message length");
         let message = HostMessage::parse(bytes).expect("the device speaks the protocol");
         match message.body {
@@ -196,7 +203,7 @@ impl Oracle {
     }
 
     /// The device wants pages discarded.
-    pub(crate) fn discard(&mut self, id: JobId, ranges: &[PageRange]) {
+    pub fn discard(&mut self, id: JobId, ranges: &[PageRange]) {
         assert!(!ranges.is_empty() && ranges.len() <= MAX_DISCARD_RANGES, "ranges in a discard");
         assert!(ranges.windows(2).all(|pair| pair[0].end() < pair[1].start()), "not merged");
         for range in ranges {
@@ -212,7 +219,7 @@ impl Oracle {
     }
 
     /// The device wants memory prepared.
-    pub(crate) fn prepare(&mut self, id: JobId, what: &Prepare) {
+    pub fn prepare(&mut self, id: JobId, what: &Prepare) {
         assert!(self.preparation.is_none(), "two preparations at a time");
         assert!(self.removals.is_empty(), "memory is prepared while some is being taken away");
         match what {
@@ -243,7 +250,7 @@ impl Oracle {
     }
 
     /// The device takes memory away.
-    pub(crate) fn remove(&mut self, id: JobId, range: PageRange) {
+    pub fn remove(&mut self, id: JobId, range: PageRange) {
         assert!(self.ram.is_disjoint(range), "{range} is taken away and the guest's");
         assert!(
             self.flights.iter().all(|flight| flight.pages.is_disjoint(range)),
@@ -262,7 +269,7 @@ impl Oracle {
     }
 
     /// The device is done with its last session.
-    pub(crate) fn close_finished(&mut self) {
+    pub fn close_finished(&mut self) {
         assert!(self.awaits_close, "no close to finish");
         assert!(self.is_quiet(), "the close is done while there is work on the guest's memory");
         assert!(self.absent.is_empty(), "pages are not there for the next kernel");
@@ -273,7 +280,8 @@ impl Oracle {
         self.flights.iter().any(|flight| !flight.is_stale && !flight.pages.is_disjoint(range))
     }
 
-    pub(crate) fn packet(&mut self, packet: &[u8]) {
+    /// The device is about to take a packet of the guest's.
+    pub fn packet(&mut self, packet: &[u8]) {
         if !has_session(self.state) {
             return;
         }
@@ -310,7 +318,8 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn sent(&mut self, message: &[u8]) {
+    /// A message of the device's is in the ring.
+    pub fn sent(&mut self, message: &[u8]) {
         let message = HostMessage::parse(message).expect("the device speaks the protocol");
         if let HostBody::HotAddRequest(request) = message.body {
             let range = request.range.range().expect("a range of pages");
@@ -331,7 +340,8 @@ impl Oracle {
         self.discarded.remove(range);
     }
 
-    pub(crate) fn channel_closed(&mut self) {
+    /// The device hears that the channel is closed.
+    pub fn channel_closed(&mut self) {
         // It may be using what it was told of.
         if let Some(range) = self.offered.take() {
             self.is_added(range);
@@ -345,7 +355,8 @@ impl Oracle {
         self.end_session();
     }
 
-    pub(crate) fn system_reset(&mut self) {
+    /// The machine was stopped; the device is about to hear of it.
+    pub fn system_reset(&mut self) {
         self.offered = None;
         self.ram = self.boot.clone();
         self.absent.clear();
@@ -361,7 +372,8 @@ impl Oracle {
         self.awaits_close = true;
     }
 
-    pub(crate) fn job_done(&mut self, id: JobId, ok: bool) {
+    /// A job has ended; the device is about to hear of it.
+    pub fn job_done(&mut self, id: JobId, ok: bool) {
         if let Some(at) = self.flights.iter().position(|flight| flight.id == id) {
             let Flight { pages, is_stale, .. } = self.flights.remove(at);
             if ok && !is_stale {

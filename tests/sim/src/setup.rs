@@ -28,6 +28,8 @@ pub(crate) struct Setup {
     pub(crate) ring_pages: [usize; 2],
     /// The VMM is saved and restored now and then.
     pub(crate) moves: bool,
+    /// Discards are forbidden now and then.
+    pub(crate) inhibits: bool,
 }
 
 impl Setup {
@@ -55,6 +57,7 @@ impl Setup {
             in_use: mib(dice.between(1, 4)),
             ring_pages: [ring(dice), ring(dice)],
             moves: dice.one_in(5),
+            inhibits: dice.one_in(6),
         }
     }
 

@@ -5,8 +5,8 @@ use dynmem_protocol::{
     StatusReport, UnballoonResponse, Version, VersionRequest,
 };
 use page_range::{Gpa, Gpfn, PageCount, PageRange, PageRangeSet};
-use vmbus::GuestMemory;
 use vmbus::protocol::ring::{PacketDescriptor, READ_INDEX, WRITE_INDEX};
+use vmbus::{GuestMemory, MAX_COMPLETIONS};
 use zerocopy::IntoBytes;
 
 use crate::dice::Dice;
@@ -248,7 +248,28 @@ fn give_unasked(guest: &mut Guest, host: &mut Host, dice: &mut Dice, at: &Places
     give(guest, host, dice, &words);
 }
 
+/// Asks for completions that it does not read, until there is no room for any.
+pub(crate) fn fill_ring(guest: &mut Guest, host: &mut Host) {
+    /// More than fit into the largest ring and the host's queue.
+    const PACKETS: usize = 1000;
+    guest.asks_for_all = true;
+    for _ in 0..PACKETS {
+        if host.is_blocked() && guest.awaited.len() > 2 * MAX_COMPLETIONS {
+            break;
+        }
+        if !guest.send(&StatusReport::default().emit(1), host) {
+            break;
+        }
+        host.signalled = true;
+        host.turn();
+    }
+    guest.asks_for_all = false;
+}
+
 fn flood(guest: &mut Guest, host: &mut Host, dice: &mut Dice) {
+    if dice.one_in(8) {
+        return fill_ring(guest, host);
+    }
     let kind = dice.below(5);
     // One that is accepted ends the questions.
     let version = Version::from_wire(if dice.one_in(9) { 0x2_0000 } else { 7 });

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dynmem_protocol::{HostBody, HostMessage};
-use dynmem_vsp::{JobId, Notice, Snapshot, TargetError, Trace as Step};
+use dynmem_vsp::{JobId, Kept, Notice, Snapshot, TargetError, Trace as Step};
 use hv_balloon::{MAX_BALLOON_TIME, StateName, Transaction};
 use page_range::PageCount;
 use vmbus::protocol::{GuestMessage, Version};
@@ -55,8 +55,10 @@ pub(crate) struct Watch {
     asked_at: Option<Duration>,
     /// The guest's size before it closed its channel, until it opens it again.
     size_at_close: Option<PageCount>,
-    /// Size and target that the machine had when it was last reset.
-    pub(crate) left: (Option<PageCount>, Option<PageCount>),
+    /// What the machine left when it was last reset, and what was set since.
+    pub(crate) left: Kept,
+    /// The machine is being reset.
+    is_resetting: bool,
 }
 
 impl Watch {
@@ -76,7 +78,8 @@ impl Watch {
             settles_since: Duration::ZERO,
             asked_at: None,
             size_at_close: None,
-            left: (None, None),
+            left: Kept::default(),
+            is_resetting: false,
         }
     }
 
@@ -131,12 +134,16 @@ impl Watch {
         // The target was for the machine that was.
         self.unlimited_lines = 0;
         let target = device.target.filter(|_| device.is_pursued);
-        self.left = (Some(self.size_at_close.take().unwrap_or(device.actual)), target);
+        let size = Some(self.size_at_close.take().unwrap_or(device.actual));
+        self.left = Kept { size, target, set_since: None };
+        self.is_resetting = true;
         self.oracle.system_reset();
     }
 
-    /// A machine starts, for which the target is a new one.
-    pub(crate) const fn next_machine(&mut self) {
+    /// A machine starts, with the target of the one before if there is one and none is newer.
+    pub(crate) fn next_machine(&mut self, target: Option<PageCount>) {
+        self.open_target = target.or(self.open_target);
+        self.is_resetting = false;
         self.unlimited_lines = 0;
         self.size_at_close = None;
     }
@@ -216,8 +223,11 @@ impl Watch {
         answer: Result<PageCount, TargetError>,
     ) {
         self.trace.note(now, || format!("operator: wants {target} pages: {answer:?}"));
-        if let Ok(target) = answer {
-            self.open_target = Some(target);
+        if let Ok(taken) = answer {
+            if self.is_resetting {
+                self.left.set_since = Some(target);
+            }
+            self.open_target = Some(taken);
             self.unlimited_lines = 0;
         }
     }

@@ -53,6 +53,8 @@ enum Move {
     Deliver,
     /// The operator sets a target.
     Operate,
+    /// Something on the host forbids discards, or allows them again.
+    Inhibit,
     /// Something happens in the guest.
     Live,
     /// The guest does something hostile.
@@ -231,6 +233,9 @@ impl World {
 
     /// The guest does nothing any more. All that waits for it ends, and the operator can go on.
     fn silence(&mut self) {
+        if self.vices.contains(&Vice::Floods) && self.dice.one_in(2) {
+            vice::fill_ring(&mut self.guest, &mut self.host);
+        }
         self.change_weather(Weather::Silence);
         self.settle();
         for _ in 0..2 {
@@ -302,6 +307,9 @@ impl World {
     fn change_weather(&mut self, weather: Weather) {
         self.host.watch.note(self.host.now, || format!("-- {weather:?}"));
         self.weather = weather;
+        if self.host.config.inhibited {
+            self.host.inhibit(false);
+        }
         self.hangs = [Duration::ZERO; HANGS.len()];
         self.post_blocked = false;
         self.send_blocked = false;
@@ -372,6 +380,9 @@ impl World {
             let hostile = if self.vices.is_empty() { 0 } else { 6 };
             let any = [(2, Move::Operate), (2, Move::Live), (1, Move::Leap), (1, Move::Hang)];
             self.moves.extend(any);
+            if self.setup.inhibits {
+                self.moves.push((1, Move::Inhibit));
+            }
             if !self.is_resetting {
                 self.moves.push((hostile, Move::Vice));
                 if self.dice.one_in(20) {
@@ -459,6 +470,10 @@ impl World {
             Move::Read => self.guest.read_packet(&mut self.host),
             Move::Send => self.send_blocked = !self.guest.send_packet(&mut self.host),
             Move::Operate => self.operate(),
+            Move::Inhibit => {
+                self.host.watch.tally.see("event", "inhibited");
+                self.host.inhibit(!self.host.config.inhibited);
+            }
             Move::Live => self.live(),
             Move::Vice => {
                 let vice = self.dice.pick(&self.vices);

@@ -122,7 +122,7 @@ struct Again {
 }
 
 impl World {
-    fn config(unit: u64) -> Config {
+    pub(crate) fn config(unit: u64) -> Config {
         let hot_add = HotAdd {
             window: range(WINDOW.0, WINDOW.1 - WINDOW.0),
             capacity: PageCount::new(CAPACITY),

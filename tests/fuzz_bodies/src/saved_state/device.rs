@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
-use dynmem_protocol::*;
+use dynmem_protocol::{HostBody, HostMessage, MAX_HOST_MESSAGE};
 use hv_balloon::{
     Action, Config, Device, Event, HotAdd, JobId, Prepare, RestoreError, SavedDevice, SavedState,
     Settle, StateName,
 };
 use page_range::{PageCount, PageRange, PageRangeSet};
 
-use crate::device::Step;
+use crate::device::{Step, message};
 use crate::world::{Op, range};
 
 const MAX_STEPS: usize = 300;
@@ -89,29 +89,14 @@ impl Driver {
     }
 
     fn apply(&mut self, op: Op) {
+        let op = self.of_all_ram(op);
+        if let Some(message) = message(&op, self.asked.min(RAM_PAGES / 2)) {
+            return self.event(Event::Packet(&message));
+        }
         match op {
             Op::Open => self.event(Event::ChannelOpened { guest_os_id: 0 }),
             Op::Close => self.close(Event::ChannelClosed),
             Op::Reset => self.close(Event::SystemReset),
-            Op::Version(version) => {
-                let version = Version::from_wire(version);
-                self.packet(&VersionRequest { version, is_last_attempt: false }.emit(1));
-            }
-            Op::Capabilities(bits) => {
-                let capabilities = Capabilities::from_wire(bits);
-                let minimum_pages = PageCount::ZERO;
-                self.packet(
-                    &CapabilitiesReport { capabilities, minimum_pages, highest_page: 0 }.emit(2),
-                );
-            }
-            Op::Give(ranges, more) => self.give(&ranges, more),
-            Op::Obey(extra) => {
-                let asked = self.asked.saturating_add_signed(extra.into()).clamp(1, RAM_PAGES / 2);
-                self.give(&[range(0, asked)], false);
-            }
-            Op::Confirm => self.packet(&UnballoonResponse.emit(3)),
-            Op::Status => self.packet(&StatusReport::default().emit(4)),
-            Op::Garbage(bytes) => self.packet(&bytes),
             Op::Target(pages) => {
                 let _ = self.device.set_target(self.now, PageCount::new(pages * 10));
                 self.act();
@@ -125,10 +110,6 @@ impl Driver {
                 self.config.inhibited = inhibited;
                 self.device.set_inhibited(self.now, inhibited);
                 self.act();
-            }
-            Op::Added(pages, verdict) => {
-                let (pages, result) = (PageCount::new(pages), HotAddResult::from_wire(verdict));
-                self.packet(&HotAddResponse { pages, result }.emit(6));
             }
             Op::Prepared(ok) => {
                 if let Some(id) = self.preparing.take() {
@@ -146,6 +127,8 @@ impl Driver {
                 self.event(Event::Deadline);
             }
             Op::Restore => self.save_and_restore(),
+            // Messages, above.
+            _ => {}
         }
     }
 
@@ -174,29 +157,25 @@ impl Driver {
         self.act();
     }
 
-    fn packet(&mut self, packet: &[u8]) {
-        self.event(Event::Packet(packet));
-    }
-
     fn close(&mut self, event: Event<'_>) {
         self.message = None;
         self.event(event);
     }
 
-    /// Pages as they come, of all RAM.
-    fn give(&mut self, pages: &[PageRange], more: bool) {
+    /// The same step, with pages of all RAM.
+    fn of_all_ram(&self, op: Op) -> Op {
+        let Op::Give(ranges, more) = op else { return op };
         let unit = self.config.discard_unit.get().min(4);
-        let mut list = RangeList::new();
-        for pages in pages {
+        let spread = |pages: PageRange| {
             let (start, count) = (pages.start().get() * unit, pages.count().get() * unit);
             let start = match start / unit {
                 0..400 => start,
                 400..800 => UPPER_RAM + start - 400 * unit,
                 _ => WINDOW.0 + start - 800 * unit,
             };
-            list.push(range(start, count)).unwrap();
-        }
-        self.packet(&BalloonResponse::emit(5, more, &list));
+            range(start, count)
+        };
+        Op::Give(ranges.into_iter().map(spread).collect(), more)
     }
 
     fn write(&mut self) {

@@ -77,7 +77,7 @@ impl<M: GuestMemory> GuestRings<M> {
     /// # Errors
     /// [`RingFull`], also if it can never fit.
     pub fn send(&mut self, payload: &[u8], transaction_id: u64) -> Result<bool, RingFull> {
-        self.write_packet(payload, transaction_id, 0)
+        self.write_packet(PacketKind::DATA_IN_BAND, payload, transaction_id, 0)
     }
 
     /// Like [`send`](Self::send), and asks the host for a completion.
@@ -85,11 +85,25 @@ impl<M: GuestMemory> GuestRings<M> {
     /// # Errors
     /// [`RingFull`], also if it can never fit.
     pub fn send_for_completion(&mut self, payload: &[u8], id: u64) -> Result<bool, RingFull> {
-        self.write_packet(payload, id, PacketDescriptor::COMPLETION_REQUESTED)
+        self.send_of_kind(PacketKind::DATA_IN_BAND, payload, id)
+    }
+
+    /// Writes a packet of any kind, which asks the host for a completion.
+    ///
+    /// # Errors
+    /// [`RingFull`], also if it can never fit.
+    pub fn send_of_kind(
+        &mut self,
+        kind: PacketKind,
+        payload: &[u8],
+        id: u64,
+    ) -> Result<bool, RingFull> {
+        self.write_packet(kind, payload, id, PacketDescriptor::COMPLETION_REQUESTED)
     }
 
     fn write_packet(
         &mut self,
+        kind: PacketKind,
         payload: &[u8],
         transaction_id: u64,
         flags: u16,
@@ -103,7 +117,7 @@ impl<M: GuestMemory> GuestRings<M> {
             return Err(RingFull);
         }
         let descriptor = PacketDescriptor {
-            kind: PacketKind::DATA_IN_BAND.0.into(),
+            kind: kind.0.into(),
             data_offset8: 2.into(),
             len8: len8.into(),
             flags: flags.into(),

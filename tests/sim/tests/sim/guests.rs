@@ -1,5 +1,6 @@
 //! Guests of one kind each, so that none hides behind another.
 
+use hv_balloon::FaultCounts;
 use sim::Vice;
 
 use crate::make;
@@ -12,7 +13,8 @@ const RUNS: u64 = 250;
 fn honest_guests_get_what_they_should() {
     let tally = make(FIRST, 4 * RUNS, Some(&[]));
     assert!(tally.count("notice", "target reached") > RUNS);
-    for fault in ["duplicate pages", "foreign pages", "bad ranges", "excess pages", "malformed"] {
+    for fault in ["duplicate-pages", "foreign-pages", "bad-ranges", "excess-pages", "malformed"] {
+        assert!(FaultCounts::default().iter().any(|(name, _)| name == fault), "no fault {fault}");
         assert_eq!(tally.count("fault", fault), 0, "{fault}");
     }
 }

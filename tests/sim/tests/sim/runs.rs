@@ -50,7 +50,7 @@ const SEEN: &[(&str, &[&str])] = &[
         ],
     ),
     ("ring error", &["write index", "read index", "packet length", "payload offset", "too long"]),
-    ("event", &["reset", "unload", "kexec", "crash", "another VMM"]),
+    ("event", &["reset", "unload", "kexec", "crash", "another VMM", "inhibited", "ring full"]),
 ];
 
 /// `HV_BALLOON_RUNS=N` makes another number of runs, `HV_BALLOON_FIRST=N` begins with another seed.
