@@ -4,12 +4,13 @@
 //! woken.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use dynmem_vsp::{Config, DynamicMemory, JobId, Notice, Settle, Work};
-use guest_ram::{GuestRam, MemoryWorker};
+use guest_ram::GuestRam;
 use page_range::{PageCount, PageRange, PageRangeSet};
 use serde::Serialize;
 use vmbus::protocol::{ConnectionId, Relid, VpIndex};
@@ -55,8 +56,8 @@ struct Done {
 
 /// The executor of discards.
 enum Memory {
-    /// The worker, on real memory.
-    Real { worker: MemoryWorker<Option<JobId>>, done: Receiver<Done>, cpu: Duration },
+    /// A thread of its own, on real memory. It ends when `jobs` is dropped.
+    Real { jobs: Sender<(JobId, Vec<PageRange>)>, done: Receiver<Done>, cpu: Duration },
     /// None: there is no memory. Holds jobs that are about to end.
     None(Vec<JobId>),
 }
@@ -67,7 +68,6 @@ type Vsp = DynamicMemory<BusMemory>;
 pub(crate) struct Host {
     vsp: Vsp,
     start: Instant,
-    ram: Arc<GuestRam>,
     memory: Memory,
     guest: Guest,
     usage: Usage,
@@ -78,20 +78,8 @@ pub(crate) struct Host {
 impl Host {
     /// A VSP for a guest with all of `memory`, ready for requests.
     pub(crate) fn new(memory: &GuestMemory) -> Result<Self> {
-        let (report, done) = channel();
-        let worker = MemoryWorker::spawn(move |id, result: Result<(), _>| {
-            let (ok, cpu) = (result.is_ok(), cpu::thread());
-            if let Some(id) = id {
-                // Fails only where the bench has failed.
-                let _ = report.send(Done { id, ok, cpu });
-            }
-        })?;
-        worker.submit(None, || {
-            cpu::stay_on(1);
-            Ok(())
-        });
-        let work = Memory::Real { worker, done, cpu: Duration::ZERO };
         let ram = Arc::clone(&memory.ram);
+        let work = Memory::real(Arc::clone(&ram))?;
         Self::start(ram, memory.ram.pages().clone(), memory.pieces.clone(), work)
     }
 
@@ -122,7 +110,7 @@ impl Host {
         let (start, usage) = (Instant::now(), Usage::default());
         let open = ChannelEvent::Open { memory: bus_memory(&ram), channel, guest_os_id: 0 };
         let mut host =
-            Self { vsp, start, ram, memory, guest, usage, is_ready: false, is_reached: false };
+            Self { vsp, start, memory, guest, usage, is_ready: false, is_reached: false };
         host.drive(|vsp, now| vsp.handle(now, open))?;
         while !host.is_ready {
             ensure!(host.turn()?, "guest and VSP do not get together");
@@ -203,7 +191,7 @@ impl Host {
         match output {
             ChannelOutput::Work(Work::Discard { id, ranges }) => {
                 self.usage.discards += 1;
-                self.memory.submit(id, &self.ram, ranges);
+                self.memory.submit(id, ranges)?;
             }
             ChannelOutput::Work(Work::Notify(Notice::Ready { .. })) => self.is_ready = true,
             ChannelOutput::Work(Work::Notify(Notice::TargetReached { .. })) => {
@@ -220,11 +208,28 @@ impl Host {
 }
 
 impl Memory {
-    fn submit(&mut self, id: JobId, ram: &Arc<GuestRam>, ranges: Vec<PageRange>) {
+    fn real(ram: Arc<GuestRam>) -> Result<Self> {
+        let (jobs, queue) = channel::<(JobId, Vec<PageRange>)>();
+        let (report, done) = channel();
+        thread::Builder::new().name("memory".into()).spawn(move || {
+            cpu::stay_on(1);
+            for (id, ranges) in queue {
+                let ok = ram.discard_or_undo(&ranges).is_ok();
+                // Fails only if the bench has failed.
+                let _ = report.send(Done { id, ok, cpu: cpu::thread() });
+            }
+        })?;
+        Ok(Self::Real { jobs, done, cpu: Duration::ZERO })
+    }
+
+    fn submit(&mut self, id: JobId, ranges: Vec<PageRange>) -> Result<()> {
         match self {
-            Self::Real { worker, .. } => worker.submit_discard(Some(id), Arc::clone(ram), ranges),
+            Self::Real { jobs, .. } => {
+                jobs.send((id, ranges)).context("the thread that discards has ended")?;
+            }
             Self::None(jobs) => jobs.push(id),
         }
+        Ok(())
     }
 
     /// A job that has ended.

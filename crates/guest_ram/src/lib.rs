@@ -47,7 +47,6 @@ mod mapping;
 mod plan;
 mod ram;
 mod region;
-mod worker;
 
 pub use backend::{BackendError, MemorySlots, RamBackend};
 pub use borrowed::{BorrowedRam, RegionError};
@@ -58,4 +57,3 @@ pub use layout::{HIGH_RAM_START, LOW_RAM_LIMIT, boot_ram_ranges};
 pub use mapping::{BorrowError, MemoryKind};
 pub use ram::{GuestRam, RamAddressSpace, RamConfig, RamError, RamPart};
 pub use region::RamRegion;
-pub use worker::{MemoryWorker, WorkError};

@@ -3,12 +3,9 @@
 use std::error::Error;
 use std::fs;
 use std::io;
-use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use guest_ram::{
-    DiscardError, GuestRam, MemoryKind, MemoryWorker, RamConfig, RamError, RamPart, WorkError,
-};
+use guest_ram::{DiscardError, GuestRam, MemoryKind, RamConfig, RamError, RamPart};
 use host_faults::Refusal;
 use page_range::{Gpfn, PageCount, PageRange};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -175,31 +172,4 @@ fn memory_is_added_without_a_system_call_that_could_fail() {
         assert!(ram.discard(&[added]).is_err());
     });
     assert_eq!(ram.memory().num_regions(), 1);
-}
-
-#[test]
-fn a_worker_reports_what_failed_and_goes_on() {
-    let _turn = turn();
-    let ram = Arc::new(GuestRam::new(&config(MemoryKind::Anonymous)).unwrap());
-    let (done, results) = channel();
-    let worker = host_faults::with(&discards(libc::ENOMEM), || {
-        MemoryWorker::spawn(move |tag, result| done.send((tag, result)).unwrap()).unwrap()
-    });
-    worker.submit_discard(1, Arc::clone(&ram), vec![pages(3, 2)]);
-    worker.submit(2, || Ok(()));
-    worker.submit_discard(3, ram, vec![pages(3, 2)]);
-    drop(worker);
-    let results: Vec<(u32, Result<(), WorkError>)> = results.iter().collect();
-    assert!(matches!(results[0], (1, Err(WorkError::Discard(_)))), "{results:?}");
-    assert!(matches!(results[1], (2, Ok(()))), "{results:?}");
-    assert!(matches!(results[2], (3, Err(WorkError::Discard(_)))), "{results:?}");
-}
-
-#[test]
-fn a_worker_for_which_there_is_no_thread_is_an_error() {
-    let _turn = turn();
-    let refusals = [libc::SYS_clone, libc::SYS_clone3].map(|call| Refusal::of(call, libc::EAGAIN));
-    let error =
-        host_faults::with(&refusals, || MemoryWorker::spawn(|(), _| ()).expect_err("no thread"));
-    assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
 }
