@@ -12,19 +12,26 @@ pub(crate) mod embed;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dynmem_vsp::{RestoreError, SavedVsp};
+use dynmem_vsp::{RestoreError, SavedState, SavedVsp};
 use embed::{Guest, Vmm, Vsp};
 use guest_model::dynmem::{self, Memory, Personality};
 use guest_model::vmbus::SharedMemory;
 use page_range::PageCount;
-use vmbus::{Server, ServerConfig, VmbusDevice};
+use saved_state::Format;
+use serde::{Deserialize, Serialize};
+use vmbus::{SavedServer, Server, ServerConfig, VmbusDevice};
 
 /// What the VMM saves for bus and VSP, beside what it saves in any case: vCPUs, memory slots, guest
 /// memory, the SynIC's registers, and messages that it polled and has not put into a slot.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SavedVm {
-    server: Vec<u8>,
+    server: SavedServer,
     vsp: SavedVsp,
+}
+
+/// A VMM with a format of its own puts its state into that instead.
+impl SavedState for SavedVm {
+    const FORMAT: Format = Format { magic: *b"EXAMPLE\0", name: "a VM", newest: 1 };
 }
 
 impl SavedVm {
@@ -54,7 +61,8 @@ impl SavedVm {
 
 /// Ends a VMM and has another one go on with its guest and its clock.
 fn move_on(old: Vmm) -> Vmm {
-    let saved = SavedVm::new(&old);
+    let bytes = SavedVm::new(&old).to_bytes();
+    let saved = SavedVm::from_bytes(&bytes).expect("they were just written");
     let Vmm { memory, channel, bus, guest_os_id, now, .. } = old;
     let (server, vsp) = saved.restore(&memory, now).expect("it was just saved");
     let mut vmm = Vmm { server, channel, vsp, memory, bus, guest_os_id, now };

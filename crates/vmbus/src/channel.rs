@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     GuestMemory, OpenChannel, RestoreError,
     protocol::{Relid, VpIndex, ring::PacketKind},
-    ring::{ChannelRings, RingError, Sent},
+    ring::{ChannelRings, RingError, SavedRings, Sent},
 };
 
 /// Maximum number of completions that wait for room in the ring. If a guest requests completions
@@ -35,11 +35,16 @@ pub enum Received<'a> {
     Nothing,
 }
 
-/// The saved form of a channel, made by [`Channel::save`].
+/// A channel as [`Channel::save`] makes it, in one of the versions that there are; a part of the state
+/// of its device. What is read may be anything: [`Channel::restore`] checks what it says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SavedChannel {
-    rings: Vec<u8>,
-    completions: Vec<u64>,
+#[serde(transparent)]
+pub struct SavedChannel(Version);
+
+/// A version, once released, stays as it is. A new one is a new variant behind those that there are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Version {
+    V1 { rings: SavedRings, completions: Vec<u64> },
 }
 
 /// An open channel.
@@ -94,7 +99,8 @@ impl<M: GuestMemory> Channel<M> {
     #[must_use]
     pub fn save(&self) -> Option<SavedChannel> {
         let rings = self.rings.as_ref()?.save();
-        Some(SavedChannel { rings, completions: self.completions.iter().copied().collect() })
+        let completions = self.completions.iter().copied().collect();
+        Some(SavedChannel(Version::V1 { rings, completions }))
     }
 
     /// Restores a saved channel. Guest memory must be as it was when the channel was saved.
@@ -108,11 +114,12 @@ impl<M: GuestMemory> Channel<M> {
         open: &OpenChannel,
         saved: &SavedChannel,
     ) -> Result<Self, RestoreError> {
-        if saved.completions.len() > MAX_COMPLETIONS {
+        let SavedChannel(Version::V1 { rings, completions }) = saved;
+        if completions.len() > MAX_COMPLETIONS {
             return Err(RestoreError::Impossible { reason: "too many completions" });
         }
-        let rings = ChannelRings::restore(memory, &open.rings, &saved.rings)?;
-        let completions = saved.completions.iter().copied().collect();
+        let rings = ChannelRings::restore(memory, &open.rings, rings)?;
+        let completions = completions.iter().copied().collect();
         Ok(Self { completions, wants_signal: true, ..Self::with_rings(rings, open) })
     }
 

@@ -37,7 +37,8 @@ pub use channel::{Channel, GuestSignal, MAX_COMPLETIONS, Received, SavedChannel}
 pub use device::{ChannelEvent, ChannelOutput, VmbusDevice};
 pub use memory::{AccessError, GuestMemory};
 pub use saved::RestoreError;
+pub use saved_state::{FormatError, SavedState};
 pub use server::{
     Action, ChannelId, Faults, MAX_CHANNELS, MAX_GPADL_PAGES, MAX_GPADLS, MAX_QUEUED_MESSAGES,
-    Offer, OfferError, OpenChannel, PostError, Server, ServerConfig,
+    Offer, OfferError, OpenChannel, PostError, SavedServer, Server, ServerConfig,
 };

@@ -1,16 +1,11 @@
 //! Errors when restoring saved state.
 
-use saved_state::FormatError;
-
 use crate::AccessError;
 
 /// Error when restoring a server or rings. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestoreError {
-    /// The bytes are not saved state of this kind, are incomplete, or come from a newer version.
-    #[error(transparent)]
-    Format(#[from] FormatError),
     /// The rings are not in guest memory. Restore guest memory first.
     #[error(transparent)]
     Access(#[from] AccessError),

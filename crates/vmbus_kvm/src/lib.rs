@@ -67,6 +67,7 @@ pub use kvm::{HasVm, KvmPlatform};
 pub use machine::Machine;
 pub use paused::{Paused, SavedBus};
 pub use platform::{Bound, BusMemory, MemoryGuard, Platform};
+pub use saved_state::{FormatError, SavedState};
 pub use shared::BusHandle;
 pub use supervisor::{HostFailure, Report, Supervisor, Thread};
 pub use trace::Trace;

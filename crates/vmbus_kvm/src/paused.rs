@@ -3,20 +3,37 @@
 use std::sync::{Arc, MutexGuard};
 
 use kvm_hyperv::synic::SavedSynic;
+use saved_state::{Format, SavedState};
 use serde::{Deserialize, Serialize};
-use vmbus::{Server, ServerConfig};
+use vmbus::{SavedServer, Server, ServerConfig};
 
 use crate::bus_loop::Request;
 use crate::shared::lock;
 use crate::{Host, HostBuilder, Machine, Platform, RestoreError, Stopped, Supervisor};
 
-/// The saved bus and SynICs of a machine. Devices are saved separately.
+/// The saved bus and SynICs of a machine, in one of the versions that exist. Devices are saved
+/// separately.
 ///
-/// The bus is saved in its own format, with a version and a checksum; for the rest, the VMM chooses
-/// a `serde` format.
+/// Store it by itself as bytes ([`SavedState`]), or as part of a larger state with its `serde`
+/// implementations.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SavedBus {
-    server: Vec<u8>,
+#[serde(transparent)]
+pub struct SavedBus(Version);
+
+impl SavedState for SavedBus {
+    const FORMAT: Format =
+        Format { magic: *b"HVVMBUS\0", name: "a VMBus with its SynICs", newest: 1 };
+}
+
+/// A version, once released, stays as it is. A new one is a new variant behind those that there are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Version {
+    V1(Form),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Form {
+    server: SavedServer,
     /// `HV_X64_MSR_GUEST_OS_ID`, 0 where unknown.
     guest_os_id: u64,
     /// By VP index; empty if there was no machine.
@@ -63,6 +80,7 @@ impl<P: Platform> Host<P> {
         platform: P,
         saved: &SavedBus,
     ) -> Result<Machine<P>, RestoreError> {
+        let SavedBus(Version::V1(saved)) = saved;
         let count = self.vp_count();
         if !saved.synics.is_empty() && u32::try_from(saved.synics.len()) != Ok(count) {
             return Err(RestoreError::VpCount { saved: saved.synics.len(), now: count });
@@ -81,7 +99,7 @@ impl<P: Platform> Paused<'_, P> {
     pub fn save(&self) -> SavedBus {
         let server = self.host.shared().server().save();
         let (guest_os_id, synics) = self.machine.as_ref().map(Machine::save).unwrap_or_default();
-        SavedBus { server, guest_os_id, synics }
+        SavedBus(Version::V1(Form { server, guest_os_id, synics }))
     }
 
     /// Ends the host instead of resuming it: the machine continues elsewhere.
@@ -116,6 +134,7 @@ impl<P: Platform> HostBuilder<P> {
         supervisor: impl Supervisor,
         saved: &SavedBus,
     ) -> Result<Self, RestoreError> {
+        let SavedBus(Version::V1(saved)) = saved;
         let server = Server::restore(config, &saved.server)?;
         Ok(Self::with_server(server, config.vp_count, supervisor)?)
     }

@@ -5,7 +5,7 @@
 //! host's end of the rings may write.
 
 use arbitrary::{Arbitrary, Unstructured};
-use vmbus::ring::{ChannelRings, RingLayout};
+use vmbus::ring::{ChannelRings, RingLayout, SavedRings};
 
 use crate::guest_memory::{FILL, Memory, PAGE, PAGES, Write, layout};
 
@@ -36,7 +36,7 @@ pub(crate) fn run(data: &[u8]) {
 }
 
 /// The same from saved rings, if there are any; saved and restored between all steps, if so wanted.
-pub(crate) fn go_on(data: &[u8], saved: Option<&[u8]>, restores: bool) {
+pub(crate) fn go_on(data: &[u8], saved: Option<&SavedRings>, restores: bool) {
     let (layout_bytes, rest) = data.split_at(data.len().min(PAGES + 2));
     let Some(layout) = layout(layout_bytes) else { return };
     // Steps first, as many bytes as the next byte says of 256.

@@ -5,12 +5,10 @@ mod device;
 
 use hv_balloon::SavedDevice;
 use saved_state::{Format, SavedState};
-use vmbus::Server;
+use vmbus::ring::SavedRings;
+use vmbus::{SavedServer, Server};
 
 use crate::{rings, vmbus_messages};
-
-const SERVER: Format = Format { magic: *b"HVVMBSRV", name: "a server", newest: 1 };
-const RINGS: Format = Format { magic: *b"HVVMBRNG", name: "rings", newest: 1 };
 
 /// In the first byte: the state has its own header and checksum. Otherwise they are added, so that
 /// the fuzzer gets past them.
@@ -29,14 +27,21 @@ pub(crate) fn run(data: &[u8]) {
         // From a fresh state, saved and restored between steps.
         0 => vmbus_messages::go_on(rest, None),
         1 => rings::go_on(rest, None, true),
-        2 => server(&framed(SERVER), steps),
-        3 => rings::go_on(steps, Some(&framed(RINGS)), kind & 8 != 0),
+        2 => server(&framed(SavedServer::FORMAT), steps),
+        3 => match SavedRings::from_bytes(&framed(SavedRings::FORMAT)) {
+            Ok(saved) => rings::go_on(steps, Some(&saved), kind & 8 != 0),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        },
         machine => device::run(machine, &framed(SavedDevice::FORMAT), steps),
     }
 }
 
 fn server(saved: &[u8], steps: &[u8]) {
-    match Server::restore(vmbus_messages::SAVED_CONFIG, saved) {
+    let saved = match SavedServer::from_bytes(saved) {
+        Ok(saved) => saved,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    match Server::restore(vmbus_messages::SAVED_CONFIG, &saved) {
         Ok(server) => vmbus_messages::go_on(steps, Some(server)),
         Err(error) => assert!(!error.to_string().is_empty()),
     }

@@ -21,7 +21,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
     ("dynmem_vsp", &["hv_balloon", "page_range", "saved_state", "vmbus"]),
     ("guest_ram", &["page_range"]),
     ("kvm_hyperv", &["page_range", "vmbus"]),
-    ("vmbus_kvm", &["dynmem_vsp", "guest_ram", "kvm_hyperv", "page_range", "vmbus"]),
+    ("vmbus_kvm", &["dynmem_vsp", "guest_ram", "kvm_hyperv", "page_range", "saved_state", "vmbus"]),
     ("qmp", &[]),
     (
         "vmm",

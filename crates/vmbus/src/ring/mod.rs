@@ -19,6 +19,7 @@ mod saved;
 
 pub use layout::{LayoutError, MAX_RING_PAGES, RingLayout};
 pub use packet::Packet;
+pub use saved::SavedRings;
 
 use self::{incoming::Incoming, outgoing::Outgoing};
 use crate::{AccessError, GuestMemory, protocol::ring::PacketKind};

@@ -1,11 +1,10 @@
 //! Saving and restoring a channel's rings.
 
-use alloc::borrow::Cow;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use page_range::Gpfn;
-use saved_state::Format;
+use saved_state::{Format, SavedState};
 use serde::{Deserialize, Serialize};
 
 use super::{ChannelRings, RingLayout, incoming::Incoming, outgoing::Outgoing, pages::RingPages};
@@ -15,17 +14,33 @@ use crate::{
     saved::{RestoreError, Result, ensure},
 };
 
-const FORMAT: Format = Format { magic: *b"HVVMBRNG", name: "a channel's rings", newest: 1 };
+/// Rings as [`ChannelRings::save`] makes them, in one of the versions that there are.
+///
+/// Keep it by itself as bytes ([`SavedState`]), or as a part of a larger state by its `serde`
+/// implementations. Either way what is read may be anything: [`ChannelRings::restore`] checks what it
+/// says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SavedRings(Version);
 
-/// Version 1 of the format. The order of the fields determines the bytes, so never change this; add
-/// a new version beside it.
-#[derive(Debug, Serialize, Deserialize)]
-struct Form<'a> {
+impl SavedState for SavedRings {
+    const FORMAT: Format = Format { magic: *b"HVVMBRNG", name: "a channel's rings", newest: 1 };
+}
+
+/// A version, once released, stays as it is. A new one is a new variant behind those that there are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Version {
+    V1(Form),
+}
+
+/// Version 1. The order of the fields determines the bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Form {
     /// The position up to which the guest's ring is copied, and its write index as last seen.
     incoming_read: u32,
     incoming_end: u32,
     /// Bytes copied and not yet received.
-    unread: Cow<'a, [u8]>,
+    unread: Vec<u8>,
     masked: bool,
     /// Whether the guest must be signalled at the end of the batch.
     signal: bool,
@@ -44,18 +59,18 @@ impl<M: GuestMemory> ChannelRings<M> {
     /// May be called at any time; save guest memory at the same moment. Deliver all requested
     /// signals first.
     #[must_use]
-    pub fn save(&self) -> Vec<u8> {
+    pub fn save(&self) -> SavedRings {
         let (incoming, outgoing) = (&self.incoming, &self.outgoing);
-        FORMAT.write(&Form {
+        SavedRings(Version::V1(Form {
             incoming_read: incoming.read,
             incoming_end: incoming.end,
-            unread: incoming.copied.unread().into(),
+            unread: incoming.copied.unread().to_vec(),
             masked: incoming.masked,
             signal: incoming.signal,
             outgoing_write: outgoing.write,
             outgoing_read: outgoing.read,
             pending: outgoing.pending,
-        })
+        }))
     }
 
     /// Restores rings saved by [`ChannelRings::save`]. Guest memory must be as it was then; nothing
@@ -64,10 +79,10 @@ impl<M: GuestMemory> ChannelRings<M> {
     /// is harmless.
     ///
     /// # Errors
-    /// [`RestoreError`] if the bytes are not saved rings of this layout, or the rings are not in
+    /// [`RestoreError`] if these cannot be rings of this layout, or the rings are not in
     /// guest memory.
-    pub fn restore(mem: M, layout: &RingLayout, bytes: &[u8]) -> Result<Self> {
-        let form: Form<'_> = FORMAT.read(bytes)?.decode()?;
+    pub fn restore(mem: M, layout: &RingLayout, saved: &SavedRings) -> Result<Self> {
+        let SavedRings(Version::V1(form)) = saved;
         let pages = ring(&mem, layout.incoming(), [form.incoming_read, form.incoming_end])?;
         let mut copied = Incoming::buffer(&pages);
         let is_kept = copied.restore(&form.unread) && form.unread.len().is_multiple_of(ALIGN);

@@ -40,6 +40,7 @@ pub use fault::Faults;
 pub use gpadl_table::{MAX_GPADL_PAGES, MAX_GPADLS};
 pub use opening::OpenChannel;
 pub use outbox::MAX_QUEUED_MESSAGES;
+pub use saved::SavedServer;
 
 use self::{
     channels::{Channel, Channels, Presence},

@@ -5,18 +5,13 @@ use std::{fs, path::PathBuf, sync::Arc};
 use guest_model::vmbus::{Event, GuestRings, Post, SharedMemory};
 use page_range::Gpfn;
 use proptest::prelude::*;
-use saved_state::{Format, FormatError};
 use vmbus::{
-    Offer, RestoreError, Server, ServerConfig,
+    FormatError, Offer, RestoreError, SavedServer, SavedState, Server, ServerConfig,
     protocol::{ConnectionId, GpadlId, GuestMessage, Guid, Version, VpIndex, wire},
-    ring::{ChannelRings, RingLayout, Sent},
+    ring::{ChannelRings, RingLayout, SavedRings, Sent},
 };
 
 use crate::pair::{MEMORY_PAGES, OFFER, Pair, pages};
-
-/// What the forms are, said once more.
-const SERVER: Format = Format { magic: *b"HVVMBSRV", name: "a server", newest: 1 };
-const RINGS: Format = Format { magic: *b"HVVMBRNG", name: "rings", newest: 1 };
 
 /// The bytes in front of the payload, and behind it.
 const FRAME: (usize, usize) = (20, 4);
@@ -174,8 +169,17 @@ fn layout() -> RingLayout {
     RingLayout::new(&pages(10, 10), 5).unwrap()
 }
 
-fn restore_rings(mem: &Arc<SharedMemory>, bytes: &[u8]) -> Result<Rings, RestoreError> {
-    ChannelRings::restore(mem.clone(), &layout(), bytes)
+fn restore_rings(mem: &Arc<SharedMemory>, saved: &SavedRings) -> Result<Rings, RestoreError> {
+    ChannelRings::restore(mem.clone(), &layout(), saved)
+}
+
+/// A server from bytes; `None` where they are refused, whoever refuses them.
+fn server_of(bytes: &[u8]) -> Option<Server> {
+    Server::restore(CONFIG, &SavedServer::from_bytes(bytes).ok()?).ok()
+}
+
+fn rings_of(mem: &Arc<SharedMemory>, bytes: &[u8]) -> Option<Rings> {
+    restore_rings(mem, &SavedRings::from_bytes(bytes).ok()?).ok()
 }
 
 fn golden(name: &str) -> PathBuf {
@@ -188,26 +192,26 @@ fn golden(name: &str) -> PathBuf {
 fn write_golden_files() {
     fs::create_dir_all(golden("x").parent().unwrap()).unwrap();
     for (name, server) in tour() {
-        fs::write(golden(name), server.save()).unwrap();
+        fs::write(golden(name), server.save().to_bytes()).unwrap();
     }
-    fs::write(golden("rings"), busy_rings().0.save()).unwrap();
+    fs::write(golden("rings"), busy_rings().0.save().to_bytes()).unwrap();
 }
 
 #[test]
 fn version_1_is_written_as_ever() {
     for (name, server) in tour() {
         let expected = fs::read(golden(name)).unwrap();
-        assert!(server.save() == expected, "{name}: the form of version 1 changed");
+        assert!(server.save().to_bytes() == expected, "{name}: the form of version 1 changed");
     }
-    assert!(busy_rings().0.save() == fs::read(golden("rings")).unwrap(), "rings");
+    assert!(busy_rings().0.save().to_bytes() == fs::read(golden("rings")).unwrap(), "rings");
 }
 
 #[test]
 fn version_1_is_restored_as_ever() {
     for (name, mut server) in tour() {
         let saved = fs::read(golden(name)).unwrap();
-        let mut restored = Server::restore(CONFIG, &saved).unwrap();
-        assert!(restored.save() == saved, "{name}");
+        let mut restored = server_of(&saved).unwrap();
+        assert!(restored.save().to_bytes() == saved, "{name}");
         assert_eq!(restored.version(), server.version(), "{name}");
         assert_eq!(restored.faults(), server.faults(), "{name}");
         let channel = server.channel_of(&OFFER);
@@ -222,7 +226,7 @@ fn version_1_is_restored_as_ever() {
         assert!(again.ends_with(&told), "{name}: {again:?} and not {told:?}");
     }
     let (mut rings, mem) = busy_rings();
-    let mut restored = restore_rings(&mem, &fs::read(golden("rings")).unwrap()).unwrap();
+    let mut restored = rings_of(&mem, &fs::read(golden("rings")).unwrap()).unwrap();
     for _ in 0..5 {
         assert_eq!(restored.receive(), rings.receive());
     }
@@ -233,7 +237,7 @@ fn version_1_is_restored_as_ever() {
 fn a_device_that_was_opening_is_opened_again_and_one_that_was_closing_closed() {
     let first = |name| {
         let saved = fs::read(golden(name)).unwrap();
-        Server::restore(CONFIG, &saved).unwrap().poll_action()
+        server_of(&saved).unwrap().poll_action()
     };
     let (pair, relid, ..) = Pair::opened(Version::V5_3);
     let Some(vmbus::Action::Open { channel, rings, target_vp, relid: of, connection_id }) =
@@ -251,10 +255,10 @@ fn a_device_that_was_opening_is_opened_again_and_one_that_was_closing_closed() {
 #[test]
 fn cut_off_anywhere_or_with_any_bit_flipped_it_is_refused() {
     let (rings, mem) = busy_rings();
-    let refuses_server = |bytes: &[u8]| Server::restore(CONFIG, bytes).is_err();
-    let refuses_rings = |bytes: &[u8]| restore_rings(&mem, bytes).is_err();
-    let servers = tour().into_iter().map(|(name, server)| (name, server.save()));
-    for (name, saved) in servers.chain([("rings", rings.save())]) {
+    let refuses_server = |bytes: &[u8]| server_of(bytes).is_none();
+    let refuses_rings = |bytes: &[u8]| rings_of(&mem, bytes).is_none();
+    let servers = tour().into_iter().map(|(name, server)| (name, server.save().to_bytes()));
+    for (name, saved) in servers.chain([("rings", rings.save().to_bytes())]) {
         let refused: &dyn Fn(&[u8]) -> bool =
             if name == "rings" { &refuses_rings } else { &refuses_server };
         for len in 0..saved.len() {
@@ -270,12 +274,11 @@ fn cut_off_anywhere_or_with_any_bit_flipped_it_is_refused() {
 
 #[test]
 fn newer_versions_and_other_kinds_are_named() {
-    let error = Server::restore(CONFIG, &SERVER.frame(2, &[])).unwrap_err();
-    assert_eq!(error, RestoreError::Format(FormatError::Version { found: 2, newest: 1 }));
-    let (rings, mem) = busy_rings();
-    let error = restore_rings(&mem, &RINGS.frame(9, &[])).unwrap_err();
-    assert_eq!(error, RestoreError::Format(FormatError::Version { found: 9, newest: 1 }));
-    let error = Server::restore(CONFIG, &rings.save()).unwrap_err();
+    let error = SavedServer::from_bytes(&SavedServer::FORMAT.frame(2, &[])).unwrap_err();
+    assert_eq!(error, FormatError::Version { found: 2, newest: 1 });
+    let error = SavedRings::from_bytes(&SavedRings::FORMAT.frame(9, &[])).unwrap_err();
+    assert_eq!(error, FormatError::Version { found: 9, newest: 1 });
+    let error = SavedServer::from_bytes(&busy_rings().0.save().to_bytes()).unwrap_err();
     assert_eq!(error.to_string(), "this is not the saved state of a VMBus server");
 }
 
@@ -306,7 +309,7 @@ fn rings_need_their_memory_and_their_layout() {
     assert!(matches!(error, RestoreError::Impossible { .. }), "{error}");
 }
 
-fn reframed(format: Format, saved: &[u8], changes: &[(prop::sample::Index, u8, u8)]) -> Vec<u8> {
+fn reframed<T: SavedState>(saved: &[u8], changes: &[(prop::sample::Index, u8, u8)]) -> Vec<u8> {
     let mut payload = saved[FRAME.0..saved.len() - FRAME.1].to_vec();
     for &(at, value, kind) in changes {
         let at = at.index(payload.len());
@@ -317,7 +320,7 @@ fn reframed(format: Format, saved: &[u8], changes: &[(prop::sample::Index, u8, u
             _ => payload[at] = value,
         }
     }
-    format.frame(1, &payload)
+    T::FORMAT.frame(1, &payload)
 }
 
 /// A server goes on with a guest that does this and that, and can be saved again.
@@ -359,7 +362,7 @@ proptest! {
         let names = ["connected", "open", "assembling", "opening", "closing-to-open",
             "tearing-down", "rescinded", "draining-to-contact", "with-messages"];
         let saved = fs::read(golden(which.get::<&str>(&names))).unwrap();
-        if let Ok(server) = Server::restore(CONFIG, &reframed(SERVER, &saved, &changes)) {
+        if let Some(server) = server_of(&reframed::<SavedServer>(&saved, &changes)) {
             go_on(server);
         }
     }
@@ -368,7 +371,7 @@ proptest! {
     fn payloads_altered_anyhow_make_rings_that_end_or_none(changes in changes()) {
         let mem = Arc::new(SharedMemory::new(20));
         let saved = fs::read(golden("rings")).unwrap();
-        if let Ok(mut rings) = restore_rings(&mem, &reframed(RINGS, &saved, &changes)) {
+        if let Some(mut rings) = rings_of(&mem, &reframed::<SavedRings>(&saved, &changes)) {
             // As many packets as the rings have room for, and one more.
             for _ in 0..5 * 4096 / 16 {
                 if !matches!(rings.receive(), Ok(Some(_))) {
@@ -382,13 +385,13 @@ proptest! {
 
     #[test]
     fn any_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        prop_assert!(Server::restore(CONFIG, &bytes).is_err());
-        if let Ok(server) = Server::restore(CONFIG, &SERVER.frame(1, &bytes)) {
+        prop_assert!(server_of(&bytes).is_none());
+        if let Some(server) = server_of(&SavedServer::FORMAT.frame(1, &bytes)) {
             go_on(server);
         }
         let mem = Arc::new(SharedMemory::new(20));
-        prop_assert!(restore_rings(&mem, &bytes).is_err());
-        let _ = restore_rings(&mem, &RINGS.frame(1, &bytes));
+        prop_assert!(rings_of(&mem, &bytes).is_none());
+        let _ = rings_of(&mem, &SavedRings::FORMAT.frame(1, &bytes));
     }
 }
 

@@ -6,14 +6,29 @@ mod read;
 mod tests;
 mod write;
 
-use alloc::vec::Vec;
-
-use saved_state::Format;
+use saved_state::{Format, SavedState};
+use serde::{Deserialize, Serialize};
 
 use super::{MAX_CHANNELS, MAX_GPADLS, MAX_QUEUED_MESSAGES, Server, ServerConfig};
 use crate::saved::Result;
 
-const FORMAT: Format = Format { magic: *b"HVVMBSRV", name: "a VMBus server", newest: 1 };
+/// A server as [`Server::save`] makes it, in one of the versions that there are.
+///
+/// Keep it by itself as bytes ([`SavedState`]), or as a part of a larger state by its `serde`
+/// implementations. Either way what is read may be anything: [`Server::restore`] checks what it says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SavedServer(Version);
+
+impl SavedState for SavedServer {
+    const FORMAT: Format = Format { magic: *b"HVVMBSRV", name: "a VMBus server", newest: 1 };
+}
+
+/// A version, once released, stays as it is. A new one is a new variant behind those that there are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Version {
+    V1(form::Server),
+}
 
 /// The most messages that can wait: those accepted, all offers and their end, an end for each
 /// GPADL, a withdrawal for each channel, and an answer more for each of these.
@@ -26,8 +41,8 @@ impl Server {
     /// May be called at any time. The driver must save polled messages that are not yet in guest
     /// memory. Unfinished actions on channels are returned again after [`Server::restore`].
     #[must_use]
-    pub fn save(&self) -> Vec<u8> {
-        FORMAT.write(&write::server(self))
+    pub fn save(&self) -> SavedServer {
+        SavedServer(Version::V1(write::server(self)))
     }
 
     /// Restores a server saved by [`Server::save`], in a machine with `config`. It has the devices
@@ -36,10 +51,10 @@ impl Server {
     /// it returns `None`: they reopen or close channels that were opening or closing.
     ///
     /// # Errors
-    /// [`RestoreError`](crate::RestoreError) if the bytes are not a possible server, or use VPs,
+    /// [`RestoreError`](crate::RestoreError) if no server can be in this state, or it uses VPs,
     /// pages or a version that this machine does not have.
-    pub fn restore(config: ServerConfig, bytes: &[u8]) -> Result<Self> {
-        // There is only one version so far.
-        read::server(FORMAT.read(bytes)?.decode()?, config)
+    pub fn restore(config: ServerConfig, saved: &SavedServer) -> Result<Self> {
+        let SavedServer(Version::V1(form)) = saved;
+        read::server(form, config)
     }
 }

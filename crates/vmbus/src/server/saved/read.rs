@@ -15,7 +15,7 @@ use crate::server::gpadl::{Assembly, GpadlPages};
 use crate::server::gpadl_table::{Gpadl, GpadlState};
 use crate::server::{Action, ChannelId, Faults, MAX_GPADL_PAGES, Offer, Server, ServerConfig};
 
-pub(super) fn server(form: form::Server<'_>, config: ServerConfig) -> Result<Server> {
+pub(super) fn server(form: &form::Server, config: ServerConfig) -> Result<Server> {
     let mut server = Server::new(config);
     server.connection = connection(form.connection, &config)?;
     server.faults = Faults::from_saved(form.faults);
@@ -27,7 +27,7 @@ pub(super) fn server(form: form::Server<'_>, config: ServerConfig) -> Result<Ser
         add_channel(&mut server, channel)?;
     }
     ensure(form.gpadls.len() <= MAX_GPADLS, "too many GPADLs")?;
-    for gpadl in form.gpadls {
+    for gpadl in &form.gpadls {
         add_gpadl(&mut server, gpadl)?;
     }
     check(&server)?;
@@ -113,7 +113,7 @@ fn version(number: u32, config: &ServerConfig) -> Result<Version> {
     Ok(version)
 }
 
-fn add_channel(server: &mut Server, form: &form::Channel<'_>) -> Result<()> {
+fn add_channel(server: &mut Server, form: &form::Channel) -> Result<()> {
     let offer = Offer {
         interface: Guid::from_digits(form.interface),
         instance: Guid::from_digits(form.instance),
@@ -141,7 +141,7 @@ fn add_channel(server: &mut Server, form: &form::Channel<'_>) -> Result<()> {
     ensure(before.is_none(), "two channels of one name")
 }
 
-fn channel_state(form: &form::ChannelState<'_>) -> Result<ChannelState> {
+fn channel_state(form: &form::ChannelState) -> Result<ChannelState> {
     Ok(match form {
         form::ChannelState::Closed => ChannelState::Closed,
         form::ChannelState::Opening { rings: of, open_id } => {
@@ -167,14 +167,14 @@ fn rings(form: form::Rings) -> Rings {
     }
 }
 
-fn add_gpadl(server: &mut Server, form: form::Gpadl<'_>) -> Result<()> {
+fn add_gpadl(server: &mut Server, form: &form::Gpadl) -> Result<()> {
     let channel = ChannelId(form.channel);
     let owner = server.channels.get(channel);
     let owner = owner.ok_or(RestoreError::Impossible { reason: "a GPADL of no channel" })?;
     let (relid, ring_gpadl) = (owner.relid, owner.ring_gpadl());
     let id = GpadlId::new(form.id);
     let words = usize::try_from(form.words).unwrap_or(usize::MAX);
-    let state = gpadl_state(form.state, words, server.config.page_limit)?;
+    let state = gpadl_state(&form.state, words, server.config.page_limit)?;
     let is_closing = matches!(owner.state, ChannelState::Closing { .. });
     let may_be = !matches!(state, GpadlState::TearingDown) || is_closing && ring_gpadl == Some(id);
     ensure(may_be, "a GPADL whose end waits for nothing")?;
@@ -185,26 +185,26 @@ fn add_gpadl(server: &mut Server, form: form::Gpadl<'_>) -> Result<()> {
     ensure(before.is_none(), "two GPADLs of one name")
 }
 
-fn gpadl_state(form: form::GpadlState<'_>, wanted: usize, limit: Gpfn) -> Result<GpadlState> {
+fn gpadl_state(form: &form::GpadlState, wanted: usize, limit: Gpfn) -> Result<GpadlState> {
     Ok(match form {
         form::GpadlState::Assembling { ranges, words } => {
-            let list = Assembly::restore(ranges, wanted, words.into_owned());
+            let list = Assembly::restore(*ranges, wanted, words.clone());
             let reason = "a range list that is none, or complete";
             GpadlState::Assembling(list.ok_or(RestoreError::Impossible { reason })?)
         }
         form::GpadlState::Ready { pages, is_plain } => {
             ensure(pages.len() < wanted, "a GPADL with more pages than words")?;
-            let pages = pages.into_iter().map(|page| Gpfn::new(page).filter(|page| *page < limit));
+            let pages = pages.iter().map(|page| Gpfn::new(*page).filter(|page| *page < limit));
             let pages: Option<Vec<Gpfn>> = pages.collect();
             let reason = "a page that there is not";
             let pages = pages.ok_or(RestoreError::Impossible { reason })?;
-            GpadlState::Ready(GpadlPages { pages, is_plain })
+            GpadlState::Ready(GpadlPages { pages, is_plain: *is_plain })
         }
         form::GpadlState::TearingDown => GpadlState::TearingDown,
     })
 }
 
-fn message(form: &Queued<'_>, config: &ServerConfig) -> Result<Action> {
+fn message(form: &Queued, config: &ServerConfig) -> Result<Action> {
     let Queued::Send { vp: of, message } = form else { return Ok(Action::DropQueuedMessages) };
     match HostMessage::parse(message, Version::V5_3) {
         Ok((message, [])) => Ok(Action::Send { vp: vp(*of, config)?, message: message.emit() }),

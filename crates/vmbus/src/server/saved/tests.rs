@@ -3,9 +3,11 @@
 use std::{vec, vec::Vec};
 
 use super::form::{self, ChannelState, Connection, GpadlState, Next, Presence, Queued};
-use super::{FORMAT, MAX_MESSAGES};
+use super::{MAX_MESSAGES, SavedServer, Version as Saved};
 use crate::protocol::{HostMessage, Relid, Version};
-use crate::{MAX_CHANNELS, MAX_GPADL_PAGES, MAX_GPADLS, RestoreError, Server, ServerConfig};
+use crate::{
+    MAX_CHANNELS, MAX_GPADL_PAGES, MAX_GPADLS, RestoreError, SavedState, Server, ServerConfig,
+};
 
 macro_rules! golden {
     ($name:literal) => {
@@ -28,17 +30,18 @@ fn config() -> ServerConfig {
 
 /// The error from restoring the altered state.
 #[track_caller]
-fn refused(saved: &[u8], alter: impl FnOnce(&mut form::Server<'_>), expected: &str) {
-    assert!(Server::restore(config(), saved).is_ok());
-    let mut form = FORMAT.read(saved).unwrap().decode::<form::Server<'_>>().unwrap();
-    alter(&mut form);
-    match Server::restore(config(), &FORMAT.write(&form)) {
+fn refused(saved: &[u8], alter: impl FnOnce(&mut form::Server), expected: &str) {
+    let mut saved = SavedServer::from_bytes(saved).unwrap();
+    assert!(Server::restore(config(), &saved).is_ok());
+    let SavedServer(Saved::V1(form)) = &mut saved;
+    alter(form);
+    match Server::restore(config(), &saved) {
         Err(RestoreError::Impossible { reason }) => assert_eq!(reason, expected),
         other => panic!("{other:?} and not {expected}"),
     }
 }
 
-fn channel(id: u64) -> form::Channel<'static> {
+fn channel(id: u64) -> form::Channel {
     form::Channel {
         id,
         interface: 1,
@@ -49,7 +52,7 @@ fn channel(id: u64) -> form::Channel<'static> {
     }
 }
 
-fn gpadl(id: u32, channel: u64, words: u32) -> form::Gpadl<'static> {
+fn gpadl(id: u32, channel: u64, words: u32) -> form::Gpadl {
     form::Gpadl { id, channel, words, state: GpadlState::Ready { pages: vec![1], is_plain: true } }
 }
 
@@ -90,7 +93,7 @@ fn channels_are_few_and_each_has_its_own_names() {
     refused(NEW, |form| form.next_channel = u64::MAX / 2 + 1, names);
     let mut two = many(2);
     two[1].id = 0;
-    let add = |form: &mut form::Server<'_>, channels| {
+    let add = |form: &mut form::Server, channels| {
         form.next_channel = 9;
         form.channels = channels;
     };
@@ -110,7 +113,7 @@ fn channels_are_few_and_each_has_its_own_names() {
 #[test]
 fn an_open_channel_has_rings_that_are_there() {
     let rings = "an open channel without rings, or with a VP that there is not";
-    let alter = |form: &mut form::Server<'_>, alter: &dyn Fn(&mut form::Rings)| {
+    let alter = |form: &mut form::Server, alter: &dyn Fn(&mut form::Rings)| {
         if let ChannelState::Open { rings } | ChannelState::Opening { rings, .. } =
             &mut form.channels[0].state
         {
@@ -123,7 +126,7 @@ fn an_open_channel_has_rings_that_are_there() {
         refused(saved, |form| alter(form, &|rings| rings.gpadl = 1), rings);
         refused(saved, |form| form.gpadls.clear(), rings);
     }
-    let not_plain = |form: &mut form::Server<'_>| {
+    let not_plain = |form: &mut form::Server| {
         if let GpadlState::Ready { is_plain, .. } = &mut form.gpadls[0].state {
             *is_plain = false;
         }
@@ -143,7 +146,7 @@ fn what_is_open_is_known_to_the_guest() {
     refused(DRAINING, |form| form.channels[0].presence = Presence::Offered, unknown);
     refused(NEW, |form| form.channels[0].presence = Presence::Gone, unknown);
     refused(NEW, |form| form.channels[0].presence = Presence::Released, unknown);
-    let closed = |form: &mut form::Server<'_>| {
+    let closed = |form: &mut form::Server| {
         form.channels[0].presence = Presence::Gone;
         form.channels[0].state = ChannelState::Closed;
     };
@@ -157,18 +160,18 @@ fn gpadls_are_few_and_have_a_channel_and_pages() {
     refused(ASSEMBLING, |form| form.gpadls = many, "too many GPADLs");
     let owner = "a GPADL of no channel";
     refused(ASSEMBLING, |form| form.gpadls.push(gpadl(1, 9, 2)), owner);
-    let twice = |form: &mut form::Server<'_>| form.gpadls = vec![gpadl(1, 0, 2), gpadl(1, 0, 2)];
+    let twice = |form: &mut form::Server| form.gpadls = vec![gpadl(1, 0, 2), gpadl(1, 0, 2)];
     refused(ASSEMBLING, twice, "two GPADLs of one name");
     let most = u32::try_from(MAX_GPADL_PAGES).unwrap();
     let pages = "GPADLs of too many pages";
     refused(ASSEMBLING, |form| form.gpadls = vec![gpadl(1, 0, most + 1)], pages);
-    let two = |form: &mut form::Server<'_>| form.gpadls = vec![gpadl(1, 0, most), gpadl(2, 0, 2)];
+    let two = |form: &mut form::Server| form.gpadls = vec![gpadl(1, 0, most), gpadl(2, 0, 2)];
     refused(ASSEMBLING, two, pages);
     let words = "a GPADL with more pages than words";
     refused(ASSEMBLING, |form| form.gpadls = vec![gpadl(1, 0, 1)], words);
     let state = |page| GpadlState::Ready { pages: vec![page], is_plain: true };
     for page in [1 << 40, u64::MAX] {
-        let form = |form: &mut form::Server<'_>| form.gpadls[0].state = state(page);
+        let form = |form: &mut form::Server| form.gpadls[0].state = state(page);
         refused(ASSEMBLING, form, "a page that there is not");
     }
     let list = "a range list that is none, or complete";
@@ -181,7 +184,7 @@ fn gpadls_are_few_and_have_a_channel_and_pages() {
 
 #[test]
 fn messages_are_few_and_the_hosts() {
-    let send = |vp, message: &[u8]| Queued::Send { vp, message: message.to_vec().into() };
+    let send = |vp, message: &[u8]| Queued::Send { vp, message: message.to_vec() };
     let message = HostMessage::UnloadResponse.emit();
     let many = |count| (0..count).map(|_| send(0, message.as_bytes())).collect::<Vec<_>>();
     refused(NEW, |form| form.messages = many(MAX_MESSAGES + 1), "too many messages");
@@ -192,9 +195,9 @@ fn messages_are_few_and_the_hosts() {
     for bytes in [&[][..], &[3, 0, 0, 0, 0, 0, 0, 0], &[17; 8], &longer[..]] {
         refused(NEW, |form| form.messages = vec![send(0, bytes)], none);
     }
-    let reopen = |form: &mut form::Server<'_>| {
+    let reopen = |form: &mut form::Server| {
         if let ChannelState::Closing { reopen, .. } = &mut form.channels[0].state {
-            *reopen = Some(vec![0; 139].into());
+            *reopen = Some(vec![0; 139]);
         }
     };
     refused(CLOSING, reopen, "a message of the wrong length");

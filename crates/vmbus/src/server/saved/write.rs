@@ -9,7 +9,7 @@ use crate::server::connection::{Connection, Next};
 use crate::server::gpadl_table::{Gpadl, GpadlState};
 use crate::server::{Action, ChannelId, Server};
 
-pub(super) fn server(server: &Server) -> form::Server<'_> {
+pub(super) fn server(server: &Server) -> form::Server {
     let channels = server.channels.channels.iter();
     let gpadls = server.gpadls.gpadls.iter();
     form::Server {
@@ -39,7 +39,7 @@ const fn connection(connection: Connection) -> form::Connection {
     }
 }
 
-fn channel(id: ChannelId, channel: &Channel) -> form::Channel<'_> {
+fn channel(id: ChannelId, channel: &Channel) -> form::Channel {
     form::Channel {
         id: id.0,
         interface: channel.offer.interface.digits(),
@@ -60,7 +60,7 @@ fn channel(id: ChannelId, channel: &Channel) -> form::Channel<'_> {
             ChannelState::Open { rings: of } => form::ChannelState::Open { rings: rings(*of) },
             ChannelState::Closing { gpadl, reopen } => form::ChannelState::Closing {
                 gpadl: gpadl.get(),
-                reopen: reopen.as_ref().map(|open| open.as_bytes().into()),
+                reopen: reopen.as_ref().map(|open| open.as_bytes().to_vec()),
             },
         },
     }
@@ -74,7 +74,7 @@ fn rings(rings: Rings) -> form::Rings {
     }
 }
 
-fn gpadl(id: u32, gpadl: &Gpadl) -> form::Gpadl<'_> {
+fn gpadl(id: u32, gpadl: &Gpadl) -> form::Gpadl {
     form::Gpadl {
         id,
         channel: gpadl.channel.0,
@@ -82,7 +82,7 @@ fn gpadl(id: u32, gpadl: &Gpadl) -> form::Gpadl<'_> {
         words: u32::try_from(gpadl.words).unwrap_or(u32::MAX),
         state: match &gpadl.state {
             GpadlState::Assembling(list) => {
-                form::GpadlState::Assembling { ranges: list.ranges, words: (&list.words).into() }
+                form::GpadlState::Assembling { ranges: list.ranges, words: list.words.clone() }
             }
             GpadlState::Ready(of) => form::GpadlState::Ready {
                 pages: of.pages.iter().map(|page| page.get()).collect(),
@@ -94,10 +94,10 @@ fn gpadl(id: u32, gpadl: &Gpadl) -> form::Gpadl<'_> {
 }
 
 /// Only messages and their end are among the messages.
-fn queued(action: &Action) -> Option<Queued<'_>> {
+fn queued(action: &Action) -> Option<Queued> {
     match action {
         Action::Send { vp, message } => {
-            Some(Queued::Send { vp: vp.get(), message: message.as_bytes().into() })
+            Some(Queued::Send { vp: vp.get(), message: message.as_bytes().to_vec() })
         }
         Action::DropQueuedMessages => Some(Queued::Drop),
         Action::Open { .. } | Action::Close { .. } | Action::SetTargetVp { .. } => None,
