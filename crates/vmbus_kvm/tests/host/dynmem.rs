@@ -13,7 +13,7 @@ use vmbus_kvm::{
 
 use crate::echo::config;
 use crate::guest::{Guest, OpenChannel};
-use crate::platform::{FakePlatform, Seen};
+use crate::platform::{FakePlatform, Quirks, Seen};
 
 /// Where the rings of the device's channel are.
 const PAGE: u64 = 0x40;
@@ -130,6 +130,16 @@ impl MemoryHost {
             builder.dynamic_memory(memory_config(), Backed(Arc::clone(&backend)), on_notice)?;
         let host = builder.start()?;
         Ok(Self { memory, host, backend, notices, seen })
+    }
+
+    /// A host in the middle of a discard, which lasts until [`Backend::hold`] lets it end.
+    pub(crate) fn discarding() -> (Self, Driver) {
+        let host = Self::start().unwrap();
+        let mut driver = Driver::boot(&host, FakePlatform::new(Quirks::default()));
+        host.backend.hold(true);
+        host.memory.set_target(HALF).unwrap();
+        driver.until("a discard", |_| host.backend.is_discarding.load(Ordering::Acquire));
+        (host, driver)
     }
 
     pub(crate) fn actual(&self) -> PageCount {

@@ -113,11 +113,7 @@ fn a_message_in_the_slot_survives() {
 
 #[test]
 fn a_pause_waits_for_the_discard_in_flight_and_for_no_other() {
-    let host = MemoryHost::start().unwrap();
-    let mut driver = Driver::boot(&host, FakePlatform::new(Quirks::default()));
-    host.backend.hold(true);
-    host.memory.set_target(HALF).unwrap();
-    driver.until("a discard", |_| host.backend.is_discarding.load(Ordering::Acquire));
+    let (host, mut driver) = MemoryHost::discarding();
     let (done, waits) = channel();
     thread::scope(|scope| {
         let host = &host;

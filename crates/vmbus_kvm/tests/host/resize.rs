@@ -148,11 +148,7 @@ fn while_inhibited_nothing_is_discarded() {
 
 #[test]
 fn an_inhibitor_waits_for_the_discard_in_flight() {
-    let host = MemoryHost::start().unwrap();
-    let mut driver = Driver::boot(&host, FakePlatform::new(Quirks::default()));
-    host.backend.hold(true);
-    host.memory.set_target(HALF).unwrap();
-    driver.until("a discard", |_| host.backend.is_discarding.load(Ordering::Acquire));
+    let (host, mut driver) = MemoryHost::discarding();
     let (done, waits) = channel();
     thread::scope(|scope| {
         let memory = host.memory.clone();

@@ -171,10 +171,18 @@ impl Pair {
 
     /// A guest of 1 GiB, 64 MiB of it in use, ready to be asked. 4 GiB can be added.
     pub(crate) fn ready(personality: Personality) -> Self {
-        let mut pair = Self::with_capacity(personality, 1024, 64, 4096);
-        pair.open();
-        pair.run();
-        pair
+        Self::with_capacity(personality, 1024, 64, 4096).into_opened()
+    }
+
+    /// As [`Pair::new`], ready to be asked.
+    pub(crate) fn opened(personality: Personality, size_mib: u64, in_use_mib: u64) -> Self {
+        Self::new(personality, size_mib, in_use_mib).into_opened()
+    }
+
+    fn into_opened(mut self) -> Self {
+        self.open();
+        self.run();
+        self
     }
 
     pub(crate) fn open(&mut self) {

@@ -42,18 +42,14 @@ fn targets_are_met_to_the_page() {
 fn an_answer_that_ends_with_an_empty_message_is_understood() {
     let mut personality = Personality::linux_6_1();
     personality.ballooning.ending = Ending::Separate;
-    let mut pair = Pair::new(personality, 1024, 64);
-    pair.open();
-    pair.run();
+    let mut pair = Pair::opened(personality, 1024, 64);
     pair.resize(mib(300));
     pair.assert_size(mib(300));
 }
 
 #[test]
 fn a_large_guest_takes_several_requests_and_messages() {
-    let mut pair = Pair::new(Personality::linux_6_1(), 8192, 64);
-    pair.open();
-    pair.run();
+    let mut pair = Pair::opened(Personality::linux_6_1(), 8192, 64);
     pair.resize(mib(2048));
     pair.assert_size(mib(2048));
     pair.resize(mib(8192));
@@ -74,9 +70,7 @@ fn below_its_floor_a_guest_stops_and_stays_usable() {
 
 #[test]
 fn when_memory_is_free_again_the_same_target_goes_further() {
-    let mut pair = Pair::new(Personality::linux_6_1(), 1024, 800);
-    pair.open();
-    pair.run();
+    let mut pair = Pair::opened(Personality::linux_6_1(), 1024, 800);
     pair.resize(mib(512));
     assert_eq!(pair.snapshot().last_stop, Some(StopReason::GuestFloor));
     let stopped_at = pair.snapshot().actual;
@@ -148,9 +142,7 @@ fn a_reloaded_driver_starts_afresh() {
 
 #[test]
 fn after_a_reset_with_a_request_in_flight_the_guest_has_all_its_memory() {
-    let mut pair = Pair::new(Personality::linux_6_1(), 4096, 64);
-    pair.open();
-    pair.run();
+    let mut pair = Pair::opened(Personality::linux_6_1(), 4096, 64);
     pair.set_target(mib(1024));
     pair.step(Step::ToGuest);
     pair.step(Step::ToHost);
@@ -168,9 +160,7 @@ fn after_a_reset_with_a_request_in_flight_the_guest_has_all_its_memory() {
 
 #[test]
 fn status_reports_are_passed_on_between_the_messages_of_an_answer() {
-    let mut pair = Pair::new(Personality::linux_6_1(), 4096, 64);
-    pair.open();
-    pair.run();
+    let mut pair = Pair::opened(Personality::linux_6_1(), 4096, 64);
     pair.set_target(mib(1024));
     pair.step(Step::ToGuest);
     pair.step(Step::ToHost);
