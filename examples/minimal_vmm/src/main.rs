@@ -83,8 +83,9 @@ fn run(args: &Args) -> Result<()> {
     vcpu::install_kick()?;
     let (kvm, capabilities) = probe::open(Irqchip::Full)?;
     let (vm, memory) = memory::create(&kvm, args.memory)?;
-    let fds: Vec<_> =
-        (0..args.cpus).map(|id| vcpu::create(&kvm, vm.fd(), id)).collect::<Result<_>>()?;
+    let fds: Vec<_> = (0..args.cpus)
+        .map(|id| vcpu::create(&kvm, vm.fd(), id, args.cpus))
+        .collect::<Result<_>>()?;
     let devices = Arc::new(Devices::new(vm.fd())?);
     let entry = boot::load(&memory, &args.kernel, &args.initrd, &args.append, args.cpus)?;
     vcpu::set_entry(fds.first().context("no vCPU")?, entry)?;

@@ -29,31 +29,34 @@ const PROTECTED_MODE: u64 = 1;
 const MTRR_DEFAULT_TYPE: kvm_msr_entry =
     kvm_msr_entry { index: 0x2ff, reserved: 0, data: 1 << 11 | 6 };
 
-/// Creates a vCPU with its CPUID.
-pub(crate) fn create(kvm: &Kvm, vm: &VmFd, id: u8) -> Result<VcpuFd> {
+/// Creates one of `count` vCPUs with its CPUID.
+pub(crate) fn create(kvm: &Kvm, vm: &VmFd, id: u8, count: u8) -> Result<VcpuFd> {
     let vcpu = vm.create_vcpu(id.into()).context("cannot create a vCPU")?;
     let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?.as_slice().to_vec();
-    set_topology(&mut cpuid, id);
+    set_topology(&mut cpuid, id, count);
     dynamic_memory::prepare_vcpu(&vcpu, cpuid)?;
     vcpu.set_msrs(&Msrs::from_entries(&[MTRR_DEFAULT_TYPE])?)?;
     Ok(vcpu)
 }
 
-/// Each vCPU is a socket with one core. Its APIC ID is its number.
-fn set_topology(cpuid: &mut Vec<kvm_cpuid_entry2>, id: u8) {
+/// One socket with `count` cores, which have one thread each. Their APIC IDs are their numbers.
+fn set_topology(cpuid: &mut Vec<kvm_cpuid_entry2>, id: u8, count: u8) {
     // The host's own topology.
     cpuid.retain(|entry| !matches!(entry.function, 0xb | 0x1f));
-    let apic_id = u32::from(id);
+    let (apic_id, cores) = (u32::from(id), u32::from(count));
+    let id_bits = cores.next_power_of_two().trailing_zeros();
+    let many = u32::from(cores > 1);
     for entry in cpuid {
         match entry.function {
             0x1 => {
-                entry.ebx = entry.ebx & 0xffff | 1 << 16 | apic_id << 24;
-                // A hypervisor is present, and the APIC has a TSC deadline timer; no hyper-threads.
+                entry.ebx = entry.ebx & 0xffff | cores << 16 | apic_id << 24;
+                // A hypervisor is present, and the APIC has a TSC deadline timer.
                 entry.ecx |= 1 << 31 | 1 << 24;
-                entry.edx &= !(1 << 28);
+                entry.edx = entry.edx & !(1 << 28) | many << 28;
             }
-            0x4 => entry.eax &= 0x3fff,
-            0x8000_0008 => entry.ecx = 0,
+            0x4 => entry.eax = entry.eax & 0x3fff | (cores - 1) << 26,
+            0x8000_0001 => entry.ecx = entry.ecx & !(1 << 1) | many << 1,
+            0x8000_0008 => entry.ecx = id_bits << 12 | (cores - 1),
             0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (apic_id, apic_id, 0),
             _ => {}
         }

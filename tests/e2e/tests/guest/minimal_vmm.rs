@@ -7,14 +7,9 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Agent, MIB, NO_CLEARING, Setup, resident, wait_for};
 use tempfile::TempDir;
 
-/// With one vCPU only: with two, a guest with Linux 6.12 was seen to lock up while it booted in an
-/// emulated host under load, and nobody knows why yet.
-mod shrinks_grows_back_and_grows_past_its_boot_size {
-    #[test]
-    fn one_cpu() -> anyhow::Result<()> {
-        super::shrinks_grows_back_and_grows_past_its_boot_size(1)
-    }
-}
+use crate::on_one_and_two_cpus;
+
+on_one_and_two_cpus! { shrinks_grows_back_and_grows_past_its_boot_size }
 
 const BOOT: u64 = 320 * MIB;
 const SMALL: u64 = 256 * MIB;
