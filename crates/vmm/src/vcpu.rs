@@ -13,7 +13,7 @@ use vmm_sys_util::signal::SIGRTMIN;
 use crate::confine::{Confinement, Thread};
 use crate::control::{Cause, Control, ControlSender};
 use crate::error::MachineError;
-use crate::flight_recorder::{Answered, Desk, Exit, Recorder, vp};
+use crate::flight_recorder::{Answered, Desk, Exit, Recorder};
 use crate::machine::Platform;
 use crate::ports::{self, Ports};
 use crate::power::PowerRequest;
@@ -159,7 +159,7 @@ impl Vcpu {
     }
 
     fn vp(&self) -> VpIndex {
-        vp(self.id)
+        VpIndex::new(self.id.into())
     }
 }
 

@@ -8,11 +8,10 @@
 mod capture;
 mod ring;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use vmbus::protocol::VpIndex;
 use vmbus_kvm::Trace;
 
 pub(crate) use capture::{Answered, Desk};
@@ -136,21 +135,23 @@ impl Recorder {
     }
 }
 
-/// Makes a panic of any thread print the recorder's events after the panic's own message.
-pub(crate) fn dump_on_panic(recorder: &Arc<Recorder>) {
-    let recorder = Arc::downgrade(recorder);
-    let previous = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        previous(panic);
-        if let Some(recorder) = recorder.upgrade() {
-            eprint!("the last events before the panic:\n{}", recorder.lines());
-        }
-    }));
-}
+/// The recorder of the VM that was started last.
+static NEWEST: Mutex<Weak<Recorder>> = Mutex::new(Weak::new());
 
-/// The VP index of a vCPU.
-pub(crate) fn vp(vcpu: u8) -> VpIndex {
-    VpIndex::new(vcpu.into())
+/// Makes a panic of any thread print the recorder's events after the panic's own message. A process
+/// has one panic hook, so a VM that is started later takes the place of an earlier one.
+pub(crate) fn dump_on_panic(recorder: &Arc<Recorder>) {
+    static HOOK: Once = Once::new();
+    *lock(&NEWEST) = Arc::downgrade(recorder);
+    HOOK.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            previous(panic);
+            if let Some(recorder) = lock(&NEWEST).upgrade() {
+                eprint!("the last events before the panic:\n{}", recorder.lines());
+            }
+        }));
+    });
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -163,6 +164,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use vmbus::protocol::VpIndex;
+
     use super::*;
 
     fn events(dump: &Value, pointer: &str) -> Vec<String> {
@@ -174,8 +177,8 @@ mod tests {
     fn each_thread_finds_its_own_ring() {
         let recorder = Recorder::new(2);
         recorder.exited(1, Exit::PortOut(0x3f8));
-        recorder.trace(Trace::Delivered { vp: vp(0) });
-        recorder.trace(Trace::Posted { vp: vp(1) });
+        recorder.trace(Trace::Delivered { vp: VpIndex::new(0) });
+        recorder.trace(Trace::Posted { vp: VpIndex::new(1) });
         let dump = recorder.dump();
         let [line] = &events(&dump, "/vcpus/1/events")[..] else { panic!("{dump}") };
         assert!(line.ends_with("port 0x3f8 written"), "{line}");
