@@ -90,6 +90,18 @@ impl PageRange {
         Self::between(self.start.align_up(unit)?, self.end.align_down(unit))
     }
 
+    /// Whether the pages are whole, aligned `unit`s.
+    #[must_use]
+    pub fn is_whole(self, unit: PageCount) -> bool {
+        self.units_within(unit) == Some(self)
+    }
+
+    /// Whether all pages of `other` are among these.
+    #[must_use]
+    pub fn contains_range(self, other: Self) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+
     /// Whether `gpfn` is one of the pages.
     #[must_use]
     pub fn contains(self, gpfn: Gpfn) -> bool {
@@ -131,6 +143,8 @@ mod tests {
         assert_eq!(pages.units_around(unit), range(0, 32).unwrap());
         assert_eq!(pages.units_within(unit), Some(range(8, 16).unwrap()));
         assert_eq!(range(5, 5).unwrap().units_within(unit), None);
+        assert!(range(8, 16).unwrap().is_whole(unit));
+        assert!(!pages.is_whole(unit) && !range(5, 5).unwrap().is_whole(unit));
         let top = range((1 << 40) - 1, 1).unwrap();
         assert_eq!(top.units_around(PageCount::new(3)).end(), Gpfn::MAX);
     }

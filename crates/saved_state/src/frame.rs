@@ -2,8 +2,8 @@
 
 use alloc::vec::Vec;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -84,17 +84,13 @@ pub enum FormatError {
     },
 }
 
-/// Saved state with a valid frame: of a known version, complete and unaltered.
-#[derive(Clone, Copy, Debug)]
-pub struct Saved<'a> {
-    version: u32,
-    payload: &'a [u8],
-}
-
 /// A state that can be kept by itself, as bytes that say what they are. As a part of a larger state
 /// it is kept by its `serde` implementations, and the larger one is framed.
 pub trait SavedState: Serialize + DeserializeOwned {
     /// What kind of state it is, and of which version.
+    ///
+    /// Raise [`Format::newest`] with every version that is added to this state, or to a state within
+    /// it: an older program then says that the state is too new, and not that it is malformed.
     const FORMAT: Format;
 
     /// The state in its frame.
@@ -108,20 +104,20 @@ pub trait SavedState: Serialize + DeserializeOwned {
     /// # Errors
     /// [`FormatError`] if the bytes are no state of this kind, not whole, altered, or too new.
     fn from_bytes(bytes: &[u8]) -> Result<Self, FormatError> {
-        Self::FORMAT.read(bytes)?.decode()
+        Self::FORMAT.read(bytes)
     }
 }
 
 impl Format {
     /// Encodes `state` in the newest version.
-    #[must_use]
-    pub fn write<T: Serialize>(&self, state: &T) -> Vec<u8> {
+    fn write<T: Serialize>(&self, state: &T) -> Vec<u8> {
         let payload = postcard::to_allocvec(state);
         debug_assert!(payload.is_ok(), "only sequences of unknown length are refused");
         self.frame(self.newest, &payload.unwrap_or_default())
     }
 
-    /// Frames a payload of any version. For tests; [`Format::write`] includes this.
+    /// Frames a payload of any version, whatever it is: for tests. [`SavedState::to_bytes`] frames
+    /// what it writes.
     #[must_use]
     pub fn frame(&self, version: u32, payload: &[u8]) -> Vec<u8> {
         let payload_len = U64::new(u64::try_from(payload.len()).unwrap_or(u64::MAX));
@@ -132,12 +128,8 @@ impl Format {
         bytes
     }
 
-    /// Checks everything in `bytes` except the meaning of the payload.
-    ///
-    /// # Errors
-    /// [`FormatError`] if the bytes are not a state of this kind, or are incomplete, altered or too
-    /// new.
-    pub fn read<'a>(&self, bytes: &'a [u8]) -> Result<Saved<'a>, FormatError> {
+    /// The state in the frame, of which only the form has been checked.
+    fn read<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, FormatError> {
         let len = bytes.len();
         let least = size_of::<Header>().saturating_add(CHECKSUM_LEN);
         // Bytes too few to identify count as truncated.
@@ -168,25 +160,9 @@ impl Format {
         if !(1..=self.newest).contains(&version) {
             return Err(FormatError::Version { found: version, newest: self.newest });
         }
-        Ok(Saved { version, payload })
-    }
-}
-
-impl<'a> Saved<'a> {
-    /// The payload's version, from 1 to [`Format::newest`].
-    #[must_use]
-    pub const fn version(&self) -> u32 {
-        self.version
-    }
-
-    /// Decodes the state in the payload. The caller must check its content.
-    ///
-    /// # Errors
-    /// [`FormatError::Malformed`] if the payload is not a `T`, or has more bytes than one.
-    pub fn decode<T: Deserialize<'a>>(&self) -> Result<T, FormatError> {
-        match postcard::take_from_bytes(self.payload) {
+        match postcard::take_from_bytes(payload) {
             Ok((state, [])) => Ok(state),
-            _ => Err(FormatError::Malformed { version: self.version }),
+            _ => Err(FormatError::Malformed { version }),
         }
     }
 }
@@ -203,8 +179,7 @@ mod tests {
     const FORMAT: Format = Format { magic: *b"a test\0\0", name: "a test", newest: 2 };
 
     fn read(bytes: &[u8]) -> Result<(u32, String), FormatError> {
-        let saved = FORMAT.read(bytes)?;
-        Ok((7, saved.decode::<(u32, String)>()?.1))
+        FORMAT.read(bytes)
     }
 
     fn written() -> Vec<u8> {
@@ -214,8 +189,6 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         assert_eq!(read(&written()), Ok((7, "state".into())));
-        let bytes = written();
-        assert_eq!(FORMAT.read(&bytes).map(|saved| saved.version()), Ok(2));
     }
 
     #[test]
@@ -280,7 +253,7 @@ mod tests {
         #[test]
         fn any_payload_is_read_or_refused(payload in prop::collection::vec(any::<u8>(), 0..100)) {
             let bytes = FORMAT.frame(1, &payload);
-            let _ = FORMAT.read(&bytes).unwrap().decode::<(u32, Vec<(u64, Option<u8>)>)>();
+            let _ = FORMAT.read::<(u32, Vec<(u64, Option<u8>)>)>(&bytes);
         }
     }
 }

@@ -16,7 +16,7 @@
 //! @0   8  magic: the kind of state
 //! @8   4  version of the payload, from 1
 //! @12  8  length of the payload, in bytes
-//! @20  n  payload: a struct in the format of `postcard`
+//! @20  n  payload: the state in the format of `postcard`
 //! @20+n 4 CRC-32 (IEEE 802.3) of all bytes before
 //! ```
 //!
@@ -24,8 +24,8 @@
 //!
 //! All numbers outside the payload are little endian. This frame is the same in all versions, so
 //! that a program can tell state that is too new from state that was altered. State comes from a
-//! file and may contain anything: [`Format::read`] and [`Saved::decode`] refuse it with a reason
-//! and never panic, and decoded state takes memory in proportion to its bytes.
+//! file and may contain anything: [`SavedState::from_bytes`] refuses it with a reason and never
+//! panics, and decoded state takes memory in proportion to its bytes.
 
 extern crate alloc;
 #[cfg(test)]
@@ -34,5 +34,5 @@ extern crate std;
 mod frame;
 mod pages;
 
-pub use frame::{Format, FormatError, Saved, SavedState};
+pub use frame::{Format, FormatError, SavedState};
 pub use pages::{Range, RangeSet};

@@ -28,47 +28,27 @@ impl<'de> Deserialize<'de> for Range {
 /// A page range set: for each range, the number of pages since the end of the previous one, and its
 /// own number of pages. Reading accepts only ascending ranges with gaps between them.
 ///
-/// A set is read as a list, because a set of pages that lie far apart needs far more memory than
-/// its bytes. Check where the ranges lie before making a set of them.
-#[derive(Clone, Debug)]
-pub enum RangeSet<'a> {
-    /// A set to write.
-    Live(&'a PageRangeSet),
-    /// Ranges that were read: ascending, with gaps between them.
-    Saved(Vec<PageRange>),
-}
+/// It is a list and not a [`PageRangeSet`], because a set of pages that lie far apart needs far more
+/// memory than its bytes. Check where the ranges lie before making a set of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeSet(pub Vec<PageRange>);
 
-impl RangeSet<'static> {
-    /// A copy of `set`, as if it had been read.
-    #[must_use]
-    pub fn of(set: &PageRangeSet) -> Self {
-        Self::Saved(set.iter().collect())
-    }
-}
-
-impl RangeSet<'_> {
+impl RangeSet {
     /// The ranges in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = PageRange> + '_ {
-        let (live, saved) = match self {
-            Self::Live(set) => (Some(set.iter()), [].iter()),
-            Self::Saved(ranges) => (None, ranges.iter()),
-        };
-        live.into_iter().flatten().chain(saved.copied())
+        self.0.iter().copied()
     }
 
     /// The number of ranges.
     #[must_use]
-    pub fn range_count(&self) -> usize {
-        match self {
-            Self::Live(set) => set.range_count(),
-            Self::Saved(ranges) => ranges.len(),
-        }
+    pub const fn range_count(&self) -> usize {
+        self.0.len()
     }
 
     /// Whether there are no pages.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.iter().next().is_none()
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The set, if it lies entirely within `whole`.
@@ -78,22 +58,13 @@ impl RangeSet<'_> {
     }
 }
 
-/// Equal are sets of the same pages.
-impl PartialEq for RangeSet<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.iter().eq(other.iter())
+impl From<&PageRangeSet> for RangeSet {
+    fn from(set: &PageRangeSet) -> Self {
+        Self(set.iter().collect())
     }
 }
 
-impl Eq for RangeSet<'_> {}
-
-impl<'a> From<&'a PageRangeSet> for RangeSet<'a> {
-    fn from(set: &'a PageRangeSet) -> Self {
-        Self::Live(set)
-    }
-}
-
-impl Serialize for RangeSet<'_> {
+impl Serialize for RangeSet {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut seq = serializer.serialize_seq(Some(self.range_count()))?;
         let mut end = Gpfn::default();
@@ -106,9 +77,9 @@ impl Serialize for RangeSet<'_> {
     }
 }
 
-impl<'de> Deserialize<'de> for RangeSet<'_> {
+impl<'de> Deserialize<'de> for RangeSet {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(Ranges).map(Self::Saved)
+        deserializer.deserialize_seq(Ranges).map(Self)
     }
 }
 
@@ -155,7 +126,7 @@ mod tests {
 
     fn decode(ranges: &[(u64, u64)]) -> Option<PageRangeSet> {
         let bytes = postcard::to_allocvec(ranges).unwrap();
-        let read = postcard::from_bytes::<RangeSet<'_>>(&bytes).ok()?;
+        let read = postcard::from_bytes::<RangeSet>(&bytes).ok()?;
         Some(read.iter().collect())
     }
 
@@ -186,14 +157,13 @@ mod tests {
     fn a_count_without_ranges_takes_no_memory() {
         // Claims 2^63 ranges but has one.
         let bytes = [0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 1, 3, 4];
-        assert!(postcard::from_bytes::<RangeSet<'_>>(&bytes).is_err());
+        assert!(postcard::from_bytes::<RangeSet>(&bytes).is_err());
     }
 
     #[test]
     fn a_set_is_made_of_what_lies_within_only() {
         let ram = set(&[(0, 10), (20, 10)]);
-        let read =
-            |ranges: &[(u64, u64)]| RangeSet::Saved(set(ranges).iter().collect()).within(&ram);
+        let read = |ranges: &[(u64, u64)]| RangeSet::from(&set(ranges)).within(&ram);
         assert_eq!(read(&[(1, 2), (29, 1)]), Some(set(&[(1, 2), (29, 1)])));
         assert_eq!(
             [read(&[(1, 2), (29, 2)]), read(&[(9, 2)]), read(&[(8, 13)])],
@@ -208,8 +178,8 @@ mod tests {
         ) {
             let set = set(&ranges);
             let bytes = postcard::to_allocvec(&RangeSet::from(&set)).unwrap();
-            let again = postcard::from_bytes::<RangeSet<'_>>(&bytes).unwrap();
-            prop_assert_eq!(&again, &RangeSet::of(&set));
+            let again = postcard::from_bytes::<RangeSet>(&bytes).unwrap();
+            prop_assert_eq!(&again, &RangeSet::from(&set));
             prop_assert_eq!(again.within(&set), Some(set));
             let each: Vec<Range> = ranges.iter().map(|&(s, c)| Range(range(s, c).unwrap())).collect();
             let bytes = postcard::to_allocvec(&each).unwrap();

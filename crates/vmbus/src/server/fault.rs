@@ -1,7 +1,10 @@
 //! Counters of guest faults.
 
-/// Number of guest faults by class since the server was created. Counters saturate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// Number of guest faults by class since the server was created. Counters saturate. They are saved in
+/// this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Faults {
     /// Messages with unknown numbers, and numbers that the negotiated version does not have.
@@ -27,50 +30,6 @@ pub struct Faults {
     pub changes_refused: u64,
     /// Messages refused, to be posted again, because the guest does not take the answers.
     pub queue_full: u64,
-}
-
-impl Faults {
-    /// All counters, in the order in which they are saved.
-    fn counters(&mut self) -> [&mut u64; 11] {
-        let Self {
-            unknown_messages,
-            malformed_messages,
-            unknown_connections,
-            out_of_state,
-            unknown_channels,
-            contacts_refused,
-            gpadls_refused,
-            unknown_gpadls,
-            opens_refused,
-            changes_refused,
-            queue_full,
-        } = self;
-        [
-            unknown_messages,
-            malformed_messages,
-            unknown_connections,
-            out_of_state,
-            unknown_channels,
-            contacts_refused,
-            gpadls_refused,
-            unknown_gpadls,
-            opens_refused,
-            changes_refused,
-            queue_full,
-        ]
-    }
-
-    pub(in crate::server) fn to_saved(mut self) -> [u64; 11] {
-        self.counters().map(|counter| *counter)
-    }
-
-    pub(in crate::server) fn from_saved(saved: [u64; 11]) -> Self {
-        let mut counts = Self::default();
-        for (counter, count) in counts.counters().into_iter().zip(saved) {
-            *counter = count;
-        }
-        counts
-    }
 }
 
 /// Increments a counter.

@@ -7,6 +7,8 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::server::Faults;
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Server {
     pub(super) connection: Connection,
@@ -14,7 +16,7 @@ pub(super) struct Server {
     pub(super) next_channel: u64,
     pub(super) gpadls: Vec<Gpadl>,
     pub(super) messages: Vec<Queued>,
-    pub(super) faults: [u64; 11],
+    pub(super) faults: Faults,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,12 +13,12 @@ use crate::server::channels::{Channel, ChannelState, Presence, Rings};
 use crate::server::connection::{Connection, Next};
 use crate::server::gpadl::{Assembly, GpadlPages};
 use crate::server::gpadl_table::{Gpadl, GpadlState};
-use crate::server::{Action, ChannelId, Faults, MAX_GPADL_PAGES, Offer, Server, ServerConfig};
+use crate::server::{Action, ChannelId, MAX_GPADL_PAGES, Offer, Server, ServerConfig};
 
 pub(super) fn server(form: &form::Server, config: ServerConfig) -> Result<Server> {
     let mut server = Server::new(config);
     server.connection = connection(form.connection, &config)?;
-    server.faults = Faults::from_saved(form.faults);
+    server.faults = form.faults;
     ensure(form.channels.len() <= MAX_CHANNELS, "too many channels")?;
     // IDs are never reused, so enough of them must be left.
     ensure(form.next_channel <= u64::MAX / 2, "more channels than any server has had")?;

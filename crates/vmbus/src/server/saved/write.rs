@@ -18,7 +18,7 @@ pub(super) fn server(server: &Server) -> form::Server {
         next_channel: server.channels.next_id,
         gpadls: gpadls.map(|(id, of)| gpadl(id.get(), of)).collect(),
         messages: server.outbox.messages.iter().filter_map(queued).collect(),
-        faults: server.faults.to_saved(),
+        faults: server.faults,
     }
 }
 
