@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use dynmem_vsp::{Config, DynamicMemory, JobId, Notice, Settle, Work};
+use dynmem_vsp::{Config, DynamicMemory, Job, JobId, Notice, Settle, Task, Work};
 use guest_ram::GuestRam;
 use page_range::{PageCount, PageRange, PageRangeSet};
 use serde::Serialize;
@@ -189,7 +189,7 @@ impl Host {
 
     fn act(&mut self, output: ChannelOutput<Work>) -> Result<()> {
         match output {
-            ChannelOutput::Work(Work::Discard { id, ranges }) => {
+            ChannelOutput::Work(Work::Job(Job { id, task: Task::Discard(ranges) })) => {
                 self.usage.discards += 1;
                 self.memory.submit(id, ranges)?;
             }

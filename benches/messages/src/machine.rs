@@ -190,9 +190,7 @@ impl<M: GuestMemory + Clone> Machine<M> {
         while let Some(output) = self.vsp.poll_output() {
             worked = true;
             match output {
-                ChannelOutput::Work(
-                    Work::Discard { id, .. } | Work::Prepare { id, .. } | Work::Remove { id, .. },
-                ) => self.vsp.job_done(self.now, id, true),
+                ChannelOutput::Work(Work::Job(job)) => self.vsp.job_done(self.now, job.id, true),
                 ChannelOutput::Broken(error) => panic!("the ring is broken: {error}"),
                 ChannelOutput::OpenFinished(result) => result.expect("the rings are sound"),
                 _ => {}

@@ -83,9 +83,7 @@ impl Vmm {
             ChannelOutput::Work(Work::Trace(_)) => {}
             // Here a VMM gives memory back to its host, maps new memory into the guest, or takes it
             // out again: on a thread of its own, since it takes time, but in this order.
-            ChannelOutput::Work(
-                Work::Discard { id, .. } | Work::Prepare { id, .. } | Work::Remove { id, .. },
-            ) => self.vsp.job_done(self.now, id, true),
+            ChannelOutput::Work(Work::Job(job)) => self.vsp.job_done(self.now, job.id, true),
         }
     }
 

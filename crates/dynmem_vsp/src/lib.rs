@@ -43,8 +43,8 @@ mod trace;
 mod vsp;
 
 pub use hv_balloon::{
-    Config, ConfigError, FormatError, HotAdd, JobId, Notice, Prepare, ReplaceError, SavedState,
-    Settle, Snapshot, TargetError,
+    Config, ConfigError, FormatError, HotAdd, Job, JobId, Notice, Prepare, ReplaceError,
+    SavedState, Settle, Snapshot, TargetError, Task,
 };
 pub use identity::{DEFAULT_INSTANCE, INTERFACE};
 pub use machine::Kept;

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use hv_balloon::{Config, Device, SavedDevice};
+use hv_balloon::{Config, Device, SavedDevice, StateName};
 use saved_state::{Format, SavedState};
 use serde::{Deserialize, Serialize};
 use vmbus::{Channel, GuestMemory, OpenChannel, SavedChannel};
@@ -58,6 +58,12 @@ pub enum RestoreError {
     /// The channel.
     #[error(transparent)]
     Channel(#[from] vmbus::RestoreError),
+    /// The channel is open, and the device has a session without rings, or rings without a session.
+    #[error(
+        "the saved device has a session without rings, or rings without a session; no VSP is saved \
+         like that"
+    )]
+    RingsAmiss,
 }
 
 impl<M: GuestMemory> DynamicMemory<M> {
@@ -96,14 +102,20 @@ impl<M: GuestMemory> DynamicMemory<M> {
     ) -> Result<Self, RestoreError> {
         let SavedVsp(Version::V1(saved)) = saved;
         let device = Device::restore(config, &saved.device, now)?;
-        let mut vsp = Self::with_device(device);
-        vsp.link = match (open, &saved.channel) {
+        // While the channel is open, a session lasts as long as its rings are in use.
+        let has_session = !matches!(device.state(), StateName::Closed | StateName::Closing);
+        if open.is_some() && has_session != saved.channel.is_some() {
+            return Err(RestoreError::RingsAmiss);
+        }
+        let link = match (open, &saved.channel) {
             (None, _) => Link::Closed,
             (Some((_, open)), None) => Link::Open(Channel::stopped(&open)),
             (Some((memory, open)), Some(channel)) => {
                 Link::Open(Channel::restore(memory, &open, channel)?)
             }
         };
+        let mut vsp = Self::with_device(device);
+        vsp.link = link;
         vsp.now = now;
         vsp.is_restored = true;
         vsp.leaving = Leaving::restore(saved.leaving);

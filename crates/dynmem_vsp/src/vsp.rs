@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use hv_balloon::{Action, ConfigError, Device, Event, JobId, Notice, Prepare, Snapshot, StateName};
+use hv_balloon::{Action, ConfigError, Device, Event, Job, JobId, Notice, Snapshot, StateName};
 use page_range::{PageCount, PageRange};
 use vmbus::ring::RingError;
 use vmbus::{Channel, ChannelEvent, ChannelOutput, GuestMemory, Offer, OpenChannel, Received};
@@ -20,36 +20,15 @@ pub const BATCH: u32 = 64;
 
 /// Work on the guest's memory, and news.
 ///
-/// Report the end of each piece of work by [`DynamicMemory::job_done`], also after the channel has
-/// closed or the machine was reset.
+/// Report the end of each job by [`DynamicMemory::job_done`], also after the channel has closed or the
+/// machine was reset. Nothing else has an end to report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Give the memory behind these pages back to the host.
-    Discard {
-        /// Names the job.
-        id: JobId,
-        /// The pages: ascending ranges that neither overlap nor touch.
-        ranges: Vec<PageRange>,
-    },
-    /// Get memory ready for the guest.
-    Prepare {
-        /// Names the job.
-        id: JobId,
-        /// New memory to map, or discarded memory to provide again.
-        what: Prepare,
-    },
-    /// Take memory that was added out of the guest's reach, and discard it. Parts that were never
-    /// added are to be skipped.
-    Remove {
-        /// Names the job.
-        id: JobId,
-        /// The pages.
-        range: PageRange,
-    },
-    /// Tell the operator, the monitor or the log. This one has no end to report.
+    /// Do this job on the guest's memory.
+    Job(Job),
+    /// Report to the operator, the monitor or the log.
     Notify(Notice),
-    /// What went between device and channel; only [with a trace](DynamicMemory::with_trace). This
-    /// one has no end to report.
+    /// What went between device and channel; only [with a trace](DynamicMemory::with_trace).
     Trace(Trace),
 }
 
@@ -164,7 +143,7 @@ impl<M: GuestMemory> DynamicMemory<M> {
         taken
     }
 
-    /// A piece of [`Work`] has ended. `ok` says whether it succeeded, for all its pages.
+    /// A [`Job`] has ended. `ok` says whether it succeeded, for all its pages.
     pub fn job_done(&mut self, now: Duration, id: JobId, ok: bool) {
         self.advance(now);
         self.tell(Event::JobDone { id, ok });
@@ -173,7 +152,7 @@ impl<M: GuestMemory> DynamicMemory<M> {
 
     /// While `inhibited`, no memory is discarded and the guest is asked for none: for a host that
     /// has pinned guest memory or is copying it. Discards that run when this is called run on:
-    /// [`Snapshot::in_flight`] says when they have ended. On release the VSP goes on by itself.
+    /// [`Snapshot::discarding`] says when they have ended. On release the VSP goes on by itself.
     pub fn set_inhibited(&mut self, now: Duration, inhibited: bool) {
         self.advance(now);
         self.device.set_inhibited(self.now, inhibited);
@@ -274,9 +253,7 @@ impl<M: GuestMemory> DynamicMemory<M> {
                 // The next turn writes the message.
                 Action::Send => self.trace_message(Trace::Emitted),
                 Action::CloseFinished => self.device_is_quiet(),
-                Action::Discard { id, ranges } => self.push(Work::Discard { id, ranges }),
-                Action::Prepare { id, what } => self.push(Work::Prepare { id, what }),
-                Action::RemoveMemory { id, range } => self.push(Work::Remove { id, range }),
+                Action::Work(job) => self.push(Work::Job(job)),
                 Action::Notify(notice) => self.push(Work::Notify(notice)),
             }
         }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use dynmem_protocol::{
     BalloonResponse, Capabilities, CapabilitiesReport, RangeList, Version, VersionRequest,
 };
-use dynmem_vsp::{BATCH, Config, DynamicMemory, Notice, Trace, Work};
+use dynmem_vsp::{
+    BATCH, Config, DynamicMemory, Job, Notice, RestoreError, SavedVsp, Task, Trace, Work,
+};
 use guest_model::vmbus::{GuestRings, SharedMemory};
 use hv_balloon::StateName;
 use page_range::{Gpfn, PageCount, PageRange};
@@ -161,7 +163,7 @@ fn work_asked_for_before_the_ring_broke_comes_before_the_close() {
         let is = |output: &Output| matches!(output, ChannelOutput::Work(work) if is(work));
         outputs.iter().position(is)
     };
-    let discard = position(|work| matches!(work, Work::Discard { .. }));
+    let discard = position(|work| matches!(work, Work::Job(Job { task: Task::Discard(_), .. })));
     let closed = position(|work| matches!(work, Work::Trace(Trace::Closed)));
     assert!(discard.is_some() && discard < closed, "{outputs:?}");
     assert_eq!(channel.state(), StateName::Closing, "the discard is waited for");
@@ -239,6 +241,21 @@ fn every_message_that_waits_is_restored() {
     let packets = std::iter::from_fn(|| channel.guest.receive());
     answers += packets.filter(|packet| packet.kind == PacketKind::DATA_IN_BAND).count();
     assert_eq!(answers, ANSWERS);
+}
+
+#[test]
+fn a_session_is_restored_with_its_rings_only() {
+    let channel = Channel::new();
+    let saved = serde_json::to_value(channel.vsp.save(NOW)).unwrap();
+    let restore = |saved: &serde_json::Value| {
+        let saved: SavedVsp = serde_json::from_value(saved.clone()).unwrap();
+        let open = Some((channel.memory.clone(), open_channel(FIRST_RING_PAGE)));
+        DynamicMemory::restore(config(), &saved, open, NOW).map(|vsp| vsp.uses_rings())
+    };
+    assert_eq!(restore(&saved), Ok(true));
+    let mut without = saved;
+    without["V1"]["channel"].take();
+    assert_eq!(restore(&without), Err(RestoreError::RingsAmiss));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use page_range::{PageCount, PageRange};
 
 use crate::Notice;
 
-/// Names a piece of work that the host does on its own time.
+/// The name of a [`Job`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(pub(crate) u64);
 
@@ -53,6 +53,35 @@ pub enum Prepare {
     Return(Vec<PageRange>),
 }
 
+/// Work on the guest's memory, which the host does in its own time. Report its end by
+/// [`Event::JobDone`], also after a close or reset.
+///
+/// [`Event::JobDone`]: crate::Event::JobDone
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// To report with.
+    pub id: JobId,
+    /// What to do.
+    pub task: Task,
+}
+
+/// What a [`Job`] is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Give the memory behind these pages back to the host: ascending ranges that neither overlap
+    /// nor touch.
+    Discard(Vec<PageRange>),
+    /// Get memory ready for the guest. One at a time.
+    Prepare(Prepare),
+    /// Take memory that was added out of the guest's reach and discard it. Skip parts that were
+    /// never prepared or are gone already.
+    ///
+    /// No [`Task::Prepare`] is asked for while a removal is in flight. Where a removal fails, the
+    /// guest may still reach the memory: the device asks for it again at the next close or reset,
+    /// and before it adds memory to the guest. It adds none until a removal has succeeded.
+    Remove(PageRange),
+}
+
 /// Something to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -63,41 +92,8 @@ pub enum Action {
     /// [`Device::message`]: crate::Device::message
     /// [`Event::Sent`]: crate::Event::Sent
     Send,
-    /// Give the memory behind these pages back to the host, then report [`Event::JobDone`], also
-    /// after a close or reset.
-    ///
-    /// [`Event::JobDone`]: crate::Event::JobDone
-    Discard {
-        /// To report with.
-        id: JobId,
-        /// The pages: ascending ranges that neither overlap nor touch.
-        ranges: Vec<PageRange>,
-    },
-    /// Get memory ready for the guest, then report [`Event::JobDone`], also after a close or reset.
-    /// One at a time.
-    ///
-    /// [`Event::JobDone`]: crate::Event::JobDone
-    Prepare {
-        /// To report with.
-        id: JobId,
-        /// Which.
-        what: Prepare,
-    },
-    /// Take memory that was added out of the guest's reach and discard it, then report
-    /// [`Event::JobDone`], also after a close or reset. Skip parts that were never prepared or are
-    /// gone already.
-    ///
-    /// No [`Action::Prepare`] is asked for while a removal is in flight. Where a removal fails, the
-    /// guest may still reach the memory: the device asks for it again at the next close or reset,
-    /// and before it adds memory to the guest. It adds none until a removal has succeeded.
-    ///
-    /// [`Event::JobDone`]: crate::Event::JobDone
-    RemoveMemory {
-        /// To report with.
-        id: JobId,
-        /// The pages.
-        range: PageRange,
-    },
+    /// Do this job.
+    Work(Job),
     /// The device is quiet: the close or reset may be acknowledged. One answers all closes and
     /// resets before it.
     CloseFinished,

@@ -9,7 +9,7 @@ use crate::action::Prepare;
 use crate::link::Link;
 use crate::machine::Machine;
 use crate::session::{Preparation, Prepared, Session};
-use crate::{Action, JobId};
+use crate::{JobId, Task};
 
 /// What a session leaves behind.
 #[derive(Debug, Default)]
@@ -53,14 +53,6 @@ impl Closing {
         Self { discards, preparation, absent }
     }
 
-    /// The machine was reset under the session: all its memory starts afresh.
-    pub(crate) fn at_reset(session: Session, machine: &mut Machine) -> Self {
-        let (discards, absent) = machine.ledger.forget();
-        let unfinished = |Preparation { job, .. }| Unfinished { job, then: Then::Nothing };
-        let preparation = session.preparation().map(unfinished);
-        Self { discards, preparation, absent }.reset()
-    }
-
     /// The machine was reset: what is being prepared is among the memory to add, all of which goes.
     pub(crate) fn reset(self) -> Self {
         let preparation = self.preparation.map(|at| Unfinished { then: Then::Nothing, ..at });
@@ -91,7 +83,7 @@ impl Closing {
             let ranges: Vec<PageRange> = self.absent.iter().collect();
             let job = machine.jobs.next();
             self.preparation = Some(Unfinished { job, then: Then::Provided });
-            machine.act(Action::Prepare { id: job, what: Prepare::Return(ranges) });
+            machine.start(job, Task::Prepare(Prepare::Return(ranges)));
             return Link::Closing(self);
         }
         machine.close_finished();

@@ -136,8 +136,8 @@ pub enum ConfigError {
     },
     /// Memory could be added in parts of units.
     #[error(
-        "a least alignment of {alignment} pages is not a multiple of the {unit} pages that are \
-         discarded together; use such a multiple"
+        "memory aligned to {alignment} pages may begin or end within the {unit} pages that are \
+         discarded together; use a multiple of {unit} as the least alignment"
     )]
     AlignmentUnaligned {
         /// [`HotAdd::least_alignment`].
@@ -171,14 +171,13 @@ pub(crate) fn check_memory(
     if boot_ram.is_empty() {
         return Err(ConfigError::NoBootRam);
     }
-    let is_whole = |range: PageRange| range.units_within(unit) == Some(range);
-    if let Some(range) = boot_ram.iter().find(|&range| !is_whole(range)) {
+    if let Some(range) = boot_ram.iter().find(|&range| !range.is_whole(unit)) {
         return Err(ConfigError::BootRamUnaligned { range, unit });
     }
     let Some(&HotAdd { window, capacity, least_alignment: alignment }) = hot_add else {
         return Ok(());
     };
-    if !is_whole(window) {
+    if !window.is_whole(unit) {
         return Err(ConfigError::WindowUnaligned { window, unit });
     }
     if let Some(ram) = boot_ram.intersection(window).next() {
@@ -190,8 +189,9 @@ pub(crate) fn check_memory(
     if capacity > window.count() {
         return Err(ConfigError::CapacityTooLarge { capacity, window });
     }
-    // None means the guest's own alignment, which is a multiple of 1 MiB.
-    if alignment.align_down(unit) != alignment {
+    // Without a least alignment the guest's own decides, which may be less than the unit.
+    let divides_units = alignment.is_zero() && unit > PageCount::new(1);
+    if divides_units || alignment.align_down(unit) != alignment {
         return Err(ConfigError::AlignmentUnaligned { alignment, unit });
     }
     Ok(())

@@ -30,10 +30,13 @@ pub enum Event<'a> {
         ok: bool,
     },
     /// The VM was reset: the guest starts again at boot size, with no target. Memory added since is
-    /// taken away by [`Action::RemoveMemory`] before the [`Action::CloseFinished`] that answers this.
+    /// taken away by [`Task::Remove`] before the [`Action::CloseFinished`] that answers this. Boot RAM
+    /// must be there again when the guest starts: where [`Config::discard_unit`] is more than a page,
+    /// map it anew or provide what was discarded; the device does not ask for it.
     ///
-    /// [`Action::RemoveMemory`]: crate::Action::RemoveMemory
+    /// [`Task::Remove`]: crate::Task::Remove
     /// [`Action::CloseFinished`]: crate::Action::CloseFinished
+    /// [`Config::discard_unit`]: crate::Config::discard_unit
     SystemReset,
     /// The time [`Device::next_deadline`] gave has come. Too early or too often does no harm.
     ///

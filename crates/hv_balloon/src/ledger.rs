@@ -168,11 +168,8 @@ impl PageLedger {
 
     /// Pages the guest can use, as far as the host knows.
     pub(crate) fn present(&self) -> PageCount {
-        [&self.out.ballooned, &self.out.undiscarded, &self.out.held, &self.out.providing]
-            .into_iter()
-            .fold(self.assigned().saturating_sub(self.in_flight()), |present, out| {
-                present.saturating_sub(out.len())
-            })
+        let given = self.out.sets().chain([&self.pending]);
+        given.fold(self.assigned(), |present, pages| present.saturating_sub(pages.len()))
     }
 
     /// Pages given whose discard has not ended.
@@ -211,9 +208,7 @@ impl PageLedger {
 
     /// Whether all RAM is the guest's.
     pub(crate) fn is_untouched(&self) -> bool {
-        self.present() == self.assigned()
-            && self.actual() == self.assigned()
-            && self.foreign.is_empty()
+        self.present() == self.assigned() && self.foreign.is_empty()
     }
 
     pub(crate) const fn held(&self) -> PageCount {
@@ -461,8 +456,7 @@ impl PageLedger {
         for range in
             [&self.out.ballooned, &self.out.providing].into_iter().flat_map(PageRangeSet::iter)
         {
-            let whole = range.units_within(self.unit);
-            assert_eq!(whole, Some(range), "a part of a unit is discarded");
+            assert!(range.is_whole(self.unit), "a part of a unit is discarded");
         }
         for range in self.foreign.iter() {
             assert_eq!(self.ram.intersection(range).next(), None, "{range} is foreign and RAM");

@@ -85,7 +85,7 @@ mod snapshot;
 mod state;
 mod target;
 
-pub use action::{Action, JobId, Prepare};
+pub use action::{Action, Job, JobId, Prepare, Task};
 pub use config::{Config, ConfigError, DEFAULT_SETTLE, HotAdd, ReplaceError, Settle};
 pub use device::Device;
 pub use dynmem_protocol::{StatusReport, Version};

@@ -76,7 +76,7 @@ impl Link {
         self.change(|link| {
             let closing = match link {
                 Self::Closed | Self::Handshake(_) => Closing::default(),
-                Self::Ready(session) => Closing::at_reset(session, machine),
+                Self::Ready(session) => Closing::after(session, machine).reset(),
                 Self::Closing(closing) => closing.reset(),
             };
             machine.reset_memory();

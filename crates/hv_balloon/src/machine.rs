@@ -11,7 +11,9 @@ use crate::ledger::PageLedger;
 use crate::placement::HotAddPlacement;
 use crate::removal::Removals;
 use crate::target::{Goal, Refusal};
-use crate::{Action, Config, FaultCounts, GuestFault, HotAdd, Notice, Settle, StateName};
+use crate::{
+    Action, Config, FaultCounts, GuestFault, HotAdd, Job, JobId, Notice, Settle, StateName, Task,
+};
 
 /// The machine that the guest runs on, as far as the device knows it.
 #[derive(Debug)]
@@ -84,7 +86,7 @@ impl Machine {
         while !self.is_inhibited
             && let Some((id, ranges)) = self.ledger.start_discard(&mut self.jobs)
         {
-            self.act(Action::Discard { id, ranges });
+            self.start(id, Task::Discard(ranges));
         }
     }
 
@@ -113,7 +115,7 @@ impl Machine {
     pub(crate) fn begin_removals(&mut self) -> bool {
         let begun = self.removals.begin(&mut self.jobs);
         for &(id, range) in &begun {
-            self.act(Action::RemoveMemory { id, range });
+            self.start(id, Task::Remove(range));
         }
         !begun.is_empty()
     }
@@ -152,6 +154,10 @@ impl Machine {
     /// The time `wait` from now.
     pub(crate) const fn after(&self, wait: Duration) -> Duration {
         self.now.saturating_add(wait)
+    }
+
+    pub(crate) fn start(&mut self, id: JobId, task: Task) {
+        self.act(Action::Work(Job { id, task }));
     }
 
     pub(crate) fn act(&mut self, action: Action) {

@@ -67,7 +67,7 @@ pub enum Notice {
         pages: PageCount,
     },
     /// The host could not take memory away that the guest does not use; the guest may still reach
-    /// it. See [`Action::RemoveMemory`](crate::Action::RemoveMemory).
+    /// it. See [`Task::Remove`](crate::Task::Remove).
     RemovalFailed {
         /// The pages.
         range: PageRange,

@@ -7,7 +7,7 @@ use core::fmt;
 pub enum StateName {
     /// The guest has no channel open: its driver is not loaded, or not yet.
     Closed,
-    /// The channel is gone; discards or a preparation are in flight.
+    /// The channel is gone; discards, removals or a preparation are in flight.
     Closing,
     /// The guest is to name a protocol version.
     AwaitVersion,

@@ -67,8 +67,9 @@ impl<P: Platform> Machine<P> {
         let Some(synic) = self.synic(vp) else { return Ok(()) };
         match synic.deliver(&*self.0.platform.memory()) {
             Delivery::Delivered => {
+                let raised = self.0.platform.raise_sint(vp);
                 self.trace(Trace::Delivered { vp });
-                self.0.platform.raise_sint(vp)
+                raised
             }
             Delivery::Blocked => {
                 self.trace(Trace::SlotBusy { vp });
@@ -209,8 +210,9 @@ impl<P: Platform> Machine<P> {
         let Some(synic) = self.synic(signal.vp) else { return Ok(()) };
         let (vp, flag) = (signal.vp, signal.flag);
         let raised = synic.set_event(&*self.0.platform.memory(), flag);
+        let result = if raised { self.0.platform.raise_sint(vp) } else { Ok(()) };
         self.trace(Trace::EventSet { vp, flag, raised });
-        if raised { self.0.platform.raise_sint(vp) } else { Ok(()) }
+        result
     }
 
     /// Queues a message of the bus and makes the VP deliver it. There is room: the caller checks

@@ -23,7 +23,8 @@ pub enum Trace {
         /// The VP.
         vp: VpIndex,
     },
-    /// A message went into the VP's slot, and its interrupt was raised. Traced by the vCPU's thread.
+    /// A message went into the VP's slot, and its interrupt was raised, or could not be. Traced by the
+    /// vCPU's thread.
     Delivered {
         /// The VP.
         vp: VpIndex,
@@ -45,13 +46,14 @@ pub enum Trace {
         /// Whether messages wait for the slot, in which case the vCPU is kicked.
         kicked: bool,
     },
-    /// A channel's event flag was set.
+    /// The host signalled a channel to the guest, by its event flag.
     EventSet {
         /// The VP.
         vp: VpIndex,
         /// The flag's number: the channel's relid.
         flag: u16,
-        /// Whether the interrupt was raised, which it is not if the flag was already set.
+        /// Whether the flag was clear until now, so that the interrupt was raised. It is not raised if
+        /// the flag was already set, or the guest has no event page.
         raised: bool,
     },
     /// The guest signalled a channel.
@@ -97,7 +99,7 @@ impl fmt::Display for Trace {
                 write!(f, "event flag {flag} of VP {vp} set, SINT raised")
             }
             Self::EventSet { vp, flag, raised: false } => {
-                write!(f, "event flag {flag} of VP {vp} was set")
+                write!(f, "event flag {flag} of VP {vp} was already set, or has no page")
             }
             Self::Signalled { device } => write!(f, "signal for device {device}"),
             Self::Woken => f.write_str("woken"),

@@ -60,7 +60,7 @@ impl Rings {
     fn new(layout: &RingLayout) -> Self {
         let mut writable = vec![false; PAGES * PAGE];
         let mut allow = |page: Gpfn, bytes: Range<usize>| {
-            let start = usize::try_from(page.get()).unwrap() * PAGE;
+            let start = offset(page);
             if let Some(part) = writable.get_mut(start + bytes.start..start + bytes.end) {
                 part.fill(true);
             }
@@ -77,6 +77,11 @@ impl Rings {
         }
         Self { writable, control: [incoming[0], outgoing[0]] }
     }
+}
+
+/// Where a page begins in the memory's bytes; beyond them where it is not memory.
+fn offset(page: Gpfn) -> usize {
+    usize::try_from(page.get()).unwrap() * PAGE
 }
 
 /// Which pages the rings have; the same page may be there twice, or not be memory.
@@ -124,13 +129,13 @@ impl Memory {
     }
 
     fn get(&self, page: Gpfn, word: usize) -> u32 {
-        let start = usize::try_from(page.get()).unwrap() * PAGE + word;
+        let start = offset(page) + word;
         let bytes = self.bytes.borrow();
         bytes.get(start..start + 4).map_or(0, |word| u32::from_le_bytes(word.try_into().unwrap()))
     }
 
     fn set(&self, page: Gpfn, word: usize, value: u32) {
-        self.put(usize::try_from(page.get()).unwrap() * PAGE + word, &value.to_le_bytes());
+        self.put(offset(page) + word, &value.to_le_bytes());
     }
 
     /// The guest writes, without looking where.
@@ -185,8 +190,7 @@ impl Memory {
             .collect();
         bytes.resize(usize::from(len8) * 8 + 8, FILL);
         for eight in bytes.chunks(8) {
-            let page = usize::try_from(data[position / PAGE].get()).unwrap();
-            self.put(page * PAGE + position % PAGE, eight);
+            self.put(offset(data[position / PAGE]) + position % PAGE, eight);
             position = (position + 8) % size;
         }
         self.set(ring[0], WRITE_INDEX, u32::try_from(position).unwrap());
@@ -201,7 +205,7 @@ impl Memory {
     /// Clears the control pages, as a driver does before it opens its channel.
     pub(crate) fn clear(&self, layout: &RingLayout) {
         for page in [layout.incoming()[0], layout.outgoing()[0]] {
-            self.put(usize::try_from(page.get()).unwrap() * PAGE, &[0; PAGE]);
+            self.put(offset(page), &[0; PAGE]);
         }
     }
 

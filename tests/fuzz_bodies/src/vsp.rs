@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
 use dynmem_protocol::{HostBody, HostMessage};
-use dynmem_vsp::{Config, DynamicMemory, JobId, Notice, Prepare, Snapshot, Trace, Work};
+use dynmem_vsp::{Config, DynamicMemory, Job, Notice, Prepare, Snapshot, Task, Trace, Work};
 use hv_balloon::StateName;
-use page_range::{PageCount, PageRange};
+use page_range::PageCount;
 use sim::Oracle;
 use vmbus::protocol::{ConnectionId, Relid, VpIndex};
 use vmbus::ring::RingLayout;
@@ -82,13 +82,6 @@ enum Bus {
     Closing,
 }
 
-#[derive(Debug)]
-enum Task {
-    Discard(Vec<PageRange>),
-    Prepare,
-    Remove,
-}
-
 struct Driver<'m> {
     vsp: DynamicMemory<&'m Memory>,
     memory: &'m Memory,
@@ -97,7 +90,7 @@ struct Driver<'m> {
     batch: u32,
     now: Duration,
     bus: Bus,
-    jobs: Vec<(JobId, Task)>,
+    jobs: Vec<Job>,
     is_silent: bool,
     /// Between a reset and the next start.
     is_reset: bool,
@@ -168,11 +161,11 @@ impl<'m> Driver<'m> {
         if let Some(message) = message(&op, self.asked) {
             return self.send(&message, completion);
         }
-        let is = |wanted: fn(&Task) -> bool| move |(_, task): &(JobId, Task)| wanted(task);
+        let is = |wanted: fn(&Task) -> bool| move |job: &Job| wanted(&job.task);
         let ended = match op {
             Op::Discarded(ok) => Some((is(|task| matches!(task, Task::Discard(_))), ok)),
-            Op::Prepared(ok) => Some((is(|task| matches!(task, Task::Prepare)), ok)),
-            Op::Removed(ok) => Some((is(|task| matches!(task, Task::Remove)), ok)),
+            Op::Prepared(ok) => Some((is(|task| matches!(task, Task::Prepare(_))), ok)),
+            Op::Removed(ok) => Some((is(|task| matches!(task, Task::Remove(_))), ok)),
             _ => None,
         };
         if let Some((is_wanted, ok)) = ended {
@@ -275,7 +268,7 @@ impl<'m> Driver<'m> {
     }
 
     fn end_job(&mut self, at: usize, ok: bool) {
-        let (id, task) = self.jobs.remove(at);
+        let Job { id, task } = self.jobs.remove(at);
         if let Task::Discard(ranges) = task
             && ok
         {
@@ -367,19 +360,25 @@ impl<'m> Driver<'m> {
 
     fn work(&mut self, work: Work) {
         match work {
-            Work::Discard { id, ranges } => {
-                assert!(!self.config.inhibited, "a discard begins while they are forbidden");
-                self.oracle.discard(id, &ranges);
-                self.jobs.push((id, Task::Discard(ranges)));
-            }
-            Work::Prepare { id, what } => {
-                self.oracle.prepare(id, &what);
-                self.jobs.push((id, Task::Prepare));
-                assert!(!matches!(what, Prepare::Return(_)) || self.config.discard_unit.get() > 1);
-            }
-            Work::Remove { id, range } => {
-                self.oracle.remove(id, range);
-                self.jobs.push((id, Task::Remove));
+            Work::Job(job) => {
+                match &job.task {
+                    Task::Discard(ranges) => {
+                        assert!(
+                            !self.config.inhibited,
+                            "a discard begins while they are forbidden"
+                        );
+                        self.oracle.discard(job.id, ranges);
+                    }
+                    Task::Prepare(what) => {
+                        self.oracle.prepare(job.id, what);
+                        assert!(
+                            !matches!(what, Prepare::Return(_))
+                                || self.config.discard_unit.get() > 1
+                        );
+                    }
+                    Task::Remove(range) => self.oracle.remove(job.id, *range),
+                }
+                self.jobs.push(job);
             }
             Work::Notify(Notice::Fault(_) | _) => {}
             Work::Trace(trace) => self.trace(&trace),

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dynmem_vsp::{Config, DynamicMemory, HotAdd, JobId, Prepare, Snapshot, Trace, Work};
+use dynmem_vsp::{Config, DynamicMemory, HotAdd, Job, Prepare, Snapshot, Task, Trace, Work};
 use hv_balloon::StateName;
 use page_range::{Gpa, Gpfn, PageCount, PageRange, PageRangeSet};
 use vmbus::protocol::ring::PENDING_SEND_SIZE;
@@ -26,20 +26,6 @@ const ACTIONS_PER_TURN: u32 = 128;
 pub(crate) const BUS: ServerConfig =
     ServerConfig { vp_count: 2, page_limit: Gpfn::MAX, max_version: Version::V5_3 };
 
-/// Work on guest memory that has begun.
-#[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) id: JobId,
-    pub(crate) what: Task,
-}
-
-#[derive(Debug)]
-pub(crate) enum Task {
-    Discard(Vec<PageRange>),
-    Prepare(Prepare),
-    Remove(PageRange),
-}
-
 /// The host and all that belongs to it.
 #[derive(Debug)]
 pub(crate) struct Host {
@@ -57,6 +43,7 @@ pub(crate) struct Host {
     pub(crate) said: Option<Vec<u8>>,
     /// Messages and other outputs since a packet was last taken.
     outputs: [usize; 2],
+    /// Work on guest memory that has begun.
     pub(crate) jobs: Vec<Job>,
     /// The loop has something to look at.
     pub(crate) wake: bool,
@@ -179,9 +166,9 @@ impl Host {
 
     /// Ends one of the jobs, in any order: the VSP must not depend on it.
     pub(crate) fn end_job(&mut self, at: usize, ok: bool) {
-        let Job { id, what } = self.jobs.remove(at);
-        self.watch.note(self.now, || format!("host: job {} {what:?} ends, {ok}", id.get()));
-        match what {
+        let Job { id, task } = self.jobs.remove(at);
+        self.watch.note(self.now, || format!("host: job {} {task:?} ends, {ok}", id.get()));
+        match task {
             Task::Discard(ranges) if ok => self.discard(ranges),
             Task::Prepare(Prepare::Add { range, .. }) if ok => self.ram.add(range),
             Task::Remove(range) if ok => self.ram.remove(range),
@@ -448,18 +435,19 @@ impl Host {
             self.watch.note(self.now, || format!("VSP: {work:?}"));
         }
         match work {
-            Work::Discard { id, ranges } => {
-                assert!(!self.config.inhibited, "a discard begins while they are forbidden");
-                self.watch.oracle.discard(id, &ranges);
-                self.jobs.push(Job { id, what: Task::Discard(ranges) });
-            }
-            Work::Prepare { id, what } => {
-                self.watch.oracle.prepare(id, &what);
-                self.jobs.push(Job { id, what: Task::Prepare(what) });
-            }
-            Work::Remove { id, range } => {
-                self.watch.oracle.remove(id, range);
-                self.jobs.push(Job { id, what: Task::Remove(range) });
+            Work::Job(job) => {
+                match &job.task {
+                    Task::Discard(ranges) => {
+                        assert!(
+                            !self.config.inhibited,
+                            "a discard begins while they are forbidden"
+                        );
+                        self.watch.oracle.discard(job.id, ranges);
+                    }
+                    Task::Prepare(what) => self.watch.oracle.prepare(job.id, what),
+                    Task::Remove(range) => self.watch.oracle.remove(job.id, *range),
+                }
+                self.jobs.push(job);
             }
             Work::Notify(notice) => self.watch.notice(self.now, &notice),
             Work::Trace(trace) => self.trace(&trace),

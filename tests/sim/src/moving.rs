@@ -1,13 +1,13 @@
 //! Replacement of the VMM: its state is saved between two steps, and another VMM resumes
 //! (`docs/saved-state.md`).
 
-use dynmem_vsp::{DynamicMemory, Snapshot};
+use dynmem_vsp::{DynamicMemory, Snapshot, Task};
 use hv_balloon::StateName;
 use page_range::PageCount;
 use vmbus::Server;
 
 use crate::dice::Dice;
-use crate::host::{BUS, Host, Task};
+use crate::host::{BUS, Host};
 use crate::memory::Ram;
 
 impl Host {
@@ -61,7 +61,7 @@ impl Host {
     /// The work of the VMM that was: done or not, nobody is told.
     fn end_of_jobs(&mut self, dice: &mut Dice) {
         for job in std::mem::take(&mut self.jobs) {
-            if let Task::Discard(ranges) = job.what
+            if let Task::Discard(ranges) = job.task
                 && self.watch.oracle.is_wanted(job.id)
                 && dice.one_in(2)
             {

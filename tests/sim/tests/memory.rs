@@ -8,7 +8,7 @@ use dynmem_protocol::{
     BalloonResponse, Capabilities, CapabilitiesReport, MAX_RANGES, RangeList, StatusReport,
     Version, VersionRequest,
 };
-use hv_balloon::{Action, Config, Device, Event};
+use hv_balloon::{Action, Config, Device, Event, Job};
 use page_range::{Gpfn, PageCount, PageRange};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use vmbus::protocol::{ConnectionId, GuestMessage, Guid, wire};
@@ -100,7 +100,7 @@ fn tell(device: &mut Device, packet: &[u8]) {
     while let Some(action) = device.poll_action() {
         match action {
             Action::Send => device.handle(Duration::ZERO, Event::Sent),
-            Action::Discard { id, .. } => {
+            Action::Work(Job { id, .. }) => {
                 device.handle(Duration::ZERO, Event::JobDone { id, ok: true });
             }
             _ => {}

@@ -4,12 +4,12 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use page_range::{PageCount, PageRange, PageRangeSet};
-use saved_state::Range;
+use saved_state::{Range, RangeSet};
 
 use super::{MAX_DISCARDS_IN_FLIGHT, MAX_FOREIGN_PAGES, MAX_FOREIGN_RANGES, Out, PageLedger};
 use crate::JobId;
 use crate::placement::HotAddPlacement;
-use crate::saved::form::{self, RangeSet};
+use crate::saved::form;
 use crate::saved::{RestoreError, Result, ensure};
 
 impl PageLedger {
@@ -18,13 +18,13 @@ impl PageLedger {
         let discarding = self.out.discarding.iter();
         form::Ledger {
             added: added.map(Range).collect(),
-            pending: RangeSet::of(&self.pending),
-            discarding: discarding.map(|(id, pages)| (id.get(), RangeSet::of(pages))).collect(),
-            ballooned: RangeSet::of(&self.out.ballooned),
-            undiscarded: RangeSet::of(&self.out.undiscarded),
-            held: RangeSet::of(&self.out.held),
-            providing: RangeSet::of(&self.out.providing),
-            foreign: RangeSet::of(&self.foreign),
+            pending: RangeSet::from(&self.pending),
+            discarding: discarding.map(|(id, pages)| (id.get(), RangeSet::from(pages))).collect(),
+            ballooned: RangeSet::from(&self.out.ballooned),
+            undiscarded: RangeSet::from(&self.out.undiscarded),
+            held: RangeSet::from(&self.out.held),
+            providing: RangeSet::from(&self.out.providing),
+            foreign: RangeSet::from(&self.foreign),
         }
     }
 
@@ -70,7 +70,7 @@ impl PageLedger {
 
     /// Pages of RAM that can be discarded together.
     pub(crate) fn units(&self, saved: &RangeSet) -> Result<PageRangeSet> {
-        let are_whole = saved.iter().all(|range| range.units_within(self.unit) == Some(range));
+        let are_whole = saved.iter().all(|range| range.is_whole(self.unit));
         ensure(are_whole, "a part of a huge page is discarded")?;
         self.pages(saved)
     }

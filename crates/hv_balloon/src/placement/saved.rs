@@ -25,11 +25,7 @@ impl HotAddPlacement {
     }
 
     /// The placement with what was written, if that can be.
-    pub(crate) fn restore(&self, saved: Option<form::Placement>) -> Result<Self> {
-        let Some(saved) = saved else {
-            ensure(false, "no memory to add where there is some")?;
-            return Ok(self.clone());
-        };
+    pub(crate) fn restore(&self, saved: form::Placement) -> Result<Self> {
         let base = saved.base.map(Gpfn::new);
         ensure(base != Some(None), "memory added outside the address space")?;
         let placement = Self {
@@ -66,13 +62,13 @@ impl HotAddPlacement {
         let limit = self.base.and_then(|base| base.checked_add(self.reach));
         let is_free = self.end_of_used().is_some_and(|end| end <= range.start());
         is_free
-            && range.units_within(self.alignment(of_guest)) == Some(range)
+            && range.is_whole(self.alignment(of_guest))
             && limit.is_some_and(|limit| range.end() <= limit)
     }
 
     /// Whether `range` can have been memory to add.
     pub(crate) fn may_hold(&self, range: PageRange) -> bool {
-        self.config.window.intersection(range) == Some(range)
+        self.config.window.contains_range(range)
     }
 
     /// How memory on offer is prepared.

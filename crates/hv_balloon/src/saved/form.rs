@@ -6,13 +6,12 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use saved_state::Range;
+use saved_state::{Range, RangeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::FaultCounts;
 
 /// Pages of a set.
-pub(crate) type RangeSet = saved_state::RangeSet<'static>;
 
 /// All of a device. Page counts and page numbers are plain numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -76,8 +76,8 @@ impl Device {
     /// - A job for which there was no [`Event::JobDone`](crate::Event::JobDone) is asked for again
     ///   after [`Device::restore`]. It may run on, and may be done again: a discard concerns pages
     ///   that are nobody's until it has ended, memory to prepare may be there already, and memory
-    ///   to remove may be gone. Discards and preparations of a closed channel are not asked for
-    ///   again.
+    ///   to remove may be gone. Of a closed channel, discards and memory that was to be added are not
+    ///   asked for again; pages that the host has to provide before the next session are.
     /// - What has no answer is done when [`Device::poll_action`] gives it: a finished close is the
     ///   driver's to remember. Notices that were not polled are lost.
     /// - Whether discards are forbidden is not part of it: [`Config::inhibited`] says so for the

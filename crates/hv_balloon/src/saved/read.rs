@@ -19,14 +19,16 @@ use crate::placement::HotAddPlacement;
 use crate::removal::Removals;
 use crate::session::{Prepared, Session};
 use crate::target::{Goal, Pursuit, Refusal};
-use crate::{Action, Config, Device, JobId, StopReason, TargetError};
+use crate::{Action, Config, Device, JobId, StopReason, TargetError, Task};
 
 pub(super) fn device(form: &form::Device, config: Config, now: Duration) -> Result<Device> {
     let Device { mut machine, .. } = Device::new(config)?;
     check_config(&form.config, &machine)?;
     machine.now = now;
-    if let Some(placement) = &mut machine.placement {
-        *placement = placement.restore(form.placement)?;
+    match (&mut machine.placement, form.placement) {
+        (Some(placement), Some(saved)) => *placement = placement.restore(saved)?,
+        (None, None) => {}
+        (Some(_), None) | (None, Some(_)) => ensure(false, "memory to add without its place")?,
     }
     let (unit, placement) = (machine.ledger.unit(), machine.placement.as_ref());
     machine.ledger = PageLedger::restore(&form.ledger, &machine.boot_ram, placement, unit)?;
@@ -129,10 +131,10 @@ fn resume(device: &mut Device) {
         machine.ledger.take_back_discards();
     }
     for (id, ranges) in machine.ledger.discards() {
-        machine.act(Action::Discard { id, ranges });
+        machine.start(id, Task::Discard(ranges));
     }
     for (id, range) in machine.removals.in_flight.clone() {
-        machine.act(Action::RemoveMemory { id, range });
+        machine.start(id, Task::Remove(range));
     }
     if let Some(session) = link.session() {
         session.resume(machine);

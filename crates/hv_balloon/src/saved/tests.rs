@@ -6,9 +6,9 @@ use std::vec;
 use std::vec::Vec;
 
 use page_range::{Gpfn, PageCount, PageRange};
-use saved_state::{Range, SavedState};
+use saved_state::{Range, RangeSet, SavedState};
 
-use super::form::{self, Activity, Link, RangeSet};
+use super::form::{self, Activity, Link};
 use super::{RestoreError, SavedDevice, Version};
 use crate::{Config, Device, HotAdd, MAX_FOREIGN_PAGES};
 
@@ -37,7 +37,7 @@ fn range(start: u64, count: u64) -> PageRange {
 }
 
 fn set(start: u64, count: u64) -> RangeSet {
-    RangeSet::Saved(vec![range(start, count)])
+    RangeSet(vec![range(start, count)])
 }
 
 /// The configuration that the device in `saved` was made from: the state has all of it.
@@ -99,9 +99,9 @@ fn pages_are_in_one_place_and_ram() {
 fn foreign_ranges_are_as_many_as_the_device_remembers() {
     let many = |count: u64| (0..count).map(|n| range(0x5_0000 + n * 2, 1)).collect();
     let too_many = "too many foreign ranges";
-    refused(IDLE, |form| form.ledger.foreign = RangeSet::Saved(many(4097)), too_many);
+    refused(IDLE, |form| form.ledger.foreign = RangeSet(many(4097)), too_many);
     let mut form = form(IDLE);
-    form.ledger.foreign = RangeSet::Saved(many(4096));
+    form.ledger.foreign = RangeSet(many(4096));
     assert_eq!(restore(form, Duration::ZERO).unwrap().snapshot().foreign, PageCount::new(4096));
 }
 
@@ -110,7 +110,7 @@ fn foreign_pages_are_as_many_as_the_device_remembers() {
     let most = MAX_FOREIGN_PAGES.get();
     let too_many = "too many foreign pages";
     refused(IDLE, |form| form.ledger.foreign = set(0x5_0000, most + 1), too_many);
-    let two = RangeSet::Saved(vec![range(0x5_0000, most), range(1 << 39, 1)]);
+    let two = RangeSet(vec![range(0x5_0000, most), range(1 << 39, 1)]);
     refused(IDLE, |form| form.ledger.foreign = two, too_many);
     let mut form = form(IDLE);
     form.ledger.foreign = set(0x5_0000, most);
@@ -127,7 +127,7 @@ fn discards_are_few_and_each_is_one_job() {
     refused(BALLOONING, |form| jobs(form, &[0, 7]), "a job from the future");
     let names = "more jobs than any device has had";
     refused(BALLOONING, |form| form.next_job = u64::MAX / 2 + 1, names);
-    let empty = RangeSet::Saved(vec![]);
+    let empty = RangeSet(vec![]);
     refused(BALLOONING, |form| form.ledger.discarding[0].1 = empty, "a discard of nothing");
     refused(PREPARING, |form| form.next_job = 0, "a job from the future");
     let twice = |form: &mut form::Device| form.ledger.discarding = vec![(0, set(0, 1))];
@@ -145,7 +145,7 @@ fn huge_pages_are_whole_and_only_where_there_are_any() {
     refused(CLOSED, |form| form.link = Link::Closing { absent: set(0, 1) }, none);
     let job = "pages to provide without a job, or a job without";
     refused(HELD, |form| form.ledger.providing = set(3 * HUGE, HUGE), job);
-    refused(RETURNING, |form| form.ledger.providing = RangeSet::Saved(vec![]), job);
+    refused(RETURNING, |form| form.ledger.providing = RangeSet(vec![]), job);
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn memory_to_add_is_where_it_can_be() {
     refused(GROWN, |form| form.ledger.added.push(Range(range(0x2_0200, 1))), ram);
     refused(GROWN, |form| form.ledger.added = vec![Range(range(0, 1))], ram);
     refused(IDLE, |form| form.ledger.added = vec![Range(range(0x2_0200, 1))], ram);
-    refused(GROWN, |form| form.placement = None, "no memory to add where there is some");
+    refused(GROWN, |form| form.placement = None, "memory to add without its place");
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn removals_are_jobs_beside_which_nothing_is_prepared() {
     let close = |form: &mut form::Device| {
         remove(form);
         form.link = Link::Closed;
-        form.ledger.ballooned = RangeSet::Saved(vec![]);
+        form.ledger.ballooned = RangeSet(vec![]);
     };
     refused(GROWN, close, "closed while memory is removed");
 }

@@ -3,10 +3,10 @@
 use core::time::Duration;
 
 use page_range::PageRange;
-use saved_state::Range;
+use saved_state::{Range, RangeSet};
 
 use super::codes::code;
-use super::form::{self, RangeSet};
+use super::form;
 use crate::closing::Closing;
 use crate::handshake::Handshake;
 use crate::link::Link;
@@ -25,7 +25,7 @@ pub(super) fn device(Device { link, machine }: &Device, now: Duration) -> form::
             Link::Handshake(handshake) => handshake_form(handshake),
             Link::Ready(session) => form::Link::Ready(session.save(now)),
             Link::Closing(closing) => {
-                form::Link::Closing { absent: RangeSet::of(closing.absent()) }
+                form::Link::Closing { absent: RangeSet::from(closing.absent()) }
             }
         },
         goal: machine.goal.map(goal),
@@ -44,7 +44,7 @@ pub(super) fn device(Device { link, machine }: &Device, now: Duration) -> form::
 
 fn config(machine: &Machine) -> form::Config {
     form::Config {
-        boot_ram: RangeSet::of(&machine.boot_ram),
+        boot_ram: RangeSet::from(&machine.boot_ram),
         discard_unit: machine.ledger.unit().get(),
         hot_add: machine.placement.as_ref().map(HotAddPlacement::save_config),
     }

@@ -30,11 +30,14 @@ impl Session {
     /// A guest that does not read its ring stops everything. The target waits for it no longer than
     /// for an answer.
     fn wait_for_room(&mut self, machine: &Machine) {
-        let is_blocked = self.is_idle() && !self.outbox.is_idle();
+        if !self.is_idle() || self.outbox.is_idle() || !machine.has_open_target() {
+            self.room_until = None;
+            return;
+        }
         let may_ask = !machine.is_inhibited && !machine.excess_pages().is_zero();
         let has_to_do = may_ask || !machine.owed_pages().is_zero();
-        self.room_until = (is_blocked && machine.has_open_target() && has_to_do)
-            .then(|| self.room_until.unwrap_or(machine.after(BALLOON_TIMEOUT)));
+        self.room_until =
+            has_to_do.then(|| self.room_until.unwrap_or(machine.after(BALLOON_TIMEOUT)));
     }
 
     /// Begins the next transaction, if one is called for.

@@ -5,7 +5,7 @@ use page_range::PageRange;
 use super::{Activity, Session};
 use crate::action::Prepare;
 use crate::machine::Machine;
-use crate::{Action, JobId, StopReason};
+use crate::{JobId, StopReason, Task};
 
 /// Memory that the host gets ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(crate) enum Prepared {
 impl Session {
     pub(super) fn prepare(machine: &mut Machine, what: Prepared, task: Prepare) -> Activity {
         let job = machine.jobs.next();
-        machine.act(Action::Prepare { id: job, what: task });
+        machine.start(job, Task::Prepare(task));
         Activity::Preparing(Preparation { job, what })
     }
 

@@ -16,7 +16,7 @@ use crate::action::Prepare;
 use crate::machine::Machine;
 use crate::outbox::Outbox;
 use crate::saved::{Result, ensure, form, version};
-use crate::{Action, JobId};
+use crate::{JobId, Task};
 
 impl Session {
     pub(crate) fn save(&self, now: Duration) -> form::Session {
@@ -99,7 +99,7 @@ impl Session {
             Prepared::Returned => Some(Prepare::Return(machine.ledger.provided())),
         };
         if let Some(what) = what {
-            machine.act(Action::Prepare { id, what });
+            machine.start(id, Task::Prepare(what));
         }
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use dynmem_protocol::*;
 use hv_balloon::{
-    Action, Config, Device, Event, HotAdd, JobId, Notice, Prepare, Settle, StateName, TargetError,
+    Action, Config, Device, Event, HotAdd, Job, JobId, Notice, Prepare, Settle, StateName,
+    TargetError, Task,
 };
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 
@@ -150,13 +151,19 @@ impl Driver {
                     self.ring.push_back(self.device.message().expect("a message").to_vec());
                     self.device.handle(self.now, Event::Sent);
                 }
-                Action::Discard { id, ranges } => self.discards.push_back((id, ranges)),
-                Action::Prepare { id, what } => self.preparing.push_back((id, what)),
-                Action::RemoveMemory { id, range } if self.removes_at_once => {
+                Action::Work(Job { id, task: Task::Discard(ranges) }) => {
+                    self.discards.push_back((id, ranges))
+                }
+                Action::Work(Job { id, task: Task::Prepare(what) }) => {
+                    self.preparing.push_back((id, what))
+                }
+                Action::Work(Job { id, task: Task::Remove(range) }) if self.removes_at_once => {
                     self.removed.push(range);
                     self.device.handle(self.now, Event::JobDone { id, ok: true });
                 }
-                Action::RemoveMemory { id, range } => self.removing.push_back((id, range)),
+                Action::Work(Job { id, task: Task::Remove(range) }) => {
+                    self.removing.push_back((id, range))
+                }
                 Action::CloseFinished => self.closes_finished += 1,
                 Action::Notify(notice) => self.notices.push(notice),
             }

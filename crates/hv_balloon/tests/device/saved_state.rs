@@ -330,9 +330,7 @@ fn go_on(mut device: Device, mut now: Duration) {
         while let Some(action) = device.poll_action() {
             match action {
                 Action::Send => device.handle(now, Event::Sent),
-                Action::Discard { id, .. }
-                | Action::Prepare { id, .. }
-                | Action::RemoveMemory { id, .. } => jobs.push(id),
+                Action::Work(job) => jobs.push(job.id),
                 _ => {}
             }
         }

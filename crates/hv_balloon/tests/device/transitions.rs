@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use dynmem_protocol::*;
-use hv_balloon::{Action, Event, Notice, Settle, StateName};
+use hv_balloon::{Action, Event, Job, Notice, Settle, StateName, Task};
 
 use crate::driver::*;
 
@@ -151,9 +151,9 @@ fn describe(action: &Action, message: Option<&[u8]>) -> String {
             }
             other => format!("send {other:?}"),
         },
-        Action::Discard { ranges, .. } => format!("discard {ranges:?}"),
-        Action::Prepare { what, .. } => format!("prepare {what:?}"),
-        Action::RemoveMemory { range, .. } => format!("remove {range}"),
+        Action::Work(Job { task: Task::Discard(ranges), .. }) => format!("discard {ranges:?}"),
+        Action::Work(Job { task: Task::Prepare(what), .. }) => format!("prepare {what:?}"),
+        Action::Work(Job { task: Task::Remove(range), .. }) => format!("remove {range}"),
         Action::CloseFinished => "close finished".into(),
         Action::Notify(Notice::Fault(fault)) => format!("fault: {fault}"),
         Action::Notify(Notice::StatusReport(_)) => "status report".into(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dynmem_protocol::*;
 use hv_balloon::{
-    Action, Config, Device, Event, HotAdd, JobId, Prepare, Settle, Snapshot, StateName,
+    Action, Config, Device, Event, HotAdd, Job, JobId, Prepare, Settle, Snapshot, StateName, Task,
 };
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 
@@ -286,9 +286,13 @@ impl World {
                     }
                     self.outgoing = Some(message);
                 }
-                Action::Discard { id, ranges } => self.begin_discard(id, &ranges),
-                Action::Prepare { id, what } => self.begin_preparing(id, what),
-                Action::RemoveMemory { id, range } => self.remove(id, range),
+                Action::Work(Job { id, task: Task::Discard(ranges) }) => {
+                    self.begin_discard(id, &ranges)
+                }
+                Action::Work(Job { id, task: Task::Prepare(what) }) => {
+                    self.begin_preparing(id, what)
+                }
+                Action::Work(Job { id, task: Task::Remove(range) }) => self.remove(id, range),
                 Action::CloseFinished => {
                     assert!(self.awaiting_close, "no close to finish");
                     assert!(self.discards.is_empty(), "a discard is in flight");

@@ -26,7 +26,7 @@ pub use inhibit::Inhibit;
 use crate::shared::{Shared, lock};
 use crate::{BusMemory, HostBuilder, Paused, Platform, RestoreError, Sink, StartError, Stopped};
 use inhibit::Inhibits;
-use worker::{Job, Worker};
+use worker::{Request, Worker};
 
 /// How often a thread that waits for discards checks whether the host has stopped.
 const LOOK_FOR_STOP: Duration = Duration::from_millis(100);
@@ -37,6 +37,10 @@ impl<P: Platform> HostBuilder<P> {
     /// Puts the Dynamic Memory device on the bus and starts the thread that works on guest memory.
     ///
     /// `on_notice` receives sizes, targets and faults on the bus thread. It must not wait.
+    ///
+    /// With [`Config::inhibited`], discards stay forbidden for as long as the host lives, and
+    /// [`HostSnapshot::inhibited_by`] names [`Inhibit::Other`]. Use [`DynamicMemoryHandle::inhibit`]
+    /// to forbid them for a while.
     ///
     /// # Errors
     /// [`StartError`] for memory that no guest can have, if the system has no room for a thread,
@@ -57,10 +61,14 @@ impl<P: Platform> HostBuilder<P> {
         on_notice: impl Sink<Notice>,
     ) -> Result<DynamicMemoryHandle<P>, StartError> {
         let shared = Arc::clone(self.shared());
+        let mut inhibits = Inhibits::default();
+        if vsp.snapshot().inhibited {
+            inhibits.add(Inhibit::Other);
+        }
         let control = Arc::new(Control {
             device: Arc::new(Mutex::new(vsp)),
             discards_ended: Condvar::new(),
-            inhibits: Mutex::default(),
+            inhibits: Mutex::new(inhibits),
             shared: Arc::clone(&shared),
         });
         let worker = {
@@ -73,9 +81,9 @@ impl<P: Platform> HostBuilder<P> {
             Worker::start(Box::new(backend), shared, done)
                 .map_err(StartError::system("cannot start the thread that works on memory"))?
         };
-        let jobs = worker.jobs();
+        let requests = worker.requests();
         self.attach(Arc::clone(&control.device), Carrier { worker, on_notice })?;
-        Ok(DynamicMemoryHandle { control, jobs })
+        Ok(DynamicMemoryHandle { control, requests })
     }
 }
 
@@ -88,9 +96,7 @@ struct Carrier<S> {
 impl<S: Sink<Notice>> Sink<Work> for Carrier<S> {
     fn take(&mut self, work: Work) {
         match work {
-            Work::Discard { id, ranges } => self.worker.submit(Job::Discard { id, ranges }),
-            Work::Prepare { id, what } => self.worker.submit(Job::Prepare { id, what }),
-            Work::Remove { id, range } => self.worker.submit(Job::Remove { id, range }),
+            Work::Job(job) => self.worker.submit(job),
             Work::Notify(notice) => self.on_notice.take(notice),
             // Only devices made with a trace emit these.
             Work::Trace(_) => {}
@@ -152,12 +158,12 @@ impl<P: Platform> Control<P> {
 /// wait; inhibitors can be created and dropped.
 pub struct DynamicMemoryHandle<P: Platform> {
     control: Arc<Control<P>>,
-    jobs: Sender<Job>,
+    requests: Sender<Request>,
 }
 
 impl<P: Platform> Clone for DynamicMemoryHandle<P> {
     fn clone(&self) -> Self {
-        Self { control: Arc::clone(&self.control), jobs: self.jobs.clone() }
+        Self { control: Arc::clone(&self.control), requests: self.requests.clone() }
     }
 }
 
@@ -235,7 +241,7 @@ impl<P: Platform> DynamicMemoryHandle<P> {
     pub fn take_kept(&self) -> Kept {
         let (done, wait) = channel();
         // An error means that the thread has ended, and with it all work.
-        if self.jobs.send(Job::Barrier(done)).is_ok() {
+        if self.requests.send(Request::Barrier(done)).is_ok() {
             let _ = wait.recv();
         }
         lock(&self.control.device).take_kept()
@@ -248,12 +254,14 @@ impl<P: Platform> DynamicMemoryHandle<P> {
     /// [`Stopped`] if the host has failed.
     pub fn replace_backend(&self, backend: impl MemoryBackend) -> Result<(), Stopped> {
         let (done, wait) = channel();
-        self.jobs.send(Job::Replace(Box::new(backend), done)).map_err(|_| Stopped)?;
+        self.requests.send(Request::Replace(Box::new(backend), done)).map_err(|_| Stopped)?;
         wait.recv().map_err(|_| Stopped)
     }
 
     /// Describes the memory of the machine that starts next. Not needed if it is the same as the
-    /// previous machine's, or as in [`Config`].
+    /// previous machine's, or as in [`Config`]. All of its boot RAM must be there when the machine
+    /// starts, also what an earlier guest gave back: the device does not ask for pages of a
+    /// [`discard_unit`](Config::discard_unit) to be provided again after a reset.
     ///
     /// # Errors
     /// [`ReplaceError`] if the previous machine was not reset, and for memory that no guest can

@@ -6,28 +6,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
-use dynmem_vsp::{JobId, Prepare};
-use page_range::PageRange;
+use dynmem_vsp::{Job, JobId, Prepare, Task};
 
-use super::backend::{BackendError, MemoryBackend, WorkError};
+use super::backend::{MemoryBackend, WorkError};
 use crate::bus_loop::PanicReport;
 use crate::shared::Shared;
 use crate::{HostFailure, Report, Thread};
 
 /// A request to the thread.
-pub(super) enum Job {
-    Discard {
-        id: JobId,
-        ranges: Vec<PageRange>,
-    },
-    Prepare {
-        id: JobId,
-        what: Prepare,
-    },
-    Remove {
-        id: JobId,
-        range: PageRange,
-    },
+pub(super) enum Request {
+    Job(Job),
     /// Work on another machine's memory from now on.
     Replace(Box<dyn MemoryBackend>, Sender<()>),
     /// Answered once all jobs before this one are done.
@@ -37,7 +25,7 @@ pub(super) enum Job {
 
 /// The running thread. Dropping it waits until all requests are done.
 pub(super) struct Worker {
-    jobs: Sender<Job>,
+    requests: Sender<Request>,
     /// Jobs whose end has not been reported to the device.
     open_jobs: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
@@ -50,13 +38,13 @@ impl Worker {
         shared: Arc<Shared>,
         done: impl Fn(JobId, bool) + Send + 'static,
     ) -> io::Result<Self> {
-        let (jobs, queue) = channel();
+        let (requests, queue) = channel();
         let open_jobs = Arc::new(AtomicUsize::new(0));
         let run = Run { backend, shared, done, open_jobs: Arc::clone(&open_jobs) };
         let thread = Builder::new()
             .name(Thread::Memory.name().into())
             .spawn(move || run.until_stopped(&queue))?;
-        Ok(Self { jobs, open_jobs, thread: Some(thread) })
+        Ok(Self { requests, open_jobs, thread: Some(thread) })
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -64,21 +52,21 @@ impl Worker {
     }
 
     /// The sending end of the queue.
-    pub(super) fn jobs(&self) -> Sender<Job> {
-        self.jobs.clone()
+    pub(super) fn requests(&self) -> Sender<Request> {
+        self.requests.clone()
     }
 
     /// Queues a job of the device's.
     pub(super) fn submit(&self, job: Job) {
         self.open_jobs.fetch_add(1, Ordering::AcqRel);
         // Fails only if the thread has failed, and with it the host.
-        let _ = self.jobs.send(job);
+        let _ = self.requests.send(Request::Job(job));
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        let _ = self.jobs.send(Job::Stop);
+        let _ = self.requests.send(Request::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -93,7 +81,7 @@ struct Run<F> {
 }
 
 impl<F: Fn(JobId, bool)> Run<F> {
-    fn until_stopped(mut self, queue: &Receiver<Job>) {
+    fn until_stopped(mut self, queue: &Receiver<Request>) {
         let shared = Arc::clone(&self.shared);
         let _end = EndOfHost(&shared);
         let _report = PanicReport { shared: &shared, thread: Thread::Memory };
@@ -101,37 +89,32 @@ impl<F: Fn(JobId, bool)> Run<F> {
             let failure = HostFailure::Refused { thread: Thread::Memory, source };
             return shared.supervisor.failed(failure);
         }
-        for job in queue {
-            match job {
-                Job::Discard { id, ranges } => {
-                    let result = self.backend.discard(&ranges);
-                    self.finish(id, "give pages back to the host", result);
-                }
-                Job::Prepare { id, what: Prepare::Return(ranges) } => {
-                    let result = self.backend.provide(&ranges);
-                    self.finish(id, "provide pages for the guest", result);
-                }
-                Job::Prepare { id, what: Prepare::Add { range, offset, alignment } } => {
-                    let result = self.backend.add(range, offset, alignment);
-                    self.finish(id, "add memory to the guest", result);
-                }
-                Job::Remove { id, range } => {
-                    let result = self.backend.remove(range);
-                    self.finish(id, "remove memory from the guest", result);
-                }
-                Job::Replace(backend, done) => {
+        for request in queue {
+            match request {
+                Request::Job(job) => self.carry_out(job),
+                Request::Replace(backend, done) => {
                     self.backend = backend;
                     let _ = done.send(());
                 }
-                Job::Barrier(done) => {
+                Request::Barrier(done) => {
                     let _ = done.send(());
                 }
-                Job::Stop => return,
+                Request::Stop => return,
             }
         }
     }
 
-    fn finish(&self, id: JobId, what: &'static str, result: Result<(), BackendError>) {
+    fn carry_out(&mut self, Job { id, task }: Job) {
+        let (what, result) = match task {
+            Task::Discard(ranges) => ("give pages back to the host", self.backend.discard(&ranges)),
+            Task::Prepare(Prepare::Return(ranges)) => {
+                ("provide pages for the guest", self.backend.provide(&ranges))
+            }
+            Task::Prepare(Prepare::Add { range, offset, alignment }) => {
+                ("add memory to the guest", self.backend.add(range, offset, alignment))
+            }
+            Task::Remove(range) => ("remove memory from the guest", self.backend.remove(range)),
+        };
         let ok = result.is_ok();
         if let Err(source) = result {
             self.shared.supervisor.report(Report::Work(WorkError { what, source }));

@@ -120,14 +120,17 @@ pub(crate) struct MemoryHost {
 
 impl MemoryHost {
     pub(crate) fn start() -> Result<Self, StartError> {
+        Self::start_with(memory_config())
+    }
+
+    pub(crate) fn start_with(memory: Config) -> Result<Self, StartError> {
         let seen = Arc::new(Seen::default());
         let backend = Arc::new(Backend::default());
         let notices = Arc::new(Mutex::new(Vec::new()));
         let mut builder = HostBuilder::new(config(), Arc::clone(&seen))?;
         let sink = Arc::clone(&notices);
         let on_notice = move |notice| sink.lock().unwrap().push(notice);
-        let memory =
-            builder.dynamic_memory(memory_config(), Backed(Arc::clone(&backend)), on_notice)?;
+        let memory = builder.dynamic_memory(memory, Backed(Arc::clone(&backend)), on_notice)?;
         let host = builder.start()?;
         Ok(Self { memory, host, backend, notices, seen })
     }

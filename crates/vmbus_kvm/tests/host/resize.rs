@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use host_faults::Refusal;
 use page_range::PageCount;
-use vmbus_kvm::{Inhibit, MachineMemory, Notice, SetTargetError, Thread};
+use vmbus_kvm::{Config, Inhibit, MachineMemory, Notice, SetTargetError, Thread};
 
-use crate::dynmem::{BOOT, Backed, Backend, Driver, HALF, MemoryHost, boot_ram, hot_add};
+use crate::dynmem::{
+    BOOT, Backed, Backend, Driver, HALF, MemoryHost, boot_ram, hot_add, memory_config,
+};
 use crate::platform::{FakePlatform, Quirks, chain};
 
 /// Long enough for a thread to do what it must not do.
@@ -144,6 +146,18 @@ fn while_inhibited_nothing_is_discarded() {
     assert_eq!(host.memory.snapshot().inhibited_by, []);
     driver.until("the shrink", |_| host.is_at_target());
     assert_eq!(host.backend.discarded(), HALF);
+}
+
+#[test]
+fn a_host_made_without_discards_stays_so_after_an_inhibitor() {
+    let host = MemoryHost::start_with(Config { inhibited: true, ..memory_config() }).unwrap();
+    let mut driver = Driver::boot(&host, FakePlatform::new(Quirks::default()));
+    drop(host.memory.inhibit(Inhibit::Snapshot));
+    assert_eq!(host.memory.snapshot().inhibited_by, [Inhibit::Other]);
+    host.memory.set_target(HALF).unwrap();
+    let start = std::time::Instant::now();
+    driver.until("a while", |_| start.elapsed() > A_WHILE);
+    assert_eq!(host.backend.discarded(), PageCount::ZERO);
 }
 
 #[test]

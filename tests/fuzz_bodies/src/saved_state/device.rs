@@ -6,8 +6,8 @@ use std::time::Duration;
 use arbitrary::{Arbitrary, Unstructured};
 use dynmem_protocol::{HostBody, HostMessage, MAX_HOST_MESSAGE};
 use hv_balloon::{
-    Action, Config, Device, Event, HotAdd, JobId, Prepare, RestoreError, SavedDevice, SavedState,
-    Settle, StateName,
+    Action, Config, Device, Event, HotAdd, Job, JobId, Prepare, RestoreError, SavedDevice,
+    SavedState, Settle, StateName, Task,
 };
 use page_range::{PageCount, PageRange, PageRangeSet};
 
@@ -194,8 +194,10 @@ impl Driver {
                     self.message = Some(self.device.message().expect("a message").to_vec());
                     self.check_message();
                 }
-                Action::Discard { id, ranges } => self.begin_discard(id, &ranges),
-                Action::Prepare { id, what } => {
+                Action::Work(Job { id, task: Task::Discard(ranges) }) => {
+                    self.begin_discard(id, &ranges)
+                }
+                Action::Work(Job { id, task: Task::Prepare(what) }) => {
                     if let Prepare::Add { range, offset, .. } = what {
                         self.assert_in_window(range);
                         assert!(offset.get() + range.count().get() <= CAPACITY, "too much memory");
@@ -203,7 +205,7 @@ impl Driver {
                     assert_eq!(self.preparing.replace(id), None, "two preparations at a time");
                     assert!(self.removing.is_empty(), "memory is being removed");
                 }
-                Action::RemoveMemory { id, range } => {
+                Action::Work(Job { id, task: Task::Remove(range) }) => {
                     self.assert_in_window(range);
                     let mut discards = self.discards.values();
                     assert!(
@@ -252,9 +254,6 @@ impl Driver {
 
     fn assert_in_window(&self, range: PageRange) {
         let window = self.config.hot_add.map(|hot_add| hot_add.window);
-        assert!(
-            window.is_some_and(|window| window.intersection(range) == Some(range)),
-            "{range} is no RAM"
-        );
+        assert!(window.is_some_and(|window| window.contains_range(range)), "{range} is no RAM");
     }
 }

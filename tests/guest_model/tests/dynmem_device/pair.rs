@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use guest_model::dynmem::{Client, HotAddAnswer, Memory, Personality};
 use hv_balloon::{
-    Action, Config, Device, Event, HotAdd, JobId, Notice, Prepare, Settle, Snapshot, StateName,
+    Action, Config, Device, Event, HotAdd, Job, JobId, Notice, Prepare, Settle, Snapshot,
+    StateName, Task,
 };
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 
@@ -51,7 +52,7 @@ pub(crate) enum Step {
 }
 
 /// What the host has to do.
-enum Job {
+enum Due {
     /// Whether it belongs to the guest's present session.
     Discard {
         ranges: Vec<PageRange>,
@@ -88,7 +89,7 @@ pub(crate) struct Pair {
     /// What the driver has to write while the ring is full.
     unsent: Option<Vec<u8>>,
     ring: VecDeque<Vec<u8>>,
-    jobs: VecDeque<(JobId, Job)>,
+    jobs: VecDeque<(JobId, Due)>,
     /// Pages that are there for the guest, discarded or not.
     mapped: PageRangeSet,
     /// Pages that can be discarded together.
@@ -233,7 +234,7 @@ impl Pair {
         self.ring.clear();
         self.unsent = None;
         for (_, job) in &mut self.jobs {
-            if let Job::Discard { is_present, .. } = job {
+            if let Due::Discard { is_present, .. } = job {
                 *is_present = false;
             }
         }
@@ -334,21 +335,21 @@ impl Pair {
     }
 
     /// Does a job; false where it fails.
-    fn work(&mut self, job: Job) -> bool {
+    fn work(&mut self, job: Due) -> bool {
         match job {
-            Job::Discard { ranges, is_present } => {
+            Due::Discard { ranges, is_present } => {
                 if is_present {
                     self.assert_out(&ranges);
                     self.discarded(&ranges);
                 }
             }
-            Job::Add(_) | Job::Return(_) if self.host_is_full => return false,
-            Job::Add(range) => {
+            Due::Add(_) | Due::Return(_) if self.host_is_full => return false,
+            Due::Add(range) => {
                 let new = self.mapped.insert(range);
                 assert!(new == range.count() || self.was_saved, "{range} was there");
             }
-            Job::Remove(range) => self.unmap(range),
-            Job::Return(ranges) => {
+            Due::Remove(range) => self.unmap(range),
+            Due::Return(ranges) => {
                 for range in ranges {
                     self.in_pool.remove(range);
                 }
@@ -370,19 +371,19 @@ impl Pair {
                     assert_eq!(self.unsent.replace(message), None, "two messages at a time");
                     self.write();
                 }
-                Action::Discard { id, ranges } => {
+                Action::Work(Job { id, task: Task::Discard(ranges) }) => {
                     self.assert_out(&ranges);
-                    self.jobs.push_back((id, Job::Discard { ranges, is_present: true }));
+                    self.jobs.push_back((id, Due::Discard { ranges, is_present: true }));
                 }
-                Action::Prepare { id, what } => {
+                Action::Work(Job { id, task: Task::Prepare(what) }) => {
                     let job = match what {
-                        Prepare::Add { range, .. } => Job::Add(range),
-                        Prepare::Return(ranges) => Job::Return(ranges),
+                        Prepare::Add { range, .. } => Due::Add(range),
+                        Prepare::Return(ranges) => Due::Return(ranges),
                     };
                     self.jobs.push_back((id, job));
                 }
-                Action::RemoveMemory { id, range } => {
-                    self.jobs.push_back((id, Job::Remove(range)));
+                Action::Work(Job { id, task: Task::Remove(range) }) => {
+                    self.jobs.push_back((id, Due::Remove(range)));
                 }
                 Action::CloseFinished => {
                     assert!(self.jobs.is_empty(), "closed while at work");

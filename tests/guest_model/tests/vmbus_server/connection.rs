@@ -7,34 +7,10 @@ use vmbus::{
     protocol::{ConnectionId, GuestMessage, Guid, HostMessage, Message, Version, VpIndex, wire},
 };
 
-use crate::pair::{OFFER, Pair};
+use crate::pair::{OFFER, Pair, contact, contact_with_monitors};
 
 fn version() -> impl Strategy<Value = Version> {
     prop::sample::select(&Version::KNOWN[..])
-}
-
-fn contact(version: u32, vp: u32, sint: u8, vtl: u8) -> Message {
-    contact_with_monitors(version, vp, sint, vtl, [0x1000, 0x2000])
-}
-
-fn contact_with_monitors(
-    version: u32,
-    vp: u32,
-    sint: u8,
-    vtl: u8,
-    [there, back]: [u64; 2],
-) -> Message {
-    GuestMessage::InitiateContact(wire::InitiateContact {
-        version: version.into(),
-        target_vp: vp.into(),
-        target_sint: sint,
-        target_vtl: vtl,
-        reserved: 0.into(),
-        feature_flags: 0.into(),
-        parent_to_child_monitor: there.into(),
-        child_to_parent_monitor: back.into(),
-    })
-    .emit()
 }
 
 /// Posts a contact to the port of versions from 5.0 on.

@@ -6,7 +6,7 @@ use vmbus::{
     protocol::{ConnectionId, GuestMessage, HostMessage, Version, VpIndex, wire},
 };
 
-use crate::pair::Pair;
+use crate::pair::{Pair, contact};
 
 fn teardown_of_nothing() -> Post {
     let teardown = wire::GpadlTeardown { relid: 1.into(), gpadl: 1.into() };
@@ -57,18 +57,7 @@ fn the_last_contact_before_the_answer_counts() {
     pair.slow_device = true;
     pair.client.connect();
     pair.run();
-    let version = Version::V3_0.to_wire().into();
-    let contact = wire::InitiateContact {
-        version,
-        target_vp: 1.into(),
-        target_sint: 0,
-        target_vtl: 0,
-        reserved: 0.into(),
-        feature_flags: 0.into(),
-        parent_to_child_monitor: 0.into(),
-        child_to_parent_monitor: 0.into(),
-    };
-    assert_eq!(pair.raw(GuestMessage::InitiateContact(contact).emit()), []);
+    assert_eq!(pair.raw(contact(Version::V3_0.to_wire(), 1, 0, 0)), []);
     pair.finish_closing();
     assert!(matches!(pair.answers()[..], [HostMessage::VersionResponse(_)]));
     assert_eq!(pair.server.version(), Some(Version::V3_0));
@@ -91,17 +80,7 @@ fn unload_while_a_contact_waits_is_answered_alone() {
 fn unload_while_a_refusal_waits_is_answered_alone() {
     let (mut pair, ..) = Pair::opened(Version::V5_3);
     pair.slow_device = true;
-    let contact = wire::InitiateContact {
-        version: 0x6_0000.into(),
-        target_vp: 0.into(),
-        target_sint: 2,
-        target_vtl: 0,
-        reserved: 0.into(),
-        feature_flags: 0.into(),
-        parent_to_child_monitor: 0.into(),
-        child_to_parent_monitor: 0.into(),
-    };
-    assert_eq!(pair.raw(GuestMessage::InitiateContact(contact).emit()), []);
+    assert_eq!(pair.raw(contact(0x6_0000, 0, 2, 0)), []);
     pair.client.unload();
     assert_eq!(pair.run(), []);
     pair.finish_closing();

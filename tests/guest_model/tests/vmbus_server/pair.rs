@@ -6,7 +6,10 @@ use guest_model::vmbus::{Client, Event, GuestRings, Post, SharedMemory};
 use page_range::Gpfn;
 use vmbus::{
     Action, ChannelId, Offer, PostError, Server, ServerConfig,
-    protocol::{ConnectionId, GpadlId, Guid, HostMessage, Message, Relid, Version, VpIndex},
+    protocol::{
+        ConnectionId, GpadlId, GuestMessage, Guid, HostMessage, Message, Relid, Version, VpIndex,
+        wire,
+    },
     ring::ChannelRings,
 };
 
@@ -231,4 +234,29 @@ impl Pair {
 
 pub(crate) fn pages(first: u64, count: u64) -> Vec<Gpfn> {
     (first..first + count).map(|number| Gpfn::new(number).unwrap()).collect()
+}
+
+/// INITIATE_CONTACT of a guest that has monitor pages.
+pub(crate) fn contact(version: u32, vp: u32, sint: u8, vtl: u8) -> Message {
+    contact_with_monitors(version, vp, sint, vtl, [0x1000, 0x2000])
+}
+
+pub(crate) fn contact_with_monitors(
+    version: u32,
+    vp: u32,
+    sint: u8,
+    vtl: u8,
+    [there, back]: [u64; 2],
+) -> Message {
+    GuestMessage::InitiateContact(wire::InitiateContact {
+        version: version.into(),
+        target_vp: vp.into(),
+        target_sint: sint,
+        target_vtl: vtl,
+        reserved: 0.into(),
+        feature_flags: 0.into(),
+        parent_to_child_monitor: there.into(),
+        child_to_parent_monitor: back.into(),
+    })
+    .emit()
 }
