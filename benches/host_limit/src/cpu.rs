@@ -32,7 +32,7 @@ static CPUS: OnceLock<Vec<usize>> = OnceLock::new();
 
 const THIS_THREAD: Pid = Pid::from_raw(0);
 
-/// Pins threads from now on, this one to the first CPU.
+/// Turns pinning on, and pins this thread to the first CPU.
 pub(crate) fn pin() {
     CPUS.get_or_init(|| {
         let allowed = sched_getaffinity(THIS_THREAD).unwrap_or_default();

@@ -17,7 +17,7 @@ use crate::cpu;
 use crate::memory::GuestMemory;
 use crate::report::nanoseconds;
 
-/// The limits of this project's discard, which proved best: the ranges and bytes in one call.
+/// The most ranges and bytes in one call, as in this project's discard; these limits proved best.
 const MAX_RANGES: usize = 512;
 const MAX_BYTES: usize = 64 << 20;
 
@@ -102,7 +102,7 @@ impl Target<'_> {
                 let offset = start + (range.iov_base as usize - self.start as usize) as u64;
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
                 let (offset, len) = (offset.cast_signed(), (range.iov_len as u64).cast_signed());
-                // SAFETY: works on a descriptor that is open, and on no memory directly.
+                // SAFETY: the call works on an open descriptor, and on no memory directly.
                 unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }
             }
             // SAFETY: the range is guest memory, whose content nobody relies on.
@@ -125,7 +125,7 @@ fn discard_many(ranges: &[libc::iovec]) -> io::Result<()> {
     match usize::try_from(done) {
         Ok(done) if done == wanted => Ok(()),
         Ok(_) => Err(io::ErrorKind::WriteZero.into()),
-        // Not supported here: one call for each range is the best available.
+        // The kernel does not support it: one call for each range is the best available.
         Err(_) => ranges.iter().try_for_each(|range| {
             // SAFETY: as above.
             let result = unsafe { libc::madvise(range.iov_base, range.iov_len, advice) };

@@ -13,7 +13,7 @@ use crate::memory::BusMemory;
 /// The rings of Linux's driver: each has a control page and 16 KiB of data.
 const RING_PAGES: std::ops::Range<u64> = 16..26;
 
-/// Pages of the guest-to-host ring, with its control page.
+/// The number of pages in the guest-to-host ring, including its control page.
 pub(crate) const DOWNSTREAM_OFFSET: usize = 5;
 
 /// The pages of the rings, in the guest's memory.
@@ -26,7 +26,7 @@ pub(crate) struct Guest {
     rings: GuestRings<BusMemory>,
     /// The ranges that it gives when asked, in this order.
     pieces: Vec<PageRange>,
-    /// How many of them it has given since it last had all of them.
+    /// How many of them it has given since it last had them all.
     given: usize,
     /// Pages still to give for the current request.
     asked: PageCount,
@@ -69,7 +69,7 @@ impl Guest {
         self.sent
     }
 
-    /// Does all it can until the host acts. Returns whether it sent anything.
+    /// Does everything it can before the host must act; returns whether it sent anything.
     pub(crate) fn run(&mut self) -> Result<bool> {
         let mut has_sent = false;
         loop {
@@ -125,7 +125,7 @@ impl Guest {
                     self.returned = self.returned.saturating_add(word.range()?.count());
                 }
                 if !request.more_pages {
-                    // The host only ever asks for all and returns all.
+                    // This bench's host always returns everything at once.
                     self.given = 0;
                     UnballoonResponse.emit_into(message.transaction_id, &mut self.outgoing);
                 }

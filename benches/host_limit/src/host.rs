@@ -1,7 +1,7 @@
-//! The host's side as in a VMM: one thread for the VSP, one for the memory.
+//! The host's side as in a VMM: one thread for the VSP, and one for the memory.
 //!
-//! The guest runs on the VSP's thread, between its steps. This loop polls where a VMM would be
-//! woken.
+//! The guest runs on the VSP's thread, between the VSP's steps. The loop polls where a VMM would
+//! sleep until it is woken.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -31,7 +31,8 @@ pub(crate) struct Usage {
     /// From setting the target until it is reported as reached.
     #[serde(serialize_with = "nanoseconds")]
     pub(crate) wall: Duration,
-    /// CPU time of the VSP: ring, parse, validate, account, plan.
+    /// CPU time of the VSP: to use the ring, to parse, validate and account for messages, and to
+    /// plan.
     #[serde(serialize_with = "nanoseconds")]
     pub(crate) vsp: Duration,
     /// CPU time of the VSP's thread: VSP and guest.
@@ -56,9 +57,9 @@ struct Done {
 
 /// The executor of discards.
 enum Memory {
-    /// A thread of its own, on real memory. It ends when `jobs` is dropped.
+    /// A separate thread that works on real memory. It ends when `jobs` is dropped.
     Real { jobs: Sender<(JobId, Vec<PageRange>)>, done: Receiver<Done>, cpu: Duration },
-    /// None: there is no memory. Holds jobs that are about to end.
+    /// None, since there is no memory. Holds the jobs that are about to end.
     None(Vec<JobId>),
 }
 
@@ -83,7 +84,7 @@ impl Host {
         Self::start(ram, memory.ram.pages().clone(), memory.pieces.clone(), work)
     }
 
-    /// As [`Host::new`], for a guest with pages that nothing backs; the rings are in `ram`.
+    /// Like [`Host::new`], for a guest whose pages nothing backs; only the rings are in `ram`.
     pub(crate) fn without_memory(
         ram: Arc<GuestRam>,
         boot_ram: PageRangeSet,
@@ -145,10 +146,10 @@ impl Host {
         self.guest.returned()
     }
 
-    /// Lets guest and VSP do what they can; false if both wait.
+    /// Lets guest and VSP do what they can; returns false if both wait.
     fn turn(&mut self) -> Result<bool> {
         let mut is_busy = self.guest.run()?;
-        // A guest that made room for what waits has something to answer.
+        // Let the VSP retry what waits for room: the guest may have made some.
         is_busy |= self.vsp.waits_for_room();
         if is_busy {
             self.drive(|vsp, now| vsp.handle(now, ChannelEvent::Signalled))?;
@@ -172,7 +173,7 @@ impl Host {
         self.drive(|vsp, now| vsp.job_done(now, id, ok))
     }
 
-    /// Gives the VSP an event, timed, and carries out its requests.
+    /// Gives the VSP an event, measures its CPU time, and carries out its requests.
     fn drive(&mut self, event: impl FnOnce(&mut Vsp, Duration)) -> Result<()> {
         let now = self.start.elapsed();
         let mut before = cpu::thread();
@@ -215,7 +216,7 @@ impl Memory {
             cpu::stay_on(1);
             for (id, ranges) in queue {
                 let ok = ram.discard_or_undo(&ranges).is_ok();
-                // Fails only if the bench has failed.
+                // This fails only if the bench has failed.
                 let _ = report.send(Done { id, ok, cpu: cpu::thread() });
             }
         })?;

@@ -1,4 +1,4 @@
-//! The return of a large amount of memory: accounting and messages, without memory.
+//! The return of a large amount of memory: only accounting and messages, without real memory.
 
 use std::sync::Arc;
 
@@ -13,21 +13,21 @@ use crate::scenario::Pieces;
 /// The guest's size.
 const GUEST: PageCount = PageCount::from_bytes(256 << 30);
 
-/// What is taken and given back.
+/// How much is taken and given back.
 pub(crate) const BALLOON: PageCount = PageCount::from_bytes(200 << 30);
 
-/// Taking and giving back [`BALLOON`], each round.
+/// The cost of taking and giving back [`BALLOON`], one entry for each round.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct LargeReturn {
     pub(crate) shrink: Vec<Usage>,
     pub(crate) grow: Vec<Usage>,
 }
 
-/// Measures it.
+/// Measures this many rounds.
 pub(crate) fn measure(rounds: u32) -> Result<LargeReturn> {
     let mut large = LargeReturn::default();
     for _ in 0..rounds {
-        // For the rings only.
+        // This memory is only for the rings.
         let size = PageCount::from_bytes(2 << 20);
         let ram = Arc::new(GuestRam::new(&RamConfig { size, ..Default::default() })?);
         let boot_ram: PageRangeSet =

@@ -113,7 +113,7 @@ fn resize(mut memory: GuestMemory) -> Result<(Usage, Usage)> {
     Ok((shrink, grow))
 }
 
-/// A bench of something that did not happen is worthless, so this checks that the pages are gone.
+/// Checks that the pages are gone: a bench of something that did not happen is worthless.
 fn check(memory: &GuestMemory) -> Result<()> {
     for piece in [memory.pieces.first(), memory.pieces.last()].into_iter().flatten() {
         let word = vmbus::GuestMemory::load_u32(

@@ -15,12 +15,12 @@ use crate::vm::Vm;
 /// The memory that the guest keeps: the rings, and the code that dirties the rest.
 const KERNEL: PageCount = PageCount::from_bytes(32 << 20);
 
-/// All of the memory lies below the hole.
+/// The largest pool in MiB: all memory lies below the hole.
 pub(crate) const MAX_MIB: u64 = (LOW_RAM_LIMIT.get() >> 20) - 32;
 
 /// A guest's memory, with a VM on it if there is KVM.
 pub(crate) struct GuestMemory {
-    // Before the memory: a vCPU keeps the VM alive inside the kernel.
+    // Dropped before the memory, since a vCPU keeps the VM alive inside the kernel.
     vm: Option<Vm>,
     pub(crate) ram: Arc<GuestRam>,
     pub(crate) regions: Vec<Arc<RamRegion>>,
@@ -48,7 +48,7 @@ impl GuestMemory {
         Ok(Self { vm, ram: Arc::new(ram), regions, pieces, pool, scenario })
     }
 
-    /// Makes the guest write to all of it, if the scenario says so.
+    /// Makes the guest write to the whole pool, if the scenario requires it.
     pub(crate) fn prepare(&mut self) -> Result<()> {
         match &mut self.vm {
             _ if !self.scenario.is_dirty => Ok(()),
@@ -57,7 +57,7 @@ impl GuestMemory {
         }
     }
 
-    /// Pages in all pieces.
+    /// The number of pages in all pieces.
     pub(crate) fn given(&self) -> PageCount {
         self.pieces.iter().fold(PageCount::ZERO, |sum, piece| sum.saturating_add(piece.count()))
     }

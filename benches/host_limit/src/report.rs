@@ -18,7 +18,7 @@ pub(crate) fn nanoseconds<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok
 /// All results. Times in JSON are in nanoseconds, one entry for each round.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// MiB of memory that contain the pieces.
+    /// The size of the memory that contains the pieces.
     size_mib: u64,
     rounds: u32,
     /// Whether a VM was attached, or the reason why not.
@@ -50,7 +50,7 @@ pub(crate) struct Row {
     scenario: Scenario,
     /// Ranges the guest named.
     ranges: u64,
-    /// Bytes in them.
+    /// The bytes in them.
     bytes: u64,
     summary: Summary,
     rounds: Rounds,
@@ -81,9 +81,9 @@ struct Summary {
     return_gib_per_s: f64,
     /// CPU time of the VSP in a shrink.
     vsp_ns_per_range: f64,
-    /// This relative to the CPU time of `hvb`'s discard.
+    /// CPU time of the VSP relative to that of `hvb`'s discard.
     vsp_over_discard: f64,
-    /// This relative to the CPU time of one call for each range.
+    /// CPU time of the VSP relative to that of one call for each range.
     vsp_over_bare: f64,
 }
 
@@ -113,7 +113,7 @@ impl Row {
         Self { memory, state, pieces, scenario, ranges, bytes, summary, rounds }
     }
 
-    /// One line while the others are still measured.
+    /// A line to print while the other rows are still being measured.
     pub(crate) fn progress(&self) -> String {
         format!("{}: {:.2} x the bare calls", self.scenario.name(), self.summary.over_bare)
     }

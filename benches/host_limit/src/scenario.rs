@@ -12,7 +12,7 @@ pub(crate) enum Pieces {
     Medium,
     /// Every other page.
     Single,
-    /// Every page in a range of its own.
+    /// Every page, each in a range of its own.
     Neighbours,
 }
 

@@ -38,7 +38,7 @@ pub(crate) fn probe() -> Result<(), String> {
 
 /// A VM with one vCPU, which runs only in [`Vm::dirty`].
 pub(crate) struct Vm {
-    // Before the VM: a vCPU keeps it alive.
+    // Dropped before the VM, which a vCPU keeps alive.
     vcpu: VcpuFd,
     _vm: GuestVm<RamRegion>,
 }
@@ -62,7 +62,7 @@ impl Vm {
         };
         let mut special = vcpu.get_sregs()?;
         special.cr0 |= PROTECTED_MODE;
-        // Code that may be read, data that may be written; both accessed.
+        // Readable code and writable data, both marked as accessed.
         special.cs = flat(0b1011, 8);
         let data = flat(0b0011, 16);
         (special.ds, special.es, special.ss, special.fs, special.gs) =

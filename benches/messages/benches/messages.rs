@@ -1,6 +1,6 @@
 //! Messages per second: `cargo bench -p messages`. criterion prints the times and stores them as
-//! JSON in `target/criterion/GROUP/NAME/new/estimates.json` (nanoseconds), next to the number of
-//! messages, in `benchmark.json`.
+//! JSON in `target/criterion/GROUP/NAME/new/estimates.json` (nanoseconds); `benchmark.json` next to
+//! it has the number of messages.
 
 use std::hint::{black_box, spin_loop};
 use std::sync::LazyLock;
@@ -19,7 +19,7 @@ use messages::{
 use vmbus::GuestMemory;
 use vmbus::ring::Sent;
 
-/// Pages of a ring that holds so many packets that the cost of reading the clock is negligible.
+/// Data pages of a ring that holds enough packets to make the cost of reading the clock negligible.
 const LONG_RING: u64 = 32;
 
 const SIZES: [usize; 2] = [STATUS_REPORT, BALLOON_RESPONSE];
@@ -49,7 +49,7 @@ fn time_of<T>(
     time
 }
 
-/// Rings of one kind of memory, each side by itself and both in turn.
+/// Measures rings in one kind of memory: each operation of the host alone, and both ends in turn.
 fn ring<M: GuestMemory + Clone>(c: &mut Criterion, memory: &str, mem: &M) {
     for size in SIZES {
         let payload = vec![0x5a; size];
@@ -86,7 +86,7 @@ fn ring<M: GuestMemory + Clone>(c: &mut Criterion, memory: &str, mem: &M) {
     }
 }
 
-/// Copies in and out, of messages with descriptor and footer.
+/// Measures bare copies, in and out, of messages with descriptor and footer.
 fn floor(c: &mut Criterion) {
     for size in SIZES {
         let packet = vec![0x5a; size + 24];
@@ -118,8 +118,8 @@ fn rings(c: &mut Criterion) {
 /// Packets in one measured run of two threads.
 const RUN: u64 = 1000;
 
-/// Tries until it succeeds. With both ends on threads of their own nobody sleeps; where there is one
-/// core for both, they take turns.
+/// Repeats an attempt until it succeeds. Both ends run on their own threads and never sleep; if
+/// they share one core, they take turns.
 fn spin(mut attempt: impl FnMut() -> bool) {
     let mut tries = 0_u32;
     while !attempt() {
@@ -199,13 +199,13 @@ fn threads(c: &mut Criterion) {
     group.finish();
 }
 
-/// Time since the first call.
+/// Nanoseconds since the first call.
 fn nanoseconds() -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// What of a run counts.
+/// The side whose time counts.
 #[derive(Clone, Copy)]
 enum Side {
     Both,
@@ -214,7 +214,7 @@ enum Side {
 
 const SIDES: [(Side, &str); 2] = [(Side::Both, "both sides"), (Side::Host, "host")];
 
-/// Runs `before` and then `run` so many times; the time of `run`.
+/// Runs `before` and then `run` this many times; returns the time of `run`.
 fn time_of_run<M: GuestMemory + Clone>(
     machine: &mut Machine<M>,
     rounds: u64,

@@ -29,7 +29,7 @@ impl Floor {
     /// Copies a message in.
     ///
     /// # Panics
-    /// If it does not have the size.
+    /// If `message` does not have the size.
     pub fn put(&mut self, message: &[u8]) {
         let end = self.write + self.message;
         self.ring[self.write..end].copy_from_slice(message);

@@ -21,8 +21,8 @@ const RANGES: usize = 500;
 pub enum Workload {
     /// 64 GiB of free memory, given in 2 MiB pieces down to 4 GiB.
     LargePages,
-    /// 4 GiB of which every other page is in use: single pages, no two of them adjacent, down to
-    /// 2.5 GiB.
+    /// 4 GiB of memory with every other page in use, given in single pages, no two of them
+    /// adjacent, down to 2.5 GiB.
     EveryOtherPage,
 }
 
@@ -55,9 +55,9 @@ pub struct Machine<M> {
     /// Whether `message` waits for room.
     unsent: bool,
     received: Received,
-    /// Messages the host received, without status reports in it.
+    /// Messages the guest sent.
     pub to_host: u64,
-    /// Messages the host sent.
+    /// Messages the guest received.
     pub to_guest: u64,
     /// Returns a count, for example of time or allocations.
     counter: fn() -> u64,
@@ -151,7 +151,7 @@ impl<M: GuestMemory + Clone> Machine<M> {
         }
     }
 
-    /// The guest reads and writes what it can; false if there was nothing to do.
+    /// The guest reads and writes what it can; returns false if there was nothing to do.
     fn guest_works(&mut self) -> bool {
         let mut worked = false;
         while self.rings.receive_into(&mut self.received) {
@@ -170,12 +170,12 @@ impl<M: GuestMemory + Clone> Machine<M> {
         worked
     }
 
-    /// The host reads and writes what it can; false if the VSP had nothing to do.
+    /// The host reads and writes what it can; returns false if the VSP had nothing to do.
     fn host_works(&mut self) -> bool {
         let start = (self.counter)();
         self.vsp.handle(self.now, ChannelEvent::Signalled);
         let mut worked = self.act();
-        // More than a batch.
+        // The VSP continues after a timeout if there is more than a batch.
         while self.vsp.poll_timeout().is_some_and(|at| at <= self.now) {
             self.vsp.handle(self.now, ChannelEvent::Timeout);
             worked |= self.act();
@@ -184,7 +184,7 @@ impl<M: GuestMemory + Clone> Machine<M> {
         worked
     }
 
-    /// Carries out the VSP's requests; false if there were none.
+    /// Carries out the VSP's requests; returns false if there were none.
     fn act(&mut self) -> bool {
         let mut worked = false;
         while let Some(output) = self.vsp.poll_output() {

@@ -1,4 +1,4 @@
-//! Guest memory of three kinds.
+//! Three kinds of guest memory.
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -14,7 +14,7 @@ use guest_model::vmbus::Received;
 use messages::{BALLOON_RESPONSE, Ends, LINUX_RING, Machine, STATUS_REPORT, Workload, real_memory};
 use page_range::{Gpfn, PageCount, PageRange};
 
-/// The system's allocator; counts what each thread asks of it.
+/// The system's allocator, with a count of the allocations of each thread.
 struct Counting;
 
 thread_local! {
@@ -22,11 +22,11 @@ thread_local! {
 }
 
 fn count() {
-    // A thread that ends may free without its counter.
+    // A thread that is ending may allocate after its counter is gone.
     let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
 }
 
-// SAFETY: All of it is what the system's allocator does; the counter allocates nothing.
+// SAFETY: The system's allocator does all the work; the counter allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
@@ -89,7 +89,7 @@ fn rings_allocate_nothing_after_open() {
         let to_guest = || {
             for _ in 0..100 {
                 packets += ends.host_fills(&payload);
-                // The model of the guest makes its one buffer with the first packet.
+                // The model guest allocates its only buffer for the first packet.
                 ends.guest_drains();
             }
         };
@@ -126,7 +126,7 @@ fn parsing_and_emitting_allocate_nothing_into_buffers_that_have_their_size() {
     assert_eq!(allocations(|| (1..100).for_each(turn)), 0);
 }
 
-/// Allocations for each event when the device checks its invariants, as debug builds do.
+/// Allocations for each event: one in debug builds, where the device checks its invariants.
 const CHECK: u64 = cfg!(debug_assertions) as u64;
 
 #[test]
@@ -136,7 +136,7 @@ fn a_status_report_allocates_nothing_from_the_guest_to_the_device() {
     assert_eq!(allocations(|| machine.report_status(10_000)), 10_000 * CHECK);
 }
 
-/// Counts and prints what the host allocates for each message of a resize, in rings, messages and
+/// Counts and prints the host's allocations for each message of a resize, in rings, messages and
 /// device: `cargo test --release -p messages -- --nocapture`.
 #[test]
 #[cfg_attr(

@@ -64,7 +64,7 @@ fn peers() -> &'static [Peer] {
     })
 }
 
-/// Does all phases up to one, and times that one.
+/// Runs all phases up to and including this one, and times the last.
 struct Until<'a> {
     work: &'a Work,
     phase: usize,

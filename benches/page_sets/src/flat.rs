@@ -7,7 +7,7 @@ const BITS: u64 = 64;
 
 pub(crate) struct Flat {
     words: Vec<u64>,
-    /// No word from here on has a bit.
+    /// No word from this index on has a bit set.
     end: usize,
 }
 
@@ -46,7 +46,7 @@ impl PageSet for Flat {
     }
 }
 
-/// Calls `change` with each word of the pages from `start` up to `end`, and their bits in it.
+/// Calls `change` with each word that has pages from `start` up to `end`, and a mask of their bits.
 fn for_words(words: &mut [u64], start: u64, end: u64, mut change: impl FnMut(&mut u64, u64)) {
     let (low, high) = (u64::MAX << (start % BITS), u64::MAX >> (BITS - 1 - (end - 1) % BITS));
     match &mut words[index(start / BITS)..index(end.div_ceil(BITS))] {
@@ -60,7 +60,7 @@ fn for_words(words: &mut [u64], start: u64, end: u64, mut change: impl FnMut(&mu
     }
 }
 
-/// The index of a word; there is an address for each.
+/// The index of a word; any word in memory has an index that fits.
 fn index(word: u64) -> usize {
     usize::try_from(word).unwrap_or(usize::MAX)
 }

@@ -46,8 +46,8 @@ impl Glib {
         // SAFETY: glib's initialisers only set up glib.
         let library = unsafe { Library::new(LIBRARY) };
         let library = library.with_context(|| format!("cannot load {LIBRARY}"))?;
-        // Each type is that of the function's declaration in glib's gmem.h or gtree.h; tree nodes
-        // and the bounds have been there since 2.68.
+        // Each type is that of the function's declaration in glib's gmem.h or gtree.h. Tree nodes
+        // and bounds exist since 2.68.
         Ok(Self {
             malloc: symbol(&library, "g_malloc")?,
             free: symbol(&library, "g_free")?,
@@ -66,7 +66,7 @@ impl Glib {
 }
 
 fn symbol<F: Copy>(library: &Library, name: &str) -> Result<F> {
-    // SAFETY: the fields of `Glib` have the types of glib's declarations, and are the only callers'.
+    // SAFETY: callers only ask for the fields of `Glib`, which have the types that glib declares.
     let symbol = unsafe { library.get::<F>(name) };
     Ok(*symbol.with_context(|| format!("{LIBRARY} has no {name}: it is older than 2.68"))?)
 }

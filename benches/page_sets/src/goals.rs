@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::measure::{Measured, Timed};
 
-/// How many times faster than QEMU's tree to be, below 256 GiB and from there on.
+/// How many times faster than QEMU's tree the set must be: below 256 GiB, and from there on.
 const FASTER: [(&str, &str, [f64; 2]); 17] = [
     ("linux", "2M", [6.0, 8.0]),
     ("linux", "4K tail", [10.0, 20.0]),
@@ -44,7 +44,7 @@ const SMALL_HEAP: f64 = 32.0 * 1024.0;
 const SCATTERED_TIB: f64 = 33.8 * 1024.0 * 1024.0;
 const BYTES_A_RANGE: f64 = 12.0;
 
-/// One goal, and the figure reached.
+/// A goal, and the figure reached.
 #[derive(Debug, Serialize)]
 pub(crate) struct Goal {
     pub(crate) what: String,

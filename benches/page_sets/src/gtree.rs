@@ -1,6 +1,6 @@
-//! The design of the range tree in QEMU's hv-balloon: glib's balanced tree, sorted by first page,
-//! with an allocated key and an allocated range for each entry, and neighbours merged at each
-//! insert. Written from scratch, with the fewest lookups that glib allows.
+//! A set with the design of the range tree in QEMU's hv-balloon: glib's balanced tree, sorted by
+//! first page, with an allocated key and an allocated range for each entry, and adjacent ranges
+//! merged at each insert. It is written from scratch, with the fewest lookups that glib allows.
 
 #![expect(unsafe_code, reason = "glib's tree holds raw pointers")]
 
@@ -10,7 +10,7 @@ use std::ffi::{c_int, c_void};
 use crate::PageSet;
 use crate::glib::{Glib, Pointer};
 
-/// What an entry holds.
+/// The value of an entry.
 #[derive(Clone, Copy)]
 struct Range {
     start: u64,
@@ -35,7 +35,7 @@ impl PageSet for GTreeSet {
             Err(error) => panic!("{error:#}"),
         };
         let free = Some(glib.free);
-        // SAFETY: `compare` takes the keys that are put in, which `g_free` frees like the values.
+        // SAFETY: `compare` takes the keys that are inserted; `g_free` may free keys and values.
         let tree = unsafe { (glib.tree_new_full)(compare, std::ptr::null_mut(), free, free) };
         Self { glib, tree }
     }
@@ -82,7 +82,7 @@ impl PageSet for GTreeSet {
 }
 
 impl GTreeSet {
-    /// The range of a node of the tree; of none where it is null.
+    /// The range of a node of the tree; `None` if the node is null.
     fn range(&self, node: Pointer) -> Option<Range> {
         // SAFETY: the value is a range that `insert_new` wrote.
         (!node.is_null()).then(|| unsafe { self.value(node).read() })
@@ -99,11 +99,11 @@ impl GTreeSet {
     }
 
     fn insert_new(&mut self, start: u64, count: u64) -> Pointer {
-        // SAFETY: it aborts where there is no memory.
+        // SAFETY: `g_malloc` takes any size; it aborts if there is no memory.
         let key = unsafe { (self.glib.malloc)(size_of::<u64>()) }.cast::<u64>();
         // SAFETY: there is room for a key, aligned for any type.
         unsafe { key.write(start) };
-        // SAFETY: it aborts where there is no memory.
+        // SAFETY: `g_malloc` takes any size; it aborts if there is no memory.
         let range = unsafe { (self.glib.malloc)(size_of::<Range>()) }.cast::<Range>();
         // SAFETY: there is room for a range, aligned for any type.
         unsafe { range.write(Range { start, count }) };
@@ -112,34 +112,34 @@ impl GTreeSet {
     }
 
     fn remove(&mut self, start: u64) {
-        // SAFETY: the key is compared only; other nodes stay where they are.
+        // SAFETY: the key is only compared; other nodes stay where they are.
         unsafe { (self.glib.tree_remove)(self.tree, key(&start)) };
     }
 
     fn upper_bound(&self, start: u64) -> Pointer {
-        // SAFETY: the key is compared only.
+        // SAFETY: the key is only compared.
         unsafe { (self.glib.tree_upper_bound)(self.tree, key(&start)) }
     }
 
     fn last(&self) -> Pointer {
-        // SAFETY: the tree lives as long as this.
+        // SAFETY: the tree lives as long as `self`.
         unsafe { (self.glib.tree_node_last)(self.tree) }
     }
 
     fn next(&self, node: Pointer) -> Pointer {
-        // SAFETY: callers have it from the tree and have not removed it.
+        // SAFETY: callers have the node from the tree and have not removed it.
         unsafe { (self.glib.tree_node_next)(node) }
     }
 
     fn previous(&self, node: Pointer) -> Pointer {
-        // SAFETY: callers have it from the tree and have not removed it.
+        // SAFETY: callers have the node from the tree and have not removed it.
         unsafe { (self.glib.tree_node_previous)(node) }
     }
 }
 
 impl Drop for GTreeSet {
     fn drop(&mut self) {
-        // SAFETY: nothing of the tree is used any more.
+        // SAFETY: the tree is no longer used.
         unsafe { (self.glib.tree_destroy)(self.tree) };
     }
 }
@@ -150,7 +150,7 @@ const fn key(start: &u64) -> *const c_void {
 
 /// Compares two keys.
 unsafe extern "C" fn compare(a: *const c_void, b: *const c_void, _data: Pointer) -> c_int {
-    // SAFETY: all keys are numbers: those `insert_new` wrote and those looked for.
+    // SAFETY: all keys point to numbers: those that `insert_new` wrote, and those looked up.
     let a = unsafe { a.cast::<u64>().read() };
     // SAFETY: as above.
     let b = unsafe { b.cast::<u64>().read() };

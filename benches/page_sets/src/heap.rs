@@ -5,14 +5,15 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Bytes of a block's header, and what blocks are rounded up to: glibc's malloc on 64 bits.
+/// The layout of blocks in glibc's 64-bit malloc, in bytes: the header, the granularity, and the
+/// smallest block.
 const HEADER: usize = 8;
 const STEP: usize = 16;
 const LEAST: usize = 32;
 
-/// Counts the allocations of Rust code, each with the size that glibc's `malloc` takes for it. A
-/// binary makes it its `#[global_allocator]`. It is not exact if threads allocate at the same time;
-/// the measured code has one thread.
+/// An allocator that counts the allocations of Rust code, each with the size that glibc's `malloc`
+/// takes for it. A binary makes it its `#[global_allocator]`. It is not exact if threads allocate
+/// at the same time; the measured code has one thread.
 pub struct Counting;
 
 static USED: AtomicUsize = AtomicUsize::new(0);
@@ -38,7 +39,7 @@ pub fn forget_peak() {
 /// Bytes that glibc's `malloc` has handed out in total.
 #[must_use]
 pub fn malloced() -> usize {
-    // SAFETY: it reads the allocator's own numbers.
+    // SAFETY: the call only reads the allocator's own figures.
     let info = unsafe { libc::mallinfo2() };
     info.uordblks + info.hblkhd
 }
@@ -49,7 +50,7 @@ const fn taken(size: usize) -> usize {
 }
 
 fn count(more: usize, less: usize) {
-    // Not one atomic operation, which would cost more than the counted allocation.
+    // A single atomic operation would cost more than the allocation that it counts.
     let used = USED.load(Relaxed).wrapping_add(more).wrapping_sub(less);
     USED.store(used, Relaxed);
     if used > PEAK.load(Relaxed) {
@@ -57,11 +58,11 @@ fn count(more: usize, less: usize) {
     }
 }
 
-// SAFETY: all is done by the system's allocator, unchanged.
+// SAFETY: the system's allocator does all the work, unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(taken(layout.size()), 0);
-        // SAFETY: the caller promises what the system's allocator wants.
+        // SAFETY: the caller promises what the system's allocator requires.
         unsafe { System.alloc(layout) }
     }
 

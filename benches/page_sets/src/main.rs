@@ -1,5 +1,5 @@
-//! The page set bench: measures the sets, each in a process of its own, and prints their times, how
-//! many times faster than QEMU's tree this project's set is, and the memory they use.
+//! The page set bench: measures each set in its own process, and prints the times, how many times
+//! faster than QEMU's tree this project's set is, and the memory that the sets use.
 
 mod goals;
 mod measure;
@@ -82,7 +82,8 @@ fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A node for each of 134 million ranges takes up to 15 GiB; `roaring` takes minutes to list them.
+/// Whether to measure the peer: in `alt1t`, a node for each of 134 million ranges takes up to 15
+/// GiB, and `roaring` takes minutes to list them.
 fn can_do(cli: &Cli, peer: Peer, work: &str) -> bool {
     work != "alt1t" || !(peer.is_slow() || cli.quick && peer == Peer::Roaring)
 }

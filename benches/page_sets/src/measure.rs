@@ -96,7 +96,7 @@ impl Visit for Once<'_> {
 
     fn visit<S: PageSet>(self) -> Measured {
         let in_use = if self.peer.is_glib() { heap::malloced } else { heap::used };
-        // Allocated before what is in use is looked up: it is none of the set's.
+        // Allocate this before reading the heap in use, so that it does not count as the set's.
         let mut phases = Vec::with_capacity(self.work.phases().len());
         let mut answers = Answers::default();
         let names: Vec<String> =

@@ -1,4 +1,4 @@
-//! The sets that are measured.
+//! The sets to measure, behind one trait.
 
 use clap::ValueEnum;
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
@@ -20,7 +20,8 @@ pub trait PageSet {
     /// their start and number.
     fn take_last(&mut self, max: u64) -> Option<(u64, u64)>;
 
-    /// Repeats this up to `most` times, as for one message; false if nothing is left.
+    /// Calls [`take_last`](Self::take_last) up to `most` times, as for one message; returns false
+    /// if nothing is left.
     fn take_some(&mut self, max: u64, most: usize, mut taken: impl FnMut(u64, u64)) -> bool {
         for _ in 0..most {
             let Some((start, count)) = self.take_last(max) else { return false };
@@ -38,11 +39,11 @@ pub trait PageSet {
 pub enum Peer {
     /// `PageRangeSet`.
     Ours,
-    /// The design of QEMU's hv-balloon: a `GTree` of ranges, each allocated. glib's own allocator.
+    /// The design of QEMU's hv-balloon: a `GTree` of allocated ranges, with glib's own allocator.
     Gtree,
-    /// The same with `G_SLICE=always-malloc`; glib has no other allocator from 2.76 on.
+    /// The same with `G_SLICE=always-malloc`; from 2.76 on, glib has no other allocator.
     GtreeMalloc,
-    /// `BTreeMap` from start to end.
+    /// A `BTreeMap` from the start of each range to its end.
     Btree,
     /// The crate `rangemap`.
     Rangemap,
@@ -56,10 +57,10 @@ pub enum Peer {
 
 /// An operation on the set of any peer.
 pub trait Visit {
-    /// What it yields.
+    /// Its result.
     type Output;
 
-    /// Does it.
+    /// Runs the operation.
     fn visit<S: PageSet>(self) -> Self::Output;
 }
 
@@ -79,7 +80,8 @@ impl Peer {
         }
     }
 
-    /// Whether it is a tree with a node for each range: these take minutes for a large guest.
+    /// Whether it is a tree with a node for each range; such a tree takes minutes for a large
+    /// guest.
     #[must_use]
     pub const fn is_slow(self) -> bool {
         !matches!(self, Self::Ours | Self::Roaring | Self::Flat)
@@ -164,7 +166,7 @@ mod tests {
     #[test]
     fn all_peers_give_the_same_answers() {
         let size: Size = "2G".parse().unwrap();
-        // The others are of 1 TiB.
+        // The other workloads use 1 TiB.
         for name in ["linux", "altasc", "altrnd", "rnd50", "cover"] {
             let work = Work::new(name, size).unwrap();
             let ours = Peer::Ours.with(Answer(&work));

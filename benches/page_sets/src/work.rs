@@ -1,4 +1,4 @@
-//! The workloads: what guests do to the set of pages, from the usual to the worst case.
+//! The workloads that guests cause for the set of pages, from the usual to the worst case.
 
 use std::fmt;
 use std::str::FromStr;
@@ -72,24 +72,24 @@ pub struct Phase {
 enum Ops {
     /// Start and count of the ranges to insert. 32 bits hold them, and there may be many.
     Insert(Vec<(u32, u32)>),
-    /// Every other page up to this one, not listed.
+    /// Insert every other page below this one; too many to list.
     EveryOther(u64),
-    /// Take what is above a page, and the range it is in.
+    /// Take everything above a page, and the range that contains it.
     TakeAbove(u64),
-    /// Take all, many at a time.
+    /// Take everything, many ranges at a time.
     TakeMany,
 }
 
-/// A set's answers to all operations: if two sets agree, they have done the same.
+/// A set's answers to all operations: if two sets agree on them, both did the same work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answers {
     /// Pages that were new.
     pub new: u64,
-    /// Maximal ranges, as far as they were taken.
+    /// The number of maximal ranges among the pages taken.
     pub ranges: u64,
-    /// All that was taken, in order.
+    /// A hash of everything taken, in order.
     pub taken: u64,
-    /// Where the last of that began.
+    /// The start of the last range taken.
     below: u64,
 }
 
@@ -150,7 +150,7 @@ impl Work {
         &self.phases
     }
 
-    /// The operations of all phases, as far as their number is known in advance.
+    /// The number of operations in all phases, as far as it is known in advance.
     #[must_use]
     pub fn ops(&self) -> u64 {
         self.phases.iter().map(Phase::ops).sum()
@@ -168,7 +168,7 @@ impl Phase {
         }
     }
 
-    /// Runs the workload and returns the number of operations.
+    /// Runs the phase and returns the number of operations.
     pub fn run<S: PageSet>(&self, set: &mut S, answers: &mut Answers) -> u64 {
         match &self.ops {
             Ops::Insert(listed) => {

@@ -1,4 +1,4 @@
-//! A guest under one of the peers, and how long it takes to resize it.
+//! A guest under one of the peers, and the measurement of its resizes.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -17,17 +17,17 @@ use tempfile::TempDir;
 use crate::peer::{Peer, Sizes};
 use crate::usage::{self, Cpu, Usage};
 
-/// Between two questions to the monitor, at least and at most.
+/// The shortest and the longest pause between two monitor queries.
 const QUICK: Duration = Duration::from_millis(2);
 const RARELY: Duration = Duration::from_secs(1);
 
-/// How long after a step its last traces may still come.
+/// How long after a step the process may still be working on it.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// How often something is said of a slow step.
+/// How often the progress of a slow step is printed.
 const PROGRESS: Duration = Duration::from_secs(30);
 
-/// A guest under one of the peers; ended when dropped.
+/// A guest under one of the peers; dropping it ends the process.
 #[derive(Debug)]
 pub(crate) struct Contestant {
     peer: Peer,
@@ -35,14 +35,14 @@ pub(crate) struct Contestant {
     /// The agent in the guest.
     pub(crate) agent: Agent,
     monitor: Client,
-    /// When its process was started.
+    /// When the process was started.
     pub(crate) started: Instant,
-    /// What a question to the monitor takes of the device's threads, in seconds.
+    /// CPU time of the device's threads for one monitor query, in seconds.
     question: f64,
     dir: TempDir,
 }
 
-/// What the guest's `MemTotal` comes to, in bytes.
+/// The expected `MemTotal` of the guest, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Total {
     /// At least this.
@@ -51,29 +51,29 @@ pub(crate) enum Total {
     Most(u64),
 }
 
-/// When a change of size was there.
+/// When a resize was complete, and how many monitor queries that took.
 struct Waited {
     monitor: Duration,
     guest: Duration,
     questions: u32,
 }
 
-/// What a change of size took.
+/// The cost of a resize.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Step {
-    /// Seconds until the monitor said that the guest has its size.
+    /// Seconds until the monitor reported the new size.
     pub(crate) monitor: f64,
-    /// Seconds until the guest's kernel had its memory, or had it no more.
+    /// Seconds until the guest's kernel had gained or given up the memory.
     pub(crate) guest: f64,
-    /// Processor time of the whole step, less what the monitor took of the device's threads.
+    /// CPU time of the whole step, less what monitor queries cost the device's threads.
     pub(crate) cpu: Cpu,
-    /// Processor time by thread, all of it.
+    /// All CPU time, by thread.
     pub(crate) threads: BTreeMap<String, f64>,
-    /// How often the monitor was asked.
+    /// The number of monitor queries.
     pub(crate) questions: u32,
-    /// VM exits, where KVM shows them.
+    /// VM exits, if KVM shows them.
     pub(crate) exits: Option<u64>,
-    /// Memory of the process afterwards that the host provides, in bytes.
+    /// Resident memory of the process afterwards, in bytes.
     pub(crate) resident: u64,
 }
 
@@ -82,7 +82,7 @@ impl Contestant {
     ///
     /// # Errors
     ///
-    /// It does not start; the text has the peer's words.
+    /// It does not start; the text contains the peer's error output.
     pub(crate) fn start(peer: Peer, sizes: Sizes) -> Result<Self> {
         let setup = Setup::from_env()?;
         let dir = tempfile::Builder::new().prefix("hvb-peer-").tempdir()?;
@@ -104,7 +104,7 @@ impl Contestant {
         }
     }
 
-    /// The guest's size in bytes, as the monitor says.
+    /// The guest's size in bytes, as the monitor reports it.
     ///
     /// # Errors
     ///
@@ -123,14 +123,14 @@ impl Contestant {
         Ok(())
     }
 
-    /// The program's name and version, as its monitor says.
+    /// The program's version, as the monitor reports it.
     pub(crate) fn version(&self) -> String {
         let qemu = &self.monitor.version().qemu;
         format!("{}.{}.{}", qemu.major, qemu.minor, qemu.micro)
     }
 
-    /// Measures what it takes of the device's threads to answer the monitor, in seconds, while the
-    /// guest has nothing to do. QEMU's main loop does both.
+    /// Measures the CPU time, in seconds, that the device's threads take for one monitor query
+    /// while the guest is idle. QEMU's main loop serves both the device and the monitor.
     ///
     /// # Errors
     ///
@@ -146,19 +146,19 @@ impl Contestant {
                 sleep(QUICK);
             }
             let cpu = (Usage::of(self.child.id())? - &before).cpu(self.peer);
-            // Whatever else happens on the machine only adds to it.
+            // Anything else that happens on the machine only adds to the time.
             least = least.min(cpu.device / f64::from(COUNT));
         }
         self.question = least;
         Ok(least)
     }
 
-    /// Asks for a size and waits until the monitor says that the guest has it and the guest has
+    /// Asks for a size, and waits until the monitor reports it and the guest's `MemTotal` has
     /// followed.
     ///
     /// # Errors
     ///
-    /// It does not come there within `limit`.
+    /// The guest does not get there within `limit`.
     pub(crate) fn resize(
         &mut self,
         name: &str,
@@ -188,8 +188,9 @@ impl Contestant {
         })
     }
 
-    /// Asks the monitor less and less often, as that costs time, until the guest says that it has
-    /// followed: the monitor knows it after the guest, or within milliseconds.
+    /// Queries the monitor less and less often, since queries cost time, until the guest reports
+    /// that it has followed. The monitor knows the new size after the guest, or within
+    /// milliseconds.
     fn wait_for_both(
         &mut self,
         name: &str,
@@ -241,8 +242,8 @@ impl Contestant {
         usage::memory(self.child.id(), field)
     }
 
-    /// All that may tell why a peer does not do what it should: what it and its guest said last,
-    /// what its threads do in a second, and the books of `hvb`'s device.
+    /// Everything that may explain a failure: the last output of the peer and of its guest, the CPU
+    /// time of its threads in a second, and the accounting of `hvb`'s device.
     pub(crate) fn last_words(&mut self) -> String {
         let words = fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default();
         let used = || {
@@ -267,7 +268,7 @@ impl Drop for Contestant {
     }
 }
 
-/// The socket is there a moment after the process.
+/// Connects to the monitor, whose socket appears a moment after the process.
 fn connect(child: &mut Child, socket: PathBuf) -> Result<Client> {
     wait_for("the peer's monitor", || {
         if let Some(status) = child.try_wait()? {

@@ -11,7 +11,7 @@ pub(crate) struct Goal {
     pub(crate) goal: String,
     /// The measured figure.
     pub(crate) measured: String,
-    /// Absent if a peer that it concerns was not measured.
+    /// `None` if a peer that it concerns was not measured.
     pub(crate) met: Option<bool>,
 }
 
@@ -42,9 +42,10 @@ fn at_least(goal: String, row: &Row, peer: Peer, least: f64) -> Goal {
     Goal { goal, measured, met: times.map(|times| *times >= least) }
 }
 
-/// The rows of elapsed time for which both were measured, and QEMU's time relative to `hvb`'s.
+/// The rows of elapsed time for which both peers were measured, with QEMU's time relative to
+/// `hvb`'s.
 fn against_hv_balloon(rows: &[Row]) -> Vec<(&'static str, f64)> {
-    // What the guest does before its driver starts is not a balloon's work.
+    // The time before the guest's driver starts says nothing about the balloon.
     let walls = rows.iter().filter(|row| row.unit == Unit::Wall && !row.name.starts_with("boot"));
     walls.filter_map(|row| Some((row.name, *row.times_hvb.get(&Peer::HvBalloon)?))).collect()
 }

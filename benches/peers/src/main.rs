@@ -1,5 +1,5 @@
-//! Resizes the same guest under `hvb` and under QEMU's two balloons, and says what each step took:
-//! what `cargo xtask bench-peers` runs.
+//! The program that `cargo xtask bench-peers` runs: it resizes the same guest under `hvb` and under
+//! QEMU's two balloons, and reports the cost of each step.
 
 mod contestant;
 mod goals;
@@ -30,14 +30,14 @@ struct Cli {
     /// How often each peer is measured; they take turns.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// Whom to measure.
+    /// The peers to measure.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Peer::ALL)]
     peers: Vec<Peer>,
     /// The most seconds a step may take.
     #[arg(long, default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86400))]
     limit: u64,
-    /// Boot a kernel that does not clear pages as it allocates them. Debian's does, also those that
-    /// it gives away, and in an emulated machine that is most of a shrink.
+    /// Boot a kernel that does not clear pages as it allocates them. Debian's kernel clears even
+    /// those that it gives away, which takes most of a shrink in an emulated machine.
     #[arg(long)]
     no_clearing: bool,
     /// Keep the rounds that an earlier run wrote to this directory before it was cut off, and
@@ -49,19 +49,19 @@ struct Cli {
     out: PathBuf,
 }
 
-/// All that is known in the end, as `peers.json` has it.
+/// All results, as `peers.json` contains them.
 #[derive(Debug, Serialize)]
 struct Report {
     machine: Machine,
     work: String,
-    /// Runs that did not come to their end and were repeated.
+    /// Rounds that failed and were repeated.
     failed: Vec<String>,
     rows: Vec<Row>,
     goals: Vec<Goal>,
     rounds: Vec<Round>,
 }
 
-/// What a run that was cut off has left in `peers.json`.
+/// The part of `peers.json` that is reused after an earlier run was cut off.
 #[derive(Debug, Default, Deserialize)]
 struct Earlier {
     work: String,
@@ -70,7 +70,7 @@ struct Earlier {
 }
 
 impl Earlier {
-    /// Reads what there is in `dir`; it must be of the same work.
+    /// Reads the report in `dir`; it must be about the same work.
     fn read(dir: &Path, work: &str) -> Result<Self> {
         let file = dir.join("peers.json");
         let cannot = || format!("cannot go on with {}", file.display());
@@ -81,7 +81,7 @@ impl Earlier {
     }
 }
 
-/// What the guests ran on.
+/// The machine that the guests ran on.
 #[derive(Debug, Serialize)]
 struct Machine {
     processor: String,
@@ -133,7 +133,7 @@ fn run(cli: &Cli) -> Result<()> {
             let round = measure(peer, terms, &mut report.failed)?;
             println!("  {}", progress(&round));
             report.rounds.push(round);
-            // What was measured is kept, whatever comes.
+            // Keep what was measured, even if a later round fails.
             report.write(&cli.out, &peers)?;
         }
     }
@@ -152,8 +152,8 @@ device threads: of hvb `vmbus` and `memory`, of QEMU the main loop. The whole pr
 guest's own work, too. The monitor's threads are left out, and of QEMU's main loop what it takes\n\
 to answer the monitor, measured before.";
 
-/// A guest that does not come through is measured again: an emulated machine loses one now and then.
-/// A second failure is no accident.
+/// Measures a round, and measures it again if it fails: an emulated machine loses a guest now and
+/// then. A second failure is no accident.
 fn measure(peer: Peer, terms: Terms, failed: &mut Vec<String>) -> Result<Round> {
     Round::measure(peer, terms).or_else(|error| {
         println!("  failed, and is repeated: {error:#}");

@@ -92,9 +92,9 @@ impl Peer {
 
     /// The machine that QEMU's own documentation and its author's mails describe for `hv-balloon`:
     /// all Hyper-V features that VMBus needs, no sleep states, and address space for its 32 GiB
-    /// alignment. The same with the other device, so that only the device differs.
+    /// alignment. `virtio-balloon` gets the same machine, so that only the device differs.
     ///
-    /// QEMU, too, asks for transparent huge pages for all memory of a guest.
+    /// Like `hvb` here, QEMU asks for transparent huge pages for all the guest's memory.
     fn qemu_options(self, sizes: Sizes, socket: &str) -> String {
         let (boot, more) = (sizes.boot / MIB, (sizes.most - sizes.boot) / MIB);
         let device = match self {

@@ -15,7 +15,7 @@ const BLUE: RGBColor = RGBColor(31, 119, 180);
 const ORANGE: RGBColor = RGBColor(255, 127, 14);
 const GREY: RGBColor = RGBColor(140, 140, 140);
 
-/// Draws the times into an SVG file.
+/// Draws the times and writes them to an SVG file.
 ///
 /// # Errors
 ///
@@ -77,7 +77,7 @@ fn chart(area: &Area<'_>, title: &str, rows: &[&Row], peers: &[Peer]) -> Result<
     Ok(())
 }
 
-/// The decades that hold all values.
+/// The bounds of the decades that contain all values.
 fn bounds(rows: &[&Row]) -> (f64, f64) {
     let spreads = || rows.iter().flat_map(|row| row.peers.values());
     let least = spreads().map(|s| s.least).filter(|v| *v > 0.0).fold(1.0, f64::min);
@@ -110,7 +110,7 @@ fn figure(x: f64, spread: &Spread, bottom: f64) -> Text<'static, (f64, f64), Str
     Text::new(text, (x, spread.most.max(bottom) * 1.5), ("sans-serif", 11))
 }
 
-/// Writes the name of each row under its bars, a line for each of its parts.
+/// Writes the name of each row under its bars, broken into lines.
 fn label_groups<Y: plotters::coord::ranged1d::Ranged<ValueType = f64>>(
     plot: &DrawingArea<SVGBackend<'_>, Cartesian2d<RangedCoordf64, Y>>,
     area: &Area<'_>,
@@ -133,7 +133,7 @@ fn label_groups<Y: plotters::coord::ranged1d::Ranged<ValueType = f64>>(
         for (line, text) in lines.iter().enumerate() {
             let x = f64::from(xs.start) + (n as f64 + 0.1) * width;
             let y = ys.end + 6 + 14 * i32::try_from(line)?;
-            // The picture is not wider than an i32 can say.
+            // The width of the picture fits into an i32.
             #[expect(clippy::cast_possible_truncation, reason = "a place in the picture")]
             let at = (x as i32 - left, y - top);
             area.draw(&Text::new(text.trim_end().to_owned(), at, ("sans-serif", 12)))?;

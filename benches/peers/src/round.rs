@@ -26,7 +26,7 @@ const FIRST_TARGET: u64 = 3584 * MIB;
 /// itself.
 const SLACK: u64 = MIB;
 
-/// The conditions that apply to all rounds.
+/// The conditions for all rounds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Terms {
     /// The longest time that a step may take.
@@ -44,7 +44,7 @@ pub(crate) struct Round {
     pub(crate) version: String,
     /// From the guest's first instruction until its agent was up, by the guest's clock.
     pub(crate) booted: f64,
-    /// From the start of the process until a target that was set at once had an effect.
+    /// From the start of the process until a target that was set at once took effect.
     pub(crate) first_effect: f64,
     /// CPU time of the device's threads for one monitor query.
     pub(crate) question: f64,
@@ -52,11 +52,11 @@ pub(crate) struct Round {
     pub(crate) resident: u64,
     /// The part of it in huge pages.
     pub(crate) huge: u64,
-    /// Shrunk by 3 GiB, after all of the guest's memory was written.
+    /// Shrinking by 3 GiB, after all the guest's memory was written.
     pub(crate) shrink: Step,
-    /// The 3 GiB given back.
+    /// Giving the 3 GiB back.
     pub(crate) give_back: Step,
-    /// 3 GiB added, if the peer supports it.
+    /// Adding 3 GiB, if the peer supports it.
     pub(crate) add: Option<Step>,
 }
 
@@ -79,7 +79,7 @@ impl Round {
 
     fn of(peer: Peer, guest: &mut Contestant, limit: Duration) -> Result<Self> {
         let first_effect = first_effect(guest)?;
-        // The agent answered long ago; its output is still there to read.
+        // The agent has been up for long; its output is still there to read.
         let booted = guest.agent.wait_up()?;
         let full = settle_at_boot_size(guest)?;
         let question = guest.price_question()?;
@@ -89,7 +89,7 @@ impl Round {
         let gone = Total::Most(full - (BOOT - SMALL) + SLACK);
         let shrink = guest.resize("shrink", SMALL, gone, limit)?;
         let give_back = guest.resize("return", BOOT, Total::Least(full - SLACK), limit)?;
-        // The kernel takes the memory for managing the new memory from it.
+        // The kernel uses part of the new memory to manage it.
         let added = Total::Least(full + (MOST - BOOT) * 95 / 100);
         let add = match peer.can_add() {
             true => Some(guest.resize("hot-add", MOST, added, limit)?),
@@ -121,7 +121,7 @@ fn first_effect(guest: &mut Contestant) -> Result<Duration> {
     Ok(guest.started.elapsed())
 }
 
-/// Returns the guest to its boot size; returns its `MemTotal` in bytes once it has it.
+/// Brings the guest back to its boot size; returns its `MemTotal` in bytes once it is there.
 fn settle_at_boot_size(guest: &mut Contestant) -> Result<u64> {
     guest.set_target(BOOT)?;
     let mut before = 0;

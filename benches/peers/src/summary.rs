@@ -1,4 +1,4 @@
-//! What the rounds come to: a line for each thing measured, with all peers side by side.
+//! The summary of the rounds: a row for each thing measured, with all peers side by side.
 
 use std::collections::BTreeMap;
 
@@ -8,24 +8,24 @@ use serde::Serialize;
 use crate::peer::Peer;
 use crate::round::Round;
 
-/// What a row counts.
+/// The unit of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) enum Unit {
-    /// Seconds that passed.
+    /// Seconds of elapsed time.
     #[serde(rename = "seconds")]
     Wall,
-    /// Seconds of processor time.
+    /// Seconds of CPU time.
     #[serde(rename = "CPU seconds")]
     Cpu,
     /// MiB.
     #[serde(rename = "MiB")]
     Mib,
-    /// How often.
+    /// A number of events.
     #[serde(rename = "count")]
     Count,
 }
 
-/// A thing measured, by peer. Those that cannot do it are missing.
+/// A thing measured, by peer. Peers that cannot do it are missing.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
     pub(crate) name: &'static str,
@@ -35,7 +35,7 @@ pub(crate) struct Row {
     pub(crate) times_hvb: BTreeMap<Peer, f64>,
 }
 
-/// The values of all rounds.
+/// The median and the range of the values of all rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -45,7 +45,7 @@ pub(crate) struct Spread {
 
 type Value = fn(&Round) -> Option<f64>;
 
-/// The names of the rows that goals are about.
+/// The names of the rows that the goals are about.
 pub(crate) const SHRINK: [&str; 2] = ["shrink, by the monitor", "shrink, by MemTotal"];
 pub(crate) const RETURN: [&str; 2] = ["return, by the monitor", "return, by MemTotal"];
 pub(crate) const ALL_CPU: [&str; 3] =

@@ -44,7 +44,7 @@ pub(crate) fn table(rows: &[Row], peers: &[Peer]) -> String {
     text
 }
 
-/// The heading of the column with this peer's ratio to `hvb`.
+/// The heading of the column with this peer's ratios to `hvb`.
 fn short_name(peer: Peer) -> &'static str {
     match peer {
         Peer::Hvb => "",

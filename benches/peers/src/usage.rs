@@ -9,22 +9,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::peer::Peer;
 
-/// The name used here for the first thread of a process, whatever its own name.
+/// The name used here for the first thread of a process, whatever its real name.
 pub(crate) const MAIN_THREAD: &str = "main";
 
-/// Processor time in seconds.
+/// CPU time in seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Cpu {
-    /// Of all threads except the monitor's, including the guest's own work.
+    /// The time of all threads except the monitor's, including the guest's own work.
     pub(crate) process: f64,
-    /// Of the threads that run the guest's processors.
+    /// The time of the vCPU threads.
     pub(crate) vcpu: f64,
-    /// Of the threads that run the balloon device.
+    /// The time of the threads that run the balloon device.
     pub(crate) device: f64,
 }
 
 impl Cpu {
-    /// Of all threads but the vCPUs': the host's work.
+    /// The time of all threads but the vCPUs: the host's work.
     pub(crate) fn beside(self) -> f64 {
         (self.process - self.vcpu).max(0.0)
     }
@@ -36,7 +36,7 @@ impl Cpu {
     }
 }
 
-/// A process's usage up to a moment, or between two moments.
+/// A process's usage up to a point in time, or between two points.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Usage {
     threads: BTreeMap<u32, Thread>,
@@ -55,7 +55,7 @@ impl Usage {
     ///
     /// # Errors
     ///
-    /// The process is gone, or its kernel does not count these.
+    /// The process is gone, or its kernel does not keep these counters.
     pub(crate) fn of(process: u32) -> Result<Self> {
         let mut threads = BTreeMap::new();
         for entry in fs::read_dir(format!("/proc/{process}/task"))? {
@@ -69,7 +69,7 @@ impl Usage {
         Ok(Self { threads, exits })
     }
 
-    /// Seconds by the thread's name.
+    /// CPU seconds by thread name.
     pub(crate) fn by_name(&self) -> BTreeMap<String, f64> {
         let mut names = BTreeMap::new();
         for thread in self.threads.values() {
@@ -78,7 +78,7 @@ impl Usage {
         names
     }
 
-    /// The sums by the role of the threads in this peer.
+    /// The sums by the threads' roles in this peer.
     pub(crate) fn cpu(&self, peer: Peer) -> Cpu {
         let mut cpu = Cpu::default();
         for thread in self.threads.values() {
@@ -139,7 +139,7 @@ fn is_vcpu(name: &str) -> bool {
     name.starts_with("vcpu") || name.starts_with("CPU ")
 }
 
-/// Threads of `hvb` and QEMU that read and write the monitor's socket.
+/// Whether this is a thread of `hvb` or QEMU that reads or writes the monitor's socket.
 fn is_monitor(name: &str) -> bool {
     name.starts_with("qmp-") || name == "IO mon_iothread"
 }

@@ -19,14 +19,14 @@ const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
 /// Length of a table's header.
 const HEADER: u32 = 36;
-/// FADT boot flags: neither display nor clock.
+/// FADT boot flags: no VGA and no CMOS clock.
 const NO_VGA_NO_CLOCK: u16 = 1 << 2 | 1 << 5;
 
-/// All tables in one piece for guest address `base`, which is below 4 GiB. The RSDP comes first.
+/// All tables as one block for the guest address `base`, below 4 GiB. The RSDP comes first.
 pub(crate) fn tables(base: u32, vcpus: u8) -> Vec<u8> {
     let mut out = vec![0; Rsdp::len()];
     let mut append = |table: &dyn Aml| {
-        // The FACS must lie at a multiple of 64.
+        // The FACS must be 64-byte aligned.
         out.resize(out.len().next_multiple_of(64), 0);
         let address = base + u32::try_from(out.len()).unwrap_or_default();
         table.to_aml_bytes(&mut out);
@@ -64,7 +64,7 @@ pub(crate) fn tables(base: u32, vcpus: u8) -> Vec<u8> {
 
 fn dsdt() -> Sdt {
     let mut code = Vec::new();
-    // What the guest writes to the control register to switch itself off.
+    // The sleep type that the guest writes to the control register to power off.
     let off = Package::new(vec![&devices::SLEEP_TYPE_OFF]);
     Name::new(Path::new("_S5_"), &off).to_aml_bytes(&mut code);
 

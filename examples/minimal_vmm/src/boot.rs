@@ -13,10 +13,10 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, Gues
 use crate::acpi;
 use crate::memory::Memory;
 
-/// Where boot data lies, below the kernel.
+/// Addresses of the boot data, below the kernel.
 pub(crate) const ZERO_PAGE: u32 = 0x7000;
 const COMMAND_LINE: u32 = 0x2_0000;
-/// What x86 Linux takes at most, with the zero at the end.
+/// The longest command line that x86 Linux accepts, including the terminating zero.
 const COMMAND_LINE_MAX: usize = 2048;
 /// End of conventional memory.
 const LOW_MEMORY_END: u64 = 0x9_fc00;
@@ -25,11 +25,12 @@ const KERNEL: u64 = 0x10_0000;
 
 /// e820 type of RAM.
 const RAM: u32 = 1;
-/// A loader without an assigned number.
+/// `type_of_loader` of a boot loader without an assigned number.
 const LOADER_OTHER: u8 = 0xff;
 const PAGE: u64 = 4096;
 
-/// Loads kernel, initrd, command line and tables; returns the address of the first instruction.
+/// Loads the kernel, initrd, command line and ACPI tables; returns the address of the first
+/// instruction.
 pub(crate) fn load(
     memory: &Memory,
     kernel: &Path,
@@ -40,12 +41,12 @@ pub(crate) fn load(
     let memory = memory.memory();
     let mut file = File::open(kernel).with_context(|| kernel.display().to_string())?;
     let image = BzImage::load(&*memory, None, &mut file, Some(GuestAddress(KERNEL)))
-        .with_context(|| format!("{} is no bzImage for this machine", kernel.display()))?;
+        .with_context(|| format!("{} is not a bzImage for this machine", kernel.display()))?;
     let mut params =
         boot_params { hdr: image.setup_header.unwrap_or_default(), ..Default::default() };
 
     let end = memory.last_addr().0 + 1;
-    // Before it looks at the memory map the kernel uses this much, at the address it prefers.
+    // The kernel uses this much memory at its preferred address before it reads the memory map.
     let kernel_end = params.hdr.pref_address.max(KERNEL) + u64::from(params.hdr.init_size);
     let (start, size) = load_initrd(&memory, initrd, end.min(params.hdr.initrd_addr_max.into()))?;
     ensure!(u64::from(start) >= kernel_end, "the machine has too little memory for this kernel");
@@ -67,7 +68,7 @@ pub(crate) fn load(
     Ok(image.kernel_load.0)
 }
 
-/// Loads the initrd as high as it may be; returns its address and size.
+/// Loads the initrd as close below `end` as possible; returns its address and size.
 fn load_initrd(memory: &GuestMemoryMmap, path: &Path, end: u64) -> Result<(u32, u32)> {
     let read = || {
         let mut file = File::open(path)?;

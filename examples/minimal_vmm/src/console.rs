@@ -13,16 +13,16 @@ use crate::devices::Devices;
 use crate::dynamic_memory::Control;
 use crate::memory::parse_size;
 
-/// How often input looks whether the guest has read what came before.
+/// How often to check whether the guest has read the earlier input.
 const INPUT_RETRY: Duration = Duration::from_millis(10);
 
-/// Starts to read standard input. The thread ends with the input, or with the process.
+/// Starts a thread that reads standard input until the input or the process ends.
 pub(crate) fn start(devices: Arc<Devices>, control: Control, ends: Sender<End>) -> Result<()> {
     let read = move || {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
             match line.strip_prefix('!') {
                 Some("quit") => {
-                    // Nobody listens where the machine ends already.
+                    // The receiver is gone if the machine is already ending.
                     let _ = ends.send(End::Quit);
                 }
                 Some(command) => match execute(&control, command) {
@@ -45,7 +45,7 @@ fn execute(control: &Control, command: &str) -> Result<String> {
     }
 }
 
-/// Has the guest read a line from its serial port.
+/// Feeds a line to the guest's serial port, and waits while its FIFO is full.
 fn type_in(devices: &Devices, line: &str) {
     let bytes = [line.as_bytes(), b"\n"].concat();
     let mut rest = bytes.as_slice();

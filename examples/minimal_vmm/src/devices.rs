@@ -17,30 +17,31 @@ pub(crate) const SERIAL: u16 = 0x3f8;
 pub(crate) const SERIAL_GSI: u32 = 4;
 const SERIAL_LAST: u16 = SERIAL + 7;
 
-/// The interrupt that the VMBus device lists. It is never raised.
+/// The interrupt that ACPI lists for the VMBus device. It is never raised.
 pub(crate) const VMBUS_GSI: u32 = 7;
 
-/// ACPI's event block (status and enable words), control block (one word) and interrupt. Events can
-/// be enabled, and none comes.
+/// ACPI's event block (status and enable words), control block (one word) and interrupt. The guest
+/// can enable events, but none ever occurs.
 pub(crate) const POWER_EVENT: u16 = 0x600;
 const POWER_ENABLE: u16 = POWER_EVENT + 2;
 pub(crate) const POWER_CONTROL: u16 = 0x604;
 pub(crate) const SCI_GSI: u16 = 9;
-/// Bit of the control word: the machine is in ACPI mode, always.
+/// Bit of the control word: the machine is in ACPI mode. It is always set.
 const SCI_ENABLED: u16 = 1;
-/// The sleep type of power off, as `\_S5` says, and the control word's high byte with it: the bit
-/// that says "now", and the sleep type above the two lowest bits.
+/// The sleep type for power-off, which `\_S5` names, and the high byte of the control word that
+/// requests it: SLP_EN in bit 5, and the sleep type from bit 2 up.
 pub(crate) const SLEEP_TYPE_OFF: u8 = 5;
 const OFF: u8 = 1 << 5 | SLEEP_TYPE_OFF << 2;
 
-/// The keyboard controller, of which only the reset line exists, and the command that pulses it.
+/// The keyboard controller's command port, and the command that pulses the reset line. Nothing else
+/// of the controller exists.
 const KEYBOARD: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
 
-/// What absent devices answer.
+/// What a read from an absent device returns.
 const NOBODY: u16 = 0xffff;
 
-/// The data port of a PC's clock. One that shows zeros keeps no guest waiting.
+/// The data port of the real-time clock. It reads as zero, so no guest waits for an update to end.
 const CLOCK: u16 = 0x71;
 
 struct Interrupt(EventFd);
@@ -53,7 +54,7 @@ impl Trigger for Interrupt {
     }
 }
 
-/// All of them.
+/// The devices behind the I/O ports.
 pub(crate) struct Devices {
     serial: Mutex<Serial<Interrupt, NoEvents, Stdout>>,
     enabled_events: AtomicU16,
@@ -89,11 +90,11 @@ impl Devices {
         }
     }
 
-    /// Takes what the guest writes; it may be the end of the machine.
+    /// Handles a write by the guest; returns why the machine ends, if the write ends it.
     pub(crate) fn write(&self, port: u16, data: &[u8]) -> Option<End> {
         match (port, data) {
             (SERIAL..=SERIAL_LAST, &[byte]) => {
-                // Fails where nobody reads the output any more, and that is no matter of the guest's.
+                // This fails once nobody reads the output, which is no concern of the guest's.
                 let _ = self.serial().write(serial_offset(port), byte);
             }
             (POWER_ENABLE, &[low, high]) => {

@@ -1,6 +1,7 @@
-//! Dynamic Memory: all that this VMM has for the sake of a guest that grows and shrinks.
+//! Dynamic Memory: everything this VMM needs so that its guest can grow and shrink.
 //!
-//! In order: the vCPUs, the backend that changes guest memory, the news, the start, and the operator.
+//! In this order: vCPU setup and exits, the memory backend, reports and notices, startup, and the
+//! operator's commands.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,16 +30,16 @@ use crate::End;
 use crate::log::Log;
 use crate::memory::{HIGH_RAM_START, Memory, Vm};
 
-/// The smallest block to add: what Linux takes at once.
+/// The smallest hot-add block: the unit in which Linux adds memory.
 const LEAST_BLOCK: u64 = 128 << 20;
 
-/// Lines about the guest's misbehaviour; it could cause any number.
+/// The most log lines that a guest may cause; without a limit it could cause any number.
 const MOST_GUEST_LINES: u32 = 100;
 
 type Platform = KvmPlatform<Memory, Arc<Vm>>;
 
-/// Sets a vCPU's CPUID with the leaves of Hyper-V, and enables its SynIC: in this order, and both
-/// before [`DynamicMemory::start`].
+/// Sets a vCPU's CPUID, with the Hyper-V leaves added, and then enables its SynIC. The order
+/// matters, and both must precede [`DynamicMemory::start`].
 pub(crate) fn prepare_vcpu(vcpu: &VcpuFd, mut leaves: Vec<kvm_cpuid_entry2>) -> Result<()> {
     let supported = cpuid::supported(vcpu).context("cannot read KVM's Hyper-V CPUID")?;
     cpuid::add_hyperv_leaves(&mut leaves, supported.as_slice(), SyntheticTimers::Withheld);
@@ -52,12 +53,12 @@ pub(crate) fn prepare_vcpu(vcpu: &VcpuFd, mut leaves: Vec<kvm_cpuid_entry2>) -> 
 pub(crate) struct Bus(Machine<Platform>);
 
 impl Bus {
-    /// To be called before each `KVM_RUN`.
+    /// Call this before each `KVM_RUN`.
     pub(crate) fn before_run(&self, vcpu: u32) -> Result<()> {
         self.0.before_run(VpIndex::new(vcpu)).context("cannot raise a synthetic interrupt")
     }
 
-    /// To be called after a Hyper-V exit.
+    /// Call this after a Hyper-V exit.
     pub(crate) fn on_exit(&self, vcpu: u32, fd: &mut VcpuFd) {
         let Some(exit) = HypervExit::read(fd) else { return };
         let os_id = || msr::guest_os_id(fd).ok();
@@ -67,8 +68,8 @@ impl Bus {
     }
 }
 
-/// Changes guest memory. Added memory comes and goes in blocks: a block is a region of the guest's
-/// memory with a slot of its own.
+/// Changes guest memory. Memory is added and removed in blocks; each block is a region of guest
+/// memory with its own memory slot.
 struct Backend {
     vm: Arc<Vm>,
     memory: Memory,
@@ -94,9 +95,9 @@ impl Backend {
 
     fn remove_block(&mut self, block: PageRange) -> Result<(), BackendError> {
         let (start, size) = place(block);
-        // First, or the guest could fill it again.
+        // Remove the slot first: until then the guest could fill the block again.
         self.vm.remove(start).map_err(std::io::Error::from)?;
-        // Whoever has a snapshot of the memory keeps it mapped, but not filled.
+        // A snapshot of the memory may keep the block mapped, so give its pages back explicitly.
         let discarded = self.ram.discard(&[block]);
         self.ram.remove(block);
         self.blocks.retain(|other| *other != block);
@@ -125,7 +126,7 @@ impl MemoryBackend for Backend {
         while start < range.end() {
             let block = PageRange::new(start, alignment)?;
             if let Err(error) = self.add_block(block) {
-                // The first error matters more than one met while undoing.
+                // Return the first error, not one from the cleanup.
                 let _ = self.remove(range);
                 return Err(error);
             }
@@ -150,7 +151,7 @@ fn place(block: PageRange) -> (GuestAddress, u64) {
     (GuestAddress(block.start().gpa().get()), block.count().bytes())
 }
 
-/// Tells of failures and of what the guest does wrong.
+/// Handles host failures and reports of guest misbehaviour.
 struct Watch {
     log: Log,
     ends: Sender<End>,
@@ -159,7 +160,7 @@ struct Watch {
 
 impl Supervisor for Watch {
     fn failed(&self, failure: HostFailure) {
-        // Nobody listens where the machine ends already.
+        // The receiver is gone if the machine is already ending.
         let _ = self.ends.send(End::Failed(failure.into()));
     }
 
@@ -168,7 +169,7 @@ impl Supervisor for Watch {
     }
 }
 
-/// How many more lines a guest can cause.
+/// How many more log lines the guest may cause.
 #[derive(Clone)]
 struct GuestLines(Arc<AtomicU32>);
 
@@ -201,18 +202,18 @@ pub(crate) struct Parts {
     /// The RAM that the guest boots with.
     pub(crate) memory: Memory,
     pub(crate) vcpus: u32,
-    /// Bits of a guest physical address.
+    /// The width of a guest physical address, in bits.
     pub(crate) address_bits: u32,
-    /// Bytes that can be added.
+    /// Bytes that can be hot-added.
     pub(crate) to_add: u64,
-    /// Memory slots for them.
+    /// Memory slots that are free for hot-added blocks.
     pub(crate) free_slots: u32,
     pub(crate) signals_in_kernel: bool,
     pub(crate) kick: Box<dyn Fn(usize) + Send + Sync>,
     pub(crate) ends: Sender<End>,
 }
 
-/// The running bus with its device; both end when it is dropped.
+/// The running bus and its device; dropping this value stops both.
 pub(crate) struct DynamicMemory {
     _host: Host<Platform>,
     control: Control,
@@ -262,7 +263,7 @@ impl DynamicMemory {
     }
 }
 
-/// Memory above 4 GiB, in blocks so large that the slots suffice.
+/// The hot-add window above 4 GiB, with blocks large enough for the free slots to suffice.
 fn hot_add(parts: &Parts, address_end: Gpfn) -> Result<Option<HotAdd>> {
     let capacity = PageCount::from_bytes(parts.to_add);
     if capacity.is_zero() {

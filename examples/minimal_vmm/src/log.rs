@@ -1,14 +1,14 @@
-//! Lines for standard error, from threads that must not wait for its reader.
+//! Logging to standard error from threads that must not wait for its reader.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::Builder;
 
 use anyhow::Result;
 
-/// Lines that may wait. More are dropped: see [`Log::line`].
+/// The most lines in the queue; [`Log::line`] drops any further ones.
 const QUEUE: usize = 256;
 
-/// The way to the thread that writes.
+/// A handle to the thread that writes the log.
 #[derive(Clone)]
 pub(crate) struct Log(SyncSender<String>);
 
@@ -20,7 +20,7 @@ impl Log {
         Ok(Self(sender))
     }
 
-    /// Writes a line some time, or drops it where the reader has fallen behind.
+    /// Queues a line, or drops it if the reader has fallen behind.
     pub(crate) fn line(&self, line: impl Into<String>) {
         let _ = self.0.try_send(line.into());
     }

@@ -2,13 +2,13 @@
 //! A small VMM on `kvm-ioctls` whose guest grows and shrinks while it runs.
 //!
 //! It boots a Linux bzImage with an initrd and has a serial console on standard input and output.
-//! Dynamic Memory is all in [`dynamic_memory`]; the other modules are those of any VMM. Together
-//! with `docs/embedding.md` this is where an author of a VMM starts.
+//! Everything about Dynamic Memory is in [`dynamic_memory`]; any VMM has modules like the others.
+//! To add Dynamic Memory to your own VMM, start here and with `docs/embedding.md`.
 //!
 //! A line of standard input that begins with `!` is a command: `!target 384M`, `!status`, `!quit`.
-//! Any other line goes to the guest. Replies and news go to standard error.
+//! Any other line goes to the guest. Replies and notices go to standard error.
 //!
-//! The machine ends where a PC would reset, as it does when the guest powers off.
+//! A reset by the guest ends the machine, just as a power-off does.
 
 mod acpi;
 mod boot;
@@ -65,7 +65,7 @@ enum End {
     Reset,
     /// The user said `!quit`.
     Quit,
-    /// It cannot go on.
+    /// The machine cannot continue.
     Failed(anyhow::Error),
 }
 
@@ -99,7 +99,7 @@ fn run(args: &Args) -> Result<()> {
         vcpus: args.cpus.into(),
         address_bits: memory::address_bits(&kvm)?,
         to_add: args.max_memory.unwrap_or(args.memory).saturating_sub(args.memory),
-        // One is for boot RAM.
+        // Boot RAM takes one slot.
         free_slots: slot_limit(&kvm).saturating_sub(1),
         signals_in_kernel: capabilities.eventfd,
         kick: Box::new(move |vcpu| kicked.kick(vcpu)),

@@ -1,4 +1,4 @@
-//! The guest's memory, and the VM that has it.
+//! The guest's memory, and the VM that it belongs to.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ pub(crate) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 /// The VM, with a memory slot for each region.
 pub(crate) type Vm = GuestVm<GuestRegionMmap>;
 
-/// RAM below 4 GiB ends here: above are the interrupt controllers.
+/// The end of RAM below 4 GiB; the interrupt controllers lie above it.
 const LOW_RAM_LIMIT: u64 = 3 << 30;
 
-/// Where RAM may go beyond the interrupt controllers.
+/// The start of RAM above the interrupt controllers.
 pub(crate) const HIGH_RAM_START: u64 = 4 << 30;
 
 /// Pages that KVM needs on Intel processors, next to the interrupt controllers.
@@ -42,16 +42,16 @@ pub(crate) fn create(kvm: &Kvm, bytes: u64) -> Result<(Vm, Memory)> {
     Ok((vm, GuestMemoryAtomic::new(memory)))
 }
 
-/// How many bits a physical address of the guest has.
+/// The width of a guest physical address, in bits.
 pub(crate) fn address_bits(kvm: &Kvm) -> Result<u32> {
-    /// What processors without the leaf have.
+    /// The width on processors without the CPUID leaf.
     const LEAST: u32 = 36;
     let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
     Ok(leaf.map_or(LEAST, |leaf| (leaf.eax & 0xff).clamp(LEAST, 52)))
 }
 
-/// A size in bytes, with a suffix M or G.
+/// Parses a size with the suffix M or G; returns bytes.
 pub(crate) fn parse_size(text: &str) -> Result<u64> {
     let (digits, shift) = match text.strip_suffix('G') {
         Some(digits) => (digits, 30),

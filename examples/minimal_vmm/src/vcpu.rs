@@ -19,7 +19,7 @@ use crate::boot::ZERO_PAGE;
 use crate::devices::Devices;
 use crate::dynamic_memory::{self, Bus};
 
-/// Selectors of the boot protocol.
+/// The segment selectors that the boot protocol prescribes.
 const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
 
@@ -29,7 +29,7 @@ const PROTECTED_MODE: u64 = 1;
 const MTRR_DEFAULT_TYPE: kvm_msr_entry =
     kvm_msr_entry { index: 0x2ff, reserved: 0, data: 1 << 11 | 6 };
 
-/// Creates one of `count` vCPUs with its CPUID.
+/// Creates one of `count` vCPUs and sets its CPUID and MTRRs.
 pub(crate) fn create(kvm: &Kvm, vm: &VmFd, id: u8, count: u8) -> Result<VcpuFd> {
     let vcpu = vm.create_vcpu(id.into()).context("cannot create a vCPU")?;
     let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?.as_slice().to_vec();
@@ -41,7 +41,7 @@ pub(crate) fn create(kvm: &Kvm, vm: &VmFd, id: u8, count: u8) -> Result<VcpuFd> 
 
 /// One socket with `count` cores, which have one thread each. Their APIC IDs are their numbers.
 fn set_topology(cpuid: &mut Vec<kvm_cpuid_entry2>, id: u8, count: u8) {
-    // The host's own topology.
+    // These leaves would show the host's own topology.
     cpuid.retain(|entry| !matches!(entry.function, 0xb | 0x1f));
     let (apic_id, cores) = (u32::from(id), u32::from(count));
     let id_bits = cores.next_power_of_two().trailing_zeros();
@@ -63,7 +63,7 @@ fn set_topology(cpuid: &mut Vec<kvm_cpuid_entry2>, id: u8, count: u8) {
     }
 }
 
-/// Has the first vCPU enter the kernel at `entry`, in 32-bit mode without paging.
+/// Makes the first vCPU start the kernel at `entry`, in 32-bit mode without paging.
 pub(crate) fn set_entry(vcpu: &VcpuFd, entry: u64) -> Result<()> {
     let mut special = vcpu.get_sregs()?;
     special.cs = segment(CODE_SELECTOR, 0xb);
@@ -92,12 +92,13 @@ fn segment(selector: u16, type_: u8) -> kvm_segment {
     }
 }
 
-/// Has the process survive kicks. Call it before the first vCPU starts.
+/// Installs a handler for the kick signal, which would otherwise end the process. Call this before
+/// the first vCPU starts.
 pub(crate) fn install_kick() -> Result<()> {
     kick::install_handler(SIGRTMIN()).context("cannot handle signals")
 }
 
-/// The threads of the vCPUs, by number.
+/// The vCPU threads, indexed by vCPU number.
 #[derive(Default)]
 pub(crate) struct Vcpus {
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -119,7 +120,7 @@ impl Vcpus {
             let run = move || {
                 let end = vcpu.run(&vcpus.stop).unwrap_or_else(|error| Some(End::Failed(error)));
                 if let Some(end) = end {
-                    // Nobody listens where the machine ends already.
+                    // The receiver is gone if the machine is already ending.
                     let _ = ends.send(end);
                 }
             };
@@ -129,7 +130,7 @@ impl Vcpus {
         Ok(())
     }
 
-    /// Gets a vCPU out of the guest, so that it looks for work.
+    /// Forces a vCPU out of the guest so that its thread looks for work.
     pub(crate) fn kick(&self, vcpu: usize) {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = threads.get(vcpu) {
@@ -159,7 +160,7 @@ struct Vcpu {
 }
 
 impl Vcpu {
-    /// Runs until it is to stop, or ends the machine.
+    /// Runs the vCPU until `stop` is set, which returns `None`, or until the machine ends.
     fn run(&mut self, stop: &AtomicBool) -> Result<Option<End>> {
         kick::prepare_thread(&self.fd, SIGRTMIN()).context("cannot prepare a vCPU's thread")?;
         while !stop.load(Ordering::Acquire) {
@@ -183,7 +184,7 @@ impl Vcpu {
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
                 return Ok(Some(End::PowerOff));
             }
-            // The guest says that it crashes; what it does about it comes by itself.
+            // A crash report. If the guest then resets or powers off, another exit follows.
             Ok(VcpuExit::SystemEvent(..)) => {}
             Ok(other) => bail!("vCPU {} stopped: {other:?}", self.id),
             Err(error) if error.errno() == libc::EINTR => kick::acknowledge(SIGRTMIN())?,

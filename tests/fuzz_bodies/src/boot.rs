@@ -36,7 +36,7 @@ struct Input {
     command_line: u16,
 }
 
-/// The first bytes are sizes, the others the kernel.
+/// The first bytes encode the sizes; the others are the kernel.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let Ok(sizes) = Input::arbitrary(&mut input) else { return };
@@ -93,7 +93,7 @@ fn check(ram: &GuestRam, entry: u64, initrd: Option<u64>, command_line: &str) {
         assert!(start >= HIGH_MEMORY && start + size <= end, "initrd at {start:#x}");
         let mut head = vec![0; MARK.len().min(at_most(len))];
         memory.read_slice(&mut head, GuestAddress(start)).unwrap();
-        assert_eq!(head, MARK[..head.len()], "another initrd");
+        assert_eq!(head, MARK[..head.len()], "not the initrd");
         assert!(entry < start || size == 0, "the kernel begins in the initrd");
     }
 
@@ -110,5 +110,5 @@ fn check(ram: &GuestRam, entry: u64, initrd: Option<u64>, command_line: &str) {
         assert!(start >= below && size > 0, "the memory map is not in order");
         below = start + size;
     }
-    assert!(below <= end, "the memory map has more than there is");
+    assert!(below <= end, "the memory map exceeds memory");
 }

@@ -21,7 +21,7 @@ pub(crate) enum Step {
     Version(u8),
     Capabilities(u8),
     Give(Vec<(u16, u8)>, bool),
-    /// Every so many pages from this one on: many ranges in few bytes.
+    /// Every nth page from this one on: many ranges in few bytes.
     Comb(u8, u8),
     Obey(i8),
     Confirm,
@@ -34,11 +34,11 @@ pub(crate) enum Step {
     Write,
     Discarded(bool),
     Wait(u8),
-    /// The handshake of a guest that wants to be asked.
+    /// The handshake of a guest that accepts requests.
     Begin,
 }
 
-/// The bytes are the size of the host's pages and steps.
+/// The input encodes the size of the host's pages, and the steps.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let unit = if input.arbitrary().unwrap_or_default() { 8 } else { 1 };
@@ -89,7 +89,7 @@ impl Step {
             Self::Prepared(ok) => Op::Prepared(ok),
             Self::Write => Op::Write,
             Self::Discarded(ok) => Op::Discarded(ok),
-            // Not steps of their own: then the inputs found before it would mean something else.
+            // These are not steps of their own, which would change the meaning of earlier inputs.
             Self::Wait(u8::MAX) => Op::Restore,
             Self::Wait(254) => Op::Removed(true),
             Self::Wait(253) => Op::Removed(false),
@@ -110,8 +110,7 @@ impl Step {
     }
 }
 
-/// The guest's message for a step, where the step is one; `asked` is how many pages the guest was
-/// asked for last.
+/// The guest's message, if the step is one; `asked` is how many pages the guest was last asked for.
 pub(crate) fn message(op: &Op, asked: u64) -> Option<Vec<u8>> {
     Some(match *op {
         Op::Version(version) => {

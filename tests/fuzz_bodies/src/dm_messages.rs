@@ -10,7 +10,7 @@ pub(crate) fn run(packet: &[u8]) {
         let info = message.body.message_type().info().unwrap();
         assert_eq!(info.direction, Direction::ToHost);
         from_guest(message, packet);
-        assert!(HostMessage::parse(packet).is_err(), "a message of both sides");
+        assert!(HostMessage::parse(packet).is_err(), "a message of both directions");
     }
     if let Ok(message) = HostMessage::parse(packet) {
         from_host(message, packet);

@@ -1,7 +1,7 @@
-//! Guest memory that another processor of the guest writes while the host uses it.
+//! Guest memory that another vCPU of the guest writes while the host uses it.
 //!
-//! Every access of the host may find that something was written just before it: control words,
-//! descriptors, data. The host may write only the parts of the rings that it owns.
+//! Just before any access of the host, something may be written: control words, descriptors, data.
+//! The host may write only the parts of the rings that it owns.
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -16,7 +16,7 @@ use vmbus::{AccessError, GuestMemory};
 pub(crate) const PAGES: usize = 8;
 pub(crate) const PAGE: usize = 4096;
 
-/// What packets are filled with where the payload does not say.
+/// The filler byte of packets: their transaction ID, their padding and, in `rings`, their payload.
 pub(crate) const FILL: u8 = 0x5a;
 
 /// Words of a control page.
@@ -28,7 +28,7 @@ const FEATURE_BITS: usize = 64;
 const WORDS: [usize; 5] =
     [WRITE_INDEX, READ_INDEX, INTERRUPT_MASK, PENDING_SEND_SIZE, FEATURE_BITS];
 
-/// What the guest writes.
+/// A write by the guest.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub(crate) enum Write {
     /// An index or a length, in units of 8 bytes.
@@ -79,12 +79,12 @@ impl Rings {
     }
 }
 
-/// Where a page begins in the memory's bytes; beyond them where it is not memory.
+/// The offset of a page in the memory's bytes; beyond their end if it is not memory.
 fn offset(page: Gpfn) -> usize {
     usize::try_from(page.get()).unwrap() * PAGE
 }
 
-/// Which pages the rings have; the same page may be there twice, or not be memory.
+/// Decodes the pages of the rings; a page may occur twice, or not be memory.
 pub(crate) fn layout(bytes: &[u8]) -> Option<RingLayout> {
     let (&at, pages) = bytes.split_first()?;
     let pages: Vec<_> =
@@ -93,7 +93,7 @@ pub(crate) fn layout(bytes: &[u8]) -> Option<RingLayout> {
 }
 
 impl Memory {
-    /// Memory without rings; `races` is what is written between accesses.
+    /// Memory without rings; `races` encodes the writes between accesses.
     pub(crate) fn new(races: &[u8]) -> Self {
         let mut input = Unstructured::new(races);
         let mut script = Vec::new();
@@ -111,18 +111,18 @@ impl Memory {
         }
     }
 
-    /// Lets the host use these rings, or none: then it may access nothing.
+    /// Lets the host use these rings; with `None`, it may access nothing.
     pub(crate) fn lend(&self, layout: Option<&RingLayout>) {
         *self.rings.borrow_mut() = layout.map(Rings::new);
     }
 
-    /// From now on nothing is written between accesses.
+    /// Ends the writes between accesses.
     pub(crate) fn stop_races(&self) {
         self.races.borrow_mut().clear();
     }
 
-    /// One call takes few accesses, whatever the guest writes meanwhile: control words, and a
-    /// few for each page that is copied.
+    /// Asserts that a call took few accesses, whatever the guest wrote meanwhile: those to control
+    /// words, and a few for each page that is copied.
     pub(crate) fn assert_few(&self) {
         let accesses = self.accesses.take();
         assert!(accesses <= 24 + 4 * PAGES, "{accesses} accesses");
@@ -138,7 +138,7 @@ impl Memory {
         self.put(offset(page) + word, &value.to_le_bytes());
     }
 
-    /// The guest writes, without looking where.
+    /// Writes as the guest, which may write anywhere.
     fn put(&self, at: usize, value: &[u8]) {
         if let Some(bytes) = self.bytes.borrow_mut().get_mut(at..at + value.len()) {
             bytes.copy_from_slice(value);
@@ -175,7 +175,7 @@ impl Memory {
         }
     }
 
-    /// Writes a packet behind the last one, whether or not there is room.
+    /// Writes a packet after the last one, whether or not there is room.
     pub(crate) fn packet(&self, ring: &[Gpfn], payload: &[u8], completion: bool) {
         let data = &ring[1..];
         let size = data.len() * PAGE;
@@ -196,7 +196,7 @@ impl Memory {
         self.set(ring[0], WRITE_INDEX, u32::try_from(position).unwrap());
     }
 
-    /// The guest reads all that the host has sent.
+    /// The guest reads everything that the host has sent.
     pub(crate) fn read_all(&self, ring: &[Gpfn]) {
         let write = self.get(ring[0], WRITE_INDEX);
         self.set(ring[0], READ_INDEX, write);
@@ -209,7 +209,7 @@ impl Memory {
         }
     }
 
-    /// An access of the host: something may be written first.
+    /// Begins an access of the host, before which something may be written.
     fn access(&self, gpa: Gpa, len: usize) -> Result<Range<usize>, AccessError> {
         assert!(self.rings.borrow().is_some(), "the host uses rings that it gave back");
         self.accesses.update(|accesses| accesses + 1);
@@ -241,13 +241,13 @@ impl GuestMemory for Memory {
     }
 
     fn load_u32(&self, gpa: Gpa, _: Ordering) -> Result<u32, AccessError> {
-        assert!(gpa.get().is_multiple_of(4), "word at {gpa}");
+        assert!(gpa.get().is_multiple_of(4), "word at {gpa} is not aligned");
         let range = self.access(gpa, 4)?;
         Ok(u32::from_le_bytes(self.bytes.borrow()[range].try_into().unwrap()))
     }
 
     fn store_u32(&self, gpa: Gpa, value: u32, _: Ordering) -> Result<(), AccessError> {
-        assert!(gpa.get().is_multiple_of(4), "word at {gpa}");
+        assert!(gpa.get().is_multiple_of(4), "word at {gpa} is not aligned");
         self.write(gpa, &value.to_le_bytes())
     }
 }

@@ -1,4 +1,4 @@
-//! Hypercalls and the SynIC pages: any registers and any input, on memory with any content.
+//! Hypercalls and the SynIC pages: arbitrary registers and input, on memory with arbitrary content.
 
 use arbitrary::{Arbitrary, Unstructured};
 use kvm_hyperv::hypercall::{Hypercall, MAX_PAYLOAD};
@@ -189,7 +189,7 @@ impl Vp {
         bytes
     }
 
-    /// Nothing has changed except SINT 2's part of this page.
+    /// Asserts that nothing has changed except SINT 2's part of this page.
     fn only_changed(&self, before: &[u8], page: Option<u64>) {
         let after = self.bytes();
         let part =

@@ -4,7 +4,7 @@
 //!
 //! The programs in `fuzz/` call them under libFuzzer. The test `replay` of this package calls them
 //! with each file of the corpora, so that an ordinary `cargo test` covers everything that the
-//! fuzzers ever found.
+//! fuzzers have ever found.
 
 mod boot;
 mod device;

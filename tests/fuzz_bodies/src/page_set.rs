@@ -7,8 +7,8 @@ use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 
 const MAX_STEPS: usize = 64;
 
-/// Places of pages: around the ends of the set's leaves, nodes and chunks (512, 2^15 and 2^21
-/// pages), and at the end of all addresses.
+/// The places where pages lie: around the ends of the set's leaves, nodes and chunks (512, 2^15 and
+/// 2^21 pages), and at the end of the address space.
 const PLACES: [u64; 4] = [0, 32_768 - 300, (1 << 21) - 300, (1 << 40) - 600];
 /// Pages at each place.
 const PLACE: u64 = 600;
@@ -48,7 +48,7 @@ enum Step {
     TakeUnits(u8),
     InsertSet(Vec<Span>),
     RemoveSet(Vec<Span>),
-    /// Only compares.
+    /// Changes nothing, and compares what the set says about the span.
     Look(Span),
     Clear,
 }
@@ -71,7 +71,7 @@ fn numbers(range: PageRange) -> std::ops::Range<u64> {
     range.start().get()..range.end().get()
 }
 
-/// The maximal ranges.
+/// The maximal ranges of ascending page numbers.
 fn runs(pages: impl IntoIterator<Item = u64>) -> Vec<PageRange> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for page in pages {
@@ -203,8 +203,8 @@ impl Pair {
         let runs = runs(self.model.iter().copied());
         assert_eq!(self.set.len().get(), self.model.len() as u64);
         assert_eq!(self.set.is_empty(), self.model.is_empty());
-        assert!(self.set.iter().eq(runs.iter().copied()), "other ranges");
-        assert!(self.set.iter().rev().eq(runs.iter().rev().copied()), "other ranges backwards");
+        assert!(self.set.iter().eq(runs.iter().copied()), "ranges differ");
+        assert!(self.set.iter().rev().eq(runs.iter().rev().copied()), "ranges differ backwards");
         assert_eq!(self.set.range_count(), runs.len());
         assert!(!self.set.has_more_ranges_than(runs.len()));
         assert!(runs.is_empty() || self.set.has_more_ranges_than(runs.len() - 1));

@@ -1,4 +1,4 @@
-//! Input of a monitor client: every command is answered, however the bytes arrive.
+//! Input from a monitor client: every command is answered, however the bytes arrive.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ impl Machine for Stub {
     }
 
     fn balloon(&self, bytes: u64) -> Result<(), MonitorError> {
-        assert!(bytes > 0 && i64::try_from(bytes).is_ok(), "{bytes} is no size");
+        assert!(bytes > 0 && i64::try_from(bytes).is_ok(), "{bytes} is not a size");
         Ok(())
     }
 
@@ -38,7 +38,7 @@ pub(crate) fn run(data: &[u8]) {
         let answer = answer.as_object().unwrap();
         assert!(answer.contains_key("return") != answer.contains_key("error"), "{answer:?}");
     }
-    assert_eq!(answers(said, usize::from(piece).max(1)), whole, "it depends on the pieces");
+    assert_eq!(answers(said, usize::from(piece).max(1)), whole, "the answers depend on the pieces");
     let mut said = said.to_vec();
     said.extend(SYNC);
     let last = answers(&said, said.len()).pop().unwrap();

@@ -1,8 +1,8 @@
-//! A channel's rings on memory that another processor of the guest writes at the same time.
+//! A channel's rings in memory that another vCPU of the guest writes at the same time.
 //!
-//! Every access of the host may find that something was written just before it: control words,
-//! descriptors, data. What must hold: no panic, an end to every call, and no write outside what the
-//! host's end of the rings may write.
+//! Just before any access of the host, something may be written: control words, descriptors, data.
+//! The host must not panic, every call must end, and the host may write only the parts of the rings
+//! that it owns.
 
 use arbitrary::{Arbitrary, Unstructured};
 use vmbus::ring::{ChannelRings, RingLayout, SavedRings};
@@ -10,13 +10,13 @@ use vmbus::ring::{ChannelRings, RingLayout, SavedRings};
 use crate::guest_memory::{FILL, Memory, PAGE, PAGES, Write, layout};
 
 const MAX_STEPS: usize = 200;
-/// Packets taken at one step; a guest that writes all the time has always one more.
+/// The most packets taken in one step; a guest that keeps writing always has one more.
 const MAX_PACKETS: usize = 600;
 
 #[derive(Arbitrary, Debug)]
 enum Step {
     Write(Write),
-    /// A packet as it should be, where the ring goes on, and the write index after it.
+    /// A well-formed packet at the write index, which then moves past it.
     Packet {
         len: u16,
         completion: bool,
@@ -25,21 +25,22 @@ enum Step {
     ReceiveOne,
     Send(u16),
     Complete(u64),
-    /// The other side of the host's ring reads all there is.
+    /// The guest reads everything in the host's outgoing ring.
     ReadAll,
     Reopen,
 }
 
-/// The bytes are the rings' pages, steps, and what is written between two accesses.
+/// The input encodes the pages of the rings, the steps, and the writes between accesses.
 pub(crate) fn run(data: &[u8]) {
     go_on(data, None, false);
 }
 
-/// The same from saved rings, if there are any; saved and restored between all steps, if so wanted.
+/// Like [`run`], but begins with saved rings, if there are any; `restores` saves and restores the
+/// rings after every step.
 pub(crate) fn go_on(data: &[u8], saved: Option<&SavedRings>, restores: bool) {
     let (layout_bytes, rest) = data.split_at(data.len().min(PAGES + 2));
     let Some(layout) = layout(layout_bytes) else { return };
-    // Steps first, as many bytes as the next byte says of 256.
+    // The next byte says which share of the rest encodes the steps.
     let Some((&share, rest)) = rest.split_first() else { return };
     let (steps, races) = rest.split_at(rest.len() * usize::from(share) / 255);
     let mem = Memory::new(races);
@@ -71,7 +72,7 @@ pub(crate) fn go_on(data: &[u8], saved: Option<&SavedRings>, restores: bool) {
     }
 }
 
-/// Does the step; false where the rings are broken.
+/// Makes the step; returns false if the rings are broken.
 fn act<'m>(
     mem: &'m Memory,
     layout: &RingLayout,

@@ -10,8 +10,8 @@ use vmbus::{SavedServer, Server};
 
 use crate::{rings, vmbus_messages};
 
-/// In the first byte: the state has its own header and checksum. Otherwise they are added, so that
-/// the fuzzer gets past them.
+/// Bit of the first byte: the state has its own header and checksum. Without it they are added, so
+/// that the fuzzer gets past them.
 const IS_FRAMED: u8 = 0x80;
 
 /// Decodes from `data` the object to restore, the length of the steps after it in units of two, the

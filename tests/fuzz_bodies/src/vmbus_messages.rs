@@ -13,11 +13,11 @@ use driver::{Driver, Kind, OFFERS};
 
 const MAX_STEPS: usize = 300;
 
-/// GPADLs that a guest names; each has pages of its own, so that rings show which GPADL they use.
+/// How many GPADLs a guest names; each has its own pages, so that rings show which GPADL they use.
 const GPADLS: u8 = 4;
 /// Pages of such a GPADL.
 const GPADL_PAGES: u64 = 8;
-/// Pages of memory; those above the GPADLs' own are for lists with any content.
+/// Pages of memory; those above the GPADLs' own are for arbitrary page lists.
 const PAGE_LIMIT: u64 = 64;
 
 #[derive(Arbitrary, Debug)]
@@ -72,9 +72,9 @@ enum Step {
     Offer(u8),
     Rescind(u8),
     Reset,
-    /// The driver reports something that was not asked for.
+    /// The driver reports a result that nobody asked for.
     Spurious(u8),
-    /// The life of a channel up to its opening.
+    /// All messages up to the opening of a channel.
     Begin {
         version: u8,
         gpadl: u8,
@@ -97,7 +97,8 @@ pub(crate) fn run(data: &[u8]) {
     guest::next_guest_works(driver);
 }
 
-/// The same with servers that are saved and restored between steps; `server` has been already.
+/// Like [`run`], but saves and restores the server between steps; `server`, if any, was restored
+/// before.
 pub(crate) fn go_on(data: &[u8], server: Option<Server>) {
     let mut input = Unstructured::new(data);
     let kind = Kind::from(input.arbitrary::<u8>().unwrap_or_default());
@@ -239,12 +240,12 @@ fn header(n: u8, gpadl: u8, len: u16, ranges: u16) -> GuestMessage {
     })
 }
 
-/// Occasionally not a VP at all.
+/// A VP number; occasionally the one that means no VP.
 fn vp_number(vp: u8) -> u32 {
     if vp == u8::MAX { u32::MAX } else { vp.into() }
 }
 
-/// The length of a range, or a page that is no GPADL's own.
+/// The length of a range, or a page that belongs to no GPADL.
 fn any_word(word: u16) -> u64 {
     let own = u64::from(GPADLS) * GPADL_PAGES;
     let word = u64::from(word);

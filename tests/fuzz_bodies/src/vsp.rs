@@ -1,9 +1,10 @@
 //! The VSP behind its public interface, with a guest that writes anything into its rings at any
-//! time, and a driver that keeps the bus's rules and no order beyond them.
+//! time, and a driver that keeps the bus's rules but no order beyond them.
 //!
-//! The simulation's oracle follows every page. What must hold beside it: outputs end; the rings are
-//! left alone once they are given back; signals go where the guest wants them; a close ends when
-//! nothing is in flight, and the next guest is served; what is restored is what was saved.
+//! The simulation's oracle follows every page. In addition, outputs must end; the rings must be
+//! left alone once they are given back; signals must go where the guest requested them; a close
+//! must end once nothing is in flight, and the next guest must be served; what is restored must be
+//! what was saved.
 
 use std::time::Duration;
 
@@ -23,27 +24,27 @@ use crate::world::{Op, World};
 
 const MAX_STEPS: usize = 300;
 
-/// The most outputs after one event: all that the packets of a batch can lead to.
+/// The most outputs after one event: everything that the packets of a batch can cause.
 const MAX_OUTPUTS: usize = 4096;
 
 const RELID: Relid = Relid::new(7);
 
-/// Rings as an honest guest has them: two pages each.
+/// Rings as an honest guest has them: a control page and a data page each.
 const SOUND_RINGS: [u8; 5] = [2, 1, 2, 3, 4];
 
-/// A step as the fuzzer writes it.
+/// A step in the fuzzer's encoding.
 #[derive(Arbitrary, Debug)]
 enum Step {
-    /// A message of the guest, or a step of its host.
+    /// A message from the guest, or a step of its host.
     Of(device::Step),
-    /// The same, as a packet that asks for a completion.
+    /// The same, with messages in packets that request a completion.
     Complete(device::Step),
-    /// The guest does not signal the packets that follow, or does again.
+    /// The guest stops signalling the packets that follow, or resumes.
     Silent(bool),
     Signal,
     Timeout,
     Ring(Write),
-    /// The guest reads all that is in its ring, and signals that there is room.
+    /// The guest reads everything in its ring, and signals that there is room.
     Read,
     /// One of the jobs ends.
     Job(u8, bool),
@@ -55,7 +56,7 @@ enum Step {
     Start(Option<u16>),
 }
 
-/// The bytes are the size of the host's pages and of a batch, steps, and what is written between two
+/// The input encodes the size of the host's pages and of a batch, the steps, and the writes between
 /// accesses.
 pub(crate) fn run(data: &[u8]) {
     let &[kind, share, ref rest @ ..] = data else { return };
@@ -92,11 +93,11 @@ struct Driver<'m> {
     bus: Bus,
     jobs: Vec<Job>,
     is_silent: bool,
-    /// Between a reset and the next start.
+    /// Whether the machine was reset and has not started again.
     is_reset: bool,
-    /// Pages that the guest was asked for last.
+    /// How many pages the guest was last asked for.
     asked: u64,
-    /// What a restored VSP says once more.
+    /// The message that a restored VSP emits once more.
     said: Option<Vec<u8>>,
     /// Whether the open that is under way succeeded.
     opened: Option<bool>,
@@ -253,7 +254,7 @@ impl<'m> Driver<'m> {
         self.take_outputs();
     }
 
-    /// As the bus does, which starts a machine when the VSP is quiet.
+    /// Starts a machine, but as the bus does: only when the VSP is quiet.
     fn start(&mut self, target: Option<u16>) {
         let target = target.map(|pages| PageCount::new(u64::from(pages) % 1200));
         let (boot_ram, hot_add) = (self.config.boot_ram.clone(), self.config.hot_add);
@@ -279,19 +280,19 @@ impl<'m> Driver<'m> {
         self.take_outputs();
     }
 
-    /// Another VMM goes on. It asks for all jobs once more.
+    /// Another VMM takes over, and asks for all jobs once more.
     fn move_on(&mut self) {
         let saved = self.vsp.save(self.now);
         let open = match &self.bus {
             Bus::Open(open) if !self.is_reset => Some((self.memory, open.clone())),
-            // The bus closes it, and the next VMM hears of that.
+            // The bus closes the channel, and the next VMM hears of that.
             Bus::Open(_) | Bus::Closed | Bus::Closing => None,
         };
         let restored = DynamicMemory::restore(self.config.clone(), &saved, open, self.now);
-        let restored = restored.expect("it was just saved");
+        let restored = restored.expect("a VSP that was just saved");
         let before = std::mem::replace(&mut self.vsp, restored.with_batch(self.batch).with_trace());
-        // A closing VSP has no work of the old VMM to wait for. An inhibited one takes back what was
-        // being discarded.
+        // After a restore, a closing VSP no longer has work to wait for, and an inhibited one takes
+        // back what was being discarded.
         if before.snapshot().state != StateName::Closing && !self.config.inhibited {
             assert_eq!(lasting(self.vsp.snapshot()), lasting(before.snapshot()));
             assert_eq!(self.vsp.save(self.now), saved, "saved differently when restored");
@@ -304,9 +305,9 @@ impl<'m> Driver<'m> {
         }
         self.take_outputs();
         self.oracle.end_move();
-        assert_eq!(self.said, None, "a message is lost");
+        assert_eq!(self.said, None, "a message was lost");
         if self.bus == Bus::Closing {
-            // The server of the next VMM asks for it again.
+            // The next VMM's server asks for the close again.
             self.is_quiet = false;
             self.tell(ChannelEvent::Close);
         }
@@ -341,7 +342,7 @@ impl<'m> Driver<'m> {
                 assert_eq!((Some(vp), u32::from(flag)), (open.target_vp, RELID.get()));
             }
             ChannelOutput::OpenFinished(result) => {
-                // The first look at the ring comes after this.
+                // The VSP first looks at the ring after this.
                 let state =
                     if result.is_ok() { StateName::AwaitVersion } else { StateName::Closed };
                 assert_eq!(self.vsp.snapshot().state, state, "{result:?}");
@@ -405,7 +406,7 @@ impl<'m> Driver<'m> {
         }
     }
 
-    /// Whatever the guest did, its channel closes, and the next one has a channel that works.
+    /// Whatever the guest did, its channel closes, and the next guest has a channel that works.
     fn the_next_guest_is_served(&mut self) {
         self.reset();
         self.close();
@@ -413,7 +414,7 @@ impl<'m> Driver<'m> {
             self.end_job(0, true);
         }
         self.start(None);
-        assert!(!self.is_reset, "not quiet, and nothing to wait for");
+        assert!(!self.is_reset, "the VSP is not quiet, but waits for nothing");
         self.is_silent = false;
         self.memory.stop_races();
         self.apply(Op::Open, false);
@@ -426,7 +427,7 @@ impl<'m> Driver<'m> {
 /// The longest wait: for a guest that adds memory and brings nothing online.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
-/// What does not depend on when the last event was.
+/// The part of a snapshot that does not depend on when the last event was.
 fn lasting(snapshot: Snapshot) -> Snapshot {
     Snapshot { ready_at: None, ready_in: None, ..snapshot }
 }

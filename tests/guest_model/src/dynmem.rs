@@ -1,8 +1,8 @@
 //! A Dynamic Memory client (VSC) that behaves like a real guest and checks the host.
 //!
-//! It is written from the description of `hv_balloon.c` and from reports on Windows, not from the
-//! device under test: the two share wire structs and nothing else. [`Client::receive`] fails when
-//! the host breaks a rule in a way that a real guest would not survive, or would ignore.
+//! It is based on a description of `hv_balloon.c` and on reports about Windows, not on the device
+//! under test: the two share the wire structs and nothing else. [`Client::receive`] fails when the
+//! host breaks a rule in a way that a real guest would not survive, or would ignore.
 
 mod balloon;
 mod client;

@@ -1,7 +1,7 @@
 //! The guest's side of VMBus: a client that behaves like Linux, and its end of the rings.
 //!
-//! It is written from the protocol alone; of the host's crate it uses the layouts, numbers and the
-//! [`GuestMemory`](vmbus::GuestMemory) trait.
+//! It is based on the protocol alone. From the host's crate it uses only the layouts, the numbers
+//! and the [`GuestMemory`](vmbus::GuestMemory) trait.
 
 mod client;
 mod memory;

@@ -1,4 +1,4 @@
-//! The model guest alone, against messages written by hand.
+//! The model guest alone, against handwritten messages.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ fn add(guest: &mut Client, range: PageRange) -> Result<(), RuleBroken> {
     guest.receive(&request(range, Some(range)))
 }
 
-/// What the guest says now, status reports left out.
+/// The hot-add responses that the guest sends now; status reports are skipped.
 fn answers(guest: &mut Client) -> Vec<(u64, HotAddResult)> {
     let answer = |message: Vec<u8>| match GuestMessage::parse(&message).unwrap().body {
         GuestBody::HotAddResponse(HotAddResponse { pages, result }) => Some((pages.get(), result)),

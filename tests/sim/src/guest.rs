@@ -14,28 +14,28 @@ use vmbus::protocol::{GpadlId, Relid, VpIndex};
 use crate::host::Host;
 use crate::memory::Ram;
 
-/// Where the kernel is with the bus and its channel.
+/// How far the kernel has got with the bus and its channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// The bus driver is not loaded.
     Down,
     /// Host and guest have no version in common.
     OffBus,
-    /// It asked for a version.
+    /// The bus driver has requested a version.
     Contacting,
-    /// It asked for offers.
+    /// The bus driver has requested the offers.
     AwaitOffers,
     /// The balloon driver is not loaded.
     Unloaded,
-    /// It lends the ring's pages.
+    /// The balloon driver waits for the GPADL of its rings.
     AwaitGpadl,
-    /// It opens the channel.
+    /// The balloon driver waits for the result of its OPEN.
     AwaitOpen,
     /// The balloon driver runs.
     Running,
-    /// The channel was closed; the ring's pages are to come back.
+    /// The channel is closed; the guest waits for the pages of the rings.
     AwaitTorndown,
-    /// The bus driver leaves, and the next kernel follows.
+    /// The bus driver is unloading; the next kernel follows.
     AwaitUnload,
 }
 
@@ -49,32 +49,32 @@ pub(crate) struct Guest {
     pub(crate) stage: Stage,
     pub(crate) relid: Option<Relid>,
     pub(crate) gpadl: Option<GpadlId>,
-    /// Where the rings are; two places, since a crash kernel leaves the old ones alone.
+    /// The pages of the rings: two sets, since a crash kernel leaves the old rings alone.
     places: [Vec<Gpfn>; 2],
-    /// Pages of the ring to the host.
+    /// The number of pages in the guest-to-host ring.
     pub(crate) downstream_offset: usize,
     place: usize,
     /// A post that the host had no room for.
     refused: Option<Post>,
     /// A packet that the ring had no room for.
     pub(crate) unsent: Option<Vec<u8>>,
-    /// The number of its last packet.
+    /// The transaction ID of its last packet.
     packets: u64,
-    /// Completions that it asked for and did not get yet.
+    /// The transaction IDs of the completions that it has requested but not received.
     pub(crate) awaited: VecDeque<u64>,
-    /// It was signalled and reads on until the ring is empty.
+    /// It was signalled and keeps reading until the ring is empty.
     reading: bool,
-    /// Pages that drivers gave which are gone; no kernel since uses them.
+    /// Pages given by drivers that are gone; no kernel has used them since.
     leaked: PageRangeSet,
-    /// It breaks no rule, and its host must not either.
+    /// It keeps all rules, and so must its host.
     pub(crate) is_honest: bool,
-    /// It lost count, by the host's giving up on it.
+    /// It has lost track of its transactions because the host gave up on it.
     pub(crate) is_confused: bool,
-    /// Whether it asks for signals only when it sleeps.
+    /// Whether it masks signals while it is awake.
     masks: bool,
-    /// Whether it has the host tell it when a packet has room.
+    /// Whether it asks the host to signal when there is room for its packet.
     pub(crate) waits_for_room: bool,
-    /// It asks for a completion of every packet, whether or not it reads them.
+    /// It requests a completion of every packet, whether or not it reads them.
     pub(crate) asks_for_all: bool,
     /// How long it must be left alone after its handshake.
     settle: Duration,
@@ -90,7 +90,8 @@ impl Guest {
     ) -> Self {
         let bus = Bus::with_versions(personality.vmbus_versions.clone(), VpIndex::new(0));
         let masks = downstream_offset.is_multiple_of(2);
-        // The host counts from when it has heard of the guest, which the watch checks.
+        // The host counts from when it hears of the end of the handshake, so the watch checks this
+        // and not the driver.
         let settle = std::mem::take(&mut personality.settle);
         Self {
             driver: Client::new(personality, memory),
@@ -118,7 +119,7 @@ impl Guest {
         }
     }
 
-    /// How it behaves, for the same guest after a reset.
+    /// Its personality, to make the same guest again after a reset.
     pub(crate) fn personality(&self) -> Personality {
         Personality { settle: self.settle, ..self.driver.personality().clone() }
     }
@@ -168,7 +169,7 @@ impl Guest {
         }
     }
 
-    /// Leaves the bus for the next kernel, which starts when the host says that it has forgotten.
+    /// Leaves the bus for the next kernel, which starts when the host has answered the unload.
     pub(crate) fn kexec(&mut self, host: &mut Host) {
         if !matches!(
             self.stage,
@@ -209,7 +210,7 @@ impl Guest {
         self.refused.is_some()
     }
 
-    /// Posts one message of the bus.
+    /// Posts one bus message.
     pub(crate) fn post(&mut self, host: &mut Host) {
         let Some(post) = self.refused.take() else { return };
         let status = host.post(post.connection_id, post.message.as_bytes());
@@ -220,7 +221,7 @@ impl Guest {
         self.bus_events(host);
     }
 
-    /// Takes a message of the bus.
+    /// Takes a bus message.
     pub(crate) fn take_message(&mut self, host: &mut Host) {
         let Some(message) = host.synic.take() else { return };
         host.watch.note(host.now, || {
@@ -274,7 +275,7 @@ impl Guest {
                 self.boot(host);
             }
             (_, other) => {
-                // What was on its way when the guest went on to something else.
+                // These may have been on their way when the guest moved on.
                 let may_be = matches!(
                     other,
                     BusEvent::GpadlCreated(_, true)
@@ -289,13 +290,13 @@ impl Guest {
         }
     }
 
-    /// Has the next rings in other pages.
+    /// Puts the next rings into other pages.
     pub(crate) fn use_place(&mut self, pages: Vec<Gpfn>, downstream_offset: usize) {
         self.places[1 - self.place] = pages;
         self.downstream_offset = downstream_offset;
     }
 
-    /// Whether the pages make two rings that a driver can use.
+    /// Whether the pages form two rings that a driver can use.
     fn has_usable_pages(&self) -> bool {
         let pages = self.ring_pages();
         let rest = pages.len().saturating_sub(self.downstream_offset);
@@ -322,7 +323,7 @@ impl Guest {
         self.stage = Stage::AwaitOpen;
     }
 
-    /// Whether what is in the rings can still be read as packets.
+    /// Whether the content of the rings can still be read as packets.
     pub(crate) fn has_sound_rings(&self, host: &mut Host) -> bool {
         if self.ram.take_tampered() {
             host.watch.lost_ring = true;
@@ -353,7 +354,7 @@ impl Guest {
             }
         }
         let Some(packet) = rings.receive() else {
-            // Looks once more after it has asked for signals.
+            // Check the ring once more after unmasking signals.
             rings.mask(false);
             self.reading = !rings.is_empty();
             return;
@@ -376,13 +377,13 @@ impl Guest {
         self.check_lent(host);
     }
 
-    /// Completions come in the order in which they were asked for, each once.
+    /// Checks that completions come in the order in which they were requested, each once.
     fn completed(&mut self, id: u64) {
         let awaited = self.awaited.pop_front();
         assert!(awaited == Some(id) || !self.is_honest, "completion {id}, not {awaited:?}");
     }
 
-    /// Whether all that the host has put into the ring was read, and all completions are there.
+    /// Whether the guest has read all that the host has put into the ring, and has all completions.
     pub(crate) fn has_heard_all(&self, host: &Host) -> bool {
         let is_lost = host.sent.as_ref().is_some_and(|sent| !sent.is_empty());
         !is_lost && self.awaited.is_empty()
@@ -402,7 +403,7 @@ impl Guest {
         assert!(self.is_confused || !self.is_honest, "the host broke a rule: {broken}");
     }
 
-    /// No page that the guest uses is being discarded.
+    /// Checks that no page that the guest uses is being discarded.
     pub(crate) fn check_lent(&self, host: &Host) {
         if !self.is_honest || self.is_confused {
             return;
@@ -410,11 +411,12 @@ impl Guest {
         let ballooned = self.driver.memory().ballooned();
         for range in host.watch.oracle.flights.iter().flat_map(|flight| flight.pages.iter()) {
             let is_lent = ballooned.contains_range(range) || self.leaked.contains_range(range);
-            assert!(is_lent, "{range} is being discarded and the guest uses it");
+            assert!(is_lent, "{range} is being discarded while the guest uses it");
         }
     }
 
-    /// Whether the driver has something to send: it may only be asked once a packet is out.
+    /// Whether the driver has something to send. It is asked for a packet only once its last one is
+    /// in the ring.
     pub(crate) fn wants_to_send(&mut self, now: Duration) -> bool {
         if self.rings.is_none() || self.stage != Stage::Running {
             return false;
@@ -426,7 +428,7 @@ impl Guest {
         self.unsent.is_some()
     }
 
-    /// Writes the driver's packet to the ring; false where there is no room.
+    /// Writes the driver's packet to the ring; returns false if there is no room.
     pub(crate) fn send_packet(&mut self, host: &mut Host) -> bool {
         let Some(packet) = self.unsent.take() else { return false };
         let sent = self.send(&packet, host);
@@ -436,7 +438,7 @@ impl Guest {
         sent
     }
 
-    /// Writes a packet that no balloon driver has, which the host drops and completes.
+    /// Writes a packet of a kind that no balloon driver sends; the host drops and completes it.
     fn send_other_kind(&mut self, host: &mut Host) {
         let Some(rings) = &mut self.rings else { return };
         let id = u64::MAX - self.packets;
@@ -447,14 +449,15 @@ impl Guest {
         }
     }
 
-    /// Writes any packet to the ring; false where there is no room.
+    /// Writes any packet to the ring; returns false if there is no room.
     pub(crate) fn send(&mut self, packet: &[u8], host: &mut Host) -> bool {
         if !self.has_sound_rings(host) {
             return false;
         }
         self.packets += 1;
         let id = self.packets;
-        // No more than the host keeps for a guest that does not read. Others than Linux ask.
+        // Drivers other than Linux's request completions, but no more than the host keeps for a
+        // guest that does not read.
         let asks = id.is_multiple_of(3) && self.awaited.len() + 1 < MAX_COMPLETIONS;
         let asks = asks && !self.waits_for_room || self.asks_for_all;
         if asks && self.is_honest && id.is_multiple_of(2) {

@@ -19,14 +19,14 @@ use crate::memory::Ram;
 use crate::synic::Synic;
 use crate::watch::Watch;
 
-/// Bus actions in one turn of the loop: vCPUs can ask the bus for more all the time.
+/// The most bus actions in one turn of the loop, since vCPUs can keep asking the bus for more.
 const ACTIONS_PER_TURN: u32 = 128;
 
-/// The bus of a machine with these VPs; the guest's driver runs on the first one.
+/// The bus of a machine with two VPs; the guest's driver runs on the first one.
 pub(crate) const BUS: ServerConfig =
     ServerConfig { vp_count: 2, page_limit: Gpfn::MAX, max_version: Version::V5_3 };
 
-/// The host and all that belongs to it.
+/// The host and everything that belongs to it.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) now: Duration,
@@ -35,17 +35,17 @@ pub(crate) struct Host {
     pub(crate) server: Server,
     pub(crate) synic: Synic,
     pub(crate) ram: Ram,
-    /// With the memory of the machine that runs.
+    /// The VSP's configuration, with the memory of the running machine.
     pub(crate) config: Config,
-    /// The most packets for one signal.
+    /// The most packets that the VSP handles for one signal.
     pub(crate) batch: u32,
-    /// What the last VMM had to say and did not get into the ring.
+    /// The message that the previous VMM did not get into the ring.
     pub(crate) said: Option<Vec<u8>>,
-    /// Messages and other outputs since a packet was last taken.
+    /// How many messages and other outputs the VSP has produced since it last took a packet.
     outputs: [usize; 2],
     /// Work on guest memory that has begun.
     pub(crate) jobs: Vec<Job>,
-    /// The loop has something to look at.
+    /// The loop has work to do.
     pub(crate) wake: bool,
     /// The guest signalled the channel.
     pub(crate) signalled: bool,
@@ -53,21 +53,21 @@ pub(crate) struct Host {
     pub(crate) event_flag: bool,
     /// The guest was signalled since it last found its ring full.
     pub(crate) hears_of_room: bool,
-    /// How the guest wants to be signalled, as the VSP was last told.
+    /// The target VP and relid for signals to the guest, as the VSP was last told.
     pub(crate) signal: (Option<VpIndex>, Relid),
-    /// Where the guest reads how much room the host waits for.
+    /// The address at which the guest reads how much room the host waits for.
     awaited_room: Gpa,
     /// The bus has asked for the channel to be closed.
     pub(crate) is_closing: bool,
-    /// The guest has made room since a message was last tried.
+    /// The guest has made room since the host last tried to send a message.
     pub(crate) has_new_room: bool,
-    /// A machine is there: none between a reset and the next start.
+    /// Whether there is a machine; there is none between a reset and the next start.
     has_machine: bool,
-    /// Of the guest that runs.
+    /// OS ID of the running guest.
     pub(crate) guest_os_id: u64,
-    /// What the guest put into the ring, in this order, where that can be known.
+    /// The packets that the guest put into the ring, in order; `None` if they cannot be known.
     pub(crate) expected: Option<VecDeque<Vec<u8>>>,
-    /// What the host put into the ring and the guest has not read, likewise.
+    /// The messages that the host put into the ring and the guest has not read, likewise.
     pub(crate) sent: Option<VecDeque<Vec<u8>>>,
     pub(crate) watch: Watch,
 }
@@ -115,7 +115,7 @@ impl Host {
         self.vsp.snapshot()
     }
 
-    /// HvPostMessage; its status.
+    /// Handles HvPostMessage; returns the hypercall status.
     pub(crate) fn post(&mut self, connection_id: ConnectionId, message: &[u8]) -> u16 {
         self.watch.bus.posted(message);
         let result = self.server.handle_message(connection_id, message);
@@ -133,7 +133,7 @@ impl Host {
         self.pump();
     }
 
-    /// What waits for room in the ring is tried again.
+    /// Retries what waits for room in the ring.
     pub(crate) fn retry(&mut self) {
         self.signalled = true;
         self.turn();
@@ -148,9 +148,9 @@ impl Host {
         self.vsp.poll_timeout().is_some_and(|at| at <= self.now)
     }
 
-    /// The time has come that the VSP named.
+    /// The VSP's deadline has passed.
     pub(crate) fn on_timeout(&mut self) {
-        // It may go on with packets.
+        // The VSP may continue with packets.
         self.watch.received = true;
         self.tell(ChannelEvent::Timeout);
         self.pump();
@@ -164,7 +164,7 @@ impl Host {
         self.pump();
     }
 
-    /// Ends one of the jobs, in any order: the VSP must not depend on it.
+    /// Ends one of the jobs. The VSP must not depend on the order in which they end.
     pub(crate) fn end_job(&mut self, at: usize, ok: bool) {
         let Job { id, task } = self.jobs.remove(at);
         self.watch.note(self.now, || format!("host: job {} {task:?} ends, {ok}", id.get()));
@@ -182,7 +182,7 @@ impl Host {
 
     pub(crate) fn discard(&mut self, ranges: Vec<PageRange>) {
         for range in ranges {
-            // A guest that gave its ring away has a ring of zeros.
+            // A guest that gave away pages of its ring finds zeros in it.
             if self.ram.discard(range) {
                 self.expected = None;
                 self.sent = None;
@@ -203,7 +203,7 @@ impl Host {
         self.pump();
     }
 
-    /// Whether nothing is under way for the guest that was.
+    /// Whether no work for the previous guest is left.
     pub(crate) fn is_quiet(&self) -> bool {
         self.vsp.is_quiet() && self.jobs.is_empty() && !self.wake
     }
@@ -225,7 +225,7 @@ impl Host {
         self.take_outputs();
     }
 
-    /// The machine before leaves a target, which holds unless another was set since.
+    /// Starts a machine. The target that the previous one left holds unless another was set since.
     fn start_machine(
         &mut self,
         boot_ram: PageRangeSet,
@@ -236,7 +236,7 @@ impl Host {
         self.vsp.start_machine(self.now, boot_ram, hot_add, target).expect("the VSP is quiet");
         let device = self.snapshot();
         match (since, target) {
-            (Some(_), _) => assert_eq!(device.target, since, "an older target replaces a newer"),
+            (Some(_), _) => assert_eq!(device.target, since, "replaced by an older target"),
             (None, Some(target)) if target <= device.maximum => {
                 assert_eq!(device.target, target.align_up(self.config.discard_unit));
             }
@@ -254,7 +254,7 @@ impl Host {
         self.pump();
     }
 
-    /// The VSP is about to be told something, and will try what waits for room.
+    /// Prepares for the next input to the VSP, which will then retry what waits for room.
     fn begin(&mut self) {
         self.has_new_room = false;
         self.outputs = [0; 2];
@@ -266,8 +266,8 @@ impl Host {
         self.take_outputs();
     }
 
-    /// Each packet comes once, in order, and as it was when it was published, whatever the guest has
-    /// made of its ring since.
+    /// Checks that each packet comes once, in order, and as it was published, whatever the guest
+    /// has done to its ring since.
     fn expect(&mut self, message: &[u8]) {
         self.is_in_order();
         if let Some(expected) = &mut self.expected {
@@ -276,7 +276,7 @@ impl Host {
         }
     }
 
-    /// Whether the guest has let its rings be, as far as can be known.
+    /// Whether the guest has left its rings alone, as far as can be known.
     fn is_in_order(&mut self) -> bool {
         if self.ram.take_tampered() || self.watch.lost_ring {
             self.expected = None;
@@ -285,7 +285,7 @@ impl Host {
         self.expected.is_some()
     }
 
-    /// The guest is told how much room the host waits for only as long as the host does.
+    /// Checks that the guest is told to signal room only while the host waits for room.
     fn check_awaited_room(&mut self) {
         if self.uses_rings() && !self.vsp.waits_for_room() && self.is_in_order() {
             let word = self.ram.load_u32(self.awaited_room, Ordering::Relaxed);
@@ -293,7 +293,7 @@ impl Host {
         }
     }
 
-    /// Does what the VSP asks for, then what the bus does, and so on.
+    /// Carries out what the VSP asks for, then what the bus asks for, and so on.
     pub(crate) fn pump(&mut self) {
         let mut drained = 0;
         for turn in 0.. {
@@ -341,7 +341,7 @@ impl Host {
                 });
             }
             vmbus::Action::Close { .. } => {
-                // What was copied out of the ring and not looked at is lost.
+                // Packets that were copied out of the ring but not handled are lost.
                 self.expected = None;
                 self.watch.note(self.now, || "host: closes the channel".into());
                 self.ram.set_off_limits(true);
@@ -365,7 +365,7 @@ impl Host {
             self.take(output);
         }
         let goes_on = self.ram.take_impossible_index();
-        assert!(!goes_on, "the host goes on with an index that is no position in its ring");
+        assert!(!goes_on, "the host continues with an index that is not a position in its ring");
         self.check_awaited_room();
         if self.is_blocked() {
             self.watch.tally.see("event", "ring full");
@@ -380,7 +380,7 @@ impl Host {
                 assert_eq!(
                     (Some(vp), u32::from(flag)),
                     (wanted, relid.get()),
-                    "signalled elsewhere"
+                    "not the VP and flag to signal"
                 );
                 self.event_flag = true;
                 self.hears_of_room = true;
@@ -393,14 +393,14 @@ impl Host {
                     self.watch.ring_error(error);
                     self.ram.watch_rings(None);
                 } else {
-                    assert_eq!(state, StateName::AwaitVersion, "opened, and there is no channel");
+                    assert_eq!(state, StateName::AwaitVersion, "opened, but there is no channel");
                 }
                 self.server.open_finished(self.channel, result.is_ok());
                 self.wake = true;
             }
             ChannelOutput::CloseFinished => {
                 let is_asked = std::mem::take(&mut self.is_closing);
-                assert!(is_asked, "the bus has asked for no close");
+                assert!(is_asked, "the bus did not ask for a close");
                 self.watch.oracle.close_finished();
                 self.server.close_finished(self.channel);
                 self.wake = true;
@@ -440,7 +440,7 @@ impl Host {
                     Task::Discard(ranges) => {
                         assert!(
                             !self.config.inhibited,
-                            "a discard begins while they are forbidden"
+                            "a discard begins while discards are forbidden"
                         );
                         self.watch.oracle.discard(job.id, ranges);
                     }

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! VSP, bus and guests in one thread and in virtual time, driven by a seed.
+//! Simulation of the VSP, the bus and guests in one thread and in virtual time, driven by a seed.
 //!
 //! A run ([`run`]) is a machine with a guest, honest or hostile, and an operator. One generator
 //! chooses among everything that can happen next, so that a seed determines the run.
@@ -37,20 +37,20 @@ use world::World;
 /// The environment variable that names the seed to replay.
 pub const SEED: &str = "HV_BALLOON_SEED";
 
-/// The environment variable that names the vices of the guest to replay, with commas between them,
-/// where they do not come from the seed.
+/// The environment variable that lists the vices of the guest to replay, separated by commas, if
+/// they do not come from the seed.
 pub const VICES: &str = "HV_BALLOON_VICES";
 
 /// A run in which something did not hold.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// The run.
+    /// The seed of the run.
     pub seed: u64,
-    /// The guest's vices, where they do not come from the seed.
+    /// The guest's vices, if they do not come from the seed.
     pub vices: Option<Vec<Vice>>,
     /// What did not hold.
     pub what: String,
-    /// What happened until then, oldest first.
+    /// The trace up to that point, oldest line first.
     pub trace: Vec<String>,
 }
 
@@ -62,8 +62,8 @@ pub fn run(seed: u64) -> Result<Tally, Box<Failure>> {
     run_with(seed, None)
 }
 
-/// Makes the run of a seed, but with a guest that has these vices and no others; where there are none,
-/// it is honest.
+/// Makes the run of a seed, but with a guest that has exactly these vices; without any, it is
+/// honest.
 ///
 /// # Errors
 /// What did not hold, with the trace of a second run.
@@ -74,7 +74,7 @@ pub fn run_with(seed: u64, vices: Option<&[Vice]>) -> Result<Tally, Box<Failure>
     }
 }
 
-/// The same with its trace.
+/// Like [`run_with`], but also returns the trace.
 ///
 /// # Errors
 /// What did not hold.
@@ -108,13 +108,13 @@ impl fmt::Display for Failure {
         const LAST: usize = 120;
         let hidden = self.trace.len().saturating_sub(LAST);
         if hidden > 0 {
-            writeln!(f, "… {hidden} lines before that")?;
+            writeln!(f, "… {hidden} earlier lines")?;
         }
         for line in &self.trace[hidden..] {
             writeln!(f, "{line}")?;
         }
         writeln!(f, "seed {}: {}", self.seed, self.what)?;
-        write!(f, "all of it again: {SEED}={}", self.seed)?;
+        write!(f, "to replay it: {SEED}={}", self.seed)?;
         if let Some(vices) = &self.vices {
             let names: Vec<_> = vices.iter().map(|vice| vice.name()).collect();
             write!(f, " {VICES}=\"{}\"", names.join(","))?;

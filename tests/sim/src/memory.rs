@@ -18,7 +18,7 @@ const PAGE: usize = 4096;
 #[derive(Clone, Debug)]
 pub(crate) struct Ram {
     shared: Rc<Shared>,
-    /// The host's accesses are those that a hostile guest waits for.
+    /// Whether the accesses are the host's, which a hostile guest waits for.
     is_host: bool,
 }
 
@@ -27,23 +27,23 @@ struct Shared {
     pages: RefCell<Pages>,
     mischief: RefCell<Option<Mischief>>,
     tampered: Cell<bool>,
-    /// The host has no rings in here, or has them no more.
+    /// The host has no rings here, or no longer has them.
     is_off_limits: Cell<bool>,
-    /// The indices of the host's rings, and how many bytes each ring has.
+    /// The address of each index of the host's rings, and the size of that ring in bytes.
     indices: RefCell<Vec<(Gpa, u32)>>,
-    /// The host has found an index that is no position in its ring.
+    /// The host has loaded an index that is not a position in its ring.
     saw_impossible_index: Cell<bool>,
 }
 
 #[derive(Debug, Default)]
 struct Pages {
-    /// All that is there.
+    /// All pages that exist.
     ram: PageRangeSet,
-    /// Those that were written to.
+    /// The content of those that were written to.
     written: BTreeMap<u64, Box<[u8; PAGE]>>,
 }
 
-/// What another vCPU of the guest does just after the host looked.
+/// What another vCPU of the guest does just after the host has looked.
 #[derive(Debug)]
 pub(crate) struct Mischief {
     pub(crate) dice: Dice,
@@ -54,14 +54,14 @@ pub(crate) struct Mischief {
 }
 
 impl Ram {
-    /// Memory with these pages: the guest's access to it.
+    /// Memory with these pages, for access by the guest.
     pub(crate) fn new(ram: PageRangeSet) -> Self {
         let shared = Rc::new(Shared::default());
         shared.pages.borrow_mut().ram = ram;
         Self { shared, is_host: false }
     }
 
-    /// The host's access.
+    /// The same memory, for access by the host.
     pub(crate) fn of_host(&self) -> Self {
         Self { shared: Rc::clone(&self.shared), is_host: true }
     }
@@ -73,12 +73,12 @@ impl Ram {
         self.take_tampered();
     }
 
-    /// Whether the page is there.
+    /// Whether the page exists.
     pub(crate) fn has(&self, page: Gpfn) -> bool {
         self.shared.pages.borrow().ram.contains(page)
     }
 
-    /// Whether the host must leave the memory alone.
+    /// Sets whether the host must leave the memory alone.
     pub(crate) fn set_off_limits(&self, is_off_limits: bool) {
         self.shared.is_off_limits.set(is_off_limits);
     }
@@ -95,12 +95,13 @@ impl Ram {
         self.shared.saw_impossible_index.set(false);
     }
 
-    /// Whether the host has found an index that is no position in its ring, since the last call.
+    /// Whether the host has loaded an index that is not a position in its ring since the last call.
     pub(crate) fn take_impossible_index(&self) -> bool {
         self.shared.saw_impossible_index.take()
     }
 
-    /// The host has loaded a word. A page may be the head of both rings.
+    /// Checks a word that the host has loaded, if it is an index. Both rings may have the same
+    /// control page, so an index must be a position in one of them.
     fn check_index(&self, gpa: Gpa, value: u32) {
         if self.is_host {
             let indices = self.shared.indices.borrow();
@@ -113,18 +114,18 @@ impl Ram {
         }
     }
 
-    /// New memory is within the guest's reach.
+    /// Makes new memory accessible.
     pub(crate) fn add(&self, range: PageRange) {
         self.shared.pages.borrow_mut().ram.insert(range);
     }
 
-    /// Memory is no longer within the guest's reach.
+    /// Makes memory inaccessible.
     pub(crate) fn remove(&self, range: PageRange) {
         self.shared.pages.borrow_mut().ram.remove(range);
         self.discard(range);
     }
 
-    /// Gives memory back to the host. Says whether anybody had written to it.
+    /// Gives memory back to the host; returns whether anybody had written to it.
     pub(crate) fn discard(&self, range: PageRange) -> bool {
         let mut pages = self.shared.pages.borrow_mut();
         let (start, end) = (range.start().get(), range.end().get());
@@ -139,8 +140,8 @@ impl Ram {
         *self.shared.mischief.borrow_mut() = mischief;
     }
 
-    /// Whether a word was moved under the host since the last call: what the guest finds in its rings
-    /// then makes no sense any more.
+    /// Whether a word was changed under the host since the last call, so that the content of the
+    /// rings no longer makes sense.
     pub(crate) fn take_tampered(&self) -> bool {
         self.shared.tampered.take()
     }
@@ -192,7 +193,7 @@ impl Ram {
         if len < 8 || dice.one_in(4) {
             return;
         }
-        // Other ranges, other types, other lengths: were it read again, it would be used.
+        // Other ranges, types and lengths, which a second read would use.
         let word = dice.pick(&[0, u64::MAX, 0x1_0000_0000_0010, 7 | 40 << 16, 1 << 40 | 3]);
         let bytes: Vec<u8> = word.to_le_bytes().into_iter().cycle().take(len).collect();
         let _ = self.put(gpa, &bytes);
@@ -239,7 +240,7 @@ impl GuestMemory for Ram {
     }
 
     fn load_u32(&self, gpa: Gpa, _: Ordering) -> Result<u32, AccessError> {
-        assert!(gpa.get().is_multiple_of(4), "a word at {gpa}");
+        assert!(gpa.get().is_multiple_of(4), "word at {gpa} is not aligned");
         let mut word = [0; 4];
         self.copy(gpa, 4, |pages, page, offset, _| {
             if let Some(bytes) = pages.written.get(&page) {
@@ -253,7 +254,7 @@ impl GuestMemory for Ram {
     }
 
     fn store_u32(&self, gpa: Gpa, value: u32, _: Ordering) -> Result<(), AccessError> {
-        assert!(gpa.get().is_multiple_of(4), "a word at {gpa}");
+        assert!(gpa.get().is_multiple_of(4), "word at {gpa} is not aligned");
         self.put(gpa, &value.to_le_bytes())?;
         self.after_host_word(gpa, value);
         Ok(())

@@ -1,4 +1,4 @@
-//! Any message at all, posted to the bus.
+//! Noise: arbitrary messages posted to the bus.
 
 use vmbus::protocol::{ConnectionId, GuestMessage, Guid, MAX_MESSAGE_LEN, Message, wire};
 
@@ -6,7 +6,7 @@ use crate::dice::Dice;
 use crate::guest::Guest;
 use crate::host::Host;
 
-/// Posts some messages that are possible and hardly sensible.
+/// Posts some messages that are possible but hardly sensible.
 pub(crate) fn make(guest: &mut Guest, host: &mut Host, dice: &mut Dice) {
     let many = dice.one_in(60);
     let takes_answers = many && dice.one_in(2);
@@ -19,7 +19,7 @@ pub(crate) fn make(guest: &mut Guest, host: &mut Host, dice: &mut Dice) {
         host.post(ConnectionId::new(port), &bytes[..len]);
         host.watch.note(host.now, || format!("guest posts {}", crate::watch::bus_message(bytes)));
         if takes_answers {
-            // Else the host soon takes no more.
+            // Otherwise the host would soon take no more messages.
             host.turn();
             guest.take_message(host);
         }
@@ -29,7 +29,7 @@ pub(crate) fn make(guest: &mut Guest, host: &mut Host, dice: &mut Dice) {
     }
 }
 
-/// Lends one page, again and again.
+/// Lends one page; another `n` names another GPADL.
 fn lend(guest: &Guest, n: u64) -> Message {
     let header = wire::GpadlHeader {
         relid: guest.relid.map_or(1, |relid| relid.get()).into(),

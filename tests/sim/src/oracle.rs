@@ -1,5 +1,5 @@
-//! Who has which page, derived from the actions of guest and host, without knowledge of the
-//! device's states.
+//! The oracle: who has which page, derived from the actions of guest and host, without knowledge of
+//! the device's states.
 //!
 //! The oracle sees each event before the device does and each action after it, and tracks every
 //! page. The device's own figures are then compared with the oracle's.
@@ -12,65 +12,65 @@ use hv_balloon::{
 };
 use page_range::{PageCount, PageRange, PageRangeSet};
 
-/// A discard at work.
+/// A discard in flight.
 #[derive(Debug)]
 pub(crate) struct Flight {
     id: JobId,
     pub(crate) pages: PageRangeSet,
-    /// Of a session that has ended.
+    /// Whether it belongs to a session that has ended.
     is_stale: bool,
 }
 
-/// A preparation at work.
+/// A preparation in progress.
 #[derive(Debug)]
 struct Preparation {
     id: JobId,
     what: Prepare,
-    /// For the kernel that comes next.
+    /// Whether it is for the next kernel.
     for_next: bool,
 }
 
-/// What the pages are, in truth.
+/// The true state of all pages.
 #[derive(Debug)]
 pub struct Oracle {
-    /// Pages the host can only discard together.
+    /// The number of pages that the host can only discard together.
     unit: PageCount,
     boot: PageRangeSet,
     hot_add: Option<HotAdd>,
-    /// All the guest's RAM: what it booted with, and what it was given and took since.
+    /// All the guest's RAM: what it booted with, and what it was offered and added since.
     ram: PageRangeSet,
-    /// Memory within the guest's reach beyond its boot RAM.
+    /// Memory that the guest can access beyond its boot RAM.
     mapped: PageRangeSet,
-    /// Pages of RAM that the guest gave in this session and did not get back.
+    /// Pages of RAM that the guest gave in this session and has not got back.
     given: PageRangeSet,
     /// Pages that are not RAM, likewise.
     foreign: PageRangeSet,
-    /// Those of `given` whose discard ended well.
+    /// Those of `given` whose discard succeeded.
     discarded: PageRangeSet,
     pub(crate) flights: Vec<Flight>,
     preparation: Option<Preparation>,
-    /// What memory was added, and in blocks of what size. It stays when the memory goes.
+    /// The memory prepared so far, with its block size. Entries stay when the memory is removed.
     additions: Vec<(PageRange, PageCount)>,
-    /// Memory that is being taken away.
+    /// Memory that is being removed.
     removals: Vec<(JobId, PageRange)>,
-    /// Discarded huge pages that the next kernel must find provided.
+    /// Discarded huge pages that must be provided before the next kernel starts.
     absent: PageRangeSet,
-    /// The hot-add request that is in the ring and not answered.
+    /// The range of the hot-add request that is in the ring but not answered.
     offered: Option<PageRange>,
-    /// The transaction of an unballoon request of which more messages follow.
+    /// The transaction ID of an unballoon request with more messages to follow.
     returning: Option<u32>,
-    /// The block that memory was last prepared with.
+    /// The block size with which memory was last prepared.
     alignment: PageCount,
     awaits_close: bool,
-    /// Work of the VMM that was, which the next one must begin again.
+    /// Discards of the previous VMM, which the next one must begin again.
     unfinished: Vec<(JobId, PageRangeSet)>,
     /// The state after the last event.
     pub state: StateName,
 }
 
 impl Oracle {
-    /// The pages of a machine that has not started: all its RAM is the guest's. Pages come and go in
-    /// whole `unit`s.
+    /// The pages of a machine that has not started: all its RAM is the guest's. Pages are discarded
+    /// in whole `unit`s.
     pub fn new(boot: PageRangeSet, hot_add: Option<HotAdd>, unit: PageCount) -> Self {
         Self {
             unit,
@@ -95,23 +95,23 @@ impl Oracle {
         }
     }
 
-    /// The machine that comes next has other memory.
+    /// The next machine starts, with this memory.
     pub fn replace(&mut self, boot: PageRangeSet, hot_add: Option<HotAdd>) {
         assert!(self.is_quiet(), "the next machine starts while there is work on its memory");
         *self = Self::new(boot, hot_add, self.unit);
     }
 
-    /// Whether nothing is at work.
+    /// Whether no work is in progress.
     pub(crate) fn is_quiet(&self) -> bool {
         self.flights.is_empty() && self.preparation.is_none() && self.removals.is_empty()
     }
 
-    /// Whether a discard matters to the session that is.
+    /// Whether a discard belongs to the current session.
     pub(crate) fn is_wanted(&self, id: JobId) -> bool {
         self.flights.iter().any(|flight| flight.id == id && !flight.is_stale)
     }
 
-    /// Another VMM goes on: work that was begun has no end, and is begun again.
+    /// Another VMM takes over: unfinished work never ends, and is begun again.
     pub fn begin_move(&mut self) {
         let flights = self.flights.drain(..).filter(|flight| !flight.is_stale);
         self.unfinished = flights.map(|Flight { id, pages, .. }| (id, pages)).collect();
@@ -119,12 +119,13 @@ impl Oracle {
         self.removals.clear();
     }
 
-    /// Discards are forbidden: what was begun is taken back instead.
+    /// Discards are forbidden: the next VMM takes unfinished ones back and does not begin them
+    /// again.
     pub fn forget_unfinished(&mut self) {
         self.unfinished.clear();
     }
 
-    /// The next VMM has done all that it could at once.
+    /// The next VMM has done everything that it can do at once.
     pub fn end_move(&mut self) {
         for (id, pages) in self.unfinished.drain(..) {
             let mut again = self.flights.iter().filter(|flight| flight.id == id);
@@ -133,12 +134,12 @@ impl Oracle {
         }
     }
 
-    /// Pages the guest gave and did not get back.
+    /// Pages that the guest gave and has not got back.
     pub(crate) const fn given(&self) -> PageCount {
         self.given.len()
     }
 
-    /// What the host has not got back.
+    /// The guest's pages that the host has not got back.
     pub(crate) const fn actual(&self) -> PageCount {
         self.ram.len().saturating_sub(self.discarded.len())
     }
@@ -170,7 +171,7 @@ impl Oracle {
         }
     }
 
-    /// The device gives its driver a message.
+    /// The device hands a message to its driver.
     pub fn message(&mut self, bytes: &[u8]) {
         assert!(bytes.len() <= MAX_HOST_MESSAGE && bytes.len().is_multiple_of(8), "message length");
         let message = HostMessage::parse(bytes).expect("the device speaks the protocol");
@@ -193,16 +194,19 @@ impl Oracle {
             }
             HostBody::HotAddRequest(request) => {
                 let range = request.range.range().expect("a range of pages");
-                assert!(self.mapped.contains_range(range), "{range} offered before it is there");
+                assert!(
+                    self.mapped.contains_range(range),
+                    "{range} is offered before it is mapped"
+                );
                 assert!(range.count() <= MAX_HOT_ADD_REQUEST.max(self.alignment), "offers {range}");
-                // What the guest said of it before meant nothing.
+                // What the guest said about this range earlier is void.
                 self.foreign.remove(range);
             }
             _ => {}
         }
     }
 
-    /// The device wants pages discarded.
+    /// The device asks for a discard.
     pub fn discard(&mut self, id: JobId, ranges: &[PageRange]) {
         assert!(!ranges.is_empty() && ranges.len() <= MAX_DISCARD_RANGES, "ranges in a discard");
         assert!(ranges.windows(2).all(|pair| pair[0].end() < pair[1].start()), "not merged");
@@ -218,10 +222,10 @@ impl Oracle {
         assert!(self.flights.len() <= MAX_DISCARDS_IN_FLIGHT, "too many discards");
     }
 
-    /// The device wants memory prepared.
+    /// The device asks for a preparation.
     pub fn prepare(&mut self, id: JobId, what: &Prepare) {
         assert!(self.preparation.is_none(), "two preparations at a time");
-        assert!(self.removals.is_empty(), "memory is prepared while some is being taken away");
+        assert!(self.removals.is_empty(), "memory is prepared while some is being removed");
         match what {
             Prepare::Add { range, offset, alignment } => {
                 let hot_add = self.hot_add.expect("there is memory to add");
@@ -238,7 +242,7 @@ impl Oracle {
             Prepare::Return(ranges) => {
                 assert!(self.unit > PageCount::new(1), "single pages come back by themselves");
                 for range in ranges {
-                    // One list may name pages of both sets, so they are looked at one by one.
+                    // One list may name pages of both sets, so each part is checked by itself.
                     let outside = self.discarded.difference(*range);
                     let mut missing = outside.filter(|part| !self.absent.contains_range(*part));
                     assert_eq!(missing.next(), None, "provided, though it was never discarded");
@@ -249,30 +253,34 @@ impl Oracle {
         self.preparation = Some(Preparation { id, what: what.clone(), for_next });
     }
 
-    /// The device takes memory away.
+    /// The device asks for memory to be removed.
     pub fn remove(&mut self, id: JobId, range: PageRange) {
-        assert!(self.ram.is_disjoint(range), "{range} is taken away and the guest's");
+        assert!(self.ram.is_disjoint(range), "{range} is removed while it is the guest's");
         assert!(
             self.flights.iter().all(|flight| flight.pages.is_disjoint(range)),
-            "{range} is taken away while it is being discarded"
+            "{range} is removed while it is being discarded"
         );
         if let Some(hot_add) = self.hot_add {
-            assert_eq!(hot_add.window.intersection(range), Some(range), "{range} is not to add");
+            assert_eq!(
+                hot_add.window.intersection(range),
+                Some(range),
+                "{range} is outside the window"
+            );
         }
         for (added, alignment) in &self.additions {
             let part = added.intersection(range);
             let whole = part.and_then(|part| part.units_within(*alignment));
-            assert_eq!(part, whole, "{range} is taken away and holds a part of a block of {added}");
+            assert_eq!(part, whole, "{range} is removed and holds a part of a block of {added}");
         }
         self.mapped.remove(range);
         self.removals.push((id, range));
     }
 
-    /// The device is done with its last session.
+    /// The device has finished its last session.
     pub fn close_finished(&mut self) {
         assert!(self.awaits_close, "no close to finish");
-        assert!(self.is_quiet(), "the close is done while there is work on the guest's memory");
-        assert!(self.absent.is_empty(), "pages are not there for the next kernel");
+        assert!(self.is_quiet(), "the close ends while there is work on the guest's memory");
+        assert!(self.absent.is_empty(), "pages are missing for the next kernel");
         self.awaits_close = false;
     }
 
@@ -280,7 +288,7 @@ impl Oracle {
         self.flights.iter().any(|flight| !flight.is_stale && !flight.pages.is_disjoint(range))
     }
 
-    /// The device is about to take a packet of the guest's.
+    /// The device is about to handle a packet from the guest.
     pub fn packet(&mut self, packet: &[u8]) {
         if !has_session(self.state) {
             return;
@@ -309,7 +317,7 @@ impl Oracle {
     }
 
     fn is_added(&mut self, range: PageRange) {
-        assert!(self.mapped.contains_range(range), "{range} became RAM and is not there");
+        assert!(self.mapped.contains_range(range), "{range} became RAM but is not mapped");
         self.ram.insert(range);
         let given: Vec<_> = self.foreign.intersection(range).collect();
         for part in given {
@@ -318,7 +326,7 @@ impl Oracle {
         }
     }
 
-    /// A message of the device's is in the ring.
+    /// A message from the device is in the ring.
     pub fn sent(&mut self, message: &[u8]) {
         let message = HostMessage::parse(message).expect("the device speaks the protocol");
         if let HostBody::HotAddRequest(request) = message.body {
@@ -331,9 +339,9 @@ impl Oracle {
     fn take_back(&mut self, range: PageRange) {
         assert!(!self.is_in_flight(range), "{range} is returned while it is being discarded");
         let known = self.given.contains_range(range) || self.foreign.contains_range(range);
-        assert!(known, "{range} is returned and was not given");
+        assert!(known, "{range} is returned but was not given");
         if self.unit > PageCount::new(1) {
-            assert!(self.discarded.is_disjoint(range), "{range} is returned and is not there");
+            assert!(self.discarded.is_disjoint(range), "{range} is returned before it is provided");
         }
         self.given.remove(range);
         self.foreign.remove(range);
@@ -342,7 +350,7 @@ impl Oracle {
 
     /// The device hears that the channel is closed.
     pub fn channel_closed(&mut self) {
-        // It may be using what it was told of.
+        // The guest may be using the memory that it was offered.
         if let Some(range) = self.offered.take() {
             self.is_added(range);
         }
@@ -386,7 +394,7 @@ impl Oracle {
                 }
                 Prepare::Return(ranges) => {
                     for range in ranges {
-                        // Nothing more can be done for a guest whose pages the host has not got.
+                        // If the host has no pages left, nothing more can be done for the guest.
                         if done.for_next {
                             self.absent.remove(range);
                         }
@@ -400,12 +408,12 @@ impl Oracle {
         } else if let Some(at) = self.removals.iter().position(|(removal, _)| *removal == id) {
             self.removals.remove(at);
         } else {
-            panic!("job {} ended that was never begun", id.get());
+            panic!("job {} ended but was never begun", id.get());
         }
     }
 }
 
-/// Whether the guest's handshake is over, so that what it says of pages counts.
+/// Whether the guest's handshake is over, so that what it says about pages counts.
 pub(crate) fn has_session(state: StateName) -> bool {
     !matches!(
         state,

@@ -1,4 +1,4 @@
-//! What a seed makes of machine, guest and operator.
+//! The machine, the guest and the operator of a run, as the seed determines them.
 
 use dynmem_protocol::Capabilities;
 use guest_model::dynmem::{Ending, HotAddAnswer, Memory, Personality, Shape};
@@ -11,8 +11,8 @@ use crate::vice::Vice;
 
 const PAGES_PER_MIB: u64 = 256;
 
-/// Least pages of an honest guest's ring: a page for its head, and two of data, since a packet with a
-/// message of 4096 bytes is longer than one.
+/// The fewest pages of an honest guest's ring: its control page and two data pages, since a packet
+/// with a message of 4096 bytes does not fit into one.
 const LEAST_RING: usize = 3;
 
 /// The machine of a run.
@@ -22,7 +22,7 @@ pub(crate) struct Setup {
     pub(crate) hot_add: Option<HotAdd>,
     pub(crate) unit: PageCount,
     pub(crate) status_reports: bool,
-    /// Pages the kernel has for itself.
+    /// Pages that the kernel uses for itself.
     pub(crate) in_use: PageCount,
     /// Pages of each ring.
     pub(crate) ring_pages: [usize; 2],
@@ -79,7 +79,7 @@ impl Setup {
         }
     }
 
-    /// What the guest's page allocator has: all but the rings.
+    /// The guest's memory for its page allocator: all RAM but the rings.
     pub(crate) fn memory(&self) -> Memory {
         let mut ram = self.boot_ram.clone();
         for page in self.ring_places().into_iter().flatten() {
@@ -103,7 +103,7 @@ impl Setup {
         [place(end - 2 * count), place(end - count)]
     }
 
-    /// The window, or where one would be.
+    /// The hot-add window, or where one would be.
     pub(crate) fn window(&self) -> PageRange {
         let page = Gpfn::new(1 << 20).unwrap_or_default();
         self.hot_add.map_or_else(
@@ -117,7 +117,7 @@ pub(crate) const fn mib(mib: u64) -> PageCount {
     PageCount::new(mib * PAGES_PER_MIB)
 }
 
-/// RAM in one piece, or with the holes that a PC has.
+/// RAM in one piece, or with the holes that it has in a PC.
 fn boot_ram(size_mib: u64, unit: PageCount, dice: &mut Dice) -> PageRangeSet {
     let size = mib(size_mib).get();
     let between = |start, end| {
@@ -133,14 +133,14 @@ fn boot_ram(size_mib: u64, unit: PageCount, dice: &mut Dice) -> PageRangeSet {
         .collect()
 }
 
-/// A guest that keeps the rules, perhaps as none is known.
+/// A guest that keeps the rules, perhaps in a way in which no known guest does.
 pub(crate) fn honest(dice: &mut Dice) -> Personality {
     let all = Personality::all();
     let mut personality = all[dice.index(all.len())].clone();
     if dice.one_in(2) {
         personality.ballooning.ranges_per_message = dice.pick(&[1, 2, 7, 64, 510]);
         personality.ballooning.ending = dice.pick(&[Ending::WithPages, Ending::Separate]);
-        // In short messages of short ranges a guest would take for ever.
+        // With short messages of short ranges, a guest would take for ever.
         if personality.ballooning.ranges_per_message < 64 || dice.one_in(2) {
             personality.ballooning.shape = Shape::Runs;
         }

@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 
 use vmbus::protocol::Message;
 
-/// Most messages that wait for a VP, as in `kvm_hyperv::synic`.
+/// The most messages that may wait for a VP, as in `kvm_hyperv::synic`.
 const MAX_QUEUED: usize = 64;
 
 /// The SynIC of the only VP.
 #[derive(Debug, Default)]
 pub(crate) struct Synic {
     queue: VecDeque<Message>,
-    /// Where the guest reads.
+    /// The message slot, which the guest reads.
     slot: Option<Message>,
 }
 
@@ -25,7 +25,7 @@ impl Synic {
         assert!(self.queue.len() <= MAX_QUEUED, "too many messages wait for the guest");
     }
 
-    /// The message in the slot already belongs to the guest.
+    /// Drops the queued messages; the one in the slot already belongs to the guest.
     pub(crate) fn drop_queued(&mut self) {
         self.queue.clear();
     }

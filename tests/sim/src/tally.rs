@@ -9,7 +9,7 @@ use hv_balloon::{Notice, Snapshot, StateName, StopReason, Transaction};
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     counts: BTreeMap<(&'static str, &'static str), u64>,
-    /// By the place in [`StateName::ALL`].
+    /// Indexed by position in [`StateName::ALL`].
     states: [u64; StateName::ALL.len()],
 }
 
@@ -26,7 +26,7 @@ impl Tally {
         StateName::ALL.iter().position(|other| *other == state).map_or(0, |at| self.states[at])
     }
 
-    /// Adds what another one saw.
+    /// Adds the counts of another tally.
     pub fn add(&mut self, other: &Self) {
         for (key, count) in &other.counts {
             *self.counts.entry(*key).or_default() += count;
@@ -69,7 +69,7 @@ impl Tally {
         self.see("notice", name);
     }
 
-    /// What the guest did wrong in all of a run.
+    /// Counts the guest's faults in a whole run.
     pub(crate) fn see_faults(&mut self, snapshot: &Snapshot, bus: &vmbus::Faults) {
         for (name, count) in snapshot.faults.iter() {
             self.see_many("fault", name, count);

@@ -1,4 +1,4 @@
-//! The trace of a run, for finding out why it failed.
+//! The trace of a run, to find out why it failed.
 
 use std::cell::RefCell;
 use std::fmt::Write;

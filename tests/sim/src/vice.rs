@@ -1,4 +1,4 @@
-//! What hostile guests do.
+//! The vices of hostile guests.
 
 use dynmem_protocol::{
     BalloonResponse, Capabilities, CapabilitiesReport, HotAddResponse, HotAddResult, RangeList,
@@ -15,49 +15,49 @@ use crate::host::Host;
 use crate::memory::Mischief;
 use crate::noise;
 
-/// One kind of hostility. A hostile guest has some, on top of an honest driver.
+/// One kind of hostility. A hostile guest has one or more, on top of an honest driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vice {
-    /// Names ranges that mean nothing, or more than there is.
+    /// Names ranges that are meaningless, or larger than memory.
     LiesAboutRanges,
-    /// Gives what it gave before.
+    /// Gives pages that it already gave.
     FreesTwice,
     /// Gives pages that are not RAM.
     GivesForeignPages,
-    /// Gives pages of memory that it was not given yet.
+    /// Gives pages of memory that has not been added yet.
     GivesPagesNotAdded,
-    /// Gives pages of its own accord, those of its rings among them.
+    /// Gives pages without being asked, including those of its rings.
     GivesUnasked,
-    /// Says with each answer that more follows.
+    /// Says in each answer that more pages follow.
     EndlessMorePages,
-    /// Gives a page just before its time is up, and says that more follows.
+    /// Gives a page just before the request times out, and says that more pages follow.
     Dribbles,
-    /// Says nothing once it is asked.
+    /// Sends nothing once the handshake is over.
     NeverAnswers,
     /// Reads nothing once the handshake is over.
     NeverReads,
-    /// Takes no messages of the bus once it has its channel.
+    /// Takes no bus messages once its channel is open.
     TakesNoMessages,
     /// Floods the host with reports, requests and garbage.
     Floods,
-    /// Closes, unloads, tears down or connects anew at any moment.
+    /// Closes, unloads, tears down or reconnects at any moment.
     ClosesMidTransaction,
-    /// Moves the ring's indices, before and just after the host looks.
+    /// Changes the ring's indices, before and just after the host looks.
     MovesIndices,
-    /// Rewrites a packet just after the host looked.
+    /// Rewrites a packet just after the host has looked at it.
     RewritesPackets,
     /// Writes packets of wrong lengths and kinds, and asks for completions.
     BadPackets,
-    /// Makes rings of the same pages, of too few, and of pages that are not there.
+    /// Makes rings of duplicate pages, too few pages, and pages that do not exist.
     BadRings,
-    /// Posts any message to the bus.
+    /// Posts arbitrary messages to the bus.
     BusNoise,
     /// Answers hot-adds with impossible counts, unasked, and late.
     OddHotAdds,
 }
 
 impl Vice {
-    /// All there are.
+    /// All vices.
     pub const ALL: [Self; 18] = [
         Self::LiesAboutRanges,
         Self::FreesTwice,
@@ -104,7 +104,7 @@ impl Vice {
         }
     }
 
-    /// Whether it consists of what is not done.
+    /// Whether it consists in not doing, or delaying, what a driver should do.
     pub(crate) const fn is_passive(self) -> bool {
         matches!(
             self,
@@ -113,7 +113,7 @@ impl Vice {
     }
 }
 
-/// What a hostile guest knows of its machine.
+/// What a hostile guest knows about its machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Places {
     pub(crate) boot_ram: PageRangeSet,
@@ -219,7 +219,7 @@ fn lie(guest: &mut Guest, host: &mut Host, dice: &mut Dice, at: &Places) {
         bytes[at] ^= 1 << dice.below(8);
     }
     if dice.one_in(9) {
-        // A page here and there: more pieces than anybody wants to remember.
+        // Scattered pages: more pieces than the host is willing to remember.
         let start = if dice.one_in(2) { 1 << 30 } else { in_ram(dice, at) };
         let words: Vec<_> = (0..500).map(|n| word(start + 2 * n, 1)).collect();
         bytes = response(&words, true);
@@ -248,7 +248,7 @@ fn give_unasked(guest: &mut Guest, host: &mut Host, dice: &mut Dice, at: &Places
     give(guest, host, dice, &words);
 }
 
-/// Asks for completions that it does not read, until there is no room for any.
+/// Requests completions that it does not read, until there is no room for more.
 pub(crate) fn fill_ring(guest: &mut Guest, host: &mut Host) {
     /// More than fit into the largest ring and the host's queue.
     const PACKETS: usize = 1000;
@@ -271,7 +271,7 @@ fn flood(guest: &mut Guest, host: &mut Host, dice: &mut Dice) {
         return fill_ring(guest, host);
     }
     let kind = dice.below(5);
-    // One that is accepted ends the questions.
+    // An accepted version ends the negotiation, so most requests name an unknown one.
     let version = Version::from_wire(if dice.one_in(9) { 0x2_0000 } else { 7 });
     for _ in 0..dice.between(5, 80) {
         let bytes = match kind {
@@ -324,7 +324,7 @@ fn close_somehow(guest: &mut Guest, host: &mut Host, dice: &mut Dice) {
     }
 }
 
-/// Writes anything to a word of a control page.
+/// Writes an odd value to a word of a control page.
 fn move_index(guest: &Guest, dice: &mut Dice, host: &mut Host) {
     let pages = guest.ring_pages();
     let control = dice.pick(&[pages[0], pages[guest.downstream_offset.min(pages.len() - 1)]]);
@@ -344,7 +344,7 @@ fn write_bad_packet(guest: &Guest, host: &mut Host, dice: &mut Dice) {
     let relaxed = std::sync::atomic::Ordering::Relaxed;
     let index = |word| control.gpa().checked_add(word).unwrap_or(Gpa::new(0));
     let Ok(start) = mem.load_u32(index(WRITE_INDEX), relaxed) else { return };
-    // Sound packets need no wrapping: this goes on in the first page only.
+    // Stay in the first data page, so that sound packets need no wrapping.
     if start > 3000 || !guest.has_sound_rings(host) {
         return;
     }
@@ -367,7 +367,7 @@ fn write_bad_packet(guest: &Guest, host: &mut Host, dice: &mut Dice) {
     let _ = mem.store_u32(index(WRITE_INDEX), start + 40, relaxed);
 }
 
-/// Closes, and opens with rings of odd pages.
+/// Closes the channel, and opens it with rings of odd pages.
 fn spoil_rings(guest: &mut Guest, host: &mut Host, dice: &mut Dice, at: &Places) {
     let outside = at.window.end().get();
     let page = |dice: &mut Dice| match dice.below(8) {

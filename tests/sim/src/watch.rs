@@ -16,46 +16,46 @@ use crate::oracle::Oracle;
 use crate::tally::Tally;
 use crate::trace::Trace;
 
-/// Actions that one event of the device can cause: its answer, a discard, news of it, and one fault
-/// of each kind that a message can have.
+/// The most actions that one event can cause in the device: its answer, a discard, notices, and one
+/// fault of each kind that a message can have.
 const MAX_ACTIONS: usize = 16;
 
-/// Messages that go out one after the other as long as the ring has room: those that return all that
-/// the guest gave, in pieces of [`MAX_UNBALLOON_MESSAGE`](hv_balloon::MAX_UNBALLOON_MESSAGE) pages or
+/// The most messages sent one after another while the ring has room: those that return all that the
+/// guest gave, in pieces of [`MAX_UNBALLOON_MESSAGE`](hv_balloon::MAX_UNBALLOON_MESSAGE) pages or
 /// 510 ranges, and the answers that wait.
 const MAX_SENDS: usize = 64;
 
 /// The longest wait: for a guest that adds 32 GiB and brings nothing online.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 
-/// All that watches.
+/// The checks and counts of a run.
 #[derive(Debug)]
 pub(crate) struct Watch {
     pub(crate) oracle: Oracle,
     pub(crate) bus: BusWatch,
     pub(crate) trace: Trace,
     pub(crate) tally: Tally,
-    /// A transaction of this session timed out: an honest guest may since be asked two things at once.
+    /// A transaction of this session timed out, so an honest guest may get two requests at once.
     pub(crate) timed_out: bool,
-    /// The host took packets since somebody looked.
+    /// The host has taken packets since this was last cleared.
     pub(crate) received: bool,
-    /// The guest's rings make no sense any more.
+    /// The content of the guest's rings no longer makes sense.
     pub(crate) lost_ring: bool,
-    /// The target that was last taken, if what became of it was not told yet.
+    /// The last accepted target, until its outcome is reported.
     open_target: Option<PageCount>,
-    /// The guest is honest: it waits for answers before it goes on.
+    /// The guest is honest: it waits for an answer before it goes on.
     pub(crate) is_strict: bool,
-    /// Log lines that no limit holds, since the last target: they must be bounded by themselves.
+    /// Log lines without a rate limit since the last target; they must be few by themselves.
     unlimited_lines: u32,
     /// How long the guest must be left alone after its handshake.
     pub(crate) settle: Duration,
-    /// When the host began to leave it alone.
+    /// When this time began.
     settles_since: Duration,
-    /// When the balloon request that is out went out.
+    /// When the outstanding balloon request was sent.
     asked_at: Option<Duration>,
     /// The guest's size before it closed its channel, until it opens it again.
     size_at_close: Option<PageCount>,
-    /// What the machine left when it was last reset, and what was set since.
+    /// What the machine left when it was last reset, and the target set since.
     pub(crate) left: Kept,
     /// The machine is being reset.
     is_resetting: bool,
@@ -87,12 +87,12 @@ impl Watch {
         self.trace.note(now, line);
     }
 
-    /// Whether the last target was neither reached nor given up yet.
+    /// Whether the last target has been neither reached nor given up.
     pub(crate) const fn is_target_open(&self) -> bool {
         self.open_target.is_some()
     }
 
-    /// What went between device and channel.
+    /// Something went between device and channel.
     pub(crate) fn traced(&mut self, now: Duration, step: &Step) {
         match step {
             Step::Opened => {
@@ -131,7 +131,7 @@ impl Watch {
     /// The machine was stopped; the VSP is about to hear of it.
     pub(crate) fn system_reset(&mut self, now: Duration, device: &Snapshot) {
         self.trace.note(now, || "VSP is told: reset".into());
-        // The target was for the machine that was.
+        // The target was for the previous machine.
         self.unlimited_lines = 0;
         let target = device.target.filter(|_| device.is_pursued);
         let size = Some(self.size_at_close.take().unwrap_or(device.actual));
@@ -140,7 +140,7 @@ impl Watch {
         self.oracle.system_reset();
     }
 
-    /// A machine starts, with the target of the one before if there is one and none is newer.
+    /// A machine starts, with the previous machine's target if there is one and none is newer.
     pub(crate) fn next_machine(&mut self, target: Option<PageCount>) {
         self.open_target = target.or(self.open_target);
         self.is_resetting = false;
@@ -148,7 +148,7 @@ impl Watch {
         self.size_at_close = None;
     }
 
-    /// Another VMM goes on: what is overdue is due now.
+    /// Another VMM takes over: what is overdue is due now.
     pub(crate) fn moved(&mut self, now: Duration) {
         let least = now.saturating_sub(MAX_BALLOON_TIME);
         self.asked_at = self.asked_at.map(|at| at.max(least));
@@ -167,7 +167,7 @@ impl Watch {
         }
     }
 
-    /// What must hold whenever the device has said all that it has to say.
+    /// Checks what must hold whenever the device has no more output.
     pub(crate) fn check(&self, now: Duration, device: &Snapshot, deadline: Option<Duration>) {
         self.oracle.check(device);
         self.check_wait(now, device.state, deadline);
@@ -175,11 +175,11 @@ impl Watch {
         assert!(is_known, "a target was forgotten and nobody was told");
     }
 
-    /// Whatever is waited for, it is not for ever.
+    /// Checks that no wait lasts for ever.
     fn check_wait(&self, now: Duration, state: StateName, deadline: Option<Duration>) {
         use StateName::{Ballooning, HotAdding, Pausing, Settling, Unballooning};
         let waits = matches!(state, Ballooning | HotAdding | Pausing | Settling | Unballooning);
-        assert!(!waits || deadline.is_some(), "{state} without end");
+        assert!(!waits || deadline.is_some(), "{state} without a deadline");
         if let Some(deadline) = deadline {
             assert!(deadline <= now + MAX_WAIT, "waits until {deadline:?}");
             let last = self.asked_at.filter(|_| state == Ballooning);
@@ -191,9 +191,9 @@ impl Watch {
         }
     }
 
-    /// So many messages and other outputs came out of the VSP in one go.
+    /// The VSP produced this many messages and other outputs in one go.
     pub(crate) fn polled(&self, [sends, others]: [usize; 2]) {
-        // With pages given back the size changes from message to message.
+        // When pages are returned, the size changes from message to message.
         assert!(others <= MAX_ACTIONS + sends, "the device's queue of actions grows");
         assert!(sends <= MAX_SENDS, "the device sends without end");
     }
@@ -210,7 +210,7 @@ impl Watch {
         let waited = now.saturating_sub(self.settles_since);
         assert!(!is_request || waited >= self.settle, "asked after {waited:?}");
         if is_request {
-            // The one before is over; this one's time begins when it is in the ring.
+            // The previous request is over; this one's time begins when it is in the ring.
             self.asked_at = None;
         }
         self.oracle.message(bytes);
@@ -239,7 +239,8 @@ impl Watch {
             Notice::TargetReached { .. } | Notice::StoppedShort { .. } => {
                 self.open_target = None;
                 self.unlimited_lines += 1;
-                // First that it was not reached, then perhaps that late pages made it so.
+                // The first may say that the target was missed, and the second that late pages
+                // reached it.
                 assert!(self.unlimited_lines <= 2, "a guest makes the log grow");
             }
             Notice::TimedOut(what) => {
@@ -268,23 +269,24 @@ impl Watch {
     }
 }
 
-/// Watches the bus: what waits, and what the guest has lent.
+/// Watches the bus: what is queued, and which pages the guest has lent.
 #[derive(Debug, Default)]
 pub(crate) struct BusWatch {
-    /// Words of the page lists that the guest announced, by GPADL.
+    /// The length in words of each page list that the guest announced, by GPADL.
     announced: BTreeMap<u32, usize>,
-    /// Those of them that the host took.
+    /// Those of them that the host accepted.
     live: BTreeMap<u32, usize>,
-    /// GPADLs that the guest has opened a channel with: the host may be using them.
+    /// GPADLs with which the guest has opened a channel, so that the host may be using them.
     rings: BTreeSet<u32>,
 }
 
 impl BusWatch {
-    /// The guest posts a message.
+    /// The guest announces a page list of this many bytes.
     fn header(&mut self, gpadl: u32, bytes: u16) {
         self.announced.insert(gpadl, usize::from(bytes) / 8);
     }
 
+    /// The guest posts a message.
     pub(crate) fn posted(&mut self, message: &[u8]) {
         match GuestMessage::parse(message, Version::V5_3) {
             Ok((GuestMessage::GpadlHeader(header), _)) => {
@@ -298,13 +300,13 @@ impl BusWatch {
         }
     }
 
-    /// So many actions came out of the server in one go.
+    /// The server produced this many actions in one go.
     pub(crate) fn drained(&self, actions: usize) {
         let limit = MAX_QUEUED_MESSAGES + 4 * MAX_CHANNELS + 4;
         assert!(actions <= limit, "the bus has {actions} actions waiting");
     }
 
-    /// The host sends a message; `at_rest` says that nothing of the guest's memory is in use.
+    /// The host sends a message; `at_rest` says whether it has stopped using the guest's memory.
     pub(crate) fn sent(&mut self, message: &[u8], at_rest: bool) {
         use vmbus::protocol::HostMessage as Message;
         match Message::parse(message, Version::V5_3).expect("the host speaks the protocol").0 {
@@ -317,7 +319,7 @@ impl BusWatch {
                 assert!(words <= MAX_GPADL_PAGES, "too many pages in GPADLs");
             }
             Message::GpadlTorndown(torndown) => {
-                // One that there never was is torn down at any time.
+                // A GPADL that never existed may be torn down at any time.
                 let gpadl = torndown.gpadl.get();
                 let was_live = self.live.remove(&gpadl).is_some();
                 let was_ring = self.rings.remove(&gpadl) && was_live;
@@ -333,7 +335,7 @@ impl BusWatch {
     }
 }
 
-/// A message of the guest's in one line.
+/// A message from the guest in one line.
 fn describe(packet: &[u8]) -> String {
     match dynmem_protocol::GuestMessage::parse(packet) {
         Ok(message) => short(&format!("{:?}", message.body)),
@@ -351,7 +353,7 @@ fn short(line: &str) -> String {
     text
 }
 
-/// A message of the bus in a few words.
+/// A bus message in one line.
 pub(crate) fn bus_message(bytes: &[u8]) -> String {
     match GuestMessage::parse(bytes, Version::V5_3) {
         Ok((message, _)) => short(&format!("{message:?}")),

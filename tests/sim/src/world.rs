@@ -18,32 +18,32 @@ use crate::trace::Trace;
 use crate::vice::{self, Places, Vice};
 use crate::watch::Watch;
 
-/// Steps after which something must have come to rest: several times what any run needs.
+/// Steps within which everything must come to rest: several times what any run needs.
 const MAX_STEPS: u32 = 20_000;
 
-/// Steps in which a guest that boots comes as far as it will.
+/// Steps within which a booting guest gets as far as it ever will.
 const LINGER_STEPS: u32 = 100;
 
-/// In virtual time, likewise: the longest wait is that for a guest that adds 64 GiB and brings nothing
-/// online.
+/// Virtual time within which everything must come to rest. The longest wait is for a guest that
+/// adds 64 GiB and brings nothing online.
 const MAX_WAIT: Duration = Duration::from_secs(2 * 3600);
 
-/// What can happen next.
+/// Something that can happen next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Move {
-    /// The host's loop has a turn.
+    /// The host's loop takes a turn.
     Turn,
-    /// The host's loop tries again what waits for room.
+    /// The host's loop retries what waits for room in the ring.
     Retry,
-    /// The time comes that the VSP named.
+    /// The VSP's deadline passes.
     Deadline,
-    /// Work on guest memory ends.
+    /// A job on guest memory ends.
     Job,
     /// The machine that was reset starts again.
     Restart,
     /// The guest posts to the bus.
     Post,
-    /// The guest takes a message of the bus.
+    /// The guest takes a bus message.
     Take,
     /// The guest reads from its ring.
     Read,
@@ -59,27 +59,27 @@ enum Move {
     Live,
     /// The guest does something hostile.
     Vice,
-    /// The guest gives a page just before its time is up.
+    /// The guest gives a page just before the request times out.
     Dribble,
-    /// Time passes.
+    /// Time leaps ahead.
     Leap,
-    /// Somebody hangs for a while.
+    /// One of [`HANGS`] hangs for a while.
     Hang,
     /// The machine is reset.
     Reset,
 }
 
-/// Who can hang.
+/// The moves that can hang.
 const HANGS: [Move; 6] = [Move::Turn, Move::Job, Move::Post, Move::Take, Move::Read, Move::Send];
 
-/// What is let happen.
+/// Which moves can happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Weather {
-    /// Everything.
+    /// All of them.
     Storm,
-    /// What each side must do to get on.
+    /// Only those that the two sides need to make progress.
     Calm,
-    /// The same, but the guest does nothing at all any more.
+    /// Those of [`Calm`](Self::Calm), but none of the guest's.
     Silence,
 }
 
@@ -103,7 +103,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// The run of a seed, whose guest has these vices; without it has those that the seed says.
+    /// The run of a seed. The guest has these vices or, with `None`, those that the seed
+    /// determines.
     pub(crate) fn new(seed: u64, vices: Option<&[Vice]>, trace: Trace) -> Self {
         let mut dice = Dice::new(seed);
         let rolled = roll_vices(&mut dice);
@@ -111,7 +112,7 @@ impl World {
         Self::with_vices(vices, dice, trace)
     }
 
-    /// A guest with these vices, or an honest one.
+    /// A run whose guest has these vices; without any, it is honest.
     fn with_vices(vices: Vec<Vice>, mut dice: Dice, trace: Trace) -> Self {
         let setup = Setup::roll(vices.is_empty(), &mut dice);
         let personality = match vices.is_empty() {
@@ -144,7 +145,7 @@ impl World {
         world
     }
 
-    /// Lets it all happen, then checks that everything comes to its end.
+    /// Makes the run: lets everything happen, then checks that everything comes to rest.
     pub(crate) fn run(&mut self) {
         self.storm();
         if self.vices.is_empty() {
@@ -171,7 +172,7 @@ impl World {
         }
     }
 
-    /// An honest guest and its host get on with each other, whatever happened before.
+    /// Checks that an honest guest and its host work together, whatever happened before.
     fn calm(&mut self) {
         self.change_weather(Weather::Calm);
         self.settle();
@@ -199,13 +200,13 @@ impl World {
 
     fn has_returned_everything(&self, all: PageCount) {
         let device = self.host.snapshot();
-        assert_eq!((device.actual, device.target), (all, Some(all)), "not all is back");
+        assert_eq!((device.actual, device.target), (all, Some(all)), "not everything came back");
         assert_eq!(self.host.watch.oracle.given(), PageCount::ZERO);
         assert!(self.guest.driver.memory().ballooned().is_empty(), "the guest lacks pages");
     }
 
-    /// The guest does nothing new, and leaves out what it always leaves out. It need not come to rest,
-    /// but what the operator waits for does.
+    /// Lets a guest with passive vices run on, still omitting what it always omits. It need not
+    /// come to rest, but the operator's targets must come to an end.
     fn linger(&mut self) {
         self.change_weather(Weather::Calm);
         for _ in 0..LINGER_STEPS {
@@ -231,7 +232,7 @@ impl World {
         PageCount::new(self.dice.between(1, maximum.max(1)))
     }
 
-    /// The guest does nothing any more. All that waits for it ends, and the operator can go on.
+    /// Silences the guest. Every wait for it must end, and the operator must be able to go on.
     fn silence(&mut self) {
         if self.vices.contains(&Vice::Floods) && self.dice.one_in(2) {
             vice::fill_ring(&mut self.guest, &mut self.host);
@@ -244,7 +245,8 @@ impl World {
         }
     }
 
-    /// A guest that did all it could is gone, and one that keeps the rules finds a host that works.
+    /// In half of the runs, replaces the hostile guest by an honest one, which must find a host
+    /// that works.
     fn after_a_reset(&mut self) {
         if self.dice.one_in(2) {
             return;
@@ -268,13 +270,13 @@ impl World {
         self.guest.stage == Stage::Running && has_session(self.host.snapshot().state)
     }
 
-    /// Sets a target and waits for what becomes of it.
+    /// Sets a target and runs until everything is at rest.
     fn target(&mut self, target: PageCount) {
         self.host.set_target(target);
         self.settle();
     }
 
-    /// Lets all happen that will, with the operator at rest.
+    /// Runs until nothing more happens by itself.
     fn settle(&mut self) {
         let until = self.host.now + MAX_WAIT;
         for _ in 0..MAX_STEPS {
@@ -283,12 +285,12 @@ impl World {
             }
             assert!(self.host.now < until, "still waiting after {MAX_WAIT:?}");
         }
-        panic!("no rest after {MAX_STEPS} steps");
+        panic!("not at rest after {MAX_STEPS} steps");
     }
 
-    /// Nothing more happens by itself: then nothing may be waited for.
+    /// Checks that nobody waits for anything, now that nothing more happens by itself.
     fn has_come_to_rest(&mut self) {
-        assert!(self.host.jobs.is_empty(), "work without end");
+        assert!(self.host.jobs.is_empty(), "a job never ends");
         let state = self.host.snapshot().state;
         if has_session(state) {
             let is_open = self.host.watch.is_target_open();
@@ -315,7 +317,7 @@ impl World {
         self.send_blocked = false;
     }
 
-    /// Does one of the things that can happen; false where there is none.
+    /// Makes one of the possible moves, or lets time pass; returns false if nothing can happen.
     fn step(&mut self) -> bool {
         if self.setup.moves && self.dice.one_in(12) {
             self.host.move_on(&mut self.dice);
@@ -330,7 +332,7 @@ impl World {
         true
     }
 
-    /// Lets time pass to the next thing that is due; false where nothing is.
+    /// Lets time pass until the next thing is due; returns false if nothing is.
     fn wait(&mut self) -> bool {
         let now = self.host.now;
         let sends = self.guest_may(Move::Send) && self.guest.stage == Stage::Running;
@@ -343,10 +345,10 @@ impl World {
         due.is_some()
     }
 
-    /// Shortly before the request's time is up, for a guest that dribbles.
+    /// When a guest that dribbles gives its page: shortly before the request times out.
     fn dribbles_at(&self) -> Option<Duration> {
         let dribbles = self.vices.contains(&Vice::Dribbles) && !self.is_resetting;
-        // What is due now may be a look at the ring that goes on.
+        // A timeout that is due now may only mean that the VSP continues with the ring.
         let deadline = self.host.vsp.poll_timeout().filter(|at| dribbles && *at > self.host.now)?;
         let is_asked = self.host.watch.oracle.state == StateName::Ballooning;
         is_asked.then(|| deadline.saturating_sub(Duration::from_secs(1)))
@@ -419,14 +421,14 @@ impl World {
         }
     }
 
-    /// Whether the guest does such a thing now.
+    /// Whether the guest makes such a move now.
     fn guest_may(&self, what: Move) -> bool {
         let has = |vice| self.vices.contains(&vice);
         let is_up = has_session(self.host.watch.oracle.state);
         let is_open = self.guest.stage == Stage::Running;
         let refuses = match what {
             Move::Send => is_up && has(Vice::NeverAnswers),
-            // One that floods as well does it before the handshake is over.
+            // A guest that also floods stops reading before the handshake is over.
             Move::Read => (is_up || has(Vice::Floods)) && has(Vice::NeverReads),
             Move::Take => is_open && has(Vice::TakesNoMessages),
             _ => false,
@@ -463,7 +465,7 @@ impl World {
             Move::Take => {
                 self.post_blocked = false;
                 self.guest.take_message(&mut self.host);
-                // The host hears that the slot is free.
+                // The host learns that the slot is free.
                 self.host.wake = true;
             }
             Move::Deliver => self.host.synic.deliver(),
@@ -533,7 +535,7 @@ impl World {
             }
             (_, 3..=5) => guest.driver.report_status(),
             (Stage::Running, 9) => {
-                // Its driver is told by whichever VP is signalled.
+                // The driver notices a signal on either VP.
                 let vp = VpIndex::new(u32::from(self.dice.one_in(2)));
                 guest.relid.into_iter().for_each(|relid| guest.bus.modify(relid, vp));
             }
@@ -574,7 +576,7 @@ impl World {
     }
 }
 
-/// Every third guest is honest; of the others most have few vices, so that they get somewhere.
+/// Three of eight guests are honest. Most of the others have few vices, so that they get somewhere.
 fn roll_vices(dice: &mut Dice) -> Vec<Vice> {
     match dice.below(8) {
         0..=2 => Vec::new(),

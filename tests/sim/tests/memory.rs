@@ -1,5 +1,5 @@
-//! What the host remembers of a guest has a bound, however much the guest says. One test, since it
-//! measures all that the process allocates.
+//! The host remembers only so much about a guest, however much the guest says. This is one test,
+//! since it measures all that the process allocates.
 
 use std::alloc::System;
 use std::time::Duration;
@@ -24,11 +24,11 @@ fn heap() -> usize {
     stats.bytes_allocated - stats.bytes_deallocated
 }
 
-/// Does a thing a few times, and many times more: the last rounds must not take any memory, and all
-/// of them together not more than `most` bytes.
+/// Runs `round` a few times, and then many more times: the first rounds may take at most `most`
+/// bytes of memory, and the others none.
 ///
-/// Threads of the test harness allocate now and then, which only ever adds to what is measured. A
-/// host that remembers more takes more in each of the attempts.
+/// Threads of the test harness allocate now and then, which only ever adds to the figures, so the
+/// least of three attempts counts. A host that remembers more takes more in each of them.
 fn has_a_bound(what: &str, most: usize, mut round: impl FnMut(u64)) {
     let before = heap();
     (0..40).for_each(&mut round);
@@ -50,7 +50,7 @@ fn what_the_host_remembers_has_a_bound() {
     has_a_bound("pages that are not RAM, here and there", 1 << 18, |n| {
         give(&mut device, (1 << 30) + n * 1000);
     });
-    // About a bit a page at worst.
+    // At worst, about one bit for each page.
     has_a_bound("every second page of 1 GiB", 1 << 18, |n| {
         let messages = RAM_PAGES / 2 / MAX_RANGES as u64;
         for message in n % 40 * messages / 40..=(n % 40 + 1) * messages / 40 {
@@ -94,7 +94,7 @@ fn deaf_device() -> Device {
     device
 }
 
-/// Tells the device, and does all that it asks for.
+/// Gives the device a packet, and does all that it asks for.
 fn tell(device: &mut Device, packet: &[u8]) {
     device.handle(Duration::ZERO, Event::Packet(packet));
     while let Some(action) = device.poll_action() {
@@ -133,7 +133,7 @@ fn post(server: &mut Server, message: &vmbus::protocol::Message) -> bool {
     server.handle_message(ConnectionId::MESSAGE, message.as_bytes()).is_ok()
 }
 
-/// A new kernel asks for a version and for offers.
+/// A new kernel requests a version and the offers.
 fn connect(server: &mut Server) {
     let contact = wire::InitiateContact {
         version: 0x4_0000.into(),
@@ -149,7 +149,7 @@ fn connect(server: &mut Server) {
     post(server, &GuestMessage::RequestOffers.emit());
 }
 
-/// Asks for things that are answered; nobody takes the answers.
+/// Makes requests that the host answers; nobody takes the answers.
 fn ask(server: &mut Server, n: u64) {
     for gpadl in 0..20 {
         let gpadl = (u32::try_from(n).unwrap() * 20 + gpadl).into();

@@ -1,4 +1,4 @@
-//! A device in any state that can be restored, with a driver that knows nothing of what was before.
+//! A device in any state that can be restored, with a driver that does not know what came before.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,8 +24,8 @@ const WINDOW: (u64, u64) = (0x2_0100, 1 << 20);
 const CAPACITY: u64 = 4096;
 const HUGE: u64 = 512;
 
-/// `machine` says what the state is for: these are the machines of the golden files, and one that
-/// has all there is.
+/// `machine` selects the machine that the state is for: one of those of the golden files, or one
+/// that has both hot-add and huge pages.
 pub(super) fn run(machine: u8, saved: &[u8], steps: &[u8]) {
     let config = config(machine & 1 != 0, machine & 2 != 0);
     let now = Duration::from_secs(1000);
@@ -73,12 +73,12 @@ struct Driver {
     device: Device,
     config: Config,
     now: Duration,
-    /// The message that is not in the ring yet.
+    /// The message that is not yet in the ring.
     message: Option<Vec<u8>>,
     discards: BTreeMap<JobId, PageRangeSet>,
     preparing: Option<JobId>,
     removing: BTreeMap<JobId, PageRange>,
-    /// Pages that the guest was asked for last.
+    /// How many pages the guest was last asked for.
     asked: u64,
 }
 
@@ -132,12 +132,12 @@ impl Driver {
         }
     }
 
-    /// Another device goes on. It asks for all jobs once more.
+    /// Another device takes over, and asks for all jobs once more.
     fn save_and_restore(&mut self) {
         let saved = self.device.save(self.now);
         let restored = match Device::restore(self.config.clone(), &saved, self.now) {
             Ok(restored) => restored,
-            // It was at the limit when it was made up, and has had another one since.
+            // The made-up state was at the limit, and there has been another job since.
             Err(RestoreError::Impossible { reason: "more jobs than any device has had" }) => return,
             Err(error) => panic!("{error}"),
         };
@@ -162,7 +162,7 @@ impl Driver {
         self.event(event);
     }
 
-    /// The same step, with pages of all RAM.
+    /// The same step, with its pages spread over all RAM.
     fn of_all_ram(&self, op: Op) -> Op {
         let Op::Give(ranges, more) = op else { return op };
         let unit = self.config.discard_unit.get().min(4);
@@ -210,10 +210,10 @@ impl Driver {
                     let mut discards = self.discards.values();
                     assert!(
                         discards.all(|pages| pages.is_disjoint(range)),
-                        "it is being discarded"
+                        "it is still being discarded"
                     );
                     assert_eq!(self.preparing, None, "memory is being prepared");
-                    assert_eq!(self.removing.insert(id, range), None, "two of one name");
+                    assert_eq!(self.removing.insert(id, range), None, "two removals with one ID");
                 }
                 Action::CloseFinished => {
                     assert!(self.discards.is_empty(), "a discard is in flight");
@@ -249,7 +249,7 @@ impl Driver {
             assert!(others.all(|pages| pages.is_disjoint(range)), "being discarded already");
         }
         let before = self.discards.insert(id, ranges.iter().copied().collect());
-        assert_eq!(before, None, "two discards of one name");
+        assert_eq!(before, None, "two discards with one ID");
     }
 
     fn assert_in_window(&self, range: PageRange) {

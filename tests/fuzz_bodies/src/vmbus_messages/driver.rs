@@ -1,4 +1,4 @@
-//! The driver of the bus, which knows what it may be asked, and when.
+//! The driver of the bus, which checks what the server asks of it, and when.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::{GPADL_PAGES, GPADLS, PAGE_LIMIT};
 pub(super) const OFFER: Offer =
     Offer { interface: Guid::from_digits(0xb0b), instance: Guid::from_digits(0) };
 const VPS: u32 = 4;
-/// Devices that come and go.
+/// The number of devices that come and go.
 pub(super) const OFFERS: u8 = 3;
 
 /// The machine of the golden files, where saved state of any content is restored.
@@ -23,7 +23,7 @@ const fn config(pages: u64) -> ServerConfig {
     ServerConfig { vp_count: VPS, page_limit, max_version: Version::V5_3 }
 }
 
-/// What the driver was told about a channel.
+/// The state of a channel, as the driver was told.
 #[derive(Debug, PartialEq)]
 enum State {
     Closed,
@@ -35,7 +35,7 @@ enum State {
 pub(super) struct Kind {
     /// Whether it acts at once, so that nothing overtakes anything else.
     is_quick: bool,
-    /// Whether closing takes until [`Driver::finish_closing`].
+    /// Whether a close takes until [`Driver::finish_closing`].
     is_slow_to_close: bool,
     /// Whether rings can be opened.
     opens: bool,
@@ -50,18 +50,19 @@ impl From<u8> for Kind {
 pub(super) struct Driver {
     pub(super) server: Server,
     config: ServerConfig,
-    /// Whether the server began in a state of which the driver knows nothing.
+    /// Whether the server began in a state that the driver does not know.
     is_any: bool,
-    /// Whether the server has been restored since the driver acted.
+    /// Whether the server has been restored since the driver last acted.
     is_restored: bool,
     channels: BTreeMap<ChannelId, State>,
     /// Whether it acts at once, so that nothing overtakes anything else.
     is_quick: bool,
-    /// Whether closing takes until [`Driver::finish_closing`].
+    /// Whether a close takes until [`Driver::finish_closing`].
     is_slow_to_close: bool,
     /// Whether rings can be opened.
     opens: bool,
-    /// The host's own actions since it last acted; each causes at most one message.
+    /// The number of offers and rescinds since the driver last acted; each causes at most one
+    /// message.
     own: usize,
     /// The messages that the guest would find in its slots.
     pub(super) messages: Vec<Message>,
@@ -75,7 +76,7 @@ impl Driver {
         driver
     }
 
-    /// The driver of a server with [`SAVED_CONFIG`] in any state.
+    /// The driver of a server with [`SAVED_CONFIG`] that is in any state.
     pub(super) fn of_saved(kind: Kind, server: Server) -> Self {
         Self { is_any: true, ..Self::with(kind, server, SAVED_CONFIG) }
     }
@@ -97,7 +98,7 @@ impl Driver {
         }
     }
 
-    /// Forgets all pending work of the driver, which is then asked for again.
+    /// Saves and restores the server, which asks again for all pending work of the driver.
     pub(super) fn save_and_restore(&mut self) {
         let saved = self.server.save();
         self.server = Server::restore(self.config, &saved).unwrap();
@@ -113,7 +114,7 @@ impl Driver {
             {
                 *state = opened;
             } else if let Some(opened) = opened {
-                assert_eq!(*state, opened, "other rings");
+                assert_eq!(*state, opened, "the rings differ");
             }
         }
         // A channel that was closing must be closed again.
@@ -139,7 +140,7 @@ impl Driver {
         }
     }
 
-    /// Whether the saved state had as many other devices as a bus has room for.
+    /// Whether the saved state filled the bus with other devices.
     pub(super) fn is_full(&self) -> bool {
         self.is_any && self.server.channel_of(&OFFER).is_none()
     }
@@ -160,7 +161,7 @@ impl Driver {
         }
     }
 
-    /// Unexpected results are ignored.
+    /// Reports unexpected results, which the server must ignore.
     pub(super) fn spurious(&mut self, n: u8) {
         self.act();
         let known = self.channels.len();
@@ -205,7 +206,7 @@ impl Driver {
                 Action::SetTargetVp { channel, target_vp } => {
                     others += 1;
                     assert!(target_vp.get() < VPS);
-                    // If the open failed, the target was on its way.
+                    // If the open failed, the target VP was already on its way.
                     let is_open = matches!(self.channels.get(&channel), Some(State::Open(_)));
                     assert!(
                         is_open || !self.opens || self.is_any,
@@ -232,7 +233,8 @@ impl Driver {
         self.messages.push(message);
     }
 
-    /// Whoever gets its pages or its host back uses the memory: no earlier ring may be in use.
+    /// A guest that gets back its pages or its connection uses the memory, so the host must no
+    /// longer use any earlier ring.
     fn check_barrier(&self, message: &HostMessage) {
         let mut used = self.channels.values().filter_map(|state| match state {
             State::Closed => None,
@@ -269,7 +271,7 @@ impl Driver {
     }
 
     fn close(&mut self, channel: ChannelId) {
-        // The open failed, or was lost with the server that was saved; or the driver cannot know.
+        // The open failed or was lost when the server was saved, or the driver cannot know.
         let may_be_closed = !self.opens || self.is_restored || self.is_any;
         let is_slow = self.is_slow_to_close;
         let state = self.state(channel);
@@ -284,7 +286,7 @@ impl Driver {
         }
     }
 
-    /// What is known of a channel; channels from saved state are not open here.
+    /// The known state of a channel. Channels from saved state are closed at first.
     fn state(&mut self, channel: ChannelId) -> &mut State {
         let is_any = self.is_any;
         self.channels.entry(channel).or_insert_with(|| {
@@ -294,7 +296,7 @@ impl Driver {
     }
 
     pub(super) fn finish_closing(&mut self) {
-        // Later requests come first, for example a channel that is opened again.
+        // First take the requests that came later, such as a channel that is opened again.
         self.act();
         for (channel, state) in &mut self.channels {
             if let State::Closing(_) = state {

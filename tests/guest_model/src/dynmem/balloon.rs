@@ -1,4 +1,4 @@
-//! Pages given to the host, and taken back.
+//! Giving pages to the host, and taking them back.
 
 use alloc::vec::Vec;
 
@@ -16,7 +16,7 @@ pub(super) const MAX_BALLOON_REQUEST: PageCount = PageCount::new(585_728);
 pub(super) enum Search {
     /// Aligned runs of 512.
     Large,
-    /// Single pages, to the end of the request.
+    /// Single pages, until the request ends.
     Single,
     /// Runs as long as possible.
     Run,
@@ -67,8 +67,8 @@ impl Client {
         Ok(())
     }
 
-    /// One balloon response with as many pages as fit. Linux takes large pages first, and only
-    /// single ones after the first failure.
+    /// Writes one balloon response with as many pages as fit. Linux takes large pages first, and
+    /// only single pages after the first failure.
     pub(super) fn give(&mut self, mut left: PageCount, mut search: Search, out: &mut Vec<u8>) {
         let ballooning = self.personality.ballooning;
         let mut list = core::mem::take(&mut self.ranges);

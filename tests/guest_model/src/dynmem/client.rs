@@ -32,7 +32,7 @@ enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
     None,
-    /// Pages still to give.
+    /// A balloon request with pages still to give.
     Giving {
         left: PageCount,
         search: Search,
@@ -41,7 +41,7 @@ pub(super) enum Work {
     Taking {
         id: u32,
     },
-    /// An unballoon request is carried out but not answered.
+    /// An unballoon request was carried out but not answered yet.
     Taken,
 }
 
@@ -58,11 +58,12 @@ pub struct Client {
     /// requests.
     pub(super) adding: VecDeque<Adding>,
     pub(super) outbox: Outbox,
-    /// For the ranges of a message; empty otherwise.
+    /// Reused for the ranges of each message; empty in between.
     pub(super) ranges: RangeList,
-    /// Of the last message; Linux counts on over all sessions and never echoes the host's.
+    /// The transaction ID of the last message sent. Linux keeps counting across sessions and never
+    /// echoes the host's IDs.
     transaction_id: u32,
-    /// Ignores the host.
+    /// The driver ignores the host until it is loaded again.
     is_deaf: bool,
     pub(super) now: Duration,
 }
@@ -91,7 +92,7 @@ impl Client {
         &self.personality
     }
 
-    /// The guest's behaviour, to change it from now on.
+    /// The guest's behaviour, for a test that changes it midway.
     pub const fn personality_mut(&mut self) -> &mut Personality {
         &mut self.personality
     }
@@ -102,7 +103,7 @@ impl Client {
         &self.memory
     }
 
-    /// The guest's memory, for other activity in the guest.
+    /// The guest's memory, for a test that simulates other activity in the guest.
     pub const fn memory_mut(&mut self) -> &mut Memory {
         &mut self.memory
     }
@@ -121,8 +122,8 @@ impl Client {
         self.now = self.now.max(now);
     }
 
-    /// When [`Client::poll_send`] may have something although nothing was received; `None` if that
-    /// is at once or never.
+    /// When [`Client::poll_send`] may have a message even if nothing is received until then; `None`
+    /// if it may have one now, or never will.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         self.adding.front().map(Adding::due).filter(|due| *due > self.now)
@@ -186,7 +187,7 @@ impl Client {
         self.outbox.push(id, Message::Status(report));
     }
 
-    /// Takes a message of the host from the ring.
+    /// Handles a message that the host put into the ring.
     ///
     /// # Errors
     /// [`RuleBroken`] if a real guest would be harmed or stop listening.
@@ -215,14 +216,15 @@ impl Client {
         }
     }
 
-    /// The next message for the host. Pages are allocated when their message is made, as in Linux.
+    /// The next message for the host. As in Linux, pages are allocated when the message that lists
+    /// them is built.
     pub fn poll_send(&mut self) -> Option<Vec<u8>> {
         let mut message = Vec::new();
         self.poll_send_into(&mut message).then_some(message)
     }
 
-    /// Like [`Client::poll_send`], with the message in `out`, whose memory is reused; false if
-    /// there is none.
+    /// Like [`Client::poll_send`], but writes the message to `out` to reuse its allocation; returns
+    /// false if there is none.
     pub fn poll_send_into(&mut self, out: &mut Vec<u8>) -> bool {
         if self.outbox.is_empty() {
             self.go_on_adding();

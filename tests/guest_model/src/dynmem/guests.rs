@@ -3,8 +3,8 @@
 //! Linux: `drivers/hv/hv_balloon.c` and `drivers/hv/connection.c` of 6.1 and 6.12, and the
 //! behaviour of Debian's kernels. Windows: versions from the tables in those files and in OpenVMM
 //! `vmbus_core/src/protocol.rs`; behaviour from the comments in QEMU `hw/hyperv/hv-balloon.c` and
-//! its commit messages. Nothing about Windows has been observed by this project, and what its
-//! constructors call assumed has no source at all.
+//! its commit messages. This project has observed nothing about Windows itself, and what the
+//! constructors below call assumed has no source at all.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -44,10 +44,10 @@ impl Personality {
 
     /// Linux 6.1 booted with `memhp_default_state=online`.
     ///
-    /// Announces 128 MiB whatever its memory block size is, and adds as much at a time. Tries
+    /// Announces 128 MiB whatever its memory block size is, and adds that much at a time. Tries
     /// Dynamic Memory 2.0, 1.0, 0.3 and VMBus 5.3 down to 2.4. Gives runs of 512 pages first.
-    /// Tolerates requests right after the handshake. The model tolerates a balloon request of any
-    /// length, but the rule for all guests applies.
+    /// Tolerates requests right after the handshake. The personality itself sets no limit on a
+    /// balloon request, but the limit for all guests applies.
     #[must_use]
     pub fn linux_6_1() -> Self {
         let capabilities = Capabilities::BALLOON
@@ -78,8 +78,8 @@ impl Personality {
         }
     }
 
-    /// Linux 6.1 whose RAM reaches the address 64 GiB: its memory block is larger than the 128 MiB
-    /// that it announces and adds at a time, so each request fails, and it reports that later ones
+    /// Linux 6.1 whose RAM reaches the 64 GiB address: its memory block is larger than the 128 MiB
+    /// that it announces and adds at a time, so every request fails, and it reports that later ones
     /// may succeed.
     #[must_use]
     pub fn linux_6_1_with_large_blocks() -> Self {
@@ -89,8 +89,8 @@ impl Personality {
 
     /// Linux 6.12, which Debian builds so that added memory is online at once.
     ///
-    /// Announces its memory block size of 2^`block_log2_mib` MiB and adds as much at a time: 128
-    /// MiB (7) up to 2 GiB (11), depending on the end address of boot RAM. Otherwise as
+    /// Announces its memory block size of 2^`block_log2_mib` MiB and adds that much at a time: 128
+    /// MiB (7) up to 2 GiB (11), depending on the end address of boot RAM. Otherwise like
     /// [`Personality::linux_6_1`].
     #[must_use]
     pub fn linux_6_12(block_log2_mib: u8) -> Self {
@@ -99,7 +99,7 @@ impl Personality {
     }
 
     /// Linux on a machine whose ACPI offers S4, so that it could hibernate. It announces ballooning
-    /// and hot-add, answers no balloon and no unballoon request, and refuses hot-add for good.
+    /// and hot-add, but answers no balloon or unballoon request and refuses hot-add for good.
     #[must_use]
     pub fn linux_with_hibernation() -> Self {
         Self {
@@ -122,8 +122,8 @@ impl Personality {
     }
 
     /// Windows 7 and Server 2008 R2: Dynamic Memory 0.3, so no info message; VMBus 1.1 and 0.13.
-    /// Assumed beside what [`Personality::windows_server_2016`] assumes: that they take requests as
-    /// later ones do.
+    /// Assumed, in addition to the assumptions of [`Personality::windows_server_2016`]: they handle
+    /// requests as later versions do.
     #[must_use]
     pub fn windows_7() -> Self {
         Self {
@@ -150,8 +150,8 @@ impl Personality {
         }
     }
 
-    /// Windows 8.1 and Server 2012 R2: VMBus 3.0. Assumed beside what
-    /// [`Personality::windows_7`] assumes: that it asks for Dynamic Memory 1.0 first.
+    /// Windows 8.1 and Server 2012 R2: VMBus 3.0. Assumed, in addition to the assumptions of
+    /// [`Personality::windows_7`]: they request Dynamic Memory 1.0 first.
     #[must_use]
     pub fn windows_server_2012_r2() -> Self {
         Self {
@@ -164,13 +164,13 @@ impl Personality {
 
     /// Windows 10 and Server 2016: Dynamic Memory 2.0, VMBus 4.0.
     ///
-    /// Second hand (QEMU): gives at most 585,728 pages for a request; hot-add works with regions that
-    /// equal their ranges, ascending and contiguous, of at most 2 GiB. Hyper-V asks nothing in the
-    /// first 50 s; that the guest would bear it is assumed.
+    /// Second hand (QEMU): it gives at most 585,728 pages for a request; hot-add works with regions
+    /// that equal their ranges, ascending and contiguous, of at most 2 GiB. Hyper-V makes no
+    /// request in the first 50 s; that the guest would tolerate one is assumed.
     ///
-    /// Assumed: older versions are asked for in descending order; 2 MiB alignment; long ranges, 64 to
-    /// a message, with an ending of their own; the floor and address limit of Linux; added memory
-    /// usable at once.
+    /// Assumed: it requests older versions in descending order; 2 MiB alignment; long ranges, 64 to
+    /// a message, with a separate ending; the floor and address limit of Linux; added memory usable
+    /// at once.
     #[must_use]
     pub fn windows_server_2016() -> Self {
         let mut windows = Self {
@@ -190,8 +190,8 @@ impl Personality {
         windows
     }
 
-    /// Windows Server 2019: VMBus 5.2. Second hand (QEMU): crashes when asked right after boot, which
-    /// is taken here to mean within the 50 s that Hyper-V waits. Assumed as for
+    /// Windows Server 2019: VMBus 5.2. Second hand (QEMU): it crashes if it gets a request right
+    /// after boot, which is taken here to mean within the 50 s that Hyper-V waits. Assumed as for
     /// [`Personality::windows_server_2016`].
     #[must_use]
     pub fn windows_server_2019() -> Self {
@@ -204,7 +204,7 @@ impl Personality {
         }
     }
 
-    /// Windows 11 and Server 2022: VMBus 5.3. Assumed: crashes like
+    /// Windows 11 and Server 2022: VMBus 5.3. Assumed: they crash like
     /// [`Personality::windows_server_2019`].
     #[must_use]
     pub fn windows_server_2022() -> Self {
@@ -216,8 +216,8 @@ impl Personality {
         }
     }
 
-    /// Windows Server 2025. Assumed: tries VMBus 6.0, then what [`Personality::windows_server_2022`]
-    /// tries; else like that one.
+    /// Windows Server 2025. Assumed: it tries VMBus 6.0 first and is otherwise like
+    /// [`Personality::windows_server_2022`].
     #[must_use]
     pub fn windows_server_2025() -> Self {
         let mut vmbus_versions = vec![Vmbus::from_wire(0x0006_0000)];

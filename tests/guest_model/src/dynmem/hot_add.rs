@@ -8,7 +8,7 @@ use page_range::{PageCount, PageRange};
 use super::outbox::Message;
 use super::{Client, HotAdd, HotAddAnswer, RuleBroken};
 
-/// The most that is known to work in one request, unless one alignment block is larger.
+/// The longest request known to work, unless one alignment block is larger.
 const MAX_REQUEST: PageCount = PageCount::from_bytes(2 << 30);
 
 /// A hot-add request that has not been answered yet.
@@ -17,13 +17,13 @@ pub(super) struct Adding {
     /// The pages still to be added.
     rest: Option<PageRange>,
     taken: PageCount,
-    /// Pages claimed although they were not added.
+    /// Pages to claim on top of those added.
     excess: PageCount,
     /// The time between the last block and the answer.
     delay: Duration,
     /// When the next block is due or, after the last block, the answer.
     due: Duration,
-    /// Until when the host must wait for the answer before it may ask for anything else.
+    /// The time until which the host must wait for the answer before it makes another request.
     awaited_until: Duration,
 }
 
@@ -38,7 +38,7 @@ impl Adding {
     }
 }
 
-/// How long a host must wait for an answer: Linux needs 5 s for each 128 MiB that nothing brings
+/// How long a host must wait for an answer. Linux takes 5 s for each 128 MiB that nobody brings
 /// online.
 fn patience(range: PageRange) -> Duration {
     Duration::from_secs(10 + range.count().bytes().div_ceil(128 << 20) * 5)
@@ -82,7 +82,7 @@ impl Client {
         Ok(())
     }
 
-    /// Adds what is due, block by block, and answers.
+    /// Adds the blocks that are due, and answers each request after its last block.
     pub(super) fn go_on_adding(&mut self) {
         let HotAdd { block, online_wait, onlines, .. } = self.personality.hot_add;
         while let Some(adding) = self.adding.front_mut()

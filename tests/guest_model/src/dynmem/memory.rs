@@ -20,9 +20,9 @@ pub struct Memory {
     /// No free large page begins below this; a multiple of the large page size.
     first_large: Gpfn,
     ballooned: PageRangeSet,
-    /// Added and not brought online.
+    /// Pages that were added but not brought online.
     offline: PageRangeSet,
-    /// Ballooned by a driver that is gone.
+    /// Pages ballooned by a driver that is gone.
     leaked: PageRangeSet,
 }
 
@@ -87,7 +87,7 @@ impl Memory {
         }
     }
 
-    /// The pages the host has.
+    /// The pages given to the host.
     #[must_use]
     pub const fn ballooned(&self) -> &PageRangeSet {
         &self.ballooned
@@ -99,7 +99,7 @@ impl Memory {
         &self.ram
     }
 
-    /// Pages that were added and not brought online.
+    /// Pages that were added but not brought online.
     #[must_use]
     pub const fn offline(&self) -> &PageRangeSet {
         &self.offline
@@ -127,7 +127,7 @@ impl Memory {
         self.managed().saturating_sub(self.free.len())
     }
 
-    /// Pages that nothing uses.
+    /// Free pages.
     #[must_use]
     pub const fn available(&self) -> PageCount {
         self.free.len()
@@ -175,7 +175,7 @@ impl Memory {
         found
     }
 
-    /// Pages become free.
+    /// Marks pages as free.
     fn free(&mut self, range: PageRange) {
         self.first_large =
             self.first_large.min(range.start().align_down(PageCount::new(LARGE_PAGE)));
@@ -220,13 +220,13 @@ impl Memory {
         self.leaked.insert_set(&core::mem::take(&mut self.ballooned));
     }
 
-    /// A new kernel finds all memory of the machine.
+    /// A new kernel takes over and finds all the machine's memory.
     pub(super) fn kexec(&mut self) {
         self.ram = self.machine.clone();
         self.start();
     }
 
-    /// A new kernel has only part of the memory.
+    /// A crash kernel takes over with only the `reserved` part of the memory.
     pub(super) fn crash(&mut self, reserved: &PageRangeSet) {
         self.ram = reserved.clone();
         self.start();

@@ -1,11 +1,11 @@
-//! Messages that wait for room in the ring.
+//! Messages waiting for room in the ring.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use dynmem_protocol::{CapabilitiesReport, HotAddResponse, StatusReport, VersionRequest};
 
-/// A message that does not depend on when it is sent.
+/// A message whose content does not depend on when it is sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Message {
     Version(VersionRequest),

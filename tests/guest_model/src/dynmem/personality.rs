@@ -1,4 +1,4 @@
-//! The ways in which guests differ.
+//! Guest personalities: the behaviour in which guests differ.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -6,7 +6,7 @@ use core::time::Duration;
 use dynmem_protocol::{Capabilities, Version};
 use page_range::{Gpfn, PageCount};
 
-/// The end of the answer to a balloon request. Linux does both.
+/// How the answer to a balloon request ends. Linux does both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ending {
     /// The message with the last pages ends it.
@@ -63,31 +63,31 @@ pub enum HotAddAnswer {
     /// Adds all of it.
     #[default]
     TakesAll,
-    /// Adds at most this many pages in total, then nothing.
+    /// Adds at most this many pages in total, and nothing after that.
     AtMost(PageCount),
-    /// Reports "success" and adds nothing, which means: never ask again.
+    /// Reports "success" and adds nothing, which tells the host never to ask again.
     Refuses,
     /// Reports "failure" this many times, then adds all.
     Fails {
-        /// How many times from now on.
+        /// How many more times.
         times: u32,
     },
     /// Reports "failure" every time.
     FailsAlways,
     /// Adds nothing and does not answer.
     Silent,
-    /// Adds all, and reports it after this delay.
+    /// Adds all of it, and answers after this delay.
     Late(Duration),
-    /// Adds all and claims this many pages more. No honest guest does.
+    /// Adds all of it and claims this many more pages, as no honest guest does.
     ClaimsMore(PageCount),
-    /// Adds and claims all but the last page. No honest guest does.
+    /// Adds and claims all but the last page, as no honest guest does.
     ClaimsOdd,
 }
 
 /// A guest's behaviour. The named ones reflect what is known of real guests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Personality {
-    /// For the messages of tests.
+    /// The name in test output.
     pub name: &'static str,
     /// `HV_X64_MSR_GUEST_OS_ID`.
     pub guest_os_id: u64,
@@ -97,7 +97,7 @@ pub struct Personality {
     pub versions: Vec<Version>,
     /// The capabilities it reports.
     pub capabilities: Capabilities,
-    /// A request earlier than this after the handshake crashes it.
+    /// How long after the handshake a request still crashes it.
     pub settle: Duration,
     /// It answers neither balloon nor unballoon requests.
     pub ignores_requests: bool,
@@ -108,8 +108,8 @@ pub struct Personality {
 }
 
 impl Personality {
-    /// This guest with a hot-add alignment of 2^`log2_mib` MiB, which is also what it adds at a
-    /// time.
+    /// This guest with a hot-add alignment of 2^`log2_mib` MiB; it also adds memory in blocks of
+    /// that size.
     #[must_use]
     pub fn with_alignment(mut self, log2_mib: u8) -> Self {
         self.capabilities = self.capabilities.with_hot_add_alignment(log2_mib);

@@ -5,7 +5,7 @@ use core::time::Duration;
 use dynmem_protocol::{MessageType, ParseError, Version};
 use page_range::{Gpfn, PageCount, PageRange};
 
-/// The host's violation.
+/// A rule that the host broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleBroken {
     /// Linux's receive buffer is smaller, so it would loop for ever.
@@ -14,17 +14,17 @@ pub enum RuleBroken {
         /// Bytes of the packet in the ring.
         len: usize,
     },
-    /// Not a message of a host.
+    /// The packet is not a valid host message.
     #[error("malformed: {0}")]
     Malformed(ParseError),
-    /// The message was not called for: a response without a request, or a request before the end of
-    /// the handshake.
+    /// The message does not fit the state: a response without a request, or a request before the
+    /// end of the handshake.
     #[error("unexpected {message}")]
     Unexpected {
         /// Its type.
         message: MessageType,
     },
-    /// The answer to the version or capabilities does not carry the request's id.
+    /// The response to the version request or capabilities report does not carry its ID.
     #[error("transaction id {got} of a response is not that of the request, {expected}")]
     NotEchoed {
         /// The id in the response.
@@ -32,7 +32,7 @@ pub enum RuleBroken {
         /// The id of the request.
         expected: u32,
     },
-    /// A request while another one is open.
+    /// The host made a request while another one was open.
     #[error("{message} while a transaction is open")]
     TwoTransactions {
         /// The second request's type.
@@ -46,21 +46,21 @@ pub enum RuleBroken {
         /// The id in the first one.
         expected: u32,
     },
-    /// A balloon request to a guest that cannot balloon, or a hot-add request to one that cannot
-    /// hot-add.
+    /// The host sent a balloon request to a guest that cannot balloon, or a hot-add request to one
+    /// that cannot hot-add.
     #[error("{message} to a guest without that capability")]
     NotCapable {
         /// The request's type.
         message: MessageType,
     },
-    /// More than Windows gives for one request.
+    /// The host requested more pages than Windows gives for one request.
     #[error("balloon request for {pages} pages")]
     TooMuch {
         /// Pages asked for.
         pages: PageCount,
     },
-    /// Returned pages that the guest has not given, or not since it got them back. Linux frees them
-    /// all the same and is corrupted.
+    /// The host returned pages that the guest never gave, or already got back. Linux frees them all
+    /// the same and corrupts its memory.
     #[error("{range} was returned but is not ballooned")]
     NotBallooned {
         /// The range returned.
@@ -72,14 +72,14 @@ pub enum RuleBroken {
         /// The word.
         word: u64,
     },
-    /// Windows Server 2019 crashes if it is asked right after boot.
+    /// The request came too soon: Windows Server 2019 crashes if it gets one right after boot.
     #[error("{message} {after:?} after the handshake, within {settle:?} of it")]
     TooSoon {
         /// The request's type.
         message: MessageType,
         /// Time since the handshake.
         after: Duration,
-        /// Time the guest must be left alone.
+        /// How long the guest must be left alone.
         settle: Duration,
     },
     /// The agreed version does not have this message.
@@ -90,7 +90,7 @@ pub enum RuleBroken {
         /// The version agreed on.
         version: Version,
     },
-    /// Start or count of new memory is not a multiple of the guest's alignment.
+    /// The start or the length of the new memory is not a multiple of the guest's alignment.
     #[error("hot-add of {range} in a guest that adds multiples of {alignment} pages")]
     HotAddNotAligned {
         /// The new memory.
@@ -98,13 +98,13 @@ pub enum RuleBroken {
         /// The guest's alignment.
         alignment: PageCount,
     },
-    /// More than 2 GiB at a time, unless one alignment block is larger.
+    /// The new memory is longer than 2 GiB and longer than one alignment block.
     #[error("hot-add of {range}, more than 2 GiB at a time")]
     HotAddTooLong {
         /// The new memory.
         range: PageRange,
     },
-    /// The guest requires the form with a region.
+    /// The guest requires requests that name a region.
     #[error("hot-add of {range} without a region")]
     HotAddNoRegion {
         /// The new memory.
@@ -119,13 +119,14 @@ pub enum RuleBroken {
         /// The region.
         region: PageRange,
     },
-    /// Memory that the guest already has. Linux never accepts any again.
+    /// The guest already has part of this memory. After such a request, Linux never accepts a
+    /// hot-add again.
     #[error("hot-add of {range}, part of which the guest has")]
     HotAddOverlap {
         /// The new memory.
         range: PageRange,
     },
-    /// Memory beyond the guest's addresses.
+    /// The new memory lies beyond the addresses that the guest can use.
     #[error("hot-add of {range} in a guest whose addresses end at {limit}")]
     HotAddAboveLimit {
         /// The new memory.

@@ -16,28 +16,28 @@ const INSUFFICIENT_MEMORY: u16 = 11;
 const INVALID_CONNECTION_ID: u16 = 18;
 const INSUFFICIENT_BUFFERS: u16 = 19;
 
-/// Where Linux starts to number its GPADLs.
+/// The first GPADL ID that Linux assigns.
 const FIRST_GPADL: u32 = 0xe1e10;
 
 /// A message to post with HvPostMessage, with message type 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Post {
-    /// The connection.
+    /// The connection to post to.
     pub connection_id: ConnectionId,
     /// The message.
     pub message: Message,
 }
 
-/// Events for the drivers above the client.
+/// An event for the drivers above the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The host supports a version.
+    /// The host accepted a version.
     Connected(Version),
-    /// The host supports none.
+    /// The host accepted none.
     NotConnected,
     /// The host offers a device.
     Offered(wire::Offer),
-    /// All devices were offered.
+    /// The host has offered all devices.
     OffersDelivered,
     /// A GPADL was created, or refused.
     GpadlCreated(GpadlId, bool),
@@ -83,7 +83,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that tries Linux's versions from `newest` on, and requests its messages on
+    /// A client that tries Linux's versions from `newest` down, and requests its messages on
     /// `target_vp`.
     #[must_use]
     pub fn new(newest: Version, target_vp: VpIndex) -> Self {
@@ -121,7 +121,7 @@ impl Client {
         self.posts.pop_front()
     }
 
-    /// Takes the result of the hypercall for a post.
+    /// Handles the hypercall status of a post.
     pub fn posted(&mut self, post: Post, status: u16) {
         let contacting = match self.state {
             State::Contacting(attempt, _) => Some(attempt),
@@ -135,7 +135,7 @@ impl Client {
         }
     }
 
-    /// Takes a message from the host.
+    /// Handles a message from the host.
     pub fn receive(&mut self, bytes: &[u8]) {
         let version = match self.state {
             State::Connected(version) | State::Contacting(_, version) => version,
@@ -159,7 +159,7 @@ impl Client {
         self.post(GuestMessage::RequestOffers.emit());
     }
 
-    /// Lends whole pages to the host, in as many messages as needed.
+    /// Creates a GPADL of whole pages, in as many messages as needed.
     ///
     /// # Panics
     /// If there are more than the 8190 pages that a GPADL can list.
@@ -190,13 +190,13 @@ impl Client {
         gpadl
     }
 
-    /// Takes pages back once their channel is closed.
+    /// Tears down a GPADL, whose pages are the guest's again once its channel is closed.
     pub fn teardown_gpadl(&mut self, relid: Relid, gpadl: GpadlId) {
         let (relid, gpadl) = (relid.get().into(), gpadl.get().into());
         self.post(GuestMessage::GpadlTeardown(wire::GpadlTeardown { relid, gpadl }).emit());
     }
 
-    /// Opens a channel; as in Linux, the id of the OPEN is the relid.
+    /// Opens a channel; as in Linux, the open ID is the relid.
     pub fn open(&mut self, relid: Relid, gpadl: GpadlId, downstream_offset: u32, vp: VpIndex) {
         let open_id = OpenId::new(relid.get());
         let open = wire::Open {
@@ -216,13 +216,13 @@ impl Client {
         self.post(GuestMessage::Close(wire::Channel { relid }).emit());
     }
 
-    /// Gives the relid of a rescinded channel back.
+    /// Releases the relid of a rescinded channel.
     pub fn release(&mut self, relid: Relid) {
         let relid = relid.get().into();
         self.post(GuestMessage::RelidReleased(wire::Channel { relid }).emit());
     }
 
-    /// Requests a channel's signals on another VP.
+    /// Requests that a channel's signals go to another VP.
     pub fn modify(&mut self, relid: Relid, vp: VpIndex) {
         let (relid, target_vp) = (relid.get().into(), vp.get().into());
         self.post(GuestMessage::ModifyChannel(wire::ModifyChannel { relid, target_vp }).emit());
@@ -293,7 +293,7 @@ impl Client {
             HostMessage::GpadlTorndown(torndown) => {
                 Event::GpadlTorndown(GpadlId::new(torndown.gpadl.get()))
             }
-            // Linux finds the waiting OPEN by both numbers.
+            // Linux looks up the pending OPEN by both IDs.
             HostMessage::OpenResult(result) if result.open_id == result.relid => {
                 Event::Opened(Relid::new(result.relid.get()), result.status == U32::ZERO)
             }
@@ -310,7 +310,7 @@ impl Client {
     }
 }
 
-/// Adds words while there is room and there are any left.
+/// Appends words to the message until it is full or none is left.
 fn fill(message: &mut Message, words: &mut dyn Iterator<Item = u64>) {
     while message.as_bytes().len() + 8 <= MAX_MESSAGE_LEN
         && let Some(word) = words.next()

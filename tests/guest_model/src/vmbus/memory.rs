@@ -40,7 +40,8 @@ impl SharedMemory {
     }
 }
 
-/// The bytes of a buffer at an offset of `skip` into a word: up to the end of the word.
+/// How many of `len` bytes come before the next word boundary, if the first byte is `skip` bytes
+/// into a word.
 fn in_first_word(len: usize, skip: usize) -> usize {
     len.min((WORD - skip) % WORD)
 }
@@ -50,8 +51,8 @@ fn read_part(word: &AtomicU32, skip: usize, buf: &mut [u8]) {
     buf.copy_from_slice(&bytes[skip..skip + buf.len()]);
 }
 
-/// Bytes that share a word with others are written by the owner of the word, since packets are
-/// aligned.
+/// Replaces some bytes of a word. This need not be atomic: packets are aligned, so only the word's
+/// owner writes to it.
 fn write_part(word: &AtomicU32, skip: usize, buf: &[u8]) {
     let mut bytes = word.load(Ordering::Relaxed).to_le_bytes();
     bytes[skip..skip + buf.len()].copy_from_slice(buf);

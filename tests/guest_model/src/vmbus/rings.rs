@@ -19,8 +19,8 @@ const DESCRIPTOR: u32 = 16;
 /// Bytes of a footer.
 const FOOTER: u32 = 8;
 
-/// Both rings of a channel. The memory is the guest's own, so an access that fails is a bug of the
-/// test and panics.
+/// Both rings of a channel. The memory is the guest's own, so a failed access is a bug in the test
+/// and panics.
 #[derive(Debug)]
 pub struct GuestRings<M> {
     mem: M,
@@ -31,18 +31,18 @@ pub struct GuestRings<M> {
 /// A packet from the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// What it carries.
+    /// The packet type.
     pub kind: PacketKind,
-    /// The host's number for it.
+    /// The host's transaction ID.
     pub transaction_id: u64,
     /// The payload, with padding.
     pub payload: Vec<u8>,
-    /// Whether the host waits for the room and must be signalled.
+    /// Whether the host was waiting for this room and must be signalled.
     pub signal: bool,
 }
 
 impl Received {
-    /// No packet yet, for [`GuestRings::receive_into`].
+    /// An empty packet to pass to [`GuestRings::receive_into`].
     #[must_use]
     pub const fn new() -> Self {
         Self { kind: PacketKind(0), transaction_id: 0, payload: Vec::new(), signal: false }
@@ -75,23 +75,23 @@ impl<M: GuestMemory> GuestRings<M> {
     /// Writes a packet and returns whether the host must be signalled.
     ///
     /// # Errors
-    /// [`RingFull`], also if it can never fit.
+    /// [`RingFull`], also if the packet can never fit.
     pub fn send(&mut self, payload: &[u8], transaction_id: u64) -> Result<bool, RingFull> {
         self.write_packet(PacketKind::DATA_IN_BAND, payload, transaction_id, 0)
     }
 
-    /// Like [`send`](Self::send), and asks the host for a completion.
+    /// Like [`send`](Self::send), but also asks the host for a completion.
     ///
     /// # Errors
-    /// [`RingFull`], also if it can never fit.
+    /// [`RingFull`], also if the packet can never fit.
     pub fn send_for_completion(&mut self, payload: &[u8], id: u64) -> Result<bool, RingFull> {
         self.send_of_kind(PacketKind::DATA_IN_BAND, payload, id)
     }
 
-    /// Writes a packet of any kind, which asks the host for a completion.
+    /// Writes a packet of any kind that asks the host for a completion.
     ///
     /// # Errors
-    /// [`RingFull`], also if it can never fit.
+    /// [`RingFull`], also if the packet can never fit.
     pub fn send_of_kind(
         &mut self,
         kind: PacketKind,
@@ -136,11 +136,11 @@ impl<M: GuestMemory> GuestRings<M> {
         Ok(!masked && ring.load(mem, READ_INDEX) == start)
     }
 
-    /// Like [`send`](Self::send), but where there is no room asks the host to signal when there is;
-    /// drivers other than Linux's balloon do so.
+    /// Like [`send`](Self::send), but if there is no room, asks the host to signal once there is,
+    /// as drivers other than Linux's balloon driver do.
     ///
     /// # Errors
-    /// [`RingFull`], also if it can never fit.
+    /// [`RingFull`], also if the packet can never fit.
     pub fn send_or_wait(&mut self, payload: &[u8], transaction_id: u64) -> Result<bool, RingFull> {
         let len = payload.len().next_multiple_of(8) + (DESCRIPTOR + FOOTER) as usize;
         let len = u32::try_from(len).map_err(|_| RingFull)?;
@@ -153,17 +153,17 @@ impl<M: GuestMemory> GuestRings<M> {
         Ok(sent)
     }
 
-    /// Reads the next packet and gives its room back.
+    /// Reads the next packet and frees its room in the ring.
     pub fn receive(&mut self) -> Option<Received> {
         let mut received = Received::new();
         self.receive_into(&mut received).then_some(received)
     }
 
-    /// Reads the next packet into `received`, whose memory is used again, and gives its room back.
-    /// False where there is none.
+    /// Like [`receive`](Self::receive), but reads the packet into `received` to reuse its
+    /// allocation; returns false if there is none.
     ///
     /// # Panics
-    /// If the host broke the ring.
+    /// If the host corrupted the ring.
     pub fn receive_into(&mut self, received: &mut Received) -> bool {
         let (mem, ring) = (&self.mem, &self.to_guest);
         let (start, end) = ring.indices(mem);
@@ -182,21 +182,21 @@ impl<M: GuestMemory> GuestRings<M> {
         true
     }
 
-    /// Whether the host's packets are to come without signals. The guest that ends this looks at
-    /// the ring once more.
+    /// Sets or clears the interrupt mask: while it is set, the host need not signal its packets.
+    /// After clearing it, a guest must check the ring once more.
     pub fn mask(&mut self, mask: bool) {
         self.to_guest.store(&self.mem, INTERRUPT_MASK, mask.into());
         self.mem.fence();
     }
 
-    /// Whether the host has sent nothing more.
+    /// Whether the ring holds no more packets from the host.
     pub fn is_empty(&self) -> bool {
         let (read, write) = self.to_guest.indices(&self.mem);
         read == write
     }
 
-    /// Moves the read index from `before` to `now`; returns whether that made the room that the
-    /// host waits for.
+    /// Moves the read index from `before` to `now`; returns whether that frees the room that the
+    /// host is waiting for.
     fn free(&self, before: u32, now: u32) -> bool {
         let (mem, ring) = (&self.mem, &self.to_guest);
         ring.store(mem, READ_INDEX, now);
@@ -216,7 +216,7 @@ struct Ring {
     control: Gpa,
     data: Vec<Gpfn>,
     size: u32,
-    /// All pages of data are neighbours, in order.
+    /// The data pages are contiguous and in order.
     is_one_piece: bool,
 }
 
@@ -228,7 +228,7 @@ impl Ring {
         Self { control: pages[0].gpa(), data, size, is_one_piece }
     }
 
-    /// Bytes that are not used.
+    /// The number of free bytes.
     const fn free(&self, read: u32, write: u32) -> u32 {
         if write < read { read - write } else { self.size - (write - read) }
     }
@@ -239,7 +239,7 @@ impl Ring {
         if sum < self.size { sum } else { sum - self.size }
     }
 
-    /// Read and write index.
+    /// The read and write indices.
     fn indices<M: GuestMemory>(&self, mem: &M) -> (u32, u32) {
         let write = self.load(mem, WRITE_INDEX);
         (self.load(mem, READ_INDEX), write)
@@ -265,7 +265,7 @@ impl Ring {
         }
     }
 
-    /// Where `len` bytes from `position` on are in memory, piece by piece.
+    /// Where in memory the `len` bytes from `position` lie, piece by piece.
     fn pieces(&self, position: u32, len: usize) -> impl Iterator<Item = (Gpa, Range<usize>)> + '_ {
         let mut done = 0;
         core::iter::from_fn(move || {
@@ -276,7 +276,7 @@ impl Ring {
             let page = self.data[at >> 12];
             let all = self.is_one_piece.then_some(self.size as usize);
             let mut end = all.unwrap_or((at | 0xfff) + 1);
-            // Neighbouring pages are read and written as one.
+            // Access contiguous pages as one piece.
             while end - at < len - done
                 && let Some(next) = self.data.get(end >> 12)
                 && page.checked_add(PageCount::new((end >> 12) as u64 - (at >> 12) as u64))

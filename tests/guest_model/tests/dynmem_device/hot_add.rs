@@ -1,4 +1,4 @@
-//! Growth past boot size that goes wrong, and what outlives a session.
+//! Failures of growth past boot size, and what outlives a session.
 
 use std::time::Duration;
 
@@ -67,9 +67,9 @@ fn pages_of_memory_that_is_not_answered_for_are_not_lost() {
     let mut pair = ready_with(HotAddAnswer::Late(Duration::from_secs(3600)));
     pair.set_target(mib(1100));
     pair.run_now();
-    assert!(pair.wait(), "for an answer");
+    assert!(pair.wait(), "the host waits for an answer");
     assert_eq!(pair.snapshot().last_stop, Some(StopReason::HotAddTimeout));
-    // The guest gives its highest pages first where it has no large ones: those it just added.
+    // Without large pages, the guest gives its highest pages first: those it just added.
     pair.guest.memory_mut().shatter();
     pair.set_target(mib(1000));
     pair.run_now();
@@ -84,11 +84,11 @@ fn pages_of_memory_that_is_not_answered_for_are_not_lost() {
 
 #[test]
 fn an_answer_that_was_lost_does_not_lose_the_memory() {
-    // A guest sends its answer once, also where the ring is full.
+    // A guest sends its answer only once, even if the ring is full.
     let mut pair = ready_with(HotAddAnswer::Late(Duration::from_secs(1 << 30)));
     pair.set_target(mib(1100));
     pair.run_now();
-    assert!(pair.wait(), "for an answer");
+    assert!(pair.wait(), "the host waits for an answer");
     pair.close();
     heal(&mut pair);
     pair.reopen();
@@ -218,7 +218,7 @@ fn a_crash_kernel_lives_in_its_part_and_the_books_stay_those_of_the_machine() {
     assert_eq!((books.hot_added, books.assigned), (mib(1024), mib(2048)));
     pair.resize(mib(1024));
     let snapshot = pair.snapshot();
-    // It cannot give what it does not have, and need not be empty.
+    // It cannot give memory that it does not have, and keeps some for itself.
     assert_eq!(snapshot.last_stop, Some(StopReason::GuestFloor));
     assert_eq!(mib(2048).saturating_sub(snapshot.actual), pair.guest.memory().ballooned().len());
     pair.reset();

@@ -51,9 +51,9 @@ pub(crate) enum Step {
     Job,
 }
 
-/// What the host has to do.
+/// Work for the host.
 enum Due {
-    /// Whether it belongs to the guest's present session.
+    /// `is_present` says whether the discard belongs to the guest's current session.
     Discard {
         ranges: Vec<PageRange>,
         is_present: bool,
@@ -69,16 +69,16 @@ pub(crate) enum Saves {
     Never,
     /// After every step.
     Always,
-    /// After so many more steps.
+    /// Once, after this many more steps.
     After(usize),
 }
 
 pub(crate) struct Pair {
     pub(crate) device: Device,
-    /// What the device is made from.
+    /// The device's configuration.
     config: Config,
     pub(crate) saves: Saves,
-    /// Whether the host was saved, so that what it asked for may have been done before.
+    /// Whether the host was ever saved, so that a job may already have been done before.
     was_saved: bool,
     pub(crate) guest: Client,
     pub(crate) notices: Vec<Notice>,
@@ -86,26 +86,27 @@ pub(crate) struct Pair {
     pub(crate) now: Duration,
     /// Whether the host has no memory left to add.
     pub(crate) host_is_full: bool,
-    /// What the driver has to write while the ring is full.
+    /// The host's message that waits for room in the ring.
     unsent: Option<Vec<u8>>,
     ring: VecDeque<Vec<u8>>,
     jobs: VecDeque<(JobId, Due)>,
-    /// Pages that are there for the guest, discarded or not.
+    /// Pages that the guest can access, discarded or not.
     mapped: PageRangeSet,
-    /// Pages that can be discarded together.
+    /// Pages can only be discarded in multiples of this.
     unit: PageCount,
-    /// Huge pages that went back to their pool and are not there before they are provided again.
+    /// Huge pages that went back to their pool; the guest has none of them until they are provided
+    /// again.
     in_pool: PageRangeSet,
 }
 
 impl Pair {
-    /// A guest of this size, with `in_use_mib` in use, that has not opened the channel. As much can
-    /// be added as it has.
+    /// A guest of this size, with `in_use_mib` in use, that has not opened the channel. Hot-add can
+    /// double its size.
     pub(crate) fn new(personality: Personality, size_mib: u64, in_use_mib: u64) -> Self {
         Self::with_capacity(personality, size_mib, in_use_mib, size_mib)
     }
 
-    /// A guest to which so much can be added.
+    /// Like [`Pair::new`], but with `capacity_mib` to hot-add.
     pub(crate) fn with_capacity(
         personality: Personality,
         size_mib: u64,
@@ -165,17 +166,17 @@ impl Pair {
         }
     }
 
-    /// A Linux guest of 1 GiB, 64 MiB of it in use, ready to be asked.
+    /// A Linux guest of 1 GiB, 64 MiB of it in use, ready for requests.
     pub(crate) fn linux() -> Self {
         Self::ready(Personality::linux_6_1())
     }
 
-    /// A guest of 1 GiB, 64 MiB of it in use, ready to be asked. 4 GiB can be added.
+    /// A guest of 1 GiB, 64 MiB of it in use, ready for requests. 4 GiB can be hot-added.
     pub(crate) fn ready(personality: Personality) -> Self {
         Self::with_capacity(personality, 1024, 64, 4096).into_opened()
     }
 
-    /// As [`Pair::new`], ready to be asked.
+    /// Like [`Pair::new`], but ready for requests.
     pub(crate) fn opened(personality: Personality, size_mib: u64, in_use_mib: u64) -> Self {
         Self::new(personality, size_mib, in_use_mib).into_opened()
     }
@@ -197,7 +198,7 @@ impl Pair {
         self.leave();
     }
 
-    /// Another kernel takes over, which has not opened the channel.
+    /// Another kernel takes over; it has not opened the channel.
     pub(crate) fn kexec(&mut self) {
         self.guest.kexec();
         self.leave();
@@ -209,7 +210,7 @@ impl Pair {
         self.leave();
     }
 
-    /// A reset.
+    /// The machine is reset.
     pub(crate) fn reset(&mut self) {
         self.guest.reset();
         self.hang_up();
@@ -225,7 +226,7 @@ impl Pair {
     pub(crate) fn reopen(&mut self) {
         while self.step(Step::Job) {}
         assert_eq!(self.snapshot().state, StateName::Closed);
-        // Whoever comes next is told of nothing: it takes pages from the pool as it touches them.
+        // The next driver is told nothing of this: touching the pages takes them from the pool.
         self.in_pool.clear();
         self.open();
     }
@@ -240,7 +241,7 @@ impl Pair {
         }
     }
 
-    /// Sets a target; one that is refused is kept as the last refusal.
+    /// Sets a target; the device records a refused one as its last refusal.
     pub(crate) fn set_target(&mut self, target: PageCount) {
         let _ = self.device.set_target(self.now, target);
         self.act();
@@ -260,12 +261,12 @@ impl Pair {
         }
     }
 
-    /// Steps until nothing is left to do before time has passed.
+    /// Steps until nothing is left to do at the current time.
     pub(crate) fn run_now(&mut self) {
         while [Step::ToGuest, Step::ToHost, Step::Job].map(|step| self.step(step)) != [false; 3] {}
     }
 
-    /// Lets time pass to the next deadline; false where there is none.
+    /// Lets time pass until the next deadline; returns false if there is none.
     pub(crate) fn wait(&mut self) -> bool {
         let deadlines = [self.device.next_deadline(), self.guest.next_deadline()];
         let Some(deadline) = deadlines.into_iter().flatten().min() else { return false };
@@ -276,8 +277,8 @@ impl Pair {
         true
     }
 
-    /// The host is saved, and another one goes on. What it had begun is void, or was done and nobody
-    /// was told.
+    /// Saves the host and continues with a restored one. Its unfinished jobs are void; with
+    /// `is_done`, they are carried out, but nobody is told.
     pub(crate) fn save_and_restore(&mut self, is_done: bool) {
         let saved = self.device.save(self.now);
         self.was_saved = true;
@@ -304,7 +305,7 @@ impl Pair {
         }
     }
 
-    /// Does one thing; false where there is nothing of the kind to do.
+    /// Makes a step; returns false if there is nothing of that kind to do.
     pub(crate) fn step(&mut self, step: Step) -> bool {
         let is_done = self.try_step(step);
         if is_done {
@@ -334,7 +335,7 @@ impl Pair {
         true
     }
 
-    /// Does a job; false where it fails.
+    /// Does a job; returns false if it fails.
     fn work(&mut self, job: Due) -> bool {
         match job {
             Due::Discard { ranges, is_present } => {
@@ -346,7 +347,7 @@ impl Pair {
             Due::Add(_) | Due::Return(_) if self.host_is_full => return false,
             Due::Add(range) => {
                 let new = self.mapped.insert(range);
-                assert!(new == range.count() || self.was_saved, "{range} was there");
+                assert!(new == range.count() || self.was_saved, "{range} was mapped already");
             }
             Due::Remove(range) => self.unmap(range),
             Due::Return(ranges) => {
@@ -386,7 +387,7 @@ impl Pair {
                     self.jobs.push_back((id, Due::Remove(range)));
                 }
                 Action::CloseFinished => {
-                    assert!(self.jobs.is_empty(), "closed while at work");
+                    assert!(self.jobs.is_empty(), "closed with jobs in flight");
                     self.closes_finished += 1;
                 }
                 Action::Notify(notice) => self.notices.push(notice),
@@ -394,7 +395,7 @@ impl Pair {
         }
     }
 
-    /// Memory that an honest guest uses must not go.
+    /// Removes memory, which an honest guest must not be using.
     fn unmap(&mut self, range: PageRange) {
         let used = self.guest.memory().ram().intersection(range).next();
         let is_honest = !matches!(
@@ -405,7 +406,7 @@ impl Pair {
         self.mapped.remove(range);
     }
 
-    /// Writes what waits, if the ring has room.
+    /// Writes the waiting message if the ring has room.
     fn write(&mut self) {
         if self.ring.len() < RING_SLOTS
             && let Some(message) = self.unsent.take()
@@ -426,22 +427,22 @@ impl Pair {
         }
     }
 
-    /// What the guest can use must be there.
+    /// Asserts that the guest can access all memory that it may use.
     fn assert_there(&self) {
         let memory = self.guest.memory();
         let mut missing = memory.ram().clone();
         missing.remove_set(&self.mapped);
-        assert!(missing.is_empty(), "{missing:?} is not there");
+        assert!(missing.is_empty(), "{missing:?} is not mapped");
         for range in self.in_pool.iter() {
             let used = memory
                 .ram()
                 .intersection(range)
                 .find(|used| !memory.ballooned().contains_range(*used));
-            assert_eq!(used, None, "went back to the pool");
+            assert_eq!(used, None, "in use, but in the pool");
         }
     }
 
-    /// A page the guest can use must not be discarded: that is lost data.
+    /// Asserts that the guest cannot use these pages: discarding a page in use loses data.
     fn assert_out(&self, ranges: &[PageRange]) {
         for &range in ranges {
             assert!(self.guest.memory().ballooned().contains_range(range), "{range} is in use");
@@ -452,7 +453,7 @@ impl Pair {
         self.device.snapshot()
     }
 
-    /// Asserts that both sides have the same idea of the guest's size, and that it is this one.
+    /// Asserts that both sides agree that this is the guest's size.
     #[track_caller]
     pub(crate) fn assert_size(&self, size: PageCount) {
         assert_eq!(self.snapshot().actual, size);

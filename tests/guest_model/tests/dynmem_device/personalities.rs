@@ -7,7 +7,7 @@ use page_range::PageCount;
 
 use crate::pair::*;
 
-/// Why a guest stays at its boot size, or does not get beyond, if so.
+/// Why a guest does not shrink, or does not grow beyond its boot size; `None` if it does.
 struct Expected {
     shrink: Option<StopReason>,
     hot_add: Option<StopReason>,
@@ -132,7 +132,7 @@ fn a_guest_that_takes_no_memory_keeps_its_boot_size() {
     let last = pair.snapshot().last_refusal.map(|(_, why)| why);
     assert_eq!(last, Some(Refusal::Target(refused)));
     pair.assert_size(mib(1024));
-    // Here the target comes before the host knows.
+    // Set the target before the host knows the guest's capabilities.
     let mut early = Pair::with_capacity(personality, 1024, 64, 4096);
     early.set_target(mib(1500));
     early.open();

@@ -1,4 +1,4 @@
-//! Whole resizes, as an operator sees them.
+//! Complete resizes, as an operator sees them.
 
 use dynmem_protocol::{Capabilities, Version};
 use guest_model::dynmem::{Ending, Personality};
@@ -133,7 +133,7 @@ fn a_reloaded_driver_starts_afresh() {
     pair.open();
     pair.run();
     assert_eq!(pair.snapshot().state, StateName::Idle);
-    // The guest lost the pages of its first life; only those of the second can come back.
+    // The guest lost the first session's pages; only the second's can come back.
     pair.resize(mib(896));
     assert_eq!(pair.guest.memory().managed(), mib(1024 - 256 - 128));
     pair.resize(mib(1024));

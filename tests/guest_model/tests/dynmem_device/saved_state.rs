@@ -1,11 +1,11 @@
-//! The host is saved and restored in the middle of everything, and the guest does not see it.
+//! Saving and restoring the host at any step, unnoticed by the guest.
 
 use guest_model::dynmem::Personality;
 use hv_balloon::{Snapshot, StateName};
 
 use crate::pair::*;
 
-/// What a host does with its guest.
+/// A sequence of things that a host does with its guest.
 type Story = fn(&mut Pair);
 
 const STORIES: [(&str, Story); 6] = [
@@ -36,7 +36,7 @@ const STORIES: [(&str, Story); 6] = [
     }),
 ];
 
-/// The first steps of what there is to do.
+/// Tries this many steps, and leaves the rest pending.
 fn run_some(pair: &mut Pair, steps: usize) {
     let order = [Step::ToGuest, Step::ToHost, Step::Job];
     for step in order.into_iter().cycle().take(steps) {
@@ -53,7 +53,7 @@ fn guests() -> [Personality; 4] {
     ]
 }
 
-/// What came of a story, and how many steps it took.
+/// The outcome of a story, and how many steps it took.
 struct Ending {
     snapshot: Snapshot,
     closes: usize,
@@ -67,11 +67,11 @@ fn tell(story: Story, guest: Personality, huge_pages: bool, saves: Saves) -> End
     } else {
         Pair::with_capacity(guest, 256, 8, 512)
     };
-    // Single pages, so that there are many messages.
+    // Only single pages are left, which takes many messages.
     if !huge_pages {
         pair.guest.memory_mut().shatter();
     }
-    // One that is never saved counts the steps.
+    // A run that is never saved counts its steps down instead.
     pair.saves = if saves == Saves::Never { Saves::After(MANY) } else { saves };
     pair.open();
     pair.run();
@@ -106,14 +106,14 @@ fn a_guest_ends_the_same_when_its_host_is_saved_after_every_step() {
     }
 }
 
-/// Once after each of the steps, from the handshake to the end.
+/// Each run saves the host once, after another step between the handshake and the end.
 #[test]
 fn a_guest_ends_the_same_whichever_step_its_host_is_saved_after() {
     for (name, story) in STORIES {
         for huge_pages in [false, true] {
             let guest = Personality::linux_6_1;
             let expected = tell(story, guest(), huge_pages, Saves::Never);
-            // Most of many steps are alike: every seventh of those.
+            // Later steps are much alike, so only every seventh is tried.
             let each = |step: &usize| *step < 60 || step.is_multiple_of(7);
             for step in (1..=expected.steps).filter(each) {
                 let ending = tell(story, guest(), huge_pages, Saves::After(step));

@@ -1,4 +1,4 @@
-//! Any order of what can happen: targets change while messages and jobs are under way.
+//! Events in any order: targets change while messages and jobs are in flight.
 
 use std::time::Duration;
 
@@ -19,9 +19,9 @@ enum Move {
     Report,
     Reset,
     Kexec,
-    /// The host is saved and restored; what it had begun is done or not.
+    /// The host is saved and restored; its unfinished jobs are carried out, or not.
     Save(bool),
-    /// The driver is unloaded and loaded.
+    /// The driver is unloaded and loaded again.
     Reload,
     Wait,
     /// A kernel with another alignment takes over, whatever the host was told.
@@ -32,7 +32,7 @@ enum Move {
     Answer(HotAddAnswer),
 }
 
-/// Sizes the guest can have, more than its boot RAM among them.
+/// Sizes the guest can have, including some above its boot RAM.
 fn any_size() -> impl Strategy<Value = u64> {
     130..SIZE_MIB + CAPACITY_MIB
 }
@@ -49,7 +49,7 @@ fn any_move() -> impl Strategy<Value = Move> {
     ]
 }
 
-/// All that can happen to a guest that does not do what it is asked.
+/// Everything that can happen, even to a guest that does not do what it is asked.
 fn any_mishap() -> impl Strategy<Value = Move> {
     prop_oneof![
         10 => any_move(),
@@ -93,7 +93,7 @@ fn make(pair: &mut Pair, next: Move) {
             pair.reset();
             pair.reopen();
         }
-        // What a guest made of memory it was told of and did not answer for, nobody knows.
+        // Nobody knows what a guest did with memory that it was offered but did not answer for.
         Move::Kexec if pair.snapshot().state == StateName::HotAdding => {}
         Move::Kexec => {
             pair.kexec();
@@ -142,9 +142,9 @@ proptest! {
         prop_assert_eq!(pair.snapshot().faults, Default::default());
     }
 
-    /// The pair itself watches that no page is discarded or taken away that the guest uses, and
-    /// that the guest uses none that is not there. There is more to add than targets ask for, since
-    /// each change of alignment may cost some.
+    /// The pair itself checks that no page in use is discarded or removed, and that the guest uses
+    /// no page that is not mapped. More can be added than the targets need, since each change of
+    /// alignment may waste some.
     #[test]
     fn after_any_mishap_a_reset_makes_all_well(
         guest in any_guest(),
@@ -163,7 +163,7 @@ proptest! {
         pair.assert_size(mib(last));
     }
 
-    /// Sizes are those that whole huge pages give and that the guest's floor allows at once.
+    /// All targets are whole huge pages, and sizes that the guest's floor allows at once.
     #[test]
     fn on_huge_pages_the_last_target_is_reached_too(
         guest in any_guest(),

@@ -80,8 +80,8 @@ fn packets_wrap_and_fill_the_ring() {
         assert!(guest.send(&payload, round).is_err());
         assert!(guest.send_or_wait(&[0; 9000], round).is_err());
         assert_eq!(host.receive().unwrap().unwrap().payload, payload);
-        assert!(host.end_receive(), "the guest waits for the room");
-        assert_eq!(guest.send_or_wait(&[0; 9000], round), Ok(false), "and has it");
+        assert!(host.end_receive(), "the guest is waiting for room");
+        assert_eq!(guest.send_or_wait(&[0; 9000], round), Ok(false), "there is room");
         let lengths = [(); 3].map(|()| host.receive().unwrap().unwrap().payload.len());
         assert_eq!(lengths, [4096, 4096, 9000]);
         assert_eq!(host.receive(), Ok(None));

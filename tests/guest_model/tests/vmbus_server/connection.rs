@@ -13,7 +13,7 @@ fn version() -> impl Strategy<Value = Version> {
     prop::sample::select(&Version::KNOWN[..])
 }
 
-/// Posts a contact to the port of versions from 5.0 on.
+/// Posts a contact to the port that versions from 5.0 on use.
 fn named(pair: &mut Pair, message: Message) -> Vec<HostMessage> {
     pair.post(Post { connection_id: ConnectionId::CONTACT_V5, message }).unwrap();
     pair.answers()
@@ -99,7 +99,7 @@ fn the_old_port_names_no_sint_and_no_vtl() {
     for (sint, vtl) in [(0, 0), (0xff, 0xff), (2, 1)] {
         let mut pair = Pair::new(Version::V5_3, Version::V5_3);
         assert_eq!(pair.raw(contact(0x6_0000, 0, sint, vtl)).len(), 1);
-        assert_eq!(pair.server.version(), None, "6.0 is refused for what it is");
+        assert_eq!(pair.server.version(), None, "6.0 is refused for its version alone");
         assert_eq!(pair.raw(contact(0x5_0003, 0, sint, vtl)).len(), 1);
         assert_eq!(pair.server.version(), Some(Version::V5_3));
     }
@@ -143,7 +143,7 @@ fn an_offer_has_what_linux_needs() {
     assert_eq!((offer.interface, offer.instance), (OFFER.interface, OFFER.instance));
     assert_eq!((offer.relid.get(), offer.connection_id.get()), (1, 0x1001));
     assert_eq!((offer.interrupt_flags.get(), offer.monitor_allocated), (1, 0));
-    assert_eq!(offer.monitor_id, 0xff, "the ID of no monitor");
+    assert_eq!(offer.monitor_id, 0xff, "there is no monitor");
 }
 
 #[test]

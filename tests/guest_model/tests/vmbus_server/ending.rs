@@ -1,4 +1,4 @@
-//! The ways a connection ends, and that nothing of it is left when the next one begins.
+//! The ways in which a connection ends, leaving nothing behind for the next one.
 
 use guest_model::vmbus::{Event, Post};
 use vmbus::{
@@ -31,7 +31,7 @@ fn a_guest_comes_back_after_unload() {
     let (mut pair, relid, ..) = Pair::opened(Version::V5_3);
     pair.client.unload();
     assert_eq!(pair.run(), [Event::Unloaded]);
-    assert_eq!(pair.connect(), relid, "and finds its device where it was");
+    assert_eq!(pair.connect(), relid, "the device keeps its relid");
     let (_, mut rings) = pair.open(relid);
     pair.exchange(&mut rings);
 }

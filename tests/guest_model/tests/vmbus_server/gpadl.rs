@@ -1,4 +1,4 @@
-//! Lending pages to the host.
+//! GPADLs: lending pages to the host.
 
 use guest_model::vmbus::{Event, GuestRings};
 use page_range::Gpfn;
@@ -9,7 +9,7 @@ use vmbus::{
 
 use crate::pair::{MEMORY_PAGES, Pair, pages};
 
-/// The longest list there can be, in bytes.
+/// The longest possible list, in bytes.
 const LONGEST: u16 = 65_528;
 
 fn header(relid: Relid, gpadl: u32, buflen: u16, words: &[u64]) -> vmbus::protocol::Message {
@@ -35,7 +35,7 @@ fn body(gpadl: u32, words: &[u64]) -> vmbus::protocol::Message {
     message
 }
 
-/// The statuses of all GPADL_CREATED, which must be all there is.
+/// The statuses of the GPADL_CREATED messages; there must be no others.
 fn statuses(answers: &[HostMessage]) -> Vec<bool> {
     let status = |answer: &HostMessage| match answer {
         HostMessage::GpadlCreated(created) => created.status.get() == 0,
@@ -111,7 +111,7 @@ fn a_channel_being_withdrawn_takes_gpadls_until_it_is_released() {
     pair.client.release(relid);
     pair.run();
     let answers = pair.raw(header(relid, 11, 16, &[0x1000, 1]));
-    assert_eq!(statuses(&answers), [false], "the relid is nobody's now");
+    assert_eq!(statuses(&answers), [false], "the relid was released");
 }
 
 #[test]

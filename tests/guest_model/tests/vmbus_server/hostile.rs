@@ -1,4 +1,4 @@
-//! Guests that keep no rule: nothing panics, and the next guest finds the bus in order.
+//! Guests that keep no rules: nothing panics, and the next guest finds the bus in order.
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use vmbus::{
@@ -18,13 +18,13 @@ enum Op {
     },
     /// Any bytes.
     Bytes(u32, Vec<u8>),
-    /// The driver takes its actions.
+    /// The driver carries out the server's actions.
     Act,
     FinishClosing,
     Rescind,
     Offer(u8),
     Reset,
-    /// The driver calls when nothing asked it to.
+    /// The driver reports a result that nobody asked for.
     Spurious(bool),
 }
 
@@ -149,7 +149,7 @@ fn step(pair: &mut Pair, op: Op) {
     }
 }
 
-/// What is queued, without acting on it.
+/// Takes the queued actions without carrying them out.
 fn queued(pair: &mut Pair) -> Vec<Action> {
     std::iter::from_fn(|| pair.server.poll_action()).collect()
 }

@@ -1,4 +1,4 @@
-//! The VMBus server against the client: two machines that share the wire and no logic.
+//! The VMBus server against the client: two state machines that share the wire format and no logic.
 
 mod channel;
 mod connection;

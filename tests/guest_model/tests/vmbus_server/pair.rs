@@ -24,25 +24,25 @@ pub(crate) struct Pair {
     pub(crate) channel: ChannelId,
     /// The device's rings while the channel is open.
     pub(crate) rings: Option<ChannelRings<Arc<SharedMemory>>>,
-    /// Where the device would signal the guest.
+    /// The VP on which the device would signal the guest.
     pub(crate) target_vp: Option<VpIndex>,
-    /// Whether the device takes its time: closes wait for [`Pair::finish_closing`].
+    /// Whether the device is slow to close: closes wait for [`Pair::finish_closing`].
     pub(crate) slow_device: bool,
     pub(crate) closing: Vec<ChannelId>,
-    /// Whether the host is saved and restored all the time.
+    /// Whether the host is saved and restored at every opportunity.
     pub(crate) saves: bool,
     /// Whether the guest takes its messages out of the slots.
     pub(crate) guest_reads: bool,
     pub(crate) slots: VecDeque<(VpIndex, Message)>,
-    /// Where the last message went.
+    /// The VP that the last message went to.
     pub(crate) message_vp: Option<VpIndex>,
     events: Vec<Event>,
     config: ServerConfig,
 }
 
 impl Pair {
-    /// A host with four VPs and one device that speaks up to `host`, and a guest that speaks up to
-    /// `guest` and wants its messages on VP 3.
+    /// A host with four VPs and one device that supports versions up to `host`, and a guest that
+    /// supports versions up to `guest` and requests its messages on VP 3.
     pub(crate) fn new(host: Version, guest: Version) -> Self {
         let page_limit = Gpfn::new(MEMORY_PAGES).unwrap();
         let config = ServerConfig { vp_count: 4, page_limit, max_version: host };
@@ -66,11 +66,11 @@ impl Pair {
         }
     }
 
-    /// The host is saved, and another one goes on. What it was told and has not finished is void.
+    /// Saves the host and continues with a restored one. Unfinished actions are void.
     pub(crate) fn save_and_restore(&mut self) {
         self.server = Server::restore(self.config, &self.server.save()).unwrap();
         self.closing.clear();
-        // None for a channel that is closing: then its device is told to close again.
+        // `None` for a channel that is closing: the server asks its device to close again.
         let opened = self.server.opened(self.channel);
         self.rings = self.rings.take().zip(opened).map(|(rings, opened)| {
             self.target_vp = opened.target_vp;
@@ -91,7 +91,7 @@ impl Pair {
         (pair, relid)
     }
 
-    /// Connects and asks for offers.
+    /// Connects and requests the offers; returns the device's relid.
     pub(crate) fn connect(&mut self) -> Relid {
         self.client.connect();
         self.run();
@@ -123,7 +123,7 @@ impl Pair {
         (gpadl, rings)
     }
 
-    /// Lets both sides act until nothing moves; returns what the guest's drivers saw.
+    /// Lets both sides act until nothing is left to do; returns the events for the guest's drivers.
     pub(crate) fn run(&mut self) -> Vec<Event> {
         loop {
             self.may_save();
@@ -157,13 +157,13 @@ impl Pair {
         self.server.handle_message(post.connection_id, post.message.as_bytes())
     }
 
-    /// Posts a message past the client and returns the host's answers.
+    /// Posts a message, bypassing the client, and returns the host's answers.
     pub(crate) fn raw(&mut self, message: Message) -> Vec<HostMessage> {
         self.post(Post { connection_id: ConnectionId::MESSAGE, message }).unwrap();
         self.answers()
     }
 
-    /// Takes the host's messages out of the slots, past the client.
+    /// Takes the host's messages out of the slots, bypassing the client.
     pub(crate) fn answers(&mut self) -> Vec<HostMessage> {
         self.act();
         let slots = take(&mut self.slots);
@@ -176,10 +176,11 @@ impl Pair {
             .collect()
     }
 
-    /// Does all that the server wants.
+    /// Carries out all the server's actions.
     pub(crate) fn act(&mut self) {
         while let Some(action) = self.server.poll_action() {
-            // A message that was polled is the driver's; what is done about a channel is told again.
+            // A polled message belongs to the driver, but a restored server repeats channel
+            // actions.
             let is_message = matches!(action, Action::Send { .. } | Action::DropQueuedMessages);
             if !is_message && std::mem::take(&mut self.saves) {
                 self.save_and_restore();
@@ -207,14 +208,14 @@ impl Pair {
         }
     }
 
-    /// The device is quiet at last.
+    /// The device finishes all pending closes.
     pub(crate) fn finish_closing(&mut self) {
         for channel in take(&mut self.closing) {
             self.server.close_finished(channel);
         }
     }
 
-    /// One packet there and one back.
+    /// Sends one packet in each direction.
     pub(crate) fn exchange(&mut self, guest: &mut GuestRings<Arc<SharedMemory>>) {
         assert_eq!(guest.send(b"guest to host 16", 1), Ok(true));
         self.may_save();

@@ -1,4 +1,5 @@
-//! Server and rings go on after they were saved and restored, and what is neither is refused.
+//! Saved state of the server and the rings: once restored, they continue, and anything else is
+//! refused.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -13,7 +14,7 @@ use vmbus::{
 
 use crate::pair::{MEMORY_PAGES, OFFER, Pair, pages};
 
-/// The bytes in front of the payload, and behind it.
+/// How many bytes come before the payload, and after it.
 const FRAME: (usize, usize) = (20, 4);
 
 const CONFIG: ServerConfig = ServerConfig {
@@ -27,7 +28,7 @@ const CONFIG: ServerConfig = ServerConfig {
 
 type Rings = ChannelRings<Arc<SharedMemory>>;
 
-/// All that a guest does with the bus.
+/// Everything that a guest does with the bus; returns the events that it sees.
 fn life(version: Version, saves: bool) -> Vec<Event> {
     let mut pair = Pair::new(Version::V5_3, version);
     pair.saves = saves;
@@ -45,7 +46,7 @@ fn life(version: Version, saves: bool) -> Vec<Event> {
     pair.client.close(relid);
     pair.client.teardown_gpadl(relid, gpadl);
     events.extend(pair.run());
-    // More pages than a message has room for, and opened again while it closes.
+    // More pages than fit into one message, and a channel that is opened again while it closes.
     let gpadl = pair.client.create_gpadl(relid, &pages(10, 200));
     events.extend(pair.run());
     pair.client.open(relid, gpadl, 100, VpIndex::new(0));
@@ -86,7 +87,7 @@ fn a_guest_does_not_see_that_its_host_is_saved_after_every_message() {
     }
 }
 
-/// A server in each state and with all that can be in one.
+/// A server in each state, with everything that a server can hold.
 fn tour() -> Vec<(&'static str, Server)> {
     let opened = || Pair::opened(Version::V5_3);
     let slow = || {
@@ -153,7 +154,7 @@ fn tour() -> Vec<(&'static str, Server)> {
     tour
 }
 
-/// Rings with packets that were copied and not received, and with one that does not fit.
+/// Rings with packets that were copied out but not received, and with one that does not fit.
 fn busy_rings() -> (Rings, Arc<SharedMemory>) {
     let (mut pair, _, _, mut guest) = Pair::opened(Version::V5_3);
     for number in 0..5_u8 {
@@ -173,7 +174,7 @@ fn restore_rings(mem: &Arc<SharedMemory>, saved: &SavedRings) -> Result<Rings, R
     ChannelRings::restore(mem.clone(), &layout(), saved)
 }
 
-/// A server from bytes; `None` where they are refused, whoever refuses them.
+/// Restores a server from bytes; `None` if decoding or restoring refuses them.
 fn server_of(bytes: &[u8]) -> Option<Server> {
     Server::restore(CONFIG, &SavedServer::from_bytes(bytes).ok()?).ok()
 }
@@ -223,7 +224,7 @@ fn version_1_is_restored_as_ever() {
         );
         let told = std::iter::from_fn(|| server.poll_action()).collect::<Vec<_>>();
         let again = std::iter::from_fn(|| restored.poll_action()).collect::<Vec<_>>();
-        assert!(again.ends_with(&told), "{name}: {again:?} and not {told:?}");
+        assert!(again.ends_with(&told), "{name}: {again:?}, not {told:?}");
     }
     let (mut rings, mem) = busy_rings();
     let mut restored = rings_of(&mem, &fs::read(golden("rings")).unwrap()).unwrap();
@@ -323,7 +324,7 @@ fn reframed<T: SavedState>(saved: &[u8], changes: &[(prop::sample::Index, u8, u8
     T::FORMAT.frame(1, &payload)
 }
 
-/// A server goes on with a guest that does this and that, and can be saved again.
+/// Sends the server various messages; after each, its state must be one that can be restored.
 fn go_on(mut server: Server) {
     let teardown = wire::GpadlTeardown { relid: 1.into(), gpadl: 0xe1e10.into() };
     let messages = [
@@ -414,7 +415,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What both ends say at each step, with the host saved now and then or never.
+/// The results of all steps, with the host saved in between or never.
 fn talk(steps: &[Step], saves: bool) -> Vec<String> {
     let (mut pair, _, _, mut guest) = Pair::opened(Version::V5_3);
     let mut host = pair.rings.take().unwrap();

@@ -1,6 +1,7 @@
-//! Signals: as few as the rings' rules allow, counted in turns; and none missing, with both ends on
-//! threads of their own that sleep until they are signalled: a signal that should have been sent and
-//! was not leaves one asleep for ever.
+//! Signals: as few as the rules of the rings allow, and none missing.
+//!
+//! To count signals, the tests run both ends in turn. To find missing ones, they run each end on
+//! its own thread, which sleeps until it is signalled: a missing signal leaves it asleep for ever.
 
 use std::{
     sync::{
@@ -23,7 +24,7 @@ use crate::pair::pages;
 
 const PACKETS: u64 = 40_000;
 
-/// Signals do not add up: whoever is signalled looks at everything.
+/// A signal to the other end. Signals do not accumulate: whoever is signalled looks at everything.
 struct Bell(SyncSender<()>);
 
 impl Bell {
@@ -63,7 +64,7 @@ fn rings_of_a_guest_with(
     (ChannelRings::open(mem, &RingLayout::new(&pages, 3).unwrap()).unwrap(), guest)
 }
 
-/// Sends so many packets to the host; how many signals that takes.
+/// Sends packets to the host; returns how many signals that takes.
 fn guest_sends(guest: &mut GuestRings<Arc<SharedMemory>>, packets: usize) -> usize {
     (0..packets).filter(|_| guest.send(&[0; 48], 0).unwrap()).count()
 }
@@ -72,7 +73,7 @@ fn guest_sends(guest: &mut GuestRings<Arc<SharedMemory>>, packets: usize) -> usi
 fn a_batch_to_the_host_takes_one_signal_and_none_while_the_host_is_awake() {
     let (mut host, mut guest) = rings();
     assert_eq!(guest_sends(&mut guest, 50), 1);
-    // Not before the host has found the ring empty does it need another one.
+    // The host needs no other signal until it has found the ring empty.
     for _ in 0..25 {
         assert!(host.receive().unwrap().is_some());
     }

@@ -1,11 +1,11 @@
-//! Guests of one kind each, so that none hides behind another.
+//! Runs with one kind of guest each, so that no vice hides another.
 
 use hv_balloon::FaultCounts;
 use sim::Vice;
 
 use crate::make;
 
-/// Seeds for each kind of guest, apart from those of the large number of runs.
+/// The first seed for each kind of guest, apart from the seeds of the 100,000 runs.
 const FIRST: u64 = 1 << 32;
 const RUNS: u64 = 250;
 
@@ -27,8 +27,8 @@ fn no_vice_breaks_anything() {
     }
 }
 
-/// Each of these runs ends only when the operator has been told of the timeout, and of what became of
-/// two more targets.
+/// Each of these runs ends only when the operator has been told of the timeout, and of the outcome
+/// of two more targets.
 #[test]
 fn guests_that_never_answer_let_the_operator_go_on() {
     for vice in [Vice::NeverAnswers, Vice::NeverReads, Vice::Dribbles] {

@@ -1,4 +1,4 @@
-//! Simulated runs. `docs/simulation.md` says what they are.
+//! Simulated runs, which `docs/simulation.md` describes.
 
 mod guests;
 mod replay;
@@ -16,8 +16,8 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
 }
 
-/// Makes the runs of so many seeds on all cores, and fails with the first that fails. Their guests have
-/// these vices, or those that the seeds say.
+/// Makes the runs of `runs` seeds on all cores, and panics with the first failure. The guests have
+/// these vices or, with `None`, those that the seeds determine.
 fn make(first: u64, runs: u64, vices: Option<&[Vice]>) -> Tally {
     let next = AtomicU64::new(0);
     let total = Mutex::new(Tally::default());

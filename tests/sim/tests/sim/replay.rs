@@ -1,4 +1,4 @@
-//! One run again, with all that happens in it.
+//! Replays one run and prints its trace.
 
 use sim::{SEED, VICES, Vice};
 

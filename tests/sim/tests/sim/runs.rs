@@ -1,4 +1,4 @@
-//! A hundred thousand runs.
+//! The 100,000 runs.
 
 use std::time::Instant;
 
@@ -66,7 +66,7 @@ fn all_holds_in_every_run() {
     }
 }
 
-/// A simulation that gets nowhere finds nothing.
+/// Checks that the runs got everywhere: a simulation that gets nowhere finds nothing.
 fn gets_about(tally: &Tally) {
     for state in StateName::ALL {
         assert!(tally.states(state) > 0, "never {state}");
