@@ -11,8 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::FaultCounts;
 
-/// Pages of a set.
-
 /// All of a device. Page counts and page numbers are plain numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Device {
