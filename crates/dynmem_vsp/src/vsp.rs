@@ -249,18 +249,24 @@ impl<M: GuestMemory> DynamicMemory<M> {
         loop {
             self.write_ring()?;
             let Some(action) = self.device.poll_action() else { break };
-            match action {
-                // The next turn writes the message.
-                Action::Send => self.trace_message(Trace::Emitted),
-                Action::CloseFinished => self.device_is_quiet(),
-                Action::Work(job) => self.push(Work::Job(job)),
-                Action::Notify(notice) => self.push(Work::Notify(notice)),
-            }
+            self.act(action);
         }
         if let Some(signal) = self.link.channel().and_then(Channel::take_signal) {
             self.outputs.push_back(Output::SignalGuest(signal));
         }
         Ok(())
+    }
+
+    /// Most packets lead to no action, so this is kept out of their way.
+    #[inline(never)]
+    fn act(&mut self, action: Action) {
+        match action {
+            // The next turn of the loop writes the message.
+            Action::Send => self.trace_message(Trace::Emitted),
+            Action::CloseFinished => self.device_is_quiet(),
+            Action::Work(job) => self.push(Work::Job(job)),
+            Action::Notify(notice) => self.push(Work::Notify(notice)),
+        }
     }
 
     fn tell(&mut self, event: Event<'_>) {
@@ -338,13 +344,15 @@ impl<M: GuestMemory> DynamicMemory<M> {
         };
         match channel.receive()? {
             Received::Data(message) => {
-                let before = self.device.state();
                 if self.is_traced {
+                    let before = self.device.state();
                     let copy = message.to_vec();
                     self.outputs.push_back(Output::Work(Work::Trace(Trace::Received(copy))));
+                    self.device.handle(self.now, Event::Packet(message));
+                    self.trace_state(before);
+                } else {
+                    self.device.handle(self.now, Event::Packet(message));
                 }
-                self.device.handle(self.now, Event::Packet(message));
-                self.trace_state(before);
             }
             Received::Other => {}
             Received::Nothing => {

@@ -111,6 +111,7 @@ impl Device {
     }
 
     /// Does what can be done now and says what has changed.
+    #[inline]
     pub(crate) fn go_on(&mut self) {
         self.machine.start_discards();
         if let Some(session) = self.link.session_mut() {
@@ -152,6 +153,7 @@ impl Device {
     }
 
     /// The next thing to do, until there is none.
+    #[inline]
     pub fn poll_action(&mut self) -> Option<Action> {
         let action = self.machine.poll_action();
         action.or_else(|| self.link.outbox_mut()?.poll().then_some(Action::Send))
@@ -160,6 +162,7 @@ impl Device {
     /// The message to write to the ring: from [`Action::Send`] until [`Event::Sent`], or until the
     /// channel closes.
     #[must_use]
+    #[inline]
     pub fn message(&self) -> Option<&[u8]> {
         self.link.outbox()?.current()
     }
@@ -170,6 +173,7 @@ impl Device {
         self.link.session()?.deadline()
     }
 
+    #[inline]
     fn on_packet(&mut self, packet: &[u8]) {
         let message = match GuestMessage::parse(packet) {
             Ok(message) => message,

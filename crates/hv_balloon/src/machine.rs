@@ -82,6 +82,7 @@ impl Machine {
     }
 
     /// Begins discards of what the guest gave, as far as there may be more.
+    #[inline]
     pub(crate) fn start_discards(&mut self) {
         while !self.is_inhibited
             && let Some((id, ranges)) = self.ledger.start_discard(&mut self.jobs)
@@ -192,6 +193,7 @@ impl Machine {
         self.fault(GuestFault::OutOfState { message, state });
     }
 
+    #[inline]
     pub(crate) fn announce_size(&mut self) {
         let hot_added = self.hot_added();
         if hot_added != self.announced.hot_added {

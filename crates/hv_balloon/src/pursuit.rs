@@ -69,6 +69,13 @@ impl Machine {
         self.goal.map_or(PageCount::ZERO, |goal| goal.target.saturating_sub(self.ledger.present()))
     }
 
+    /// Whether the guest is to be given pages or asked for some.
+    #[inline]
+    pub(crate) fn has_to_do(&self) -> bool {
+        let may_ask = !self.is_inhibited && !self.excess_pages().is_zero();
+        may_ask || !self.owed_pages().is_zero()
+    }
+
     /// Pages the guest lacks to its target even if it had all its RAM.
     pub(crate) fn missing_pages(&self) -> PageCount {
         self.goal.map_or(PageCount::ZERO, |goal| goal.target.saturating_sub(self.ledger.assigned()))

@@ -169,6 +169,7 @@ impl<M: GuestMemory> Channel<M> {
     ///
     /// # Errors
     /// [`RingError`] if the guest broke the ring; the channel must be [stopped](Channel::stop).
+    #[inline]
     pub fn complete(&mut self) -> Result<(), RingError> {
         let Some(rings) = &mut self.rings else { return Ok(()) };
         while let Some(transaction_id) = self.completions.front() {
@@ -199,6 +200,7 @@ impl<M: GuestMemory> Channel<M> {
 
     /// Takes the pending signal to the guest. `None` if there is none, or the guest wants no
     /// signals.
+    #[inline]
     pub fn take_signal(&mut self) -> Option<GuestSignal> {
         let is_owed = core::mem::take(&mut self.wants_signal);
         let vp = self.target_vp.filter(|_| is_owed)?;

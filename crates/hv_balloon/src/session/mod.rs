@@ -108,50 +108,51 @@ impl Session {
     fn take_in(&mut self, machine: &mut Machine, input: Input<'_>) {
         use Activity::{Ballooning, HotAdding, Idle, Pausing, Preparing, Settling, Unballooning};
         let is_sent = self.outbox.is_idle();
-        self.activity = match (input, self.activity) {
-            (Input::Step, Idle) if is_sent => self.begin_next(machine),
-            (Input::Step, Unballooning { all_sent: false, .. }) if is_sent => {
+        let next = match (input, &self.activity) {
+            (Input::Step, &Idle) if is_sent && machine.has_to_do() => self.begin_next(machine),
+            (Input::Step, &Unballooning { all_sent: false, .. }) if is_sent => {
                 self.return_pages(machine)
             }
 
-            (Input::TargetSet, Pausing { .. }) => Idle,
+            (Input::TargetSet, &Pausing { .. }) => Idle,
 
-            (Input::Sent, Ballooning(asked)) => Ballooning(asked.sent(machine)),
-            (Input::Sent, Unballooning { all_sent, .. }) => {
+            (Input::Sent, &Ballooning(asked)) => Ballooning(asked.sent(machine)),
+            (Input::Sent, &Unballooning { all_sent, .. }) => {
                 Unballooning { all_sent, deadline: machine.after(UNBALLOON_TIMEOUT) }
             }
-            (Input::Sent, HotAdding(offer)) => HotAdding(offer.sent(machine)),
+            (Input::Sent, &HotAdding(offer)) => HotAdding(offer.sent(machine)),
 
-            (Input::Due, Settling { .. }) => self.become_ready(machine),
-            (Input::Due, Pausing { short_answers, .. }) => self.ask_again(machine, short_answers),
-            (Input::Due, Ballooning(_)) => self.balloon_timed_out(machine),
-            (Input::Due, Unballooning { .. }) => self.unballoon_timed_out(machine),
-            (Input::Due, HotAdding(offer)) => self.hot_add_timed_out(machine, offer),
+            (Input::Due, &Settling { .. }) => self.become_ready(machine),
+            (Input::Due, &Pausing { short_answers, .. }) => self.ask_again(machine, short_answers),
+            (Input::Due, &Ballooning(_)) => self.balloon_timed_out(machine),
+            (Input::Due, &Unballooning { .. }) => self.unballoon_timed_out(machine),
+            (Input::Due, &HotAdding(offer)) => self.hot_add_timed_out(machine, offer),
 
-            (Input::Prepared { job, ok }, Preparing(at)) if at.job == job => {
+            (Input::Prepared { job, ok }, &Preparing(at)) if at.job == job => {
                 self.made_ready(machine, at.what, ok)
             }
 
-            (Input::Gave(response), Ballooning(asked)) => self.answered(machine, asked, response),
-            (Input::Gave(response), same) => self.gave_unasked(machine, response, same),
+            (Input::Gave(response), &Ballooning(asked)) => self.answered(machine, asked, response),
+            (Input::Gave(response), &same) => self.gave_unasked(machine, response, same),
 
-            (Input::TookBack, Unballooning { all_sent: true, .. }) if is_sent => {
+            (Input::TookBack, &Unballooning { all_sent: true, .. }) if is_sent => {
                 self.end_transaction(machine)
             }
-            (Input::TookBack, same) => {
+            (Input::TookBack, &same) => {
                 self.out_of_state(machine, MessageType::UNBALLOON_RESPONSE, same)
             }
 
-            (Input::Added(response), HotAdding(Offer { range, since: Some(since), .. })) => {
+            (Input::Added(response), &HotAdding(Offer { range, since: Some(since), .. })) => {
                 self.took(machine, range, response, since)
             }
-            (Input::Added(response), same) => self.took_late(machine, response, same),
+            (Input::Added(response), &same) => self.took_late(machine, response, same),
 
             (
                 Input::Step | Input::TargetSet | Input::Sent | Input::Due | Input::Prepared { .. },
-                same,
-            ) => same,
+                _,
+            ) => return,
         };
+        self.activity = next;
     }
 
     /// The handshake is done.
@@ -212,6 +213,7 @@ impl Session {
         self.preparation()
     }
 
+    #[inline]
     pub(crate) fn on_message(&mut self, machine: &mut Machine, body: GuestBody<'_>) {
         match body {
             GuestBody::StatusReport(report) => {

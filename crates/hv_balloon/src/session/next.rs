@@ -10,6 +10,7 @@ use crate::{Notice, StopReason, Transaction};
 
 impl Session {
     /// Does all that can be done now.
+    #[inline]
     pub(crate) fn advance(&mut self, machine: &mut Machine) {
         self.take_in(machine, Input::Step);
         self.wait_for_room(machine);
@@ -34,10 +35,8 @@ impl Session {
             self.room_until = None;
             return;
         }
-        let may_ask = !machine.is_inhibited && !machine.excess_pages().is_zero();
-        let has_to_do = may_ask || !machine.owed_pages().is_zero();
-        self.room_until =
-            has_to_do.then(|| self.room_until.unwrap_or(machine.after(BALLOON_TIMEOUT)));
+        let until = self.room_until.unwrap_or(machine.after(BALLOON_TIMEOUT));
+        self.room_until = machine.has_to_do().then_some(until);
     }
 
     /// Begins the next transaction, if one is called for.
@@ -46,12 +45,8 @@ impl Session {
         if !owed.is_zero() {
             return self.grow(machine, owed);
         }
-        let excess = machine.excess_pages();
-        if excess.is_zero() || machine.is_inhibited {
-            return Activity::Idle;
-        }
         if self.can(Capabilities::BALLOON) {
-            return self.request_pages(machine, excess, 0);
+            return self.request_pages(machine, machine.excess_pages(), 0);
         }
         machine.stop(StopReason::NoBalloonCapability);
         Activity::Idle
