@@ -7,11 +7,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::{MessageType, ParseError, RangeWords};
 
-/// The most bytes a host may send in one message, including padding to a multiple of 8.
+/// The most bytes a host may send in one message, including padding to a multiple of 8: with the
+/// packet's header of 16 bytes it is a page.
 ///
-/// Linux copies into a buffer of this size and loops for ever on a longer packet (`hv_balloon.c`,
-/// `recv_buffer`).
-pub const MAX_HOST_MESSAGE: usize = 4096;
+/// Linux copies a message into a buffer of one page and loops for ever on a longer one
+/// (`hv_balloon.c`, `recv_buffer`). Linux 5.12 to 5.16, and stable kernels of that time, copy the
+/// header too and lose step in the ring if both together are longer than a page.
+pub const MAX_HOST_MESSAGE: usize = 4096 - 16;
 
 /// Bytes of the header.
 pub(crate) const HEADER_SIZE: usize = size_of::<Header>();

@@ -10,10 +10,9 @@ use zerocopy::little_endian::U64;
 use crate::header::{HEADER_SIZE, MAX_HOST_MESSAGE};
 use crate::{RangeTooLong, RangeWord};
 
-/// The most ranges in a balloon response or an unballoon request of at most [`MAX_HOST_MESSAGE`]
-/// bytes. Linux observes the same limit.
+/// The most ranges in a message of at most [`MAX_HOST_MESSAGE`] bytes. A guest may send more.
 pub const MAX_RANGES: usize = (MAX_HOST_MESSAGE - HEADER_SIZE - 8) / size_of::<U64>();
-const _: () = assert!(MAX_RANGES == 510);
+const _: () = assert!(MAX_RANGES == 508);
 
 /// The range words of a parsed message or of a [`RangeList`].
 #[derive(Clone, Copy, Default)]

@@ -56,6 +56,45 @@ impl Machine {
         }
     }
 
+    /// The guest is slow, or stands still: says so once, and goes on when it does its part.
+    pub(crate) fn overdue(&mut self, reason: StopReason) {
+        let Some(Goal { target, pursuit: Pursuit::Open }) = self.goal else { return };
+        let is_there = self.ledger.actual() == target;
+        let pursuit = if is_there { Pursuit::Reached } else { Pursuit::Overdue(reason) };
+        self.goal = Some(Goal { target, pursuit });
+        self.announce_size();
+        self.announce_end(target, reason);
+    }
+
+    /// The guest reports that it does not use what it added, whatever its size.
+    pub(crate) fn not_onlined(&mut self) {
+        let Some(goal) = &mut self.goal else { return };
+        if let Pursuit::Open | Pursuit::Reached = goal.pursuit {
+            let target = goal.target;
+            goal.pursuit = Pursuit::Overdue(StopReason::NotOnlined);
+            self.announce_stop(target, StopReason::NotOnlined);
+        }
+    }
+
+    /// The guest did what it was waited for.
+    pub(crate) fn heard(&mut self) {
+        self.no_longer_overdue(|reason| reason != StopReason::NotOnlined);
+    }
+
+    /// The guest uses the memory that it added, as far as is known.
+    pub(crate) fn onlined(&mut self) {
+        self.no_longer_overdue(|reason| reason == StopReason::NotOnlined);
+    }
+
+    fn no_longer_overdue(&mut self, by: impl FnOnce(StopReason) -> bool) {
+        if let Some(goal) = &mut self.goal
+            && let Pursuit::Overdue(reason) = goal.pursuit
+            && by(reason)
+        {
+            goal.pursuit = Pursuit::Open;
+        }
+    }
+
     /// Pages the guest has above an open target.
     pub(crate) fn excess_pages(&self) -> PageCount {
         match self.goal {
@@ -92,22 +131,21 @@ impl Machine {
         let verdict = match pursuit {
             Pursuit::Reached => return,
             // The size is right, but the guest has nothing from it.
-            Pursuit::Stopping(StopReason::NotOnlined) => Pursuit::Stopped(StopReason::NotOnlined),
-            Pursuit::Stopped(StopReason::NotOnlined) => return,
+            Pursuit::Overdue(StopReason::NotOnlined) => return,
             _ if actual == target => Pursuit::Reached,
             Pursuit::Stopping(reason) => Pursuit::Stopped(reason),
-            Pursuit::Open if self.ledger.present() == target => {
+            Pursuit::Open | Pursuit::Overdue(_) if self.ledger.present() == target => {
                 let failed = !self.ledger.undiscarded().is_zero();
                 let held = StopReason::HeldByHugePages;
                 Pursuit::Stopped(if failed { StopReason::DiscardFailed } else { held })
             }
-            Pursuit::Open | Pursuit::Stopped(_) => return,
+            Pursuit::Open | Pursuit::Overdue(_) | Pursuit::Stopped(_) => return,
         };
         self.goal = Some(Goal { target, pursuit: verdict });
         self.announce_size();
         match verdict {
             Pursuit::Stopped(reason) => self.announce_stop(target, reason),
-            Pursuit::Open | Pursuit::Stopping(_) | Pursuit::Reached => {
+            Pursuit::Open | Pursuit::Overdue(_) | Pursuit::Stopping(_) | Pursuit::Reached => {
                 self.notify(Notice::TargetReached { actual });
             }
         }
@@ -131,7 +169,7 @@ impl Machine {
         match pursuit {
             Pursuit::Open => self.announce_end(target, StopReason::Reset),
             Pursuit::Stopping(reason) => self.announce_end(target, reason),
-            Pursuit::Stopped(_) | Pursuit::Reached => {}
+            Pursuit::Overdue(_) | Pursuit::Stopped(_) | Pursuit::Reached => {}
         }
     }
 

@@ -43,7 +43,7 @@ pub enum TargetError {
     },
 }
 
-/// Why the device stopped short of its target.
+/// Why the device stopped short of its target, or does not get on with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StopReason {
@@ -53,7 +53,8 @@ pub enum StopReason {
     NothingUsable,
     /// The guest said that it cannot balloon.
     NoBalloonCapability,
-    /// The guest did not answer.
+    /// The guest has not answered in time, or does not read its ring. The device goes on by itself
+    /// once it does.
     Timeout,
     /// The guest gave the pages, but the host could not discard all of them.
     DiscardFailed,
@@ -67,9 +68,11 @@ pub enum StopReason {
     HotAddFailed,
     /// The guest added a part of what it was offered.
     HotAddPartial,
-    /// The guest was offered memory and has not answered.
+    /// The guest was offered memory and has not answered in time. The device goes on by itself once
+    /// it does.
     HotAddTimeout,
-    /// The guest added memory, but nothing in it put the memory to use.
+    /// The guest added memory and reports that nothing in it has put the memory to use. The device
+    /// goes on by itself once something has.
     NotOnlined,
     /// What is left to add is less than the guest's alignment, or has no place in its address space.
     NoAddressSpace,
@@ -109,7 +112,7 @@ impl fmt::Display for StopReason {
             Self::GuestFloor => "the guest gives no more",
             Self::NothingUsable => "the guest gives pages that are of no use",
             Self::NoBalloonCapability => "the guest cannot balloon",
-            Self::Timeout => "the guest does not answer",
+            Self::Timeout => "the guest has not answered yet; the target is pursued once it does",
             Self::DiscardFailed => {
                 "the host could not discard all the pages given: its log says why; set the target \
                  again to have it tried once more"
@@ -121,10 +124,13 @@ impl fmt::Display for StopReason {
             Self::HotAddRefused => "the guest refuses new memory; its kernel log says why",
             Self::HotAddFailed => "the guest could not add memory now; try again later",
             Self::HotAddPartial => "the guest added only a part of the memory it was offered",
-            Self::HotAddTimeout => "the guest does not answer to the memory it was offered",
+            Self::HotAddTimeout => {
+                "the guest has not answered yet to the memory it was offered; the target is pursued \
+                 once it does"
+            }
             Self::NotOnlined => {
                 "the guest added memory but does not use it: have it online new memory \
-                 (auto_online_blocks), then set the target again"
+                 (auto_online_blocks); the target is pursued once it does"
             }
             Self::NoAddressSpace => "what is left to add does not fit the guest's alignment",
             Self::HostMemory => {
@@ -169,6 +175,9 @@ pub(crate) struct Goal {
 pub(crate) enum Pursuit {
     /// Under way, or waiting for the guest to be ready.
     Open,
+    /// Under way and announced as overdue: it goes on as soon as the guest does its part. A guest
+    /// that is slow or stands still is no guest that refuses.
+    Overdue(StopReason),
     /// Given up; to be announced when the last discard has ended, so that the size is final.
     Stopping(StopReason),
     /// Given up, and announced.
@@ -184,17 +193,19 @@ impl Goal {
 
     /// Whether the device is still to do something for it.
     pub(crate) const fn is_open(self) -> bool {
-        matches!(self.pursuit, Pursuit::Open)
+        matches!(self.pursuit, Pursuit::Open | Pursuit::Overdue(_))
     }
 
     /// Whether the device has given up.
     pub(crate) const fn is_given_up(self) -> bool {
-        self.stop_reason().is_some()
+        matches!(self.pursuit, Pursuit::Stopping(_) | Pursuit::Stopped(_))
     }
 
     pub(crate) const fn stop_reason(self) -> Option<StopReason> {
         match self.pursuit {
-            Pursuit::Stopping(reason) | Pursuit::Stopped(reason) => Some(reason),
+            Pursuit::Overdue(reason) | Pursuit::Stopping(reason) | Pursuit::Stopped(reason) => {
+                Some(reason)
+            }
             Pursuit::Open | Pursuit::Reached => None,
         }
     }

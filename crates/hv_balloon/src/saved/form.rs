@@ -81,9 +81,11 @@ pub(crate) struct Session {
     pub(crate) outbox: Vec<Vec<u8>>,
     pub(crate) transaction_id: u32,
     pub(crate) status: Option<Status>,
-    /// Memory whose offer timed out.
     pub(crate) late: Option<Offer>,
     pub(crate) is_proven: bool,
+    pub(crate) status_before: Option<Status>,
+    pub(crate) unused: Option<Unused>,
+    pub(crate) failures: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,7 +101,7 @@ pub(crate) enum Activity {
     Ballooning(Asked),
     Unballooning {
         all_sent: bool,
-        left: Duration,
+        left: Option<Duration>,
     },
     Preparing {
         job: u64,
@@ -114,8 +116,15 @@ pub(crate) struct Offer {
     pub(crate) range: Range,
     /// How long ago the request was put into the ring.
     pub(crate) waited: Option<Duration>,
-    /// The time that the guest has left to answer.
-    pub(crate) left: Duration,
+    /// The time that the guest has left to answer; `None` where it is overdue.
+    pub(crate) left: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Unused {
+    pub(crate) pages: u64,
+    pub(crate) before: Status,
+    pub(crate) left: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,8 +135,8 @@ pub(crate) struct Asked {
     pub(crate) short_answers: u32,
     /// The time the whole request has left.
     pub(crate) whole_left: Duration,
-    /// The time that it has left unless pages come.
-    pub(crate) left: Duration,
+    /// The time that it has left unless pages come; `None` where it is overdue.
+    pub(crate) left: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,6 +149,7 @@ pub(crate) struct Goal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Pursuit {
     Open,
+    Overdue(u8),
     Stopping(u8),
     Stopped(u8),
     Reached,

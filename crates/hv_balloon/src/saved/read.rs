@@ -171,6 +171,7 @@ fn stop_reason(code: u8) -> Result<StopReason> {
 fn goal(form: form::Goal) -> Result<Goal> {
     let pursuit = match form.pursuit {
         form::Pursuit::Open => Pursuit::Open,
+        form::Pursuit::Overdue(code) => Pursuit::Overdue(stop_reason(code)?),
         form::Pursuit::Stopping(code) => Pursuit::Stopping(stop_reason(code)?),
         form::Pursuit::Stopped(code) => Pursuit::Stopped(stop_reason(code)?),
         form::Pursuit::Reached => Pursuit::Reached,

@@ -211,7 +211,7 @@ fn one_piece_of_free_memory_is_on_offer() {
     let late = |form: &mut form::Device, is_told: bool| {
         let waited = is_told.then_some(Duration::ZERO);
         let range = Range(range(0x2_0200, 512));
-        session(form).late = Some(form::Offer { range, waited, left: Duration::ZERO });
+        session(form).late = Some(form::Offer { range, waited, left: Some(Duration::ZERO) });
     };
     refused(HOT_ADDING, |form| late(form, true), "two offers of memory");
     refused(LATE, |form| late(form, false), "an offer that is nowhere");
@@ -284,16 +284,15 @@ fn no_wait_is_longer_than_one_that_begins_now() {
     let now = Duration::from_secs(7);
     for (saved, limit) in [
         (BALLOONING, crate::BALLOON_TIMEOUT),
-        (PAUSING, crate::SHORT_ANSWER_PAUSE),
+        (PAUSING, 8 * crate::FIRST_RETRY_PAUSE),
         (golden!("unballooning-unsent"), crate::UNBALLOON_TIMEOUT),
         (golden!("settling"), crate::DEFAULT_SETTLE),
     ] {
         let mut form = form(saved);
         match &mut session(&mut form).activity {
             Activity::Ballooning(form::Asked { left, .. })
-            | Activity::Pausing { left, .. }
-            | Activity::Unballooning { left, .. }
-            | Activity::Settling { left } => *left = long,
+            | Activity::Unballooning { left, .. } => *left = Some(long),
+            Activity::Pausing { left, .. } | Activity::Settling { left } => *left = long,
             other => panic!("{other:?}"),
         }
         let device = restore(form, now).unwrap();

@@ -70,6 +70,7 @@ fn removals(machine: &Machine, in_vain: Option<PageRange>) -> form::Removals {
 const fn goal(Goal { target, pursuit }: Goal) -> form::Goal {
     let pursuit = match pursuit {
         Pursuit::Open => form::Pursuit::Open,
+        Pursuit::Overdue(reason) => form::Pursuit::Overdue(code(reason)),
         Pursuit::Stopping(reason) => form::Pursuit::Stopping(code(reason)),
         Pursuit::Stopped(reason) => form::Pursuit::Stopped(code(reason)),
         Pursuit::Reached => form::Pursuit::Reached,

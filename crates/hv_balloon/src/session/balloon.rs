@@ -14,11 +14,12 @@ use crate::{GuestFault, Notice, StopReason, Transaction};
 /// that ask for too much (QEMU `hv-balloon.c`).
 pub const MAX_BALLOON_REQUEST: PageCount = PageCount::new(585_728);
 
-/// How long the guest may be silent before a request is given up.
+/// How long the guest may be silent before a request is announced as overdue.
 pub const BALLOON_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a request may take in all. Each page that comes gives the guest more time, but one that
-/// gives a page a minute would take years; others give all there is in a request in some seconds.
+/// How long a request may take in all before it is announced as overdue. Each page that comes gives
+/// the guest more time, but one that gives a page a minute would take years; others give all there is
+/// in a request in some seconds.
 pub const MAX_BALLOON_TIME: Duration = Duration::from_secs(600);
 
 /// How long the guest is left alone after it gave less than asked for. Linux computes its floor
@@ -45,17 +46,17 @@ pub(super) struct Asked {
     pub(super) named_pages: bool,
     /// Answers before this one that were short.
     pub(super) short_answers: u32,
-    /// When the request ends, whatever comes.
+    /// When the request is overdue, whatever comes.
     pub(super) until: Duration,
-    /// When the request ends, unless pages come.
-    pub(super) deadline: Duration,
+    /// When the request is overdue, unless pages come; `None` once it is.
+    pub(super) deadline: Option<Duration>,
 }
 
 impl Asked {
     /// The request is in the ring: its time starts now.
     pub(super) const fn sent(self, machine: &Machine) -> Self {
         let until = machine.after(MAX_BALLOON_TIME);
-        Self { until, deadline: machine.after(BALLOON_TIMEOUT), ..self }
+        Self { until, deadline: Some(machine.after(BALLOON_TIMEOUT)), ..self }
     }
 }
 
@@ -63,10 +64,12 @@ impl Session {
     /// Asks the guest for `excess` pages, or a good part of them.
     pub(super) fn request_pages(
         &mut self,
-        machine: &Machine,
+        machine: &mut Machine,
         excess: PageCount,
         short_answers: u32,
     ) -> Activity {
+        machine.heard();
+        self.unused = None;
         let pages = request_size(excess);
         let (id, request) = (self.transaction_id, BalloonRequest { pages });
         let pushed = self.outbox.push(|out| request.emit_into(id, out));
@@ -77,7 +80,7 @@ impl Session {
             named_pages: false,
             short_answers,
             until: machine.after(MAX_BALLOON_TIME),
-            deadline: machine.after(BALLOON_TIMEOUT),
+            deadline: Some(machine.after(BALLOON_TIMEOUT)),
         })
     }
 
@@ -94,9 +97,9 @@ impl Session {
         if !response.more_pages {
             return self.request_answered(machine, asked);
         }
-        // Messages that bring nothing do not keep the request alive.
-        if !accepted.fresh.is_zero() {
-            asked.deadline = machine.after(BALLOON_TIMEOUT).min(asked.until);
+        // Messages that bring nothing give the guest no more time.
+        if !accepted.fresh.is_zero() && asked.deadline.is_some() {
+            asked.deadline = Some(machine.after(BALLOON_TIMEOUT).min(asked.until));
         }
         Activity::Ballooning(asked)
     }
@@ -117,6 +120,7 @@ impl Session {
     /// The guest said its last word on a request. Decides whether it is asked again.
     fn request_answered(&mut self, machine: &mut Machine, asked: Asked) -> Activity {
         let idle = self.end_transaction(machine);
+        machine.heard();
         let Asked { pages, gained, named_pages, short_answers, .. } = asked;
         if gained > pages {
             machine.fault(GuestFault::ExcessPages { asked: pages, given: gained });
@@ -135,13 +139,14 @@ impl Session {
         idle
     }
 
-    pub(super) fn balloon_timed_out(&mut self, machine: &mut Machine) -> Activity {
+    /// The guest is slow, or stands still. It is not asked again before it answers: one that stands
+    /// still would find both requests when it goes on, and give twice as much.
+    pub(super) fn balloon_overdue(machine: &mut Machine, asked: Asked) -> Activity {
         machine.notify(Notice::TimedOut(Transaction::Balloon));
-        let idle = self.end_transaction(machine);
         if !machine.excess_pages().is_zero() {
-            machine.stop(StopReason::Timeout);
+            machine.overdue(StopReason::Timeout);
         }
-        idle
+        Activity::Ballooning(Asked { deadline: None, ..asked })
     }
 }
 

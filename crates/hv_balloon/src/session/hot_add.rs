@@ -14,7 +14,7 @@ use crate::machine::Machine;
 use crate::placement::Request;
 use crate::{GuestFault, Notice, StopReason, Transaction};
 
-/// The least time a guest has to answer a hot-add request.
+/// The least time a guest has to answer a hot-add request before that is announced as overdue.
 pub const HOT_ADD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Linux waits so long for each block of memory to be brought online before it goes on without
@@ -24,7 +24,7 @@ const ONLINE_WAIT: Duration = Duration::from_millis(4900);
 /// The smallest block for which Linux waits.
 const LINUX_BLOCK: PageCount = PageCount::from_bytes(128 << 20);
 
-/// How long a guest may take to add `range`.
+/// How long a guest may take to add `range` before that is announced as overdue.
 pub(super) fn patience(range: PageRange) -> Duration {
     HOT_ADD_TIMEOUT.saturating_add(online_waits(range, LINUX_BLOCK).saturating_mul(2))
 }
@@ -42,17 +42,22 @@ pub(super) struct Offer {
     pub(super) range: PageRange,
     /// Since when the request is in the ring; before, the guest knows nothing.
     pub(super) since: Option<Duration>,
-    pub(super) deadline: Duration,
+    /// When the answer is overdue; `None` once it is.
+    pub(super) deadline: Option<Duration>,
 }
 
 impl Offer {
     fn unsent(machine: &Machine, range: PageRange) -> Self {
-        Self { range, since: None, deadline: machine.after(patience(range)) }
+        Self { range, since: None, deadline: Some(machine.after(patience(range))) }
     }
 
     /// The request is in the ring: the guest's time starts now.
     pub(super) fn sent(self, machine: &Machine) -> Self {
         Self { since: Some(machine.now), ..Self::unsent(machine, self.range) }
+    }
+
+    pub(super) const fn is_overdue(&self) -> bool {
+        self.deadline.is_none()
     }
 
     /// Whether the guest may be using the memory.
@@ -62,7 +67,8 @@ impl Offer {
 }
 
 impl Session {
-    /// Where new memory goes, for a guest that lacks `missing` pages; `None` while memory leaves.
+    /// Where new memory goes, for a guest that lacks `missing` pages; `None` while memory leaves, and
+    /// while it is not known whether the guest uses what it added last.
     ///
     /// # Errors
     /// Why there is no new memory for this guest.
@@ -79,6 +85,9 @@ impl Session {
         }
         if self.late.is_some() {
             return Err(StopReason::HotAddTimeout);
+        }
+        if self.unused.is_some() {
+            return Ok(None);
         }
         // What the guest may still reach would be a second way to new memory.
         machine.removals.retry();
@@ -110,7 +119,9 @@ impl Session {
             machine.remove_memory(range);
             return Activity::Idle;
         }
+        machine.heard();
         machine.ledger.forget_foreign(range);
+        self.status_before = self.status;
         Activity::HotAdding(Offer::unsent(machine, range))
     }
 
@@ -123,12 +134,11 @@ impl Session {
         since: Duration,
     ) -> Activity {
         let took = machine.now.saturating_sub(since);
-        let idle = self.end_transaction(machine);
-        self.take_answer(machine, range, response, Some(took));
-        idle
+        self.end_transaction(machine);
+        self.take_answer(machine, range, response, Some(took))
     }
 
-    /// The guest answered after its time, or answers what nobody asked.
+    /// The guest answers an offer that was given up, or what nobody asked.
     pub(super) fn took_late(
         &mut self,
         machine: &mut Machine,
@@ -136,10 +146,10 @@ impl Session {
         activity: Activity,
     ) -> Activity {
         match self.late.take_if(|late| late.is_told()) {
-            Some(late) => {
-                self.take_answer(machine, late.range, response, None);
-                activity
-            }
+            Some(late) => match self.take_answer(machine, late.range, response, None) {
+                pausing if activity == Activity::Idle => pausing,
+                _ => activity,
+            },
             None => self.out_of_state(machine, MessageType::HOT_ADD_RESPONSE, activity),
         }
     }
@@ -150,7 +160,8 @@ impl Session {
         range: PageRange,
         response: HotAddResponse,
         took: Option<Duration>,
-    ) {
+    ) -> Activity {
+        machine.heard();
         let alignment = machine.alignment(self.guest_alignment());
         let (offered, added) = (range.count(), response.pages);
         // A block is within the guest's reach as a whole, so it counts as a whole.
@@ -165,26 +176,35 @@ impl Session {
         let rest_start = taken.map_or(range.start(), PageRange::end);
         if let Some(range) = PageRange::between(rest_start, range.end()) {
             machine.remove_memory(range);
-            return machine.stop(match (taken, response.result) {
-                (Some(_), _) => StopReason::HotAddPartial,
-                (None, HotAddResult::SUCCESS) => StopReason::HotAddRefused,
-                (None, _) => StopReason::HotAddFailed,
-            });
+            return match (taken, response.result) {
+                (Some(_), _) => self.try_again(machine, StopReason::HotAddPartial),
+                (None, HotAddResult::SUCCESS) => {
+                    machine.stop(StopReason::HotAddRefused);
+                    Activity::Idle
+                }
+                (None, _) => self.try_again(machine, StopReason::HotAddFailed),
+            };
         }
-        let waited_in_vain = took.is_some_and(|took| took >= online_waits(range, alignment))
-            && is_linux(self.guest_os_id);
-        self.is_proven = !waited_in_vain;
-        if waited_in_vain {
-            machine.stop(StopReason::NotOnlined);
+        self.failures = 0;
+        let is_quick = took.is_some_and(|took| took < online_waits(range, alignment));
+        self.is_proven = is_quick || !is_linux(self.guest_os_id);
+        if !self.is_proven {
+            self.doubt_use(machine, range.count());
         }
+        Activity::Idle
     }
 
-    /// The guest keeps the memory within reach, since it may be using it.
-    pub(super) fn hot_add_timed_out(&mut self, machine: &mut Machine, offer: Offer) -> Activity {
+    /// The guest is slow, or stands still.
+    pub(super) fn hot_add_overdue(machine: &mut Machine, offer: Offer) -> Activity {
         machine.notify(Notice::TimedOut(Transaction::HotAdd));
+        machine.overdue(StopReason::HotAddTimeout);
+        Activity::HotAdding(Offer { deadline: None, ..offer })
+    }
+
+    /// The operator wants something else of a guest that has not answered in time. The guest keeps the
+    /// memory within reach, since it may be using it.
+    pub(super) fn offered_in_vain(&mut self, machine: &mut Machine, offer: Offer) -> Activity {
         self.late = Some(offer);
-        let idle = self.end_transaction(machine);
-        machine.stop(StopReason::HotAddTimeout);
-        idle
+        self.end_transaction(machine)
     }
 }

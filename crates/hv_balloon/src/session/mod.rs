@@ -3,21 +3,27 @@
 //! ```text
 //!                              ┌── short answer ──┐
 //!   Settling                   │     Pausing ──►  │
-//!      │ settle time over      │      1 s         ▼
+//!      │ settle time over      │                  ▼
 //!      └──────► Idle ──────────┴─────────── Ballooning
-//!                │ ▲  guest's last word, or none in time
+//!                │ ▲  guest's last word
 //!                │ ├─────────────────────── Unballooning ◄── all pages that the guest is owed
-//!                │ ├─────────────────────── HotAdding
+//!                │ ├─────────────────────── HotAdding ────► Pausing: it failed, and is tried again
 //!                │ │                            ▲ new memory is ready
-//!                └─┴─────────────────────── Preparing
+//!                └─┴─────────────────────── Preparing ────► Pausing
 //! ```
+//!
+//! A transaction ends with the guest's last word, or when the operator sets another target after the
+//! guest's time is over: time alone ends none. A guest may be slow, stand still with its host for
+//! minutes, and go on where it was.
 //!
 //! [`Session::take_in`] is the whole machine, and the only place where the state changes.
 
 mod balloon;
 mod hot_add;
 mod next;
+mod online;
 mod prepare;
+mod retry;
 mod saved;
 mod unballoon;
 
@@ -39,7 +45,10 @@ pub use balloon::{
 };
 pub use hot_add::HOT_ADD_TIMEOUT;
 use hot_add::Offer;
+use next::Room;
+use online::Unused;
 pub(crate) use prepare::{Preparation, Prepared};
+pub use retry::{FIRST_RETRY_PAUSE, MAX_FAILURES};
 pub use unballoon::{MAX_UNBALLOON_MESSAGE, UNBALLOON_TIMEOUT};
 
 /// A guest that may be asked, and all that is between it and the device.
@@ -54,12 +63,19 @@ pub(crate) struct Session {
     transaction_id: u32,
     /// The guest's last report.
     status: Option<StatusReport>,
-    /// While the target waits for the guest to make room in its ring: for how long.
-    room_until: Option<Duration>,
-    /// Memory whose offer timed out. The guest may be using it, and may still answer.
+    /// The guest's room in its ring for the next request.
+    room: Room,
+    /// Memory that was offered before the last target was set. The guest may be using it, and may
+    /// still answer.
     late: Option<Offer>,
     /// The guest has put memory to use that it was offered.
     is_proven: bool,
+    /// The guest's last report when it was offered memory.
+    status_before: Option<StatusReport>,
+    /// Memory that the guest added and has perhaps not put to use.
+    unused: Option<Unused>,
+    /// Attempts in a row to get memory for the guest that failed.
+    failures: u32,
     /// What is given back in one message; here so that its room is used again.
     ranges: RangeList,
 }
@@ -75,8 +91,9 @@ enum Activity {
     Pausing { until: Duration, short_answers: u32 },
     /// A balloon request is out.
     Ballooning(Asked),
-    /// An unballoon request is out, or part of one.
-    Unballooning { all_sent: bool, deadline: Duration },
+    /// An unballoon request is out, or part of one. It is overdue from `deadline` on, and has none
+    /// when it is.
+    Unballooning { all_sent: bool, deadline: Option<Duration> },
     /// The host gets memory ready for the guest, which knows nothing of it.
     Preparing(Preparation),
     /// A hot-add request is out.
@@ -115,18 +132,27 @@ impl Session {
             }
 
             (Input::TargetSet, &Pausing { .. }) => Idle,
+            (Input::TargetSet, &Ballooning(Asked { deadline: None, .. }))
+            | (Input::TargetSet, &Unballooning { all_sent: true, deadline: None }) => {
+                self.end_transaction(machine)
+            }
+            (Input::TargetSet, &HotAdding(offer)) if offer.is_overdue() => {
+                self.offered_in_vain(machine, offer)
+            }
 
             (Input::Sent, &Ballooning(asked)) => Ballooning(asked.sent(machine)),
             (Input::Sent, &Unballooning { all_sent, .. }) => {
-                Unballooning { all_sent, deadline: machine.after(UNBALLOON_TIMEOUT) }
+                Unballooning { all_sent, deadline: Some(machine.after(UNBALLOON_TIMEOUT)) }
             }
             (Input::Sent, &HotAdding(offer)) => HotAdding(offer.sent(machine)),
 
             (Input::Due, &Settling { .. }) => self.become_ready(machine),
             (Input::Due, &Pausing { short_answers, .. }) => self.ask_again(machine, short_answers),
-            (Input::Due, &Ballooning(_)) => self.balloon_timed_out(machine),
-            (Input::Due, &Unballooning { .. }) => self.unballoon_timed_out(machine),
-            (Input::Due, &HotAdding(offer)) => self.hot_add_timed_out(machine, offer),
+            (Input::Due, &Ballooning(asked)) => Self::balloon_overdue(machine, asked),
+            (Input::Due, &Unballooning { all_sent, .. }) => {
+                Self::unballoon_overdue(machine, all_sent)
+            }
+            (Input::Due, &HotAdding(offer)) => Self::hot_add_overdue(machine, offer),
 
             (Input::Prepared { job, ok }, &Preparing(at)) if at.job == job => {
                 self.made_ready(machine, at.what, ok)
@@ -136,6 +162,7 @@ impl Session {
             (Input::Gave(response), &same) => self.gave_unasked(machine, response, same),
 
             (Input::TookBack, &Unballooning { all_sent: true, .. }) if is_sent => {
+                machine.heard();
                 self.end_transaction(machine)
             }
             (Input::TookBack, &same) => {
@@ -172,9 +199,12 @@ impl Session {
             outbox,
             transaction_id: 0,
             status: None,
-            room_until: None,
+            room: Room::default(),
             late: None,
             is_proven: false,
+            status_before: None,
+            unused: None,
+            failures: 0,
             ranges: RangeList::new(),
         };
         session.judge_capabilities(machine);
@@ -218,6 +248,7 @@ impl Session {
         match body {
             GuestBody::StatusReport(report) => {
                 self.status = Some(report);
+                self.look_for_use(machine, report);
                 if machine.wants_status_reports() {
                     machine.notify(Notice::StatusReport(report));
                 }
@@ -260,7 +291,9 @@ impl Session {
 
     /// The operator has set a target.
     pub(crate) fn target_set(&mut self, machine: &mut Machine) {
-        self.room_until = None;
+        self.room = Room::default();
+        self.failures = 0;
+        self.unused = None;
         self.take_in(machine, Input::TargetSet);
     }
 
@@ -303,7 +336,8 @@ impl Session {
 
     /// When the session is to be told that time has passed.
     pub(crate) fn deadline(&self) -> Option<Duration> {
-        self.activity.deadline().or(self.room_until)
+        let others = [self.room.deadline(), self.unused.and_then(Unused::deadline)];
+        self.activity.deadline().into_iter().chain(others.into_iter().flatten()).min()
     }
 
     /// While settling: when the guest may be asked first.
@@ -384,9 +418,9 @@ impl Activity {
         match self {
             Self::Idle | Self::Preparing(_) => None,
             Self::Settling { until } | Self::Pausing { until, .. } => Some(until),
-            Self::Ballooning(asked) => Some(asked.deadline),
-            Self::Unballooning { deadline, .. } => Some(deadline),
-            Self::HotAdding(offer) => Some(offer.deadline),
+            Self::Ballooning(asked) => asked.deadline,
+            Self::Unballooning { deadline, .. } => deadline,
+            Self::HotAdding(offer) => offer.deadline,
         }
     }
 

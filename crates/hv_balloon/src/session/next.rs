@@ -1,12 +1,35 @@
 //! What to do next, for a target and with what the guest can do.
 
+use core::time::Duration;
+
 use dynmem_protocol::Capabilities;
 use page_range::PageCount;
 
-use super::{Activity, BALLOON_TIMEOUT, Input, MAX_UNBALLOON_MESSAGE, Prepared, Session};
+use super::{Activity, BALLOON_TIMEOUT, Input, MAX_UNBALLOON_MESSAGE, Prepared, Session, Unused};
 use crate::action::Prepare;
 use crate::machine::Machine;
 use crate::{Notice, StopReason, Transaction};
+
+/// A request that is called for, and the guest's room in its ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Room {
+    /// There is room, or nothing to ask.
+    #[default]
+    Free,
+    /// There is none. The guest may take this long to make some.
+    Until(Duration),
+    /// There was none in time.
+    Overdue,
+}
+
+impl Room {
+    pub(super) const fn deadline(self) -> Option<Duration> {
+        match self {
+            Self::Until(until) => Some(until),
+            Self::Free | Self::Overdue => None,
+        }
+    }
+}
 
 impl Session {
     /// Does all that can be done now.
@@ -18,25 +41,31 @@ impl Session {
 
     /// Time has passed.
     pub(crate) fn on_deadline(&mut self, machine: &mut Machine) {
-        if self.room_until.is_some_and(|until| until <= machine.now) {
+        if self.room.deadline().is_some_and(|until| until <= machine.now) {
+            self.room = Room::Overdue;
             let lacks_pages = !machine.owed_pages().is_zero();
             let what = if lacks_pages { Transaction::Unballoon } else { Transaction::Balloon };
             machine.notify(Notice::TimedOut(what));
-            machine.stop(StopReason::Timeout);
+            machine.overdue(StopReason::Timeout);
+        } else if self.unused.and_then(Unused::deadline).is_some_and(|until| until <= machine.now) {
+            self.unused = None;
         } else if self.activity.deadline().is_some_and(|deadline| deadline <= machine.now) {
             self.take_in(machine, Input::Due);
         }
     }
 
-    /// A guest that does not read its ring stops everything. The target waits for it no longer than
+    /// A guest that does not read its ring stops everything. The operator waits for it no longer than
     /// for an answer.
-    fn wait_for_room(&mut self, machine: &Machine) {
-        if !self.is_idle() || self.outbox.is_idle() || !machine.has_open_target() {
-            self.room_until = None;
-            return;
+    fn wait_for_room(&mut self, machine: &mut Machine) {
+        let is_blocked = self.is_idle() && !self.outbox.is_idle();
+        if !is_blocked || !machine.has_open_target() || !machine.has_to_do() {
+            if self.room == Room::Overdue {
+                machine.heard();
+            }
+            self.room = Room::Free;
+        } else if self.room == Room::Free {
+            self.room = Room::Until(machine.after(BALLOON_TIMEOUT));
         }
-        let until = self.room_until.unwrap_or(machine.after(BALLOON_TIMEOUT));
-        self.room_until = machine.has_to_do().then_some(until);
     }
 
     /// Begins the next transaction, if one is called for.
@@ -46,14 +75,15 @@ impl Session {
             return self.grow(machine, owed);
         }
         if self.can(Capabilities::BALLOON) {
-            return self.request_pages(machine, machine.excess_pages(), 0);
+            let excess = machine.excess_pages();
+            return self.request_pages(machine, excess, 0);
         }
         machine.stop(StopReason::NoBalloonCapability);
         Activity::Idle
     }
 
     /// The guest gave less than asked for and had its pause.
-    pub(super) fn ask_again(&mut self, machine: &Machine, short_answers: u32) -> Activity {
+    pub(super) fn ask_again(&mut self, machine: &mut Machine, short_answers: u32) -> Activity {
         let excess = machine.excess_pages();
         if excess.is_zero() || !self.outbox.is_idle() || machine.is_inhibited {
             return Activity::Idle;
@@ -85,6 +115,11 @@ impl Session {
         match self.plan_new_memory(machine, missing) {
             Ok(Some((range, what))) => Self::prepare(machine, Prepared::Added(range), what),
             Ok(None) => Activity::Idle,
+            // The answer to that offer is still to come.
+            Err(StopReason::HotAddTimeout) => {
+                machine.overdue(StopReason::HotAddTimeout);
+                Activity::Idle
+            }
             Err(reason) => {
                 machine.stop(reason);
                 Activity::Idle

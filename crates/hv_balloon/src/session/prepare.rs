@@ -36,18 +36,17 @@ impl Session {
         what: Prepared,
         ok: bool,
     ) -> Activity {
-        let next = match what {
+        if let Prepared::Returned = what {
+            machine.ledger.finish_provide(ok);
+            machine.retry_held();
+        }
+        match what {
+            _ if !ok => self.try_again(machine, StopReason::HostMemory),
             Prepared::Returned => {
-                machine.ledger.finish_provide(ok);
-                machine.retry_held();
+                self.failures = 0;
                 Activity::Idle
             }
-            Prepared::Added(range) if ok => self.offer_memory(machine, range),
-            Prepared::Added(_) => Activity::Idle,
-        };
-        if !ok {
-            machine.stop(StopReason::HostMemory);
+            Prepared::Added(range) => self.offer_memory(machine, range),
         }
-        next
     }
 }

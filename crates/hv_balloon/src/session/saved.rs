@@ -8,6 +8,9 @@ use saved_state::Range;
 
 use super::balloon::Asked;
 use super::hot_add::{Offer, patience};
+use super::next::Room;
+use super::online::{REPORT_WAIT, Unused};
+use super::retry::LAST_RETRY_PAUSE;
 use super::{
     Activity, BALLOON_TIMEOUT, MAX_BALLOON_TIME, MAX_SHORT_ANSWERS, Preparation, Prepared,
     SHORT_ANSWER_PAUSE, Session, UNBALLOON_TIMEOUT,
@@ -33,7 +36,7 @@ impl Session {
                 }
                 Activity::Ballooning(asked) => form::Activity::Ballooning(asked.save(now)),
                 Activity::Unballooning { all_sent, deadline } => {
-                    form::Activity::Unballooning { all_sent, left: left(deadline) }
+                    form::Activity::Unballooning { all_sent, left: deadline.map(left) }
                 }
                 Activity::Preparing(Preparation { job, what }) => {
                     let added = match what {
@@ -49,6 +52,13 @@ impl Session {
             status: self.status.map(save_status),
             late: self.late.map(|late| late.save(now)),
             is_proven: self.is_proven,
+            status_before: self.status_before.map(save_status),
+            unused: self.unused.map(|Unused { pages, before, until }| form::Unused {
+                pages: pages.get(),
+                before: save_status(before),
+                left: until.map(left),
+            }),
+            failures: self.failures,
         }
     }
 
@@ -64,9 +74,16 @@ impl Session {
             outbox: Outbox::restore(&saved.outbox)?,
             transaction_id: saved.transaction_id,
             status: saved.status.map(restore_status),
-            room_until: None,
+            room: Room::default(),
             late: saved.late.map(|late| Offer::restore(late, machine)),
             is_proven: saved.is_proven,
+            status_before: saved.status_before.map(restore_status),
+            unused: saved.unused.map(|saved| Unused {
+                pages: PageCount::new(saved.pages),
+                before: restore_status(saved.before),
+                until: saved.left.map(|left| until(machine, left, REPORT_WAIT)),
+            }),
+            failures: saved.failures,
             ranges: RangeList::new(),
         })
     }
@@ -112,11 +129,12 @@ fn activity(saved: form::Activity, machine: &Machine, settle: Duration) -> Resul
         form::Activity::Idle => Activity::Idle,
         form::Activity::Pausing { left, short_answers } => {
             check_answers(short_answers)?;
-            Activity::Pausing { until: until(machine, left, SHORT_ANSWER_PAUSE), short_answers }
+            let longest = SHORT_ANSWER_PAUSE.max(LAST_RETRY_PAUSE);
+            Activity::Pausing { until: until(machine, left, longest), short_answers }
         }
         form::Activity::Ballooning(asked) => Activity::Ballooning(Asked::restore(asked, machine)?),
         form::Activity::Unballooning { all_sent, left } => {
-            let deadline = until(machine, left, UNBALLOON_TIMEOUT);
+            let deadline = left.map(|left| until(machine, left, UNBALLOON_TIMEOUT));
             Activity::Unballooning { all_sent, deadline }
         }
         form::Activity::Preparing { job, added } => {
@@ -144,7 +162,7 @@ impl Asked {
             named_pages: self.named_pages,
             short_answers: self.short_answers,
             whole_left: self.until.saturating_sub(now),
-            left: self.deadline.saturating_sub(now),
+            left: self.deadline.map(|deadline| deadline.saturating_sub(now)),
         }
     }
 
@@ -156,7 +174,7 @@ impl Asked {
             named_pages: saved.named_pages,
             short_answers: saved.short_answers,
             until: until(machine, saved.whole_left, MAX_BALLOON_TIME),
-            deadline: until(machine, saved.left, BALLOON_TIMEOUT),
+            deadline: saved.left.map(|left| until(machine, left, BALLOON_TIMEOUT)),
         })
     }
 }
@@ -166,7 +184,7 @@ impl Offer {
         form::Offer {
             range: Range(self.range),
             waited: self.since.map(|since| now.saturating_sub(since)),
-            left: self.deadline.saturating_sub(now),
+            left: self.deadline.map(|deadline| deadline.saturating_sub(now)),
         }
     }
 
@@ -177,7 +195,7 @@ impl Offer {
         Self {
             range,
             since: waited.map(|waited| machine.now.saturating_sub(waited)),
-            deadline: until(machine, left, patience(range)),
+            deadline: left.map(|left| until(machine, left, patience(range))),
         }
     }
 }

@@ -7,14 +7,15 @@ use page_range::PageCount;
 
 use super::{Activity, Session};
 use crate::machine::Machine;
-use crate::{Notice, Transaction};
+use crate::{Notice, StopReason, Transaction};
 
 /// The most pages one message gives back. Linux frees them one by one in its interrupt handler;
 /// 2 GiB at a time are known to work with Windows (QEMU `hv-balloon.c`).
 pub const MAX_UNBALLOON_MESSAGE: PageCount = PageCount::new(524_288);
 const _: () = assert!(MAX_UNBALLOON_MESSAGE.get() <= dynmem_protocol::MAX_RANGE_PAGES.get());
 
-/// How long the guest may take to read a message, and to confirm the last one.
+/// How long the guest may take to read a message, and to confirm the last one, before that is
+/// announced as overdue.
 pub const UNBALLOON_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Session {
@@ -24,6 +25,8 @@ impl Session {
     ///
     /// Only the last message of a request is confirmed, and only once it is in the ring.
     pub(super) fn return_pages(&mut self, machine: &mut Machine) -> Activity {
+        machine.heard();
+        self.unused = None;
         let mut owed = machine.owed_pages();
         let ledger = &mut machine.ledger;
         self.ranges.clear();
@@ -39,12 +42,15 @@ impl Session {
         let pushed =
             self.outbox.push(|out| UnballoonRequest::emit_into(id, more_pages, ranges, out));
         debug_assert_eq!(pushed, Ok(()), "called with an idle outbox only");
-        Activity::Unballooning { all_sent: !more_pages, deadline: machine.after(UNBALLOON_TIMEOUT) }
+        let deadline = Some(machine.after(UNBALLOON_TIMEOUT));
+        Activity::Unballooning { all_sent: !more_pages, deadline }
     }
 
-    /// The guest may have the pages and its answer be lost. They must not go twice.
-    pub(super) fn unballoon_timed_out(&mut self, machine: &mut Machine) -> Activity {
+    /// The guest is slow, or stands still. A request of which it waits for the next message must not
+    /// be broken off for another one.
+    pub(super) fn unballoon_overdue(machine: &mut Machine, all_sent: bool) -> Activity {
         machine.notify(Notice::TimedOut(Transaction::Unballoon));
-        self.end_transaction(machine)
+        machine.overdue(StopReason::Timeout);
+        Activity::Unballooning { all_sent, deadline: None }
     }
 }

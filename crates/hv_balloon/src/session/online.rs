@@ -1,0 +1,111 @@
+//! Whether the guest uses the memory that it added.
+//!
+//! Linux adds memory in blocks, which something in the guest has to bring online before it can be
+//! used. Its driver waits up to five seconds for each. An answer that comes faster proves that the
+//! memory is in use; one that comes later proves nothing, since the guest may be slow. The guest's
+//! status reports tell: Linux counts memory that was added and is not online as committed
+//! (`hv_balloon.c`, `post_status`), and memory that is online as available.
+
+use core::time::Duration;
+
+use dynmem_protocol::StatusReport;
+use page_range::PageCount;
+
+use super::Session;
+use crate::machine::Machine;
+
+/// How long to wait for a report that tells. Linux sends one a second, though none in the first 45
+/// seconds of its driver.
+pub(super) const REPORT_WAIT: Duration = Duration::from_secs(10);
+
+/// Memory that the guest added and has perhaps not put to use. No more is offered meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unused {
+    pub(super) pages: PageCount,
+    /// The last report before the memory was offered.
+    pub(super) before: StatusReport,
+    /// How long to wait for a report; `None` once one has said that the memory is not in use.
+    pub(super) until: Option<Duration>,
+}
+
+impl Unused {
+    pub(super) const fn deadline(self) -> Option<Duration> {
+        self.until
+    }
+
+    /// Whether the memory is in use, as far as a report can tell.
+    fn is_used(self, report: StatusReport) -> Option<bool> {
+        let quarter = PageCount::new(self.pages.get() / 4);
+        let most = self.pages.saturating_sub(quarter);
+        let available = report.available.saturating_sub(self.before.available);
+        let committed = report.committed.saturating_sub(self.before.committed);
+        if available >= most || committed < quarter {
+            Some(true)
+        } else if committed >= most && available < quarter {
+            Some(false)
+        } else {
+            None
+        }
+    }
+}
+
+impl Session {
+    /// The guest was slow to add `pages`: its next reports say whether it uses them.
+    pub(super) fn doubt_use(&mut self, machine: &Machine, pages: PageCount) {
+        let until = Some(machine.after(REPORT_WAIT));
+        self.unused = self.status_before.map(|before| Unused { pages, before, until });
+    }
+
+    pub(super) fn look_for_use(&mut self, machine: &mut Machine, report: StatusReport) {
+        let Some(unused) = &mut self.unused else { return };
+        match unused.is_used(report) {
+            Some(true) => {
+                self.unused = None;
+                self.is_proven = true;
+                machine.onlined();
+            }
+            Some(false) => {
+                unused.until = None;
+                machine.not_onlined();
+            }
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGES: u64 = 1000;
+
+    /// What the guest's reports say, available and committed, before and after it added the pages.
+    fn is_used(before: (u64, u64), after: (u64, u64)) -> Option<bool> {
+        let report = |(available, committed)| StatusReport {
+            available: PageCount::new(available),
+            committed: PageCount::new(committed),
+            ..StatusReport::default()
+        };
+        Unused { pages: PageCount::new(PAGES), before: report(before), until: None }
+            .is_used(report(after))
+    }
+
+    #[test]
+    fn memory_in_use_is_available() {
+        assert_eq!(is_used((500, 300), (1490, 310)), Some(true));
+        // A process has taken it at once.
+        assert_eq!(is_used((500, 300), (700, 500)), Some(true));
+        assert_eq!(is_used((500, 300), (1400, 1400)), Some(true));
+    }
+
+    #[test]
+    fn memory_out_of_use_is_committed() {
+        assert_eq!(is_used((500, 300), (490, 1300)), Some(false));
+    }
+
+    #[test]
+    fn a_guest_that_commits_more_meanwhile_tells_nothing() {
+        assert_eq!(is_used((500, 300), (1000, 1300)), None);
+        assert_eq!(is_used((500, 300), (500, 800)), None);
+    }
+}
