@@ -58,8 +58,8 @@ struct BalloonResponseBody {
 }
 const _: () = assert!(size_of::<BalloonResponseBody>() == 16 - 8);
 
-/// Message 7: pages that are the host's from now on. Several may answer one request, and they may
-/// bring fewer pages than requested, or none.
+/// Message 7: pages given to the host. Several messages may answer one request, and they may bring
+/// fewer pages than requested, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BalloonResponse<'a> {
     /// Another response to the same request follows.
@@ -105,8 +105,7 @@ struct UnballoonRequestBody {
 const _: () = assert!(size_of::<UnballoonRequestBody>() == 16 - 8);
 const _: () = assert!(16 + MAX_RANGES * 8 <= MAX_HOST_MESSAGE);
 
-/// Message 8: pages that are the guest's again. The guest answers only the message without
-/// `more_pages`.
+/// Message 8: pages returned to the guest. The guest answers only the message without `more_pages`.
 ///
 /// Linux frees the pages without any check, so a host must name only pages that it has from this
 /// guest, and each of them once.

@@ -1,4 +1,4 @@
-//! What is refused, and with which words.
+//! Malformed messages are refused with the right error.
 
 use dynmem_protocol::*;
 

@@ -1,4 +1,4 @@
-//! What holds for any bytes and any message.
+//! Properties of parsing and emitting, for any bytes and any message.
 
 use dynmem_protocol::*;
 use page_range::{Gpfn, PageCount, PageRange};

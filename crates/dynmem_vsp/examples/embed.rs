@@ -31,12 +31,12 @@ pub(crate) struct Vmm {
     pub(crate) memory: Arc<SharedMemory>,
     pub(crate) bus: Client,
     pub(crate) guest_os_id: u64,
-    /// Since the VM started.
+    /// The time since the VM started.
     pub(crate) now: Duration,
 }
 
 impl Vmm {
-    /// Does what bus and VSP ask for, until they are content.
+    /// Carries out what bus and VSP request, until nothing is left.
     pub(crate) fn run(&mut self) {
         loop {
             if let Some(post) = self.bus.poll_post() {
@@ -71,7 +71,7 @@ impl Vmm {
 
     fn output(&mut self, output: ChannelOutput<Work>) {
         match output {
-            // A real guest has an event flag set and an interrupt raised here.
+            // With a real guest, set its event flag and raise an interrupt here.
             ChannelOutput::SignalGuest(_) => {}
             ChannelOutput::OpenFinished(result) => {
                 self.server.open_finished(self.channel, result.is_ok());
@@ -81,8 +81,8 @@ impl Vmm {
             ChannelOutput::Work(Work::Notify(notice)) => println!("{notice:?}"),
             // Only with a trace.
             ChannelOutput::Work(Work::Trace(_)) => {}
-            // Here a VMM gives memory back to its host, maps new memory into the guest, or takes it
-            // out again: on a thread of its own, since it takes time, but in this order.
+            // A VMM discards memory here, maps new memory into the guest, or removes it again: on a
+            // thread of its own, since that takes time, but in this order.
             ChannelOutput::Work(Work::Job(job)) => self.vsp.job_done(self.now, job.id, true),
         }
     }
@@ -97,7 +97,8 @@ impl Vmm {
         self.run();
     }
 
-    /// Lets time pass to what the VSP or the guest waits for; false where that is nothing.
+    /// Advances the time to the next deadline of the VSP or the guest; returns false if there is
+    /// none.
     fn wait(&mut self, guest: Option<Duration>) -> bool {
         let retry = self.vsp.waits_for_room().then(|| self.now.saturating_add(RETRY));
         let deadlines = [self.vsp.poll_timeout(), guest, retry];
@@ -111,7 +112,7 @@ impl Vmm {
     }
 }
 
-/// A guest, all of it but its bus driver.
+/// A guest, except for its bus driver.
 pub(crate) struct Guest {
     pub(crate) driver: dynmem::Client,
     rings: GuestRings<Arc<SharedMemory>>,
@@ -120,7 +121,7 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Connects, finds the device and opens its channel; `None` where host and guest have no version
+    /// Connects, finds the device and opens its channel; `None` if host and guest have no version
     /// in common.
     pub(crate) fn boot(vmm: &mut Vmm, driver: dynmem::Client) -> Option<Self> {
         vmm.bus.connect();
@@ -149,7 +150,8 @@ impl Guest {
         while self.say(vmm) {}
     }
 
-    /// Lets both say what they have to say now, or wait; false where there is nothing of either.
+    /// Exchanges what the two have to say now, or else waits; returns false if there is nothing to
+    /// wait for.
     pub(crate) fn say(&mut self, vmm: &mut Vmm) -> bool {
         vmm.run();
         self.driver.advance(vmm.now);
@@ -213,8 +215,9 @@ pub(crate) fn boot_ram() -> PageRangeSet {
     [pages(0, 1 << 18)].into_iter().collect()
 }
 
-/// Boots a model guest with 1 GiB, shrinks it to half, gives it all back and 512 MiB more. The
-/// version of the bus and the size in the end; `None` where guest and host do not get together.
+/// Boots a model guest with 1 GiB, shrinks it to half, returns all of that and adds 512 MiB.
+/// Returns the version of the bus and the final size; `None` if guest and host have no version in
+/// common.
 pub(crate) fn resize(personality: Personality) -> Option<(Version, PageCount)> {
     let mut vmm = vmm(&personality);
     let memory = Memory::new(boot_ram(), PageCount::new(1 << 14));

@@ -21,23 +21,23 @@ use saved_state::Format;
 use serde::{Deserialize, Serialize};
 use vmbus::{SavedServer, Server, ServerConfig, VmbusDevice};
 
-/// What the VMM saves for bus and VSP, beside what it saves in any case: vCPUs, memory slots, guest
-/// memory, the SynIC's registers, and messages that it polled and has not put into a slot.
+/// What the VMM saves for bus and VSP, besides what it saves in any case: vCPUs, memory slots,
+/// guest memory, the SynIC's registers, and messages that it has polled but not put into a slot.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SavedVm {
     server: SavedServer,
     vsp: SavedVsp,
 }
 
-/// A VMM with a format of its own puts its state into that instead.
+/// A VMM with a format of its own stores the state in that instead.
 impl SavedState for SavedVm {
     const FORMAT: Format = Format { magic: *b"EXAMPLE\0", name: "a VM", newest: 1 };
 }
 
 impl SavedVm {
-    /// Saves. The vCPUs stand still, the loop that runs bus and VSP does nothing else, and all
-    /// outputs were taken. Work on memory may run on: what the VSP was not told the end of is asked
-    /// for again.
+    /// Saves bus and VSP. The vCPUs are paused, the loop that runs bus and VSP does nothing else,
+    /// and all outputs have been taken. Work on memory may keep running: work whose end was not
+    /// reported to the VSP is requested again.
     pub(crate) fn new(vmm: &Vmm) -> Self {
         Self { server: vmm.server.save(), vsp: vmm.vsp.save(vmm.now) }
     }
@@ -59,21 +59,21 @@ impl SavedVm {
     }
 }
 
-/// Ends a VMM and has another one go on with its guest and its clock.
+/// Replaces a VMM by another, which takes over its guest and its clock.
 fn move_on(old: Vmm) -> Vmm {
     let bytes = SavedVm::new(&old).to_bytes();
     let saved = SavedVm::from_bytes(&bytes).expect("they were just written");
     let Vmm { memory, channel, bus, guest_os_id, now, .. } = old;
     let (server, vsp) = saved.restore(&memory, now).expect("it was just saved");
     let mut vmm = Vmm { server, channel, vsp, memory, bus, guest_os_id, now };
-    // The guest may have written a packet whose signal went to the old VMM. Here one would signal
-    // the guest, too, in case a signal to it got lost.
+    // The guest may have written a packet whose signal went to the old VMM. A real VMM would also
+    // signal the guest here, in case a signal to it was lost.
     vmm.signalled();
     vmm
 }
 
-/// Shrinks a guest of 1 GiB, gives it all back and 512 MiB more, with another VMM after every
-/// message; its size in the end, and how many VMMs it took.
+/// Shrinks a guest of 1 GiB, returns all of that and adds 512 MiB, with another VMM after every
+/// message. Returns the final size and the number of VMMs.
 pub(crate) fn resize(personality: Personality) -> (PageCount, usize) {
     let mut vmm = embed::vmm(&personality);
     let memory = Memory::new(embed::boot_ram(), PageCount::new(1 << 14));
@@ -93,7 +93,7 @@ pub(crate) fn resize(personality: Personality) -> (PageCount, usize) {
     (vmm.vsp.snapshot().actual, vmms)
 }
 
-/// State of another guest is refused with the reason, and nothing comes of it.
+/// Saved state does not fit another configuration: the restore is refused with the reason.
 fn refuse() -> RestoreError {
     let saved = Vsp::new(embed::config()).expect("memory that a guest can have");
     let saved = saved.save(Duration::ZERO);

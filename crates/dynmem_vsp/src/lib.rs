@@ -14,8 +14,8 @@
 //!
 //! [`DynamicMemory`] grows and shrinks the memory of a running guest. It is a
 //! [`VmbusDevice`](vmbus::VmbusDevice): whoever drives the bus gives it the events of its channel
-//! and takes its outputs. Packets, completions, signals and ring errors are dealt with inside. What
-//! is left to the driver is [`Work`] on the guest's memory.
+//! and takes its outputs. It handles packets, completions, signals and ring errors itself. The
+//! driver only does [`Work`] on the guest's memory.
 //!
 //! ```text
 //!                 ┌──────────────── DynamicMemory ────────────────┐

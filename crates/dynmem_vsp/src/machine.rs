@@ -1,4 +1,4 @@
-//! From one machine to the next: what a reset keeps.
+//! State kept across a reset of the machine.
 
 use core::time::Duration;
 
@@ -9,24 +9,24 @@ use vmbus::GuestMemory;
 use crate::DynamicMemory;
 use crate::saved::SavedLeaving;
 
-/// What a machine leaves for the one that starts after a reset.
+/// What is kept of a machine for the one that starts after a reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
     /// The guest's size in pages before it closed its channel. A kernel that panics closes the
-    /// channel first, and with that the device counts all memory as the guest's.
+    /// channel first, and from then on the device counts all memory as the guest's.
     pub size: Option<PageCount>,
-    /// The target that the guest was still on its way to, in pages.
+    /// The target that the device still pursued, in pages.
     pub target: Option<PageCount>,
     /// The target that was set after [`DynamicMemory::announce_reset`], in pages.
     pub set_since: Option<PageCount>,
 }
 
-/// What is remembered for a [`Kept`].
+/// What is remembered to make a [`Kept`].
 #[derive(Debug, Default)]
 pub(crate) struct Leaving {
     /// The size of the guest that closed its channel, until another one opens it.
     size_at_close: Option<PageCount>,
-    /// Set while a reset is coming: the target that was set since.
+    /// `Some` once a reset is announced: the target set since.
     after_reset: Option<Option<PageCount>>,
     kept: Kept,
 }
@@ -59,12 +59,12 @@ impl Leaving {
         self.size_at_close = None;
     }
 
-    /// A channel that was broken closes once more: the first size counts.
+    /// A channel whose ring broke closes a second time: the first size counts.
     pub(crate) fn closed(&mut self, size: PageCount) {
         self.size_at_close.get_or_insert(size);
     }
 
-    /// The machine was stopped.
+    /// Records what is kept when the machine stops.
     pub(crate) fn reset(&mut self, size: PageCount, target: Option<PageCount>) {
         let size = self.size_at_close.take().unwrap_or(size);
         self.kept = Kept { size: Some(size), target, set_since: None };
@@ -72,25 +72,25 @@ impl Leaving {
 }
 
 impl<M: GuestMemory> DynamicMemory<M> {
-    /// Announces that the machine is about to be reset: targets from now on are for the machine
+    /// Announces that the machine is about to be reset: targets set from now on are for the machine
     /// after the reset, and end up in [`Kept::set_since`].
     pub const fn announce_reset(&mut self) {
         self.leaving.after_reset = Some(None);
     }
 
-    /// What the machine that was reset leaves. Call it once, when the VSP is quiet after
+    /// Takes what is kept of the machine that was reset. Call it once, when the VSP is quiet after
     /// [`ChannelEvent::Reset`](vmbus::ChannelEvent::Reset).
     pub fn take_kept(&mut self) -> Kept {
         let kept = core::mem::take(&mut self.leaving.kept);
         Kept { set_since: self.leaving.after_reset.take().flatten(), ..kept }
     }
 
-    /// Describes the machine that starts next: its memory, and the size to bring its guest to, in
-    /// pages. A target that was set since the reset is newer and stays.
+    /// Describes the machine that starts next: its memory, and the target for its guest, in pages.
+    /// A target set since the reset is newer and stays.
     ///
     /// # Errors
-    /// [`ReplaceError`] while the VSP is not quiet, and for memory that no device can have. Nothing
-    /// has changed then.
+    /// [`ReplaceError`] if the VSP is not quiet, or if the memory is invalid. Nothing has changed
+    /// then.
     pub fn start_machine(
         &mut self,
         now: Duration,

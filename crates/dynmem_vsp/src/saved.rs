@@ -1,4 +1,4 @@
-//! The VSP to a saved state and back.
+//! Saving and restoring the VSP.
 
 use core::time::Duration;
 
@@ -11,11 +11,11 @@ use crate::DynamicMemory;
 use crate::machine::Leaving;
 use crate::vsp::Link;
 
-/// A VSP as [`DynamicMemory::save`] makes it, in one of the versions that there are.
+/// The saved state of a VSP, from [`DynamicMemory::save`], in one of its versions.
 ///
-/// Keep it by itself as bytes ([`SavedState`]), or as a part of a larger state by its `serde`
-/// implementations. Either way what is read may be anything: [`DynamicMemory::restore`] checks what it
-/// says.
+/// Store it on its own as bytes ([`SavedState`]), or as part of a larger state through its `serde`
+/// implementations. Either way, what is read back may be anything: [`DynamicMemory::restore`]
+/// checks it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SavedVsp(Version);
@@ -24,7 +24,7 @@ impl SavedState for SavedVsp {
     const FORMAT: Format = Format { magic: *b"HVDMVSP\0", name: "a Dynamic Memory VSP", newest: 1 };
 }
 
-/// A version, once released, stays as it is. A new one is a new variant behind those that there are.
+/// A released version never changes. A new version is a new variant after the existing ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Version {
     V1(Form),
@@ -33,7 +33,7 @@ enum Version {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Form {
     device: SavedDevice,
-    /// `None` where the rings were not in use.
+    /// `None` if the rings were not in use.
     channel: Option<SavedChannel>,
     leaving: SavedLeaving,
 }
@@ -43,36 +43,36 @@ struct Form {
 pub(crate) struct SavedLeaving {
     /// The size of the guest that closed its channel.
     pub(crate) size_at_close: Option<u64>,
-    /// While a reset is coming: the target that was set since.
+    /// `Some` once a reset is announced: the target set since.
     pub(crate) after_reset: Option<Option<u64>>,
-    /// What the machine that was reset leaves: its size and its target.
+    /// The size and the target of the machine that was reset.
     pub(crate) kept: (Option<u64>, Option<u64>),
 }
 
-/// Why a VSP is not restored. Nothing was changed.
+/// Why a VSP cannot be restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
-    /// The device.
+    /// The device cannot be restored.
     #[error(transparent)]
     Device(#[from] hv_balloon::RestoreError),
-    /// The channel.
+    /// The channel cannot be restored.
     #[error(transparent)]
     Channel(#[from] vmbus::RestoreError),
-    /// The channel is open, and the device has a session without rings, or rings without a session.
+    /// The channel is open, but the device has a session without rings, or rings without a session.
     #[error(
-        "the saved device has a session without rings, or rings without a session; no VSP is saved \
-         like that"
+        "saved state is impossible for a VSP: a session without rings, or rings without a session"
     )]
     RingsAmiss,
 }
 
 impl<M: GuestMemory> DynamicMemory<M> {
-    /// What the VSP knows of guest, operator and channel, and all that it has begun.
+    /// Saves the VSP: everything it knows of the guest, the operator and the channel, and
+    /// everything it has begun.
     ///
-    /// May be called at any time once all outputs were taken. The vCPUs stand still, and guest memory
-    /// is saved as it is now. Work whose end the VSP was not told of is asked for again after
-    /// [`DynamicMemory::restore`]: it may run on, and may be done again. Times are saved as what is
-    /// left of them at `now`, the time since the VM started.
+    /// May be called at any time once all outputs have been taken. The vCPUs must be paused, and
+    /// guest memory must be saved as it is now. Work whose end was not reported is requested again
+    /// after [`DynamicMemory::restore`]; it may keep running, and repeating it does no harm.
+    /// Deadlines are saved as the time left at `now`, the time since the VM started.
     #[must_use]
     pub fn save(&self, now: Duration) -> SavedVsp {
         let channel = match &self.link {
@@ -83,17 +83,19 @@ impl<M: GuestMemory> DynamicMemory<M> {
         SavedVsp(Version::V1(Form { device, channel, leaving }))
     }
 
-    /// The VSP that was saved. `config` names the memory that the saved guest has; `now` is the time
-    /// by which events will be told from now on. `open` is the guest's memory, restored, and what
-    /// [`Server::opened`](vmbus::Server::opened) says of the VSP's channel, if it is open; a channel
-    /// that was opening or closing is opened or closed again by the server's actions.
+    /// Restores a saved VSP. `config` must describe the memory of the saved guest; `now` is the
+    /// present time of the clock by which later events are reported. If the VSP's channel is open,
+    /// `open` is the restored guest memory and the result of
+    /// [`Server::opened`](vmbus::Server::opened); a channel that was opening or closing is opened
+    /// or closed again by the server's actions.
     ///
-    /// Take outputs afterwards, then give the VSP a
-    /// [`ChannelEvent::Signalled`](vmbus::ChannelEvent::Signalled): the guest's signal may be lost
-    /// with the old machine. The guest is signalled for the same reason.
+    /// Take the outputs afterwards, then give the VSP a
+    /// [`ChannelEvent::Signalled`](vmbus::ChannelEvent::Signalled), since a signal from the guest
+    /// may have been lost with the old machine. The guest is signalled for the same reason.
     ///
     /// # Errors
-    /// [`RestoreError`] if there was no such VSP, or if it had another configuration.
+    /// [`RestoreError`] if no VSP can be in this state, or if the VSP was saved with a different
+    /// configuration.
     pub fn restore(
         config: Config,
         saved: &SavedVsp,

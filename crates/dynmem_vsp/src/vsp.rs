@@ -1,4 +1,4 @@
-//! The VSP: the device, its channel, and what goes between them.
+//! The VSP: the device, its channel, and the traffic between them.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -14,27 +14,28 @@ use crate::machine::Leaving;
 use crate::trace::Trace;
 use crate::{Config, DEFAULT_INSTANCE, INTERFACE, TargetError};
 
-/// The most packets taken for one signal. More are taken at once, but the driver has a chance to do
-/// its other work between: [`poll_timeout`](VmbusDevice::poll_timeout) is due immediately.
+/// The most packets taken for one signal. If there are more,
+/// [`poll_timeout`](VmbusDevice::poll_timeout) is due immediately, so that the driver can do its
+/// other work in between.
 pub const BATCH: u32 = 64;
 
-/// Work on the guest's memory, and news.
+/// Work on the guest's memory, and notices.
 ///
-/// Report the end of each job by [`DynamicMemory::job_done`], also after the channel has closed or the
-/// machine was reset. Nothing else has an end to report.
+/// Report the end of each job with [`DynamicMemory::job_done`], even after the channel has closed
+/// or the machine was reset. Nothing else needs a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Do this job on the guest's memory.
     Job(Job),
     /// Report to the operator, the monitor or the log.
     Notify(Notice),
-    /// What went between device and channel; only [with a trace](DynamicMemory::with_trace).
+    /// A step between device and channel; only [with a trace](DynamicMemory::with_trace).
     Trace(Trace),
 }
 
 type Output = ChannelOutput<Work>;
 
-/// The channel's life, as the bus sees it.
+/// The state of the channel, as the bus sees it.
 #[derive(Debug)]
 pub(crate) enum Link<M> {
     /// The guest has not opened the channel.
@@ -68,17 +69,17 @@ pub struct DynamicMemory<M> {
     pub(crate) batch_left: u32,
     /// The last batch ended before the ring was found empty.
     pub(crate) looks_again: bool,
-    /// Restored, and nothing done yet: what the device wants again waits to be asked for.
+    /// The VSP was restored, and the requests that the device repeats have not been taken yet.
     pub(crate) is_restored: bool,
     pub(crate) leaving: Leaving,
     outputs: VecDeque<Output>,
 }
 
 impl<M: GuestMemory> DynamicMemory<M> {
-    /// A VSP for a guest that has not started.
+    /// Creates a VSP for a guest that has not started.
     ///
     /// # Errors
-    /// [`ConfigError`] for memory that no guest can have.
+    /// [`ConfigError`] if the configuration is invalid.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         Ok(Self::with_device(Device::new(config)?))
     }
@@ -113,22 +114,22 @@ impl<M: GuestMemory> DynamicMemory<M> {
         self
     }
 
-    /// Reports all that goes between device and channel as [`Work::Trace`], in order: for recorders
-    /// and for tests. Each packet is copied once more.
+    /// Reports the traffic between device and channel as [`Work::Trace`], in order, for recorders
+    /// and tests. Each packet is then copied once more.
     #[must_use]
     pub const fn with_trace(mut self) -> Self {
         self.is_traced = true;
         self
     }
 
-    /// Asks for a size. The same target again is a new try. A guest that is not ready yet gets the
-    /// target when it is.
+    /// Sets the guest's target size in pages. Setting the same target again starts a new attempt.
+    /// If the guest is not ready, the VSP pursues the target once it is.
     ///
-    /// Returns the target as it was taken, in pages: a multiple of
+    /// Returns the accepted target in pages: a multiple of
     /// [`Config::discard_unit`](hv_balloon::Config::discard_unit).
     ///
     /// # Errors
-    /// [`TargetError`] with the limit; the target before stays.
+    /// [`TargetError`] with the limit; the previous target stays in force.
     pub fn set_target(
         &mut self,
         now: Duration,
@@ -143,30 +144,31 @@ impl<M: GuestMemory> DynamicMemory<M> {
         taken
     }
 
-    /// A [`Job`] has ended. `ok` says whether it succeeded, for all its pages.
+    /// Reports the end of a [`Job`]. `ok` says whether it succeeded for all of its pages.
     pub fn job_done(&mut self, now: Duration, id: JobId, ok: bool) {
         self.advance(now);
         self.tell(Event::JobDone { id, ok });
         self.work();
     }
 
-    /// While `inhibited`, no memory is discarded and the guest is asked for none: for a host that
-    /// has pinned guest memory or is copying it. Discards that run when this is called run on:
-    /// [`Snapshot::discarding`] says when they have ended. On release the VSP goes on by itself.
+    /// Forbids or allows discards. While `inhibited`, no discard begins and the guest is asked for
+    /// no memory; use this while the host has pinned guest memory or is copying it. Discards
+    /// already running continue; they have ended once [`Snapshot::discarding`] is zero. When
+    /// discards are allowed again, the VSP resumes by itself.
     pub fn set_inhibited(&mut self, now: Duration, inhibited: bool) {
         self.advance(now);
         self.device.set_inhibited(self.now, inhibited);
         self.work();
     }
 
-    /// The device at a glance.
+    /// Takes a snapshot of the device.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.device.snapshot()
     }
 
-    /// The pages that the host has back, in ascending order. Their content is of no use: whoever
-    /// saves the guest's memory can leave them out.
+    /// The pages that the host has back, in ascending order. Their contents are irrelevant, so
+    /// whoever saves the guest's memory can leave them out.
     pub fn ballooned(&self) -> impl Iterator<Item = PageRange> + '_ {
         self.device.ballooned()
     }
@@ -218,13 +220,14 @@ impl<M: GuestMemory> DynamicMemory<M> {
         self.tell(Event::SystemReset);
     }
 
-    /// The guest broke its ring: the channel is of no use until the guest opens it anew.
+    /// Stops the channel because the guest broke its ring. It stays unusable until the guest opens
+    /// it anew.
     fn break_channel(&mut self, error: RingError) {
         self.outputs.push_back(Output::Broken(error));
         if let Some(channel) = self.link.channel() {
             channel.stop();
         }
-        // What the device asked for before comes before the close. No ring is left to fail.
+        // Requests that the device made before come before the close. No ring is left to fail.
         let _ = self.try_work();
         self.channel_closed();
     }
@@ -236,7 +239,7 @@ impl<M: GuestMemory> DynamicMemory<M> {
         self.tell(Event::ChannelClosed);
     }
 
-    /// Does what the device asks for now, and writes what waits for the ring.
+    /// Passes on the device's requests, and writes waiting messages to the ring.
     pub(crate) fn work(&mut self) {
         if let Err(error) = self.try_work() {
             self.break_channel(error);
@@ -257,7 +260,7 @@ impl<M: GuestMemory> DynamicMemory<M> {
         Ok(())
     }
 
-    /// Most packets lead to no action, so this is kept out of their way.
+    /// Most packets cause no action, so this is kept out of their way.
     #[inline(never)]
     fn act(&mut self, action: Action) {
         match action {
@@ -317,7 +320,8 @@ impl<M: GuestMemory> DynamicMemory<M> {
         Ok(())
     }
 
-    /// The device also says so after a reset, and after a ring was broken, when the bus did not ask.
+    /// Finishes a close. The device also becomes quiet after a reset or a broken ring, when the bus
+    /// has not asked for a close.
     fn device_is_quiet(&mut self) {
         if matches!(self.link, Link::Closing) {
             self.link = Link::Closed;
@@ -325,7 +329,7 @@ impl<M: GuestMemory> DynamicMemory<M> {
         }
     }
 
-    /// Takes one packet of the batch; false where there is none to take.
+    /// Takes one packet of the batch; returns false if there is none to take.
     fn receive(&mut self) -> bool {
         if self.batch_left == 0 {
             return false;
@@ -408,8 +412,8 @@ impl<M: GuestMemory> VmbusDevice<M> for DynamicMemory<M> {
         self.work();
     }
 
-    /// Packets are taken one by one in here, so that what each leads to is given out before the next
-    /// packet is looked at.
+    /// Takes packets one by one, so that the outputs that each causes are returned before the next
+    /// packet is read.
     fn poll_output(&mut self) -> Option<Output> {
         loop {
             if let Some(output) = self.outputs.pop_front() {

@@ -1,4 +1,4 @@
-//! The VSP and its rings where the guest makes it hard: broken, full or missing rings, packets that
+//! The VSP and its rings under difficult conditions: broken, full or missing rings, packets that
 //! ask for completions, guests that wait for room.
 
 use std::sync::Arc;
@@ -25,10 +25,10 @@ use vmbus::{
 type Memory = Arc<SharedMemory>;
 type Output = ChannelOutput<Work>;
 
-/// Pages of memory that there are.
+/// The number of pages of guest memory.
 const PAGES: usize = 16;
 const FIRST_RING_PAGE: u64 = 2;
-/// A control page and a data page to the host, the same to the guest.
+/// The number of pages of each ring: a control page and a data page.
 const SPLIT: usize = 2;
 const NOW: Duration = Duration::ZERO;
 
@@ -103,7 +103,7 @@ impl Channel {
     }
 }
 
-/// A version that nobody speaks, as the wire has it: the device refuses it each time.
+/// A request for an unknown version, which the device refuses each time.
 fn unknown_version() -> Vec<u8> {
     VersionRequest { version: Version::from_wire(7), is_last_attempt: false }.emit(1)
 }
@@ -182,7 +182,7 @@ fn completions_come_in_order_and_wait_for_room() {
         assert!(asked < 1000, "the ring never fills");
     }
     assert_eq!(asked, fits + 1);
-    // What a guest asks for beyond that is bounded.
+    // The number of further completions that wait is bounded.
     for _ in 0..3 * MAX_COMPLETIONS as u64 {
         asked += 1;
         channel.guest.send_for_completion(&[0; 8], asked).unwrap();
@@ -298,7 +298,7 @@ fn a_deadline_that_has_passed_comes_before_the_rest_of_a_batch() {
     }
     channel.tell(ChannelEvent::Signalled);
     assert_eq!(channel.vsp.poll_timeout(), Some(NOW), "half of the packets wait");
-    // Packets could move the deadline: one that has passed ends the wait all the same.
+    // Packets could move the deadline, but one that has passed ends the wait all the same.
     channel.vsp.handle(settled, ChannelEvent::Timeout);
     assert_eq!(channel.state(), StateName::Idle);
 }

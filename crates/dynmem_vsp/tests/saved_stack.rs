@@ -1,4 +1,4 @@
-//! Bus, rings and device saved and restored together, by the code that shows embedders how.
+//! Bus, rings and device are saved and restored together, by the embedding example for saved state.
 
 #[path = "../examples/saved_state.rs"]
 mod saved_state;
@@ -13,7 +13,7 @@ fn the_example_runs() {
 
 #[test]
 fn every_guest_is_resized_the_same_when_its_vmm_changes_after_every_message() {
-    // Windows 7 has no version of the bus in common with the host.
+    // Windows 7 and the host have no version of the bus in common.
     for guest in Personality::all().into_iter().filter(|guest| guest.name != "Windows 7") {
         let name = guest.name;
         let size = embed::resize(guest.clone()).map(|(_, size)| size);

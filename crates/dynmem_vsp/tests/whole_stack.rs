@@ -1,4 +1,4 @@
-//! Bus, rings and device together, run by the code that shows embedders how.
+//! The whole stack of bus, rings and device, run by the embedding example.
 
 #[path = "../examples/embed.rs"]
 mod embed;
@@ -28,7 +28,7 @@ fn a_guest_that_speaks_only_newer_versions_stays_off_the_bus() {
     assert_eq!(embed::resize(Personality { vmbus_versions, ..Personality::linux_6_1() }), None);
 }
 
-/// Windows 7 speaks no version of the bus that has its signals in the SynIC.
+/// Windows 7 supports no version of the bus that signals through the SynIC.
 #[test]
 fn every_named_guest_finds_a_version_that_the_host_has() {
     for guest in Personality::all() {

@@ -1,4 +1,4 @@
-//! What the device asks of the driver.
+//! Actions: the device's requests to its driver.
 
 use alloc::vec::Vec;
 
@@ -6,19 +6,19 @@ use page_range::{PageCount, PageRange};
 
 use crate::Notice;
 
-/// The name of a [`Job`].
+/// The ID of a [`Job`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(pub(crate) u64);
 
 impl JobId {
-    /// The number, for logs; no two jobs of a device share it.
+    /// The number, for logs. No two jobs of a device share it.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
     }
 }
 
-/// Where job names come from.
+/// Assigns job IDs.
 #[derive(Debug, Default)]
 pub(crate) struct JobIds {
     pub(crate) next: u64,
@@ -32,70 +32,73 @@ impl JobIds {
     }
 }
 
-/// Memory to get ready for the guest.
+/// Memory to prepare for the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prepare {
-    /// New memory: back these pages and let the guest reach them. It is told of them once this has
-    /// succeeded; a failure leaves nothing behind.
+    /// New memory: back these pages and map them into the guest. The device offers them to the
+    /// guest only after this has succeeded; a failure must leave nothing behind.
     Add {
         /// The pages; start and size are multiples of `alignment`.
         range: PageRange,
-        /// Where in the memory to add from (see [`HotAdd::capacity`](crate::HotAdd::capacity)) the
-        /// pages begin. Pages at one offset always have the same address until a system reset.
+        /// The offset of the first page in the hot-add memory (see
+        /// [`HotAdd::capacity`](crate::HotAdd::capacity)). The page at a given offset keeps its
+        /// guest address until a system reset.
         offset: PageCount,
-        /// The guest's alignment.
+        /// The guest's alignment, or [`HotAdd::least_alignment`](crate::HotAdd::least_alignment) if
+        /// that is larger.
         alignment: PageCount,
     },
-    /// Memory that was discarded and that the guest is to get back: provide it again, where that
-    /// does not happen by itself on first use. Whole multiples of
-    /// [`Config::discard_unit`](crate::Config::discard_unit), and only where that is more than a page.
-    /// Some may be there already, and keep what they hold.
+    /// Discarded memory that the guest is to get back: provide it again. Requested only if
+    /// [`Config::discard_unit`](crate::Config::discard_unit) is more than a page, since single
+    /// pages come back by themselves on first use. The ranges are multiples of the discard unit.
+    /// Memory that is already present must keep its contents.
     Return(Vec<PageRange>),
 }
 
-/// Work on the guest's memory, which the host does in its own time. Report its end by
-/// [`Event::JobDone`], also after a close or reset.
+/// Work on the guest's memory, which may take time. Report its end with [`Event::JobDone`], even
+/// after a close or reset.
 ///
 /// [`Event::JobDone`]: crate::Event::JobDone
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// To report with.
+    /// The ID to report in [`Event::JobDone`](crate::Event::JobDone).
     pub id: JobId,
     /// What to do.
     pub task: Task,
 }
 
-/// What a [`Job`] is.
+/// The kinds of [`Job`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// Give the memory behind these pages back to the host: ascending ranges that neither overlap
-    /// nor touch.
+    /// Give the memory behind these pages back to the host. The ranges are ascending and neither
+    /// overlap nor touch.
     Discard(Vec<PageRange>),
-    /// Get memory ready for the guest. One at a time.
+    /// Prepare memory for the guest. At most one preparation is in flight.
     Prepare(Prepare),
-    /// Take memory that was added out of the guest's reach and discard it. Skip parts that were
-    /// never prepared or are gone already.
+    /// Unmap added memory from the guest and discard it. Skip parts that were never prepared or
+    /// have already been removed.
     ///
-    /// No [`Task::Prepare`] is asked for while a removal is in flight. Where a removal fails, the
-    /// guest may still reach the memory: the device asks for it again at the next close or reset,
-    /// and before it adds memory to the guest. It adds none until a removal has succeeded.
+    /// The device requests no [`Task::Prepare`] while a removal is in flight. If a removal fails,
+    /// the guest may still have access to the memory: the device requests the removal again at the
+    /// next close or reset, and before it adds memory to the guest. It adds none until the removal
+    /// has succeeded.
     Remove(PageRange),
 }
 
-/// Something to do.
+/// A request to the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Write [`Device::message`] to the ring, then report [`Event::Sent`]. There is no second one
-    /// before that, so a full ring stops the device by itself. A close or reset takes the message
-    /// back.
+    /// Write [`Device::message`] to the ring, then report [`Event::Sent`]. No second message
+    /// follows before that, so a full ring throttles the device. A close or reset withdraws the
+    /// message.
     ///
     /// [`Device::message`]: crate::Device::message
     /// [`Event::Sent`]: crate::Event::Sent
     Send,
     /// Do this job.
     Work(Job),
-    /// The device is quiet: the close or reset may be acknowledged. One answers all closes and
-    /// resets before it.
+    /// No job is in flight: the close or reset may be acknowledged. One such action answers all
+    /// closes and resets before it.
     CloseFinished,
     /// Report to the operator or the log.
     Notify(Notice),

@@ -1,4 +1,4 @@
-//! A session has ended, and the host's work for it has not.
+//! The phase in which a session has ended but the host's work for it has not.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -11,12 +11,12 @@ use crate::machine::Machine;
 use crate::session::{Preparation, Prepared, Session};
 use crate::{JobId, Task};
 
-/// What a session leaves behind.
+/// The unfinished work of a session.
 #[derive(Debug, Default)]
 pub(crate) struct Closing {
-    /// Discards that run, each of so many pages.
+    /// Running discards, with their numbers of pages.
     discards: BTreeMap<JobId, PageCount>,
-    /// A preparation that runs.
+    /// The running preparation.
     preparation: Option<Unfinished>,
     /// Pages that the host has to provide again before another guest may touch them.
     absent: PageRangeSet,
@@ -33,14 +33,15 @@ struct Unfinished {
 #[derive(Clone, Copy, Debug)]
 enum Then {
     Nothing,
-    /// New memory was prepared in vain.
+    /// Remove new memory, which was prepared in vain.
     Remove(PageRange),
-    /// The absent pages are there.
+    /// The absent pages are provided.
     Provided,
 }
 
 impl Closing {
-    /// The guest closed its channel. It forgot its balloon, so all RAM is its own again.
+    /// Starts closing after `session`. The guest has forgotten its balloon, so all RAM counts as
+    /// the guest's again.
     pub(crate) fn after(session: Session, machine: &mut Machine) -> Self {
         let (discards, absent) = machine.ledger.forget();
         let preparation = session.end(machine).map(|Preparation { job, what }| {
@@ -53,7 +54,8 @@ impl Closing {
         Self { discards, preparation, absent }
     }
 
-    /// The machine was reset: what is being prepared is among the memory to add, all of which goes.
+    /// Drops the follow-up work that a reset of the machine makes unnecessary: the reset removes
+    /// all hot-add memory, including what is being prepared.
     pub(crate) fn reset(self) -> Self {
         let preparation = self.preparation.map(|at| Unfinished { then: Then::Nothing, ..at });
         Self { discards: self.discards, preparation, absent: PageRangeSet::new() }
@@ -67,14 +69,14 @@ impl Closing {
         self.discards.remove(&id);
         match self.preparation.take_if(|at| at.job == id).map(|ended| ended.then) {
             Some(Then::Remove(range)) if ok => machine.removals.add(range),
-            // A new kernel touches all its memory unannounced. Where the host cannot provide a
-            // page, that guest fails; there is nobody to be asked for less.
+            // A new kernel touches all its memory without notice. If the host cannot provide a
+            // page, that guest fails: nobody is there to be asked for less.
             Some(Then::Provided) => self.absent.clear(),
             Some(Then::Remove(_) | Then::Nothing) | None => {}
         }
     }
 
-    /// Does what is left to do, one after the other: await jobs, remove memory, provide pages.
+    /// Takes the next step: wait for jobs, remove memory, provide pages.
     pub(crate) fn go_on(mut self, machine: &mut Machine) -> Link {
         if self.has_jobs() || machine.removals.is_busy() || machine.begin_removals() {
             return Link::Closing(self);

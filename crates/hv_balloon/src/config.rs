@@ -1,4 +1,4 @@
-//! How a device is set up.
+//! The configuration of a device.
 
 use core::time::Duration;
 
@@ -6,17 +6,17 @@ use page_range::{PageCount, PageRange, PageRangeSet};
 
 use crate::StateName;
 
-/// The settle time of guests not known to be Linux: Hyper-V waits so long, and Windows Server 2019
-/// crashes when asked right after boot (QEMU `hv-balloon.c`).
+/// The settle time of guests not known to be Linux. Hyper-V waits this long, and Windows Server
+/// 2019 crashes if it gets a request right after boot (QEMU `hv-balloon.c`).
 pub const DEFAULT_SETTLE: Duration = Duration::from_secs(50);
 
-/// How long the device asks nothing of the guest after the handshake.
+/// How long the device sends no requests to the guest after the handshake.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Settle {
-    /// [`DEFAULT_SETTLE`], and no time at all for a guest whose OS id says Linux.
+    /// [`DEFAULT_SETTLE`], or no time at all for a guest whose OS ID says Linux.
     #[default]
     Auto,
-    /// So long.
+    /// This long.
     Fixed(Duration),
 }
 
@@ -36,25 +36,26 @@ pub(crate) const fn is_linux(guest_os_id: u64) -> bool {
     guest_os_id >> 56 == 0x81
 }
 
-/// Memory the guest may get beyond its boot RAM.
+/// Memory that can be added beyond the guest's boot RAM.
 ///
-/// Where in `window` it goes is decided when the guest has told its alignment, so that none of the
-/// capacity is lost to an alignment that no guest asked for.
+/// Its place in `window` is chosen once the guest has reported its alignment, so that no capacity
+/// is lost to an alignment that no guest needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HotAdd {
-    /// Guest addresses that nothing else uses: not RAM, no device, and that the guest can reach.
-    /// Starts and ends at multiples of [`Config::discard_unit`].
+    /// Guest addresses that neither RAM nor a device uses, and that the guest can address. Start
+    /// and end are multiples of [`Config::discard_unit`].
     pub window: PageRange,
-    /// How many pages there are to add: at most those of the window, in whole
-    /// [`Config::discard_unit`]s.
+    /// The number of pages that can be added: a multiple of [`Config::discard_unit`], and at most
+    /// the pages of the window.
     pub capacity: PageCount,
-    /// Memory is added in multiples of this even if the guest is content with less: the huge page
-    /// behind it, or the guest's memory block size where the VMM knows better than its driver
-    /// (Linux 6.1 always says 128 MiB). A multiple of [`Config::discard_unit`].
+    /// The least alignment of added memory, even if the guest accepts a smaller one: the size of
+    /// the huge pages behind it, or the guest's memory block size if the VMM knows it better than
+    /// the guest's driver (Linux 6.1 always reports 128 MiB). A multiple of
+    /// [`Config::discard_unit`].
     pub least_alignment: PageCount,
 }
 
-/// What a device is made from.
+/// The configuration of a [`Device`](crate::Device).
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     /// The guest's RAM at boot: the pages the host may discard when the guest gives them.
@@ -65,24 +66,25 @@ pub struct Config {
     pub status_reports: bool,
     /// Memory to add while the guest runs, if any.
     pub hot_add: Option<HotAdd>,
-    /// Pages the host can only discard together: 512 for memory of 2 MiB pages. No pages count as
-    /// one. Boot RAM and hot-add memory begin and end at multiples of it.
+    /// The number of pages that the host can discard only together: 512 if the memory consists of
+    /// huge pages of 2 MiB. Zero counts as one. Boot RAM and hot-add memory begin and end at
+    /// multiples of this.
     pub discard_unit: PageCount,
-    /// Begin with discards forbidden; see [`Device::set_inhibited`](crate::Device::set_inhibited).
+    /// Start with discards forbidden; see [`Device::set_inhibited`](crate::Device::set_inhibited).
     pub inhibited: bool,
 }
 
-/// Why no device is made from a configuration.
+/// Why a configuration is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// There is no boot RAM.
     #[error("the guest has no RAM to boot with; name at least one page of boot RAM")]
     NoBootRam,
-    /// Boot RAM consists of more than whole units.
+    /// Boot RAM begins or ends within a discard unit.
     #[error(
-        "boot RAM at pages {range} is not a multiple of the {unit} pages that are discarded \
-         together; begin and end it at such multiples"
+        "boot RAM at pages {range} is not aligned to the discard unit of {unit} pages; align its \
+         start and end"
     )]
     BootRamUnaligned {
         /// The RAM.
@@ -90,10 +92,10 @@ pub enum ConfigError {
         /// [`Config::discard_unit`].
         unit: PageCount,
     },
-    /// The window begins or ends within a unit.
+    /// The hot-add window begins or ends within a discard unit.
     #[error(
-        "the hot-add window at pages {window} is not a multiple of the {unit} pages that are \
-         discarded together; begin and end it at such multiples"
+        "the hot-add window at pages {window} is not aligned to the discard unit of {unit} pages; \
+         align its start and end"
     )]
     WindowUnaligned {
         /// [`HotAdd::window`].
@@ -101,21 +103,21 @@ pub enum ConfigError {
         /// [`Config::discard_unit`].
         unit: PageCount,
     },
-    /// Memory would be added where there is RAM.
+    /// The hot-add window overlaps boot RAM.
     #[error(
-        "the hot-add window at pages {window} has boot RAM in it, at pages {ram}; put it where \
-         nothing else is"
+        "the hot-add window at pages {window} overlaps boot RAM at pages {ram}; move it to unused \
+         addresses"
     )]
     WindowOverlapsRam {
         /// [`HotAdd::window`].
         window: PageRange,
-        /// The RAM in it.
+        /// The boot RAM in the window.
         ram: PageRange,
     },
-    /// The memory to add ends within a unit.
+    /// The hot-add capacity is not a multiple of the discard unit.
     #[error(
-        "{capacity} pages to add are not a multiple of the {unit} pages that are discarded \
-         together; round them down"
+        "the hot-add capacity of {capacity} pages is not a multiple of the discard unit of {unit} \
+         pages; round it down"
     )]
     CapacityUnaligned {
         /// [`HotAdd::capacity`].
@@ -123,10 +125,10 @@ pub enum ConfigError {
         /// [`Config::discard_unit`].
         unit: PageCount,
     },
-    /// The window has too few pages.
+    /// The hot-add capacity exceeds the window.
     #[error(
-        "{capacity} pages to add do not fit into the hot-add window, pages {window}; enlarge the \
-         window or add less"
+        "the hot-add capacity of {capacity} pages does not fit into the hot-add window at pages \
+         {window}; enlarge the window or reduce the capacity"
     )]
     CapacityTooLarge {
         /// [`HotAdd::capacity`].
@@ -134,10 +136,10 @@ pub enum ConfigError {
         /// [`HotAdd::window`].
         window: PageRange,
     },
-    /// Memory could be added in parts of units.
+    /// Added memory could begin or end within a discard unit.
     #[error(
-        "memory aligned to {alignment} pages may begin or end within the {unit} pages that are \
-         discarded together; use a multiple of {unit} as the least alignment"
+        "with a least alignment of {alignment} pages, added memory may begin or end within a \
+         discard unit of {unit} pages; use a nonzero multiple of {unit}"
     )]
     AlignmentUnaligned {
         /// [`HotAdd::least_alignment`].
@@ -147,7 +149,7 @@ pub enum ConfigError {
     },
 }
 
-/// Why the memory of the next guest is not taken.
+/// Why the memory cannot be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReplaceError {
@@ -157,12 +159,12 @@ pub enum ReplaceError {
         /// The state.
         state: StateName,
     },
-    /// The memory cannot be.
+    /// The new memory is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
 }
 
-/// Checks what a guest is to have for memory.
+/// Checks the memory of a guest.
 pub(crate) fn check_memory(
     boot_ram: &PageRangeSet,
     hot_add: Option<&HotAdd>,
@@ -189,7 +191,7 @@ pub(crate) fn check_memory(
     if capacity > window.count() {
         return Err(ConfigError::CapacityTooLarge { capacity, window });
     }
-    // Without a least alignment the guest's own decides, which may be less than the unit.
+    // Without a least alignment, the guest's alignment applies, which may be smaller than the unit.
     let divides_units = alignment.is_zero() && unit > PageCount::new(1);
     if divides_units || alignment.align_down(unit) != alignment {
         return Err(ConfigError::AlignmentUnaligned { alignment, unit });

@@ -15,26 +15,26 @@ use crate::{
     TargetError,
 };
 
-/// The host side of Dynamic Memory for one guest. See the crate's documentation for how to run it.
+/// The host side of Dynamic Memory for one guest. The crate documentation says how to run it.
 #[derive(Debug)]
 pub struct Device {
-    /// The guest's channel, and what is between the guest and the device.
+    /// The guest's channel and its session.
     pub(crate) link: Link,
-    /// What outlives the channel.
+    /// State that outlives the channel.
     pub(crate) machine: Machine,
 }
 
 impl Device {
-    /// A device for a guest that has not started.
+    /// Creates a device for a guest that has not started.
     ///
     /// # Errors
-    /// [`ConfigError`] where the configuration describes no machine that can be.
+    /// [`ConfigError`] if the configuration is invalid.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         check_memory(&config.boot_ram, config.hot_add.as_ref(), config.discard_unit)?;
         Ok(Self { link: Link::Closed, machine: Machine::new(config) })
     }
 
-    /// Takes in what happened at `now`, the time since the VM started. Call
+    /// Handles an event that happened at `now`, the time since the VM started. Call
     /// [`Device::poll_action`] until `None` afterwards.
     pub fn handle(&mut self, now: Duration, event: Event<'_>) {
         self.machine.now = self.machine.now.max(now);
@@ -54,14 +54,14 @@ impl Device {
         self.go_on();
     }
 
-    /// Asks for a guest of `target` pages and returns the target as taken: rounded up to whole
-    /// [`Config::discard_unit`]s. A guest that is not ready is asked once it is. The same target
-    /// again is a new try. `now` is the time since the VM started. Call [`Device::poll_action`]
-    /// until `None` afterwards.
+    /// Sets the guest's target size to `target` pages. Returns the accepted target: `target`
+    /// rounded up to a multiple of [`Config::discard_unit`]. If the guest is not ready, the device
+    /// pursues the target once it is. Setting the same target again starts a new attempt. `now` is
+    /// the time since the VM started. Call [`Device::poll_action`] until `None` afterwards.
     ///
     /// # Errors
-    /// [`TargetError`] with the limit. The target before stays, and the refusal is kept as
-    /// [`Snapshot::last_refusal`](crate::Snapshot::last_refusal).
+    /// [`TargetError`] with the limit. The previous target stays in force, and
+    /// [`Snapshot::last_refusal`](crate::Snapshot::last_refusal) shows the refusal.
     pub fn set_target(
         &mut self,
         now: Duration,
@@ -82,8 +82,8 @@ impl Device {
         taken
     }
 
-    /// Whether `target` could be set now, whatever the guest is doing; the target itself if so. A
-    /// guest that is not ready gets it when it is.
+    /// Checks whether [`Device::set_target`] would accept `target` now, and returns the target that
+    /// it would set.
     ///
     /// # Errors
     /// [`TargetError`] with the limit.
@@ -91,18 +91,18 @@ impl Device {
         self.machine.can_set_target(target, self.link.session().map(Session::capabilities))
     }
 
-    /// Forbids or allows discards, for as long as something must find the guest's memory in place:
-    /// a device that is passed through, a migration by postcopy, a snapshot that the host takes.
+    /// Forbids or allows discards. Forbid them while something needs the guest's memory to stay in
+    /// place: a passed-through device, a postcopy migration, or a snapshot taken by the host.
     ///
-    /// While forbidden, no discard begins and the guest is asked for no pages. Pages that it gives
-    /// all the same wait, and may be given back. Returning pages, adding memory and removing what
-    /// the guest does not use go on. Discards that run are not stopped: they have ended once
-    /// [`Snapshot::discarding`](crate::Snapshot::discarding) is zero. When allowed again, the
-    /// device goes on by itself.
+    /// While discards are forbidden, none begins and the device asks the guest for no pages. Pages
+    /// that the guest gives anyway wait, and may be returned. The device still returns pages, adds
+    /// memory, and removes memory that the guest does not use. Discards already running continue;
+    /// they have ended once [`Snapshot::discarding`](crate::Snapshot::discarding) is zero. When
+    /// discards are allowed again, the device resumes by itself.
     ///
-    /// Holds over closes and resets. It is not saved: [`Config::inhibited`] says how a restored
-    /// device begins. `now` is the time since the VM started. Call [`Device::poll_action`] until
-    /// `None` afterwards.
+    /// The setting survives closes and resets. It is not saved: a restored device starts with
+    /// [`Config::inhibited`]. `now` is the time since the VM started. Call [`Device::poll_action`]
+    /// until `None` afterwards.
     pub fn set_inhibited(&mut self, now: Duration, inhibited: bool) {
         self.machine.now = self.machine.now.max(now);
         self.machine.is_inhibited = inhibited;
@@ -110,7 +110,7 @@ impl Device {
         self.go_on();
     }
 
-    /// Does what can be done now and says what has changed.
+    /// Starts whatever can start now, and announces what has changed.
     #[inline]
     pub(crate) fn go_on(&mut self) {
         self.machine.start_discards();
@@ -123,16 +123,17 @@ impl Device {
         crate::invariants::check(self);
     }
 
-    /// Describes the memory of the guest that starts next, where that is not what it was. For
-    /// between a reset's [`Action::CloseFinished`] and the next [`Event::ChannelOpened`]. A target
-    /// set since stays. Call [`Device::poll_action`] until `None` afterwards.
+    /// Replaces the guest's memory, for a guest that starts next with different memory. Call this
+    /// between the [`Action::CloseFinished`] of a reset and the next [`Event::ChannelOpened`]. A
+    /// target set since the reset stays in force. Call [`Device::poll_action`] until `None`
+    /// afterwards.
     ///
-    /// The memory is that of a new machine: added memory of the old one that could not be removed
-    /// is forgotten.
+    /// The memory is that of a new machine: the device forgets added memory of the old one that
+    /// could not be removed.
     ///
     /// # Errors
-    /// [`ReplaceError`] while a channel is open or closing, or where the memory cannot be. Nothing
-    /// is changed then.
+    /// [`ReplaceError`] while a channel is open or closing, or if the memory is invalid. Nothing
+    /// has changed then.
     pub fn replace_memory(
         &mut self,
         now: Duration,
@@ -147,19 +148,19 @@ impl Device {
         self.machine.now = self.machine.now.max(now);
         self.machine.replace_memory(boot_ram, hot_add);
         self.machine.announce_size();
-        // A target that was set for it may be the size it has.
+        // The new memory may already have the target size.
         self.machine.judge(false);
         Ok(())
     }
 
-    /// The next thing to do, until there is none.
+    /// Returns the next action, or `None` if there is nothing to do.
     #[inline]
     pub fn poll_action(&mut self) -> Option<Action> {
         let action = self.machine.poll_action();
         action.or_else(|| self.link.outbox_mut()?.poll().then_some(Action::Send))
     }
 
-    /// The message to write to the ring: from [`Action::Send`] until [`Event::Sent`], or until the
+    /// The message to write to the ring, from [`Action::Send`] until [`Event::Sent`] or until the
     /// channel closes.
     #[must_use]
     #[inline]
@@ -201,7 +202,8 @@ impl Device {
         }
     }
 
-    /// A job ended. One that nobody waits for any more, or never did, changes nothing.
+    /// Handles the end of a job. A job that the device no longer waits for, or never did, changes
+    /// nothing.
     fn on_job_done(&mut self, id: JobId, ok: bool) {
         let Some(range) = self.machine.removals.finish(id, ok) else {
             return self.link.job_done(&mut self.machine, id, ok);

@@ -1,4 +1,4 @@
-//! What the guest did wrong.
+//! Breaches of the protocol by the guest.
 
 use dynmem_protocol::{MessageType, ParseError};
 use page_range::PageCount;
@@ -6,61 +6,61 @@ use serde::{Deserialize, Serialize};
 
 use crate::StateName;
 
-/// A breach of the protocol. Each is counted and survived.
+/// A breach of the protocol. The device counts each one and carries on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GuestFault {
-    /// A packet that is no message; dropped.
+    /// A packet that is not a message; dropped.
     #[error("guest sent a malformed message: {0}")]
     Malformed(ParseError),
-    /// A message that has no meaning now; dropped.
+    /// A message that is not valid in the current state; dropped.
     #[error("guest sent \"{message}\" in state {state}")]
     OutOfState {
-        /// Its type.
+        /// The type of the message.
         message: MessageType,
-        /// The state it came in.
+        /// The state of the device.
         state: StateName,
     },
-    /// Requests came faster than the guest reads answers; dropped.
+    /// Requests that come faster than the guest reads the answers; dropped.
     #[error("guest sends requests without reading the answers")]
     Flood,
     /// Range words that name no pages; skipped.
     #[error("guest gave {ranges} page ranges that name no pages")]
     BadRanges {
-        /// How many.
+        /// The number of range words.
         ranges: u64,
     },
-    /// Pages given that the host has already; counted once.
-    #[error("guest gave {pages} pages the host has already")]
+    /// Pages that the host already has; counted once.
+    #[error("guest gave {pages} pages that the host already has")]
     DuplicatePages {
-        /// How many.
+        /// The number of pages.
         pages: PageCount,
     },
-    /// Pages given that are not RAM of this guest; kept apart, returned with the next pages.
+    /// Pages that are not RAM of this guest; kept apart and returned with the next pages.
     #[error("guest gave {pages} pages that are not its RAM")]
     ForeignPages {
-        /// How many.
+        /// The number of pages.
         pages: PageCount,
     },
-    /// Pages given that are not RAM of this guest, more or in more pieces than the device remembers.
+    /// Pages that are not RAM of this guest, and are too many or too scattered to remember.
     #[error("guest gave {pages} pages that are not its RAM, too many or too scattered to remember")]
     ForgottenPages {
-        /// How many.
+        /// The number of pages.
         pages: PageCount,
     },
-    /// Pages nobody was waiting for, perhaps after a timeout; taken all the same, since the guest
-    /// has them no more.
+    /// Pages that were not requested, or came after a timeout; accepted anyway, since the guest no
+    /// longer uses them.
     #[error("guest gave {pages} pages unasked in state {state}")]
     UnaskedResponse {
-        /// How many were new.
+        /// The number of new pages.
         pages: PageCount,
-        /// The state they came in.
+        /// The state of the device.
         state: StateName,
     },
-    /// More pages than asked for; taken all the same.
+    /// More pages than requested; accepted anyway.
     #[error("guest gave {given} pages when asked for {asked}")]
     ExcessPages {
-        /// Pages asked for.
+        /// Pages requested.
         asked: PageCount,
         /// Pages given.
         given: PageCount,
@@ -73,7 +73,7 @@ pub enum GuestFault {
         offered: PageCount,
         /// Pages the guest says it added.
         added: PageCount,
-        /// The block.
+        /// The block size, in pages.
         alignment: PageCount,
     },
 }
@@ -82,7 +82,8 @@ pub enum GuestFault {
 /// that it counts with the amount.
 macro_rules! fault_counts {
     ($($(#[$doc:meta])* $field:ident $name:literal: $fault:pat => $amount:expr,)*) => {
-        /// How often each [`GuestFault`] was seen since the device was made. Saturating.
+        /// How often each [`GuestFault`] occurred since the device was created. The counters
+        /// saturate.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         pub struct FaultCounts {
             $($(#[$doc])* pub $field: u64,)*
@@ -103,25 +104,25 @@ macro_rules! fault_counts {
     };
 }
 
-// Saved with the device, so a counter more makes a new version of the saved state.
+// The counters are saved with the device, so another one needs a new version of the saved state.
 fault_counts! {
-    /// Packets that were no message.
+    /// Packets that were not messages.
     malformed "malformed": GuestFault::Malformed(_) => 1,
-    /// Messages without meaning in their state.
+    /// Messages that were not valid in the state at the time.
     out_of_state "out-of-state": GuestFault::OutOfState { .. } => 1,
-    /// Requests dropped because their answers pile up.
+    /// Requests dropped because unread answers piled up.
     floods "floods": GuestFault::Flood => 1,
     /// Range words that named no pages.
     bad_ranges "bad-ranges": GuestFault::BadRanges { ranges } => ranges,
-    /// Pages given twice.
+    /// Pages that the host already had.
     duplicate_pages "duplicate-pages": GuestFault::DuplicatePages { pages } => pages.get(),
-    /// Pages given that are not RAM, and remembered.
+    /// Pages that are not RAM and were remembered.
     foreign_pages "foreign-pages": GuestFault::ForeignPages { pages } => pages.get(),
-    /// Pages given that are not RAM, and not remembered.
+    /// Pages that are not RAM and were not remembered.
     forgotten_pages "forgotten-pages": GuestFault::ForgottenPages { pages } => pages.get(),
-    /// Balloon responses nobody was waiting for.
+    /// Balloon responses that were not requested.
     unasked_responses "unasked-responses": GuestFault::UnaskedResponse { .. } => 1,
-    /// Pages given beyond what was asked for.
+    /// Pages beyond the number requested.
     excess_pages "excess-pages":
         GuestFault::ExcessPages { asked, given } => given.saturating_sub(asked).get(),
     /// Impossible answers to hot-add requests.

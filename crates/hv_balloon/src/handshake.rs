@@ -1,4 +1,4 @@
-//! The guest names a version, then its capabilities.
+//! The handshake: the guest requests a version, then reports its capabilities.
 
 use alloc::vec::Vec;
 
@@ -12,12 +12,12 @@ use crate::outbox::Outbox;
 use crate::session::Session;
 use crate::{GuestFault, Notice, StateName};
 
-/// An open channel whose guest has not told its capabilities.
+/// An open channel whose guest has not reported its capabilities.
 #[derive(Debug)]
 pub(crate) struct Handshake {
     guest_os_id: u64,
     outbox: Outbox,
-    /// Once accepted.
+    /// The version, once accepted.
     version: Option<Version>,
 }
 
@@ -34,7 +34,7 @@ impl Handshake {
         Self { guest_os_id, outbox, version }
     }
 
-    /// Takes one of the known versions, whichever the guest names first; it starts with its highest.
+    /// Accepts the first known version that the guest requests; guests start with their highest.
     pub(crate) fn on_version_request(
         &mut self,
         machine: &mut Machine,
@@ -57,7 +57,7 @@ impl Handshake {
         }
     }
 
-    /// Takes the guest's capabilities, whatever they are.
+    /// Accepts the guest's capabilities, whatever they are.
     pub(crate) fn agree(
         mut self,
         machine: &mut Machine,
@@ -81,7 +81,7 @@ impl Handshake {
         Link::Ready(Session::begin(machine, guest_os_id, version, capabilities, outbox))
     }
 
-    /// Queues an answer; false where the guest asks more than it reads.
+    /// Queues an answer; returns false if the guest leaves too many unread.
     fn answer(&mut self, machine: &mut Machine, emit: impl FnOnce(&mut Vec<u8>)) -> bool {
         let queued = self.outbox.push(emit).is_ok();
         if !queued {

@@ -1,4 +1,4 @@
-//! What holds after every event, in words and in code.
+//! The invariants of the device, checked after every event.
 
 use crate::Device;
 use crate::link::Link;
@@ -13,9 +13,9 @@ pub(crate) fn check(device: &Device) {
     nothing_is_prepared_while_memory_leaves(link, machine);
     without_a_session_all_pages_are_the_guests(link, machine);
     closing_waits_for_something(link, machine);
-    // There is no upper bound to check: a guest that turns up later may have an alignment with which
-    // less can be added, and is told so when its turn comes.
-    assert!(machine.goal.is_none_or(|goal| !goal.target.is_zero()), "the target is no memory");
+    // A target has no upper bound to check: a guest that connects later may have an alignment with
+    // which less memory can be added, and its target then stops short.
+    assert!(machine.goal.is_none_or(|goal| !goal.target.is_zero()), "the target is zero");
     if let Some(session) = link.session().filter(|session| session.is_idle()) {
         idle_means_nothing_to_do(session, machine);
         open_targets_wait_for_something_that_ends(session, machine);
@@ -40,7 +40,7 @@ fn closing_waits_for_something(link: &Link, machine: &Machine) {
     }
 }
 
-/// Else a worker with two threads could do one before the other.
+/// Otherwise a worker with two threads could do one before the other.
 fn nothing_is_prepared_while_memory_leaves(link: &Link, machine: &Machine) {
     let preparation = link.session().and_then(Session::preparation);
     let prepares =
@@ -50,7 +50,7 @@ fn nothing_is_prepared_while_memory_leaves(link: &Link, machine: &Machine) {
     assert!(!adds || machine.removals.stuck.is_empty(), "memory is added while some is stuck");
 }
 
-/// Else the device would sleep on an open target.
+/// Otherwise the device would sleep on an open target.
 fn idle_means_nothing_to_do(session: &Session, machine: &Machine) {
     let Machine { ledger, removals, .. } = machine;
     let waits = !session.outbox().is_idle() || !ledger.in_flight().is_zero() || removals.is_busy();
@@ -69,7 +69,7 @@ fn idle_means_nothing_to_do(session: &Session, machine: &Machine) {
     }
 }
 
-/// Whatever the guest does not do.
+/// Otherwise a silent guest could keep a target open for ever.
 fn open_targets_wait_for_something_that_ends(session: &Session, machine: &Machine) {
     assert!(
         !machine.has_open_target()

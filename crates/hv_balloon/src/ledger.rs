@@ -1,4 +1,4 @@
-//! Who has which page of the guest's RAM.
+//! The page ledger: the state of every page of the guest's RAM.
 //!
 //! ```text
 //!                given             begun               ended
@@ -13,15 +13,16 @@
 //!                                      provided          (huge pages only)
 //! ```
 //!
-//! A page is RAM from the boot on, or from the moment at which the guest took it as new memory
-//! ([`PageLedger::add_ram`]). It is in one of the sets above, or in none and so the guest's. Where
-//! the host can discard whole huge pages only (the *unit*), pages given are *held* until their unit
-//! is complete, and discarded units are not returned before the host provides them again. A page
-//! given that is not RAM is *foreign*: it is kept apart and returned with the next pages. When the
-//! session ends all RAM is the guest's again ([`PageLedger::forget`]).
+//! A page is RAM from boot on, or from the moment the guest takes it as new memory
+//! ([`PageLedger::add_ram`]). It is in one of the sets above, or in none of them if the guest has
+//! it. If the host can discard only whole huge pages (the *unit*), pages that the guest gives are
+//! *held* until their unit is complete, and a discarded unit is returned only after the host has
+//! provided it again. A page that the guest gives but that is not RAM is *foreign*: it is kept
+//! apart and returned with the next pages. When the session ends, all RAM counts as the guest's
+//! again ([`PageLedger::forget`]).
 //!
-//! The ledger changes when an effect is confirmed, not when it is asked for. Where added memory goes
-//! is not its business: see [`placement`](crate::placement).
+//! The ledger changes when an effect is confirmed, not when it is requested. It does not choose the
+//! addresses of added memory: see [`placement`](crate::placement).
 
 mod saved;
 
@@ -34,40 +35,40 @@ use page_range::{PageCount, PageRange, PageRangeSet};
 use crate::JobId;
 use crate::action::JobIds;
 
-/// The most discards the driver has at a time: one at work, one waiting behind it. Pages that come
-/// meanwhile are merged into the next one.
+/// The most discards in flight: one running and one waiting behind it. Pages that arrive meanwhile
+/// are merged into the next discard.
 pub const MAX_DISCARDS_IN_FLIGHT: usize = 2;
 
-/// The most ranges in one discard. The pages of a discard that runs cannot be given back, and a
+/// The most ranges in one discard. Pages cannot be returned while they are being discarded, and a
 /// guest that wants them back at once should wait milliseconds, not seconds.
 pub const MAX_DISCARD_RANGES: usize = 16_384;
 
-/// The most ranges of pages that are not RAM the device remembers. RAM bounds all other sets; these
-/// a guest could name without end.
+/// The most ranges of pages outside RAM that the device remembers. All other sets are bounded by
+/// RAM, but a guest could name such pages without end.
 pub const MAX_FOREIGN_RANGES: usize = 4096;
 
-/// The most pages that are not RAM the device remembers: 64 GiB. They are given back first, at most
-/// [`MAX_UNBALLOON_MESSAGE`](crate::MAX_UNBALLOON_MESSAGE) in a message; a guest that names all
-/// addresses there are would be sent two million of them.
+/// The most pages outside RAM that the device remembers: 64 GiB. They are returned first, at most
+/// [`MAX_UNBALLOON_MESSAGE`](crate::MAX_UNBALLOON_MESSAGE) in a message; without this limit, a
+/// guest that names its whole address space would be sent two million messages.
 pub const MAX_FOREIGN_PAGES: PageCount = PageCount::from_bytes(64 << 30);
 
-/// The pages, by where they are. A page of RAM is in at most one of the sets; one that is in none
-/// is the guest's.
+/// The pages by state. A page of RAM is in at most one of the sets; the guest has those that are in
+/// none.
 #[derive(Debug, Default)]
 pub(crate) struct PageLedger {
     /// All RAM of the guest, wherever it is.
     ram: PageRangeSet,
-    /// Pages the host can only discard together; at least one.
+    /// The number of pages that the host can discard only together; at least one.
     unit: PageCount,
     /// Given by the guest, not yet handed to a discard.
     pending: PageRangeSet,
-    /// Given by the guest, and handed to a discard once.
+    /// Given by the guest, and no longer pending.
     out: Out,
     /// Given by the guest, but not its RAM.
     foreign: PageRangeSet,
 }
 
-/// Pages that were handed to a discard, by what became of them.
+/// Pages that are no longer pending, by what became of them.
 #[derive(Debug, Default)]
 struct Out {
     /// Being discarded.
@@ -76,17 +77,17 @@ struct Out {
     ballooned: PageRangeSet,
     /// Given by the guest, but the discard failed.
     undiscarded: PageRangeSet,
-    /// Given by the guest, but the host provides them: other pages of the unit are in use.
+    /// Given by the guest, but still provided by the host: other pages of the unit are in use.
     held: PageRangeSet,
-    /// Discarded units the host is asked to provide again.
+    /// Discarded units that the host is to provide again.
     providing: PageRangeSet,
 }
 
 impl Out {
-    /// The sets there are, with room for the most discards.
+    /// The number of sets when the most discards are in flight.
     const SETS: usize = 4 + MAX_DISCARDS_IN_FLIGHT;
 
-    /// The sets that hold pages.
+    /// The sets that are not empty.
     fn sets(&self) -> impl Iterator<Item = &PageRangeSet> {
         [&self.ballooned, &self.undiscarded, &self.held, &self.providing]
             .into_iter()
@@ -95,10 +96,10 @@ impl Out {
     }
 }
 
-/// What a message says of pages that are not RAM.
+/// Collects the foreign pages of one message.
 struct Foreign<'a> {
     pages: &'a mut PageRangeSet,
-    /// For how many ranges there is room; counted once a message, since counting is slow.
+    /// The number of ranges that still fit; counted once per message, since counting is slow.
     room: Option<usize>,
 }
 
@@ -120,16 +121,16 @@ impl Foreign<'_> {
     }
 }
 
-/// What one message brought.
+/// The pages of one message, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Accepted {
-    /// Pages of RAM the guest had until now.
+    /// Pages of RAM that the guest had until now.
     pub(crate) fresh: PageCount,
-    /// Pages named twice or held already.
+    /// Pages named twice or given before.
     pub(crate) duplicate: PageCount,
     /// Pages that are not RAM.
     pub(crate) foreign: PageCount,
-    /// Pages that are not RAM and that are not remembered.
+    /// Pages that are not RAM and are not remembered.
     pub(crate) forgotten: PageCount,
     /// Ranges that name no pages.
     pub(crate) bad_ranges: u64,
@@ -159,7 +160,7 @@ impl PageLedger {
         self.ram.len()
     }
 
-    /// Pages the host provides, or owes as soon as the guest touches them.
+    /// Pages that the host provides, or has to provide as soon as the guest touches them.
     pub(crate) const fn actual(&self) -> PageCount {
         self.assigned()
             .saturating_sub(self.out.ballooned.len())
@@ -177,7 +178,7 @@ impl PageLedger {
         self.pending().saturating_add(self.discarding())
     }
 
-    /// Pages given that wait for a discard.
+    /// Pages that wait for a discard.
     pub(crate) const fn pending(&self) -> PageCount {
         self.pending.len()
     }
@@ -188,7 +189,7 @@ impl PageLedger {
         sets.fold(PageCount::ZERO, |sum, pages| sum.saturating_add(pages.len()))
     }
 
-    /// Pages of RAM that may be given back now.
+    /// Pages of RAM that can be returned now.
     pub(crate) fn returnable(&self) -> PageCount {
         let provided = [&self.pending, &self.out.undiscarded, &self.out.held]
             .into_iter()
@@ -200,13 +201,13 @@ impl PageLedger {
         }
     }
 
-    /// Whether discarded pages come back by themselves when the guest uses them. Whole huge pages
-    /// come from a pool that may be empty.
+    /// Whether discarded pages come back by themselves when the guest uses them. Huge pages do not:
+    /// they come from a pool that may be empty.
     pub(crate) fn provides_itself(&self) -> bool {
         self.unit == PageCount::new(1)
     }
 
-    /// Whether all RAM is the guest's.
+    /// Whether the guest has all RAM, and no page is foreign.
     pub(crate) fn is_untouched(&self) -> bool {
         self.present() == self.assigned() && self.foreign.is_empty()
     }
@@ -227,13 +228,13 @@ impl PageLedger {
         self.foreign.len()
     }
 
-    /// Takes pages the guest gave. Nothing but the words' format was checked before.
+    /// Accepts pages that the guest gives. Only the format of the words has been checked so far.
     pub(crate) fn accept(&mut self, words: RangeWords<'_>) -> Accepted {
         let mut accepted = Accepted::default();
-        // Parts of RAM that are not all the guest's. A guest may name all its RAM in every word:
-        // they are looked at once, not word by word.
+        // Ranges of RAM of which the guest may have only a part. A guest may name all its RAM in
+        // every word, so these are examined together at the end, not word by word.
         let mut doubtful = PageRangeSet::new();
-        // The same for all words, and found with none of them as a rule: worth looking up once.
+        // The sets are the same for all words, so look them up once.
         let empty = PageRangeSet::new();
         let mut out = [&empty; Out::SETS];
         let used = out.iter_mut().zip(self.out.sets()).map(|(slot, set)| *slot = set).count();
@@ -261,7 +262,7 @@ impl PageLedger {
         accepted
     }
 
-    /// Takes those of the pages that are not out yet.
+    /// Accepts those of the pages that are not out yet.
     fn accept_doubtful(&mut self, mut pages: PageRangeSet, accepted: &mut Accepted) {
         for set in self.out.sets().chain([&self.pending]) {
             accepted.duplicate(pages.remove_set(set));
@@ -269,13 +270,14 @@ impl PageLedger {
         accepted.fresh = accepted.fresh.saturating_add(self.pending.insert_set(&pages));
     }
 
-    /// Hands all pending pages that can be discarded to a new discard, unless there are none or
-    /// enough discards run.
+    /// Starts a discard of pending pages. Returns `None` if no pending page can be discarded, or if
+    /// the most discards are in flight.
     pub(crate) fn start_discard(&mut self, ids: &mut JobIds) -> Option<(JobId, Vec<PageRange>)> {
         if self.pending.is_empty() || self.out.discarding.len() >= MAX_DISCARDS_IN_FLIGHT {
             return None;
         }
-        // One message's worth as a rule; growing there step by step costs more than the room.
+        // A discard usually has the ranges of one message; reserving for them is cheaper than
+        // growing.
         let mut ranges = Vec::with_capacity(dynmem_protocol::MAX_RANGES);
         let pages = if self.provides_itself() {
             self.take_pending(&mut ranges)
@@ -292,8 +294,8 @@ impl PageLedger {
         Some((id, ranges))
     }
 
-    /// Takes as many pending pages as a discard may have; the lowest, since pages are given back
-    /// from the end.
+    /// Takes as many pending pages as a discard may have: the lowest, since pages are returned from
+    /// the end.
     fn take_pending(&mut self, ranges: &mut Vec<PageRange>) -> PageRangeSet {
         ranges.extend(self.pending.iter().take(MAX_DISCARD_RANGES + 1));
         if ranges.len() <= MAX_DISCARD_RANGES {
@@ -305,11 +307,12 @@ impl PageLedger {
         pages
     }
 
-    /// The whole units among the pages that are out; other pending pages are held from now on.
+    /// Takes the whole units among the held and the pending pages. The remaining pending pages
+    /// become held.
     fn take_whole_units(&mut self) -> PageRangeSet {
         let pending = core::mem::take(&mut self.pending);
         self.out.held.insert_set(&pending);
-        // A guest can give every other page: each unit is looked at once, not once for each page.
+        // A guest can give every other page, so look at each unit once, not once for each page.
         let touched: PageRangeSet =
             pending.iter().map(|range| range.units_around(self.unit)).collect();
         let whole: PageRangeSet = touched
@@ -321,7 +324,8 @@ impl PageLedger {
         whole
     }
 
-    /// Enters the end of a discard; `None` where it is none of this session's. Gives its pages.
+    /// Records the end of a discard and returns its number of pages; `None` if the discard is not
+    /// one of this session.
     pub(crate) fn finish_discard(&mut self, id: JobId, ok: bool) -> Option<PageCount> {
         let pages = self.out.discarding.remove(&id)?;
         let set = if ok { &mut self.out.ballooned } else { &mut self.out.undiscarded };
@@ -330,7 +334,8 @@ impl PageLedger {
         Some(count)
     }
 
-    /// Takes discarded units that the host is to provide again, for `owed` pages to give back.
+    /// Takes discarded units for `owed` pages, for the host to provide them again. `None` if there
+    /// are none.
     pub(crate) fn begin_provide(&mut self, owed: PageCount) -> Option<Vec<PageRange>> {
         let units = owed.align_up(self.unit).unwrap_or(owed);
         self.out.ballooned.take_last_ranges(units, usize::MAX, |range| {
@@ -339,20 +344,21 @@ impl PageLedger {
         (!self.out.providing.is_empty()).then(|| self.out.providing.iter().collect())
     }
 
-    /// The host provides the units again, or cannot.
+    /// Records that the host has provided the units, or could not.
     pub(crate) fn finish_provide(&mut self, ok: bool) {
         let units = core::mem::take(&mut self.out.providing);
         let set = if ok { &mut self.out.held } else { &mut self.out.ballooned };
         set.insert_set(&units);
     }
 
-    /// New pages come into being: what the guest said of them before was no page of its own.
+    /// Forgets the foreign pages in `range` before it is offered: they were not pages of the new
+    /// memory.
     pub(crate) fn forget_foreign(&mut self, range: PageRange) {
         self.foreign.remove(range);
     }
 
-    /// New pages are the guest's. Those it has given already, while its answer was on the way,
-    /// wait for their discard.
+    /// Adds pages that the guest has taken. Those that it gave before its answer arrived become
+    /// pending.
     pub(crate) fn add_ram(&mut self, range: PageRange) {
         self.ram.insert(range);
         let given: Vec<PageRange> = self.foreign.intersection(range).collect();
@@ -362,22 +368,22 @@ impl PageLedger {
         }
     }
 
-    /// Lets failed discards be tried again, and what is held.
+    /// Makes the pages of failed discards pending again, and the held pages.
     pub(crate) fn retry_discards(&mut self) {
         let failed = core::mem::take(&mut self.out.undiscarded);
         self.pending.insert_set(&failed);
         self.retry_held();
     }
 
-    /// Lets what is held be discarded as far as it is whole units: those that were provided and not
-    /// given back.
+    /// Makes held pages pending again, so that whole units among them are discarded: those that
+    /// were provided but not returned.
     pub(crate) fn retry_held(&mut self) {
         let held = core::mem::take(&mut self.out.held);
         self.pending.insert_set(&held);
     }
 
-    /// Takes pages to give back: first all that are not RAM, at most `room` at a time, then at most
-    /// `owed` of RAM. Says how many pages of RAM they are.
+    /// Takes a range of at most `room` pages to return: foreign pages first, then at most `owed`
+    /// pages of RAM. Also returns how many of the pages are RAM.
     pub(crate) fn take_returnable(
         &mut self,
         owed: PageCount,
@@ -386,7 +392,7 @@ impl PageLedger {
         if let Some(range) = self.foreign.take_last(room) {
             return Some((range, PageCount::ZERO));
         }
-        // Pages that are not discarded cost the host nothing to give back.
+        // Returning pages that were not discarded costs the host nothing.
         let max = owed.min(room);
         for set in [&mut self.pending, &mut self.out.undiscarded, &mut self.out.held] {
             if let Some(range) = set.take_last(max) {
@@ -400,8 +406,9 @@ impl PageLedger {
         Some((range, range.count()))
     }
 
-    /// The guest forgot the balloon: all RAM is its own again. Gives the discards that still run and
-    /// their pages, and the pages that it must not touch before the host provides them again.
+    /// Forgets the balloon, as the guest has: all RAM counts as the guest's again. Returns the
+    /// running discards with their numbers of pages, and the pages that the host must provide again
+    /// before the guest touches them.
     pub(crate) fn forget(&mut self) -> (BTreeMap<JobId, PageCount>, PageRangeSet) {
         let discards = self.out.discarding.iter().map(|(&id, pages)| (id, pages.len())).collect();
         let mut absent = PageRangeSet::new();
@@ -415,7 +422,7 @@ impl PageLedger {
         (discards, absent)
     }
 
-    /// The guest starts again with this RAM.
+    /// Starts over with this RAM.
     pub(crate) fn restart(&mut self, ram: PageRangeSet) {
         *self = Self::new(ram, self.unit);
     }
@@ -423,10 +430,11 @@ impl PageLedger {
 
 #[cfg(any(test, debug_assertions))]
 impl PageLedger {
-    /// Above this many ranges the sets are not compared page by page: debug builds run real guests.
+    /// Sets with more ranges than this are not compared page by page, since debug builds run real
+    /// guests.
     const THOROUGH: usize = 512;
 
-    /// Asserts what holds whatever the guest sent.
+    /// Asserts the invariants, which hold whatever the guest sends.
     pub(crate) fn check(&self, is_inhibited: bool) {
         assert!(self.out.discarding.len() <= MAX_DISCARDS_IN_FLIGHT, "too many discards in flight");
         assert!(

@@ -12,12 +12,12 @@
 )]
 //! The host side (VSP) of Hyper-V Dynamic Memory: events in, actions out.
 //!
-//! [`Device`] takes pages from a guest and gives them back, so that the guest has the size an
-//! operator set. It does no I/O and has no clock; a driver runs it:
+//! [`Device`] takes pages from a guest and returns them, to keep the guest at the size that the
+//! operator sets. It does no I/O and has no clock; a driver runs it:
 //!
-//! 1. [`Device::handle`] one event, with the time since the VM started,
-//! 2. [`Device::poll_action`] until `None`, carrying out each action,
-//! 3. sleep until the next event or [`Device::next_deadline`], which is answered by
+//! 1. pass an event to [`Device::handle`], with the time since the VM started;
+//! 2. call [`Device::poll_action`] until it returns `None`, and carry out each action;
+//! 3. sleep until the next event or [`Device::next_deadline`], and report that deadline as
 //!    [`Event::Deadline`].
 //!
 //! ```text
@@ -33,30 +33,29 @@
 //!                                         HotAdding ◄────────────────┘      (new memory ready)
 //! ```
 //!
-//! The operator's part is [`Device::set_target`], and [`Device::set_inhibited`] where something needs
-//! the guest's memory to stay in place.
+//! The operator's commands are [`Device::set_target`], and [`Device::set_inhibited`] while
+//! something needs the guest's memory to stay in place.
 //!
-//! A guest that is too small gets the pages it gave back first, then new memory in blocks of its
-//! alignment; one that is too large is asked for pages.
+//! To grow a guest, the device first returns the pages that the guest gave, then adds new memory in
+//! blocks of the guest's alignment. To shrink a guest, it asks for pages.
 //!
-//! What holds, whatever the guest sends:
+//! The device guarantees, whatever the guest sends:
 //!
-//! - A page is given back only after the guest gave it, never while it is being discarded, and
-//!   only once.
-//! - A page the guest names that is not its RAM is never discarded.
-//! - Memory is within the guest's reach before it is offered, and leaves it when it was not taken.
-//!   None is prepared while some leaves.
-//! - [`Snapshot::actual`] is the RAM assigned less the pages that the host has back.
-//! - One transaction at a time; at most one message with the driver; at most two discards and one
-//!   preparation.
+//! - A page is returned only after the guest gave it, only once, and never while it is being
+//!   discarded.
+//! - A page that is not the guest's RAM is never discarded, even if the guest names it.
+//! - New memory is accessible to the guest before it is offered, and is removed if the guest does
+//!   not take it. No memory is prepared during a removal.
+//! - [`Snapshot::actual`] is the assigned RAM minus the pages that the host has back.
+//! - There is one transaction at a time, with at most one message at the driver, two discards and
+//!   one preparation.
 //! - [`Action::CloseFinished`] comes only when no job is in flight, since the next user of the
 //!   memory does not know which pages were out.
 //!
-//! A VMM that saves its VMs saves the device with [`Device::save`] and goes on with
-//! [`Device::restore`], whatever is under way.
+//! [`Device::save`] and [`Device::restore`] work at any moment, whatever is under way.
 //!
-//! Sources: Linux `drivers/hv/hv_balloon.c` for what the guest does; QEMU `hw/hyperv/hv-balloon.c`
-//! for what Windows guests bear.
+//! Sources: Linux `drivers/hv/hv_balloon.c` for the guest's behaviour; QEMU
+//! `hw/hyperv/hv-balloon.c` for what Windows guests tolerate.
 
 extern crate alloc;
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The channel's life. Each state owns what is valid in it only, and closing consumes it.
+//! The life cycle of the channel. Each state owns the data that is valid only in that state, and
+//! closing consumes it.
 //!
 //! ```text
 //!           opened               capabilities
@@ -18,22 +19,22 @@ use crate::outbox::Outbox;
 use crate::session::Session;
 use crate::{JobId, StateName};
 
-/// Where the channel is in its life.
+/// The state of the channel.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a device has one, and it seldom changes")]
 pub(crate) enum Link {
     /// No channel.
     Closed,
-    /// The guest has the channel open, and is to say what it can do.
+    /// The channel is open, but the guest has not reported its capabilities.
     Handshake(Handshake),
-    /// Guest and host know each other.
+    /// The handshake is complete.
     Ready(Session),
-    /// No channel, and jobs of the last session in flight.
+    /// No channel, but jobs are still in flight.
     Closing(Closing),
 }
 
 impl Link {
-    /// The only way from one state to another.
+    /// Changes the state; nothing else does.
     fn change(&mut self, to: impl FnOnce(Self) -> Self) {
         *self = to(core::mem::replace(self, Self::Closed));
     }
@@ -45,7 +46,7 @@ impl Link {
         });
     }
 
-    /// The guest told its capabilities.
+    /// Handles the guest's report of its capabilities.
     pub(crate) fn agree(&mut self, machine: &mut Machine, id: u32, report: CapabilitiesReport) {
         self.change(|link| match link {
             Self::Handshake(handshake) => handshake.agree(machine, id, report),
@@ -53,9 +54,10 @@ impl Link {
         });
     }
 
-    /// Ends the session. A guest without a driver, or a new one, uses all RAM, so every page is its
-    /// own again; memory added stays (Windows uses it on, and so does a kernel started by kexec). A
-    /// target not yet carried out is kept for the next session; one that was is history.
+    /// Ends the session. A guest without a driver, or a new guest, uses all RAM, so every page
+    /// counts as the guest's. Added memory stays: Windows keeps using it, and so does a kernel
+    /// started by kexec. A target still pursued is kept for the next session; one reached or given
+    /// up is dropped.
     pub(crate) fn close(&mut self, machine: &mut Machine) {
         machine.announce_stopping();
         self.change(|link| {
@@ -70,7 +72,7 @@ impl Link {
         });
     }
 
-    /// As [`Link::close`], but memory added goes and so does the target.
+    /// Like [`Link::close`], but removes added memory and drops the target.
     pub(crate) fn reset(&mut self, machine: &mut Machine) {
         machine.drop_target();
         self.change(|link| {
@@ -84,7 +86,7 @@ impl Link {
         });
     }
 
-    /// A job ended that is no removal. One that nobody waits for any more changes nothing.
+    /// Handles the end of a job other than a removal. A job that nothing waits for changes nothing.
     pub(crate) fn job_done(&mut self, machine: &mut Machine, id: JobId, ok: bool) {
         match self {
             Self::Closed | Self::Handshake(_) => {}
@@ -96,7 +98,7 @@ impl Link {
         }
     }
 
-    /// A removal ended.
+    /// Handles the end of a removal.
     pub(crate) fn removed(&mut self, machine: &mut Machine, ok: bool) {
         match self {
             Self::Closed | Self::Handshake(_) => {}
@@ -105,7 +107,7 @@ impl Link {
         }
     }
 
-    /// Ends a close for which nothing is in flight any more.
+    /// Continues a close, which ends when nothing is in flight any more.
     pub(crate) fn finish_closing(&mut self, machine: &mut Machine) {
         self.change(|link| match link {
             Self::Closing(closing) => closing.go_on(machine),
@@ -143,7 +145,7 @@ impl Link {
         }
     }
 
-    /// Messages to the guest, while it has the channel open.
+    /// Messages to the guest, while the channel is open.
     pub(crate) const fn outbox(&self) -> Option<&Outbox> {
         match self {
             Self::Handshake(handshake) => Some(handshake.outbox()),
@@ -160,7 +162,7 @@ impl Link {
         }
     }
 
-    /// OS ID of the guest that has the channel open.
+    /// OS ID of the connected guest.
     pub(crate) const fn guest_os_id(&self) -> Option<u64> {
         match self {
             Self::Handshake(handshake) => Some(handshake.guest_os_id()),
@@ -169,7 +171,7 @@ impl Link {
         }
     }
 
-    /// The protocol version, from its acceptance on.
+    /// The protocol version, once accepted.
     pub(crate) const fn version(&self) -> Option<Version> {
         match self {
             Self::Handshake(handshake) => handshake.version(),

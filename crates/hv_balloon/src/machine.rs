@@ -1,4 +1,4 @@
-//! What outlives sessions: the guest's memory, work on it, and news for the driver.
+//! State that outlives sessions: the guest's memory, the jobs on it, and actions for the driver.
 
 use alloc::collections::VecDeque;
 use core::time::Duration;
@@ -15,7 +15,7 @@ use crate::{
     Action, Config, FaultCounts, GuestFault, HotAdd, Job, JobId, Notice, Settle, StateName, Task,
 };
 
-/// The machine that the guest runs on, as far as the device knows it.
+/// The guest's machine, as the device knows it.
 #[derive(Debug)]
 pub(crate) struct Machine {
     settle: Settle,
@@ -23,12 +23,12 @@ pub(crate) struct Machine {
     /// The time of the last event.
     pub(crate) now: Duration,
     pub(crate) ledger: PageLedger,
-    /// What `ledger` starts with.
+    /// The RAM that `ledger` starts with.
     pub(crate) boot_ram: PageRangeSet,
     pub(crate) placement: Option<HotAddPlacement>,
     pub(crate) jobs: JobIds,
     pub(crate) removals: Removals,
-    /// While true, no discard begins and no page is asked of the guest.
+    /// While true, no discard begins and the guest is asked for no pages.
     pub(crate) is_inhibited: bool,
     pub(crate) goal: Option<Goal>,
     pub(crate) last_refusal: Option<(PageCount, Refusal)>,
@@ -45,7 +45,7 @@ pub(crate) struct Announced {
 }
 
 impl Machine {
-    /// `config` was checked.
+    /// `config` must have been checked.
     pub(crate) fn new(config: Config) -> Self {
         let ledger = PageLedger::new(config.boot_ram.clone(), config.discard_unit);
         Self {
@@ -66,7 +66,7 @@ impl Machine {
         }
     }
 
-    /// Another machine takes its place. The target stays.
+    /// Replaces the memory with that of another machine. The target stays.
     pub(crate) fn replace_memory(&mut self, boot_ram: PageRangeSet, hot_add: Option<HotAdd>) {
         self.removals = Removals::default();
         self.ledger.restart(boot_ram.clone());
@@ -74,14 +74,14 @@ impl Machine {
         self.placement = hot_add.map(HotAddPlacement::new);
     }
 
-    /// The guest starts again at its boot size: memory added leaves it.
+    /// Resets the memory to the boot size and queues the removal of all added memory.
     pub(crate) fn reset_memory(&mut self) {
         self.ledger.restart(self.boot_ram.clone());
         self.removals.restart(self.placement.as_mut().and_then(HotAddPlacement::reset));
         self.removals.retry();
     }
 
-    /// Begins discards of what the guest gave, as far as there may be more.
+    /// Starts discards of the pages that the guest gave, as many as may be in flight.
     #[inline]
     pub(crate) fn start_discards(&mut self) {
         while !self.is_inhibited
@@ -91,14 +91,14 @@ impl Machine {
         }
     }
 
-    /// Lets held pages be discarded where the guest is not to get them back.
+    /// Queues held pages for a discard, unless the guest is to get them back.
     pub(crate) fn retry_held(&mut self) {
         if self.owed_pages().is_zero() && !self.is_inhibited {
             self.ledger.retry_held();
         }
     }
 
-    /// Pages that were offered are the guest's from now on.
+    /// Records that the guest has taken offered pages.
     pub(crate) fn keep_added(&mut self, range: PageRange) {
         self.ledger.add_ram(range);
         if let Some(placement) = &mut self.placement {
@@ -106,13 +106,13 @@ impl Machine {
         }
     }
 
-    /// Takes memory away that the guest does not use.
+    /// Removes memory that the guest does not use.
     pub(crate) fn remove_memory(&mut self, range: PageRange) {
         self.removals.add(range);
         self.begin_removals();
     }
 
-    /// Asks for all removals that wait; false where there are none.
+    /// Starts all waiting removals; returns false if there are none.
     pub(crate) fn begin_removals(&mut self) -> bool {
         let begun = self.removals.begin(&mut self.jobs);
         for &(id, range) in &begun {
@@ -126,7 +126,8 @@ impl Machine {
         self.ledger.assigned().saturating_sub(self.boot_ram.len())
     }
 
-    /// The most memory the guest can have; `capabilities` are those of a guest that has told them.
+    /// The most memory that the guest can have. `capabilities` is `None` until a guest has reported
+    /// them.
     pub(crate) fn maximum(&self, capabilities: Option<Capabilities>) -> PageCount {
         let addable = self.placement.as_ref().map(|placement| match capabilities {
             None => placement.left(),
@@ -138,7 +139,7 @@ impl Machine {
         self.ledger.assigned().saturating_add(addable.unwrap_or_default())
     }
 
-    /// What memory is added in multiples of to a guest that wants `of_guest`.
+    /// The alignment of memory added to a guest whose own alignment is `of_guest`.
     pub(crate) fn alignment(&self, of_guest: PageCount) -> PageCount {
         self.placement.as_ref().map_or(of_guest, |placement| placement.alignment(of_guest))
     }
@@ -175,7 +176,7 @@ impl Machine {
         self.act(Action::CloseFinished);
     }
 
-    /// Whether the driver is still to learn that a close has ended.
+    /// Whether a `CloseFinished` is still waiting for the driver.
     pub(crate) fn has_close_finished(&self) -> bool {
         self.actions.contains(&Action::CloseFinished)
     }

@@ -1,4 +1,4 @@
-//! What the device tells the world.
+//! Notices for the operator, the log and monitors.
 
 use dynmem_protocol::{StatusReport, Version};
 use page_range::{PageCount, PageRange};
@@ -8,72 +8,73 @@ use crate::{GuestFault, StopReason};
 /// A kind of exchange with the guest that can time out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transaction {
-    /// Pages from the guest. What comes late is still taken.
+    /// Pages from the guest. Late pages are still accepted.
     Balloon,
     /// Pages to the guest. They count as returned.
     Unballoon,
-    /// New memory for the guest. It stays within the guest's reach, since the guest may be using
-    /// it; a late answer still counts.
+    /// New memory for the guest. It stays mapped, since the guest may be using it; a late answer
+    /// still counts.
     HotAdd,
 }
 
-/// News for operator, log and monitor.
+/// News for the operator, the log and monitors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notice {
-    /// The guest's driver is there and may be asked from now on.
+    /// The guest's driver is ready for requests.
     Ready {
         /// The protocol version agreed on.
         version: Version,
     },
-    /// A version was asked for that the device does not speak; the guest may try a lower one.
+    /// The guest requested a version that the device does not support; it may try a lower one.
     VersionRefused {
-        /// The version asked for.
+        /// The requested version.
         version: Version,
-        /// The guest gives up now.
+        /// Whether the guest gives up now.
         was_last_attempt: bool,
     },
     /// The guest's size as the host sees it changed.
     SizeChanged {
-        /// Pages; see [`Snapshot::actual`](crate::Snapshot::actual).
+        /// The size in pages; see [`Snapshot::actual`](crate::Snapshot::actual).
         actual: PageCount,
     },
-    /// Memory was added to the guest, or taken away by a reset.
+    /// Memory was added to the guest, or removed by a reset.
     HotAddedChanged {
-        /// Pages it has beyond its boot RAM now.
+        /// Pages that the guest now has beyond its boot RAM.
         hot_added: PageCount,
     },
     /// The target is reached.
     TargetReached {
-        /// Pages, the target.
+        /// The target, in pages.
         actual: PageCount,
     },
-    /// The device stopped on its way to the target; for [`StopReason::NotOnlined`] it may have
-    /// arrived.
+    /// The device stopped short of the target. With [`StopReason::NotOnlined`], the size may equal
+    /// the target.
     StoppedShort {
-        /// Pages wanted.
+        /// The target, in pages.
         target: PageCount,
-        /// Pages there are.
+        /// The guest's size, in pages.
         actual: PageCount,
-        /// Why.
+        /// The reason.
         reason: StopReason,
     },
     /// The guest did not answer in time.
     TimedOut(Transaction),
-    /// The host could not discard pages. They count as the guest's but the guest cannot use them;
-    /// setting a target at or below the present size tries again.
+    /// The host could not discard pages. They count towards the guest's size, but the guest cannot
+    /// use them. Setting a target at or below the present size retries the discard.
     DiscardFailed {
-        /// Pages.
+        /// The number of pages.
         pages: PageCount,
     },
-    /// The host could not take memory away that the guest does not use; the guest may still reach
-    /// it. See [`Task::Remove`](crate::Task::Remove).
+    /// The host could not remove memory that the guest does not use; the guest may still have
+    /// access to it. See [`Task::Remove`](crate::Task::Remove).
     RemovalFailed {
         /// The pages.
         range: PageRange,
     },
-    /// The guest reported its memory pressure. Only where the device is configured to say so.
+    /// The guest reported its memory pressure. Sent only with
+    /// [`Config::status_reports`](crate::Config::status_reports).
     StatusReport(StatusReport),
-    /// The guest broke the protocol; already counted. To be logged at a limited rate.
+    /// The guest broke the protocol. The fault is already counted; log it at a limited rate.
     Fault(GuestFault),
 }

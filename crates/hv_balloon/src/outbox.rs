@@ -7,22 +7,22 @@ use dynmem_protocol::{HostMessage, MAX_HOST_MESSAGE};
 
 use crate::saved::{self, ensure};
 
-/// The most messages that wait. The device itself has one at a time; answers to a guest that asks
-/// and does not read make up the rest.
+/// The most messages that wait. The device has one request at a time; the rest are answers to a
+/// guest that keeps asking without reading.
 const CAPACITY: usize = 8;
 
-/// Messages waiting, and the one that the driver has.
+/// The waiting messages, and the one with the driver.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     waiting: VecDeque<Vec<u8>>,
-    /// The driver's message, if it has one.
+    /// The message with the driver, if `with_driver`.
     current: Vec<u8>,
     with_driver: bool,
-    /// Buffers of old messages for new ones.
+    /// Buffers of sent messages, for reuse.
     spare: Vec<Vec<u8>>,
 }
 
-/// No room for another message.
+/// The outbox has no room for another message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Full;
 
@@ -39,8 +39,8 @@ impl Outbox {
         Ok(())
     }
 
-    /// Gives the driver its next message, once it is done with the one before; false if there is
-    /// none to give.
+    /// Hands the next message to the driver; returns false if there is none, or if the driver has
+    /// not sent the one before.
     pub(crate) fn poll(&mut self) -> bool {
         if self.with_driver {
             return false;
@@ -51,31 +51,31 @@ impl Outbox {
         true
     }
 
-    /// The driver's message.
+    /// The message with the driver.
     pub(crate) fn current(&self) -> Option<&[u8]> {
         self.with_driver.then_some(&*self.current)
     }
 
-    /// The driver is done with its message.
+    /// The driver has sent its message.
     pub(crate) const fn sent(&mut self) {
         self.with_driver = false;
     }
 
-    /// The messages that are not in the ring, the driver's first.
+    /// The messages that are not yet in the ring, the driver's first.
     pub(crate) fn save(&self) -> Vec<Vec<u8>> {
         let waiting = self.waiting.iter().map(Vec::as_slice);
         self.current().into_iter().chain(waiting).map(<[u8]>::to_vec).collect()
     }
 
-    /// An outbox with these messages, of which the driver has none.
+    /// Restores an outbox in which all of these messages wait.
     pub(crate) fn restore(saved: &[Vec<u8>]) -> saved::Result<Self> {
-        // Messages are whole units of the ring, so that it adds no bytes of its own.
+        // Messages are multiples of 8 bytes, so that the ring adds no padding.
         let is_message = |bytes: &Vec<u8>| {
             bytes.len() <= MAX_HOST_MESSAGE
                 && bytes.len().is_multiple_of(8)
                 && HostMessage::parse(bytes).is_ok()
         };
-        ensure(saved.iter().all(is_message), "a message that is none of the protocol's")?;
+        ensure(saved.iter().all(is_message), "a message that the protocol does not have")?;
         ensure(saved.len() <= CAPACITY.saturating_add(1), "too many messages")?;
         Ok(Self { waiting: saved.iter().cloned().collect(), ..Self::default() })
     }

@@ -1,4 +1,4 @@
-//! Where memory that is added to the guest goes.
+//! The placement of added memory in the guest's address space.
 //!
 //! ```text
 //!   window         base              used              reach          end of capacity
@@ -7,11 +7,11 @@
 //!     ├─────────────┼──────────────────┼──────────────────┼───────────────┤
 //! ```
 //!
-//! A page to add is nothing at first. [`HotAddPlacement::plan`] picks it, and from then on it may be
-//! within the guest's reach: it is prepared, then offered. If the guest takes it, it is RAM
-//! ([`HotAddPlacement::advance`]) and an affair of the [`ledger`](crate::ledger). If not, it is
-//! removed and can be picked again. Pages keep their place through closes, and lose it at a reset
-//! ([`HotAddPlacement::reset`]).
+//! [`HotAddPlacement::plan`] picks the pages to add next. From then on they may be accessible to
+//! the guest: they are prepared, then offered. If the guest takes them, they are RAM
+//! ([`HotAddPlacement::advance`]) and the [`ledger`](crate::ledger) tracks them. If not, they are
+//! removed and can be picked again. Pages keep their addresses when the channel closes, and lose
+//! them at a reset ([`HotAddPlacement::reset`]).
 
 mod saved;
 
@@ -20,36 +20,37 @@ use page_range::{Gpfn, PageCount, PageRange};
 use crate::HotAdd;
 use crate::action::Prepare;
 
-/// Whatever the guest's alignment, one request offers at most this, unless the alignment itself is
-/// more: 2 GiB are known to work with Windows (QEMU `hv-balloon.c`).
+/// The most that one request offers, unless the alignment is larger: 2 GiB are known to work with
+/// Windows (QEMU `hv-balloon.c`).
 pub const MAX_HOT_ADD_REQUEST: PageCount = PageCount::from_bytes(2 << 30);
 
-/// What the first request of a session offers at least: Linux waits up to 5 s for each block of
-/// 128 MiB that nobody brings online, so a guest that never does costs one wait and not sixteen.
+/// The most that a request offers until the guest has used added memory in this session, unless the
+/// alignment is larger. Linux waits up to 5 s for each block of 128 MiB that nobody brings online,
+/// so a guest that never brings memory online costs one wait and not sixteen.
 pub const FIRST_HOT_ADD_REQUEST: PageCount = PageCount::from_bytes(128 << 20);
 
-/// The memory to add and how much of it is used, from its start up.
+/// The hot-add memory. It is used from its start up.
 #[derive(Clone, Debug)]
 pub(crate) struct HotAddPlacement {
     config: HotAdd,
-    /// Address of the first page, once anything was added.
+    /// Address of the first page, once any was picked.
     base: Option<Gpfn>,
-    /// Pages from `base` on that are the guest's, or lost to a change of alignment.
+    /// Pages from `base` on that the guest has, or that were lost to a change of alignment.
     used: PageCount,
-    /// Pages from `base` on that may have been within the guest's reach.
+    /// Pages from `base` on that the guest may have had access to.
     reach: PageCount,
 }
 
-/// What new memory is wanted.
+/// A request for new memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
     /// Pages that the guest lacks.
     pub(crate) missing: PageCount,
     /// The guest's alignment.
     pub(crate) of_guest: PageCount,
-    /// Rather too little than too much.
+    /// Whether to offer too little rather than too much.
     pub(crate) is_exact: bool,
-    /// The guest has not put added memory to use yet in this session.
+    /// Whether the guest has not used added memory in this session yet.
     pub(crate) is_first: bool,
 }
 
@@ -66,7 +67,7 @@ impl HotAddPlacement {
         Self { config, base: None, used: PageCount::ZERO, reach: PageCount::ZERO }
     }
 
-    /// Forgets all that was added; gives the pages that the guest may reach.
+    /// Forgets all added memory, and returns the pages that the guest may have access to.
     pub(crate) fn reset(&mut self) -> Option<PageRange> {
         let end = self.base.and_then(|base| base.checked_add(self.reach));
         let known = self.base.zip(end).and_then(|(base, end)| PageRange::between(base, end));
@@ -74,7 +75,7 @@ impl HotAddPlacement {
         known
     }
 
-    /// Where the added memory begins, once any was.
+    /// The first page of the added memory, once any was added.
     pub(crate) fn base(&self) -> Option<Gpfn> {
         self.base.filter(|_| !self.used.is_zero())
     }
@@ -83,7 +84,7 @@ impl HotAddPlacement {
         self.config.capacity
     }
 
-    /// The alignment to add memory with.
+    /// The alignment of memory added to a guest whose own alignment is `of_guest`.
     pub(crate) fn alignment(&self, of_guest: PageCount) -> PageCount {
         of_guest.max(self.config.least_alignment)
     }
@@ -98,8 +99,9 @@ impl HotAddPlacement {
         self.room(self.alignment(of_guest)).map_or(PageCount::ZERO, |room| room.pages)
     }
 
-    /// What to offer: whole blocks, one more than needed at most, which the balloon then takes back;
-    /// none more where the request is exact. `None` where there is no room for a block.
+    /// Picks the memory to offer, in whole blocks. The last block may exceed what is missing, and
+    /// the balloon then takes the excess back; an exact request never exceeds it. `None` if no
+    /// block fits.
     pub(crate) fn plan(&mut self, request: Request) -> Option<(PageRange, Prepare)> {
         let Request { missing, of_guest, is_exact, is_first } = request;
         let alignment = self.alignment(of_guest);
@@ -117,7 +119,7 @@ impl HotAddPlacement {
         Some((range, Prepare::Add { range, offset, alignment }))
     }
 
-    /// The pages up to the end of `range` are no longer to be offered.
+    /// Marks the pages up to the end of `range` as used.
     pub(crate) fn advance(&mut self, range: PageRange) {
         if let Some(base) = self.base {
             self.used = self.used.max(range.end().distance_from(base));
@@ -125,7 +127,7 @@ impl HotAddPlacement {
     }
 
     fn room(&self, alignment: PageCount) -> Option<Room> {
-        // Once told to anybody the place stays: pages keep their addresses until a reset.
+        // Once chosen, the base stays: pages keep their addresses until a reset.
         let base = match self.base {
             Some(base) => base,
             None => self.config.window.start().align_up(alignment)?,
@@ -169,7 +171,7 @@ mod tests {
         shown(placement.plan(request(missing, alignment))?)
     }
 
-    /// Start and size of what is offered, and its offset, in MiB.
+    /// The start and size of the offer, and its offset, in MiB.
     fn shown((range, prepare): (PageRange, Prepare)) -> Option<(u64, u64, u64)> {
         let Prepare::Add { offset, .. } = prepare else { return None };
         Some((range.start().get() / MIB, range.count().get() / MIB, offset.get() / MIB))
@@ -201,7 +203,7 @@ mod tests {
         let (range, _) = placement.plan(request(2, 2)).unwrap();
         placement.advance(range);
         assert_eq!(plan(&mut placement, 2, 2), Some((4098, 2, 2)));
-        // A kernel started by kexec may want more: what lies between is lost until a reset.
+        // A kernel started by kexec may need a larger alignment; the gap is lost until a reset.
         assert_eq!(plan(&mut placement, 2, 128), Some((4224, 128, 128)));
         assert_eq!(placement.addable(mib(128)), mib(896));
         assert_eq!(placement.left(), mib(1022));

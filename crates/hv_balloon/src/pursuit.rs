@@ -1,4 +1,4 @@
-//! How far the guest is from its target, and what becomes of the target.
+//! Progress towards the target, and its outcome.
 
 use dynmem_protocol::Capabilities;
 use page_range::PageCount;
@@ -9,7 +9,8 @@ use crate::target::{Goal, Pursuit, Refusal};
 use crate::{Notice, StopReason, TargetError};
 
 impl Machine {
-    /// The target as it would be taken. `capabilities` are those of a guest that has told them.
+    /// Returns the target that would be set. `capabilities` is `None` until a guest has reported
+    /// them.
     pub(crate) fn can_set_target(
         &self,
         target: PageCount,
@@ -42,12 +43,12 @@ impl Machine {
         }
     }
 
-    /// Whether the device is still to do something for the target.
+    /// Whether the device still pursues the target.
     pub(crate) fn has_open_target(&self) -> bool {
         self.goal.is_some_and(Goal::is_open)
     }
 
-    /// Gives up until a target is set again.
+    /// Gives up the target until one is set again.
     pub(crate) fn stop(&mut self, reason: StopReason) {
         if let Some(goal) = &mut self.goal
             && !goal.is_given_up()
@@ -95,7 +96,7 @@ impl Machine {
         }
     }
 
-    /// Pages the guest has above an open target.
+    /// Pages that the guest has above an open target.
     pub(crate) fn excess_pages(&self) -> PageCount {
         match self.goal {
             Some(goal) if goal.is_open() => self.ledger.present().saturating_sub(goal.target),
@@ -103,25 +104,25 @@ impl Machine {
         }
     }
 
-    /// Pages the guest lacks to its target, whether or not they may be returned yet.
+    /// Pages that the guest lacks to reach its target, whether or not they can be returned yet.
     pub(crate) fn owed_pages(&self) -> PageCount {
         self.goal.map_or(PageCount::ZERO, |goal| goal.target.saturating_sub(self.ledger.present()))
     }
 
-    /// Whether the guest is to be given pages or asked for some.
+    /// Whether there are pages to give to the guest or to request from it.
     #[inline]
     pub(crate) fn has_to_do(&self) -> bool {
         let may_ask = !self.is_inhibited && !self.excess_pages().is_zero();
         may_ask || !self.owed_pages().is_zero()
     }
 
-    /// Pages the guest lacks to its target even if it had all its RAM.
+    /// Pages that the guest would lack to reach its target even if it had all its RAM.
     pub(crate) fn missing_pages(&self) -> PageCount {
         self.goal.map_or(PageCount::ZERO, |goal| goal.target.saturating_sub(self.ledger.assigned()))
     }
 
-    /// Says what became of the target, once nothing under way can change it. `is_busy`: the session
-    /// has a transaction or a preparation under way.
+    /// Announces the outcome of the target once nothing under way can change it. `is_busy` means
+    /// that the session has a transaction or a preparation under way.
     pub(crate) fn judge(&mut self, is_busy: bool) {
         let Some(Goal { target, pursuit }) = self.goal else { return };
         if is_busy || !self.ledger.in_flight().is_zero() {
@@ -151,19 +152,19 @@ impl Machine {
         }
     }
 
-    /// The session ends: a stop that waited for the last discard is announced now.
+    /// Announces a stop that waited for the last discard, because the session ends.
     pub(crate) fn announce_stopping(&mut self) {
         if let Some(Goal { target, pursuit: Pursuit::Stopping(reason) }) = self.goal {
             self.announce_end(target, reason);
         }
     }
 
-    /// A target that was carried out, or given up, says nothing to the next guest.
+    /// Drops a target that was reached or given up, since it does not concern the next guest.
     pub(crate) fn forget_what_is_done(&mut self) {
         self.goal = self.goal.filter(|goal| goal.is_open());
     }
 
-    /// The machine was reset, and its target with it.
+    /// Drops the target because the machine was reset.
     pub(crate) fn drop_target(&mut self) {
         let Some(Goal { target, pursuit }) = self.goal.take() else { return };
         match pursuit {
@@ -173,8 +174,8 @@ impl Machine {
         }
     }
 
-    /// Says what became of a target that nothing will be done for any more, with the size that there
-    /// is: what is still being discarded goes back to the guest.
+    /// Announces the outcome of a target that is no longer pursued, with the current size: pages
+    /// still being discarded go back to the guest.
     fn announce_end(&mut self, target: PageCount, reason: StopReason) {
         let actual = self.ledger.actual();
         if actual == target {

@@ -1,4 +1,4 @@
-//! Memory on its way out of the guest's reach.
+//! Removal of memory from the guest.
 //!
 //! ```text
 //!   offer not taken ──► in flight ──► gone
@@ -8,8 +8,8 @@
 //!                 next close or reset, or memory is to be added
 //! ```
 //!
-//! The host may be unable to take memory away. The guest may then still reach it, so the device
-//! adds no memory to the guest until another removal of it has succeeded.
+//! The host may fail to remove memory. The guest may then still have access to it, so the device
+//! adds no memory until a repeated removal has succeeded.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -19,13 +19,13 @@ use page_range::{PageRange, PageRangeSet};
 use crate::JobId;
 use crate::action::JobIds;
 
-/// The removals that wait, run, and failed.
+/// The removals that wait, run or have failed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Removals {
-    /// To be asked for once the jobs of the last session have ended.
+    /// To be requested once the jobs of the last session have ended.
     pub(crate) waiting: PageRangeSet,
     pub(crate) in_flight: BTreeMap<JobId, PageRange>,
-    /// Could not be removed; the guest may still reach these pages.
+    /// Could not be removed; the guest may still have access to these pages.
     pub(crate) stuck: PageRangeSet,
 }
 
@@ -46,23 +46,23 @@ impl Removals {
         !self.in_flight.is_empty()
     }
 
-    /// Lets what failed be tried again.
+    /// Queues failed removals again.
     pub(crate) fn retry(&mut self) {
         let stuck = core::mem::take(&mut self.stuck);
         self.waiting.insert_set(&stuck);
     }
 
-    /// Memory to remove once that can be asked for.
+    /// Queues memory for removal.
     pub(crate) fn add(&mut self, range: PageRange) {
         self.waiting.insert(range);
     }
 
-    /// The machine was reset: all memory that may have been added goes.
+    /// Queues all memory that may have been added, because the machine was reset.
     pub(crate) fn restart(&mut self, added: Option<PageRange>) {
         self.waiting = added.into_iter().collect();
     }
 
-    /// Begins all removals that wait.
+    /// Starts all waiting removals.
     pub(crate) fn begin(&mut self, ids: &mut JobIds) -> Vec<(JobId, PageRange)> {
         let begun: Vec<_> =
             core::mem::take(&mut self.waiting).iter().map(|range| (ids.next(), range)).collect();
@@ -70,7 +70,7 @@ impl Removals {
         begun
     }
 
-    /// A removal ended; `None` where the job is none of them.
+    /// Records the end of a removal and returns its range; `None` if the job is not a removal.
     pub(crate) fn finish(&mut self, id: JobId, ok: bool) -> Option<PageRange> {
         let range = self.in_flight.remove(&id)?;
         if !ok {

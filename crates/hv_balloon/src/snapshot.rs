@@ -1,4 +1,4 @@
-//! The device at a glance.
+//! A snapshot of the device.
 
 use core::time::Duration;
 
@@ -12,56 +12,58 @@ use crate::session::Session;
 use crate::target::Goal;
 use crate::{Device, FaultCounts, Refusal, StateName, StopReason};
 
-/// What the device knows of itself and the guest.
+/// The state of the device and its guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Where it is.
+    /// The state of the device.
     pub state: StateName,
-    /// Pages the operator wants the guest to have, since a target was set.
+    /// The target in pages, if one is set.
     pub target: Option<PageCount>,
-    /// Whether the device is still to do something for the target.
+    /// Whether the device still pursues the target.
     pub is_pursued: bool,
-    /// Why the device stopped short of the target, when it did.
+    /// Why the device stopped short of the target, if it did.
     pub last_stop: Option<StopReason>,
-    /// Pages the host provides or owes: `assigned` less those whose discard succeeded. A page that
-    /// is given back counts from the message on, not from the guest's answer: it may be touched
-    /// before that.
+    /// The guest's size in pages: `assigned` minus the pages whose discard succeeded. A returned
+    /// page counts from the message on, not from the guest's answer, since the guest may touch it
+    /// before it answers.
     pub actual: PageCount,
-    /// The largest target that would be taken, in pages.
+    /// The largest acceptable target, in pages.
     pub maximum: PageCount,
-    /// Pages of RAM the guest booted with.
+    /// Pages of RAM that the guest booted with.
     pub boot: PageCount,
-    /// Pages of RAM the guest was given since, and has whatever became of them.
+    /// Pages of RAM added since boot, including those that were ballooned since.
     pub hot_added: PageCount,
-    /// Pages there are to add in all, added or not, whatever the guest's alignment.
+    /// Pages that can be added in total, including those already added, whatever the guest's
+    /// alignment.
     pub hot_add_capacity: PageCount,
-    /// Where the added memory begins, once any was.
+    /// The first page of the added memory, once any was added.
     pub hot_add_base: Option<Gpfn>,
-    /// Pages of RAM the guest was given.
+    /// Pages of RAM assigned to the guest: `boot` plus `hot_added`.
     pub assigned: PageCount,
-    /// Pages the host has back: `assigned` less `actual`.
+    /// Pages that the host has back: `assigned` minus `actual`.
     pub ballooned: PageCount,
-    /// Pages the guest gave whose discard has not ended, those of a closed channel included.
+    /// Pages that the guest gave and whose discard has not ended, including those of a closed
+    /// channel.
     pub in_flight: PageCount,
-    /// Pages that are being discarded now, those of a closed channel included; zero where no discard
+    /// Pages that are being discarded now, including those of a closed channel; zero if no discard
     /// runs. Part of `in_flight`.
     pub discarding: PageCount,
     /// Whether discards are forbidden: see [`Device::set_inhibited`].
     pub inhibited: bool,
-    /// Pages the guest gave that the host failed to discard.
+    /// Pages that the guest gave but the host failed to discard.
     pub undiscarded: PageCount,
-    /// Pages the guest gave that the host still provides, since it can only discard whole huge
+    /// Pages that the guest gave but the host still provides, since it can discard only whole huge
     /// pages.
     pub held: PageCount,
-    /// Pages the guest gave that are not its RAM.
+    /// Pages that the guest gave but that are not its RAM.
     pub foreign: PageCount,
-    /// The `HV_X64_MSR_GUEST_OS_ID` of the guest that has the channel open.
+    /// The `HV_X64_MSR_GUEST_OS_ID` of the connected guest.
     pub guest_os_id: Option<u64>,
-    /// Memory is added in multiples of this, in pages; known once the guest told its capabilities.
+    /// The alignment of added memory in pages, once the guest has reported its capabilities.
     pub alignment: Option<PageCount>,
-    /// The protocol version, from its acceptance on.
+    /// The protocol version, once accepted.
     pub version: Option<Version>,
-    /// While settling: when the guest may be asked first, as time since the VM started.
+    /// While settling: when the first request may be sent, as time since the VM started.
     pub ready_at: Option<Duration>,
     /// While settling: how long until then, counted from the last event handled.
     pub ready_in: Option<Duration>,
@@ -69,18 +71,18 @@ pub struct Snapshot {
     pub status: Option<StatusReport>,
     /// The last target that was refused or not reached, and why.
     pub last_refusal: Option<(PageCount, Refusal)>,
-    /// What the guest did wrong since the device was made.
+    /// The guest's faults since the device was created.
     pub faults: FaultCounts,
 }
 
 impl Device {
-    /// The state alone.
+    /// The state of the device.
     #[must_use]
     pub const fn state(&self) -> StateName {
         self.link.name()
     }
 
-    /// The device at a glance.
+    /// Takes a snapshot of the device.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let Self { link, machine } = self;

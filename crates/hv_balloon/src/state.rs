@@ -2,30 +2,30 @@
 
 use core::fmt;
 
-/// Where the device is in its life with a guest.
+/// The state of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StateName {
-    /// The guest has no channel open: its driver is not loaded, or not yet.
+    /// The guest has not opened the channel: its driver is not loaded.
     Closed,
-    /// The channel is gone; discards, removals or a preparation are in flight.
+    /// The channel is gone, but discards, removals or a preparation are still in flight.
     Closing,
-    /// The guest is to name a protocol version.
+    /// Waiting for the guest to request a protocol version.
     AwaitVersion,
-    /// The guest is to name its capabilities.
+    /// Waiting for the guest to report its capabilities.
     AwaitCaps,
-    /// The guest is left alone after its boot.
+    /// Leaving the guest alone after its boot: see [`Settle`](crate::Settle).
     Settling,
-    /// Nothing under way.
+    /// No transaction is under way.
     Idle,
-    /// The guest gave less than asked for; it is asked again soon.
+    /// The guest gave fewer pages than requested; the next request follows soon.
     Pausing,
-    /// The guest is asked for pages.
+    /// Waiting for pages from the guest.
     Ballooning,
-    /// The guest is given pages.
+    /// Returning pages to the guest.
     Unballooning,
-    /// The host gets memory ready for the guest.
+    /// The host is preparing memory for the guest.
     Preparing,
-    /// The guest is offered new memory.
+    /// Waiting for the guest's answer to an offer of new memory.
     HotAdding,
 }
 

@@ -1,4 +1,4 @@
-//! The size the operator wants, and what became of it.
+//! The target size that the operator sets, and its outcome.
 
 use core::fmt;
 
@@ -8,10 +8,10 @@ use page_range::PageCount;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TargetError {
-    /// No guest runs without memory.
+    /// The target is zero.
     #[error("a guest cannot have 0 bytes of memory; ask for at least one page")]
     Zero,
-    /// The guest cannot grow beyond the RAM it was given.
+    /// The target exceeds the most memory that the guest can have.
     #[error(
         "{} bytes are more than the {} bytes this guest can have; ask for no more than that",
         .requested.bytes(),
@@ -20,10 +20,10 @@ pub enum TargetError {
     AboveMaximum {
         /// Pages asked for.
         requested: PageCount,
-        /// The largest target that is taken, in pages.
+        /// The largest acceptable target, in pages.
         maximum: PageCount,
     },
-    /// The guest's driver gives no pages.
+    /// The guest's driver cannot give pages.
     #[error(
         "this guest's driver cannot give memory away; ask for at least the {} bytes it has",
         .present.bytes()
@@ -32,13 +32,13 @@ pub enum TargetError {
         /// Pages the guest has.
         present: PageCount,
     },
-    /// The guest's driver takes no new memory.
+    /// The guest's driver cannot take new memory.
     #[error(
         "this guest's driver cannot take new memory while it runs; ask for no more than {} bytes",
         .maximum.bytes()
     )]
     CannotHotAdd {
-        /// The largest target that is taken, in pages.
+        /// The largest acceptable target, in pages.
         maximum: PageCount,
     },
 }
@@ -47,9 +47,9 @@ pub enum TargetError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StopReason {
-    /// The guest gives nothing more, or hardly anything.
+    /// The guest gives no more pages, or only a few at a time.
     GuestFloor,
-    /// The guest answers with pages that are not its RAM or that the host has already.
+    /// The guest gave only pages that are not its RAM or that the host already has.
     NothingUsable,
     /// The guest said that it cannot balloon.
     NoBalloonCapability,
@@ -58,15 +58,16 @@ pub enum StopReason {
     Timeout,
     /// The guest gave the pages, but the host could not discard all of them.
     DiscardFailed,
-    /// The guest gave the pages, but not in whole huge pages, which is how the host must discard.
+    /// The guest gave the pages, but not as whole huge pages, and the host can discard nothing
+    /// else.
     HeldByHugePages,
     /// The guest said that it cannot take new memory.
     NoHotAddCapability,
-    /// The guest added nothing and says that it never will. Asked again it may still.
+    /// The guest added nothing and says that it never will. It may still accept another offer.
     HotAddRefused,
-    /// The guest could not add memory now.
+    /// The guest could not add memory at the time.
     HotAddFailed,
-    /// The guest added a part of what it was offered.
+    /// The guest added only part of the memory it was offered.
     HotAddPartial,
     /// The guest was offered memory and has not answered in time. The device goes on by itself once
     /// it does.
@@ -74,7 +75,8 @@ pub enum StopReason {
     /// The guest added memory and reports that nothing in it has put the memory to use. The device
     /// goes on by itself once something has.
     NotOnlined,
-    /// What is left to add is less than the guest's alignment, or has no place in its address space.
+    /// No memory can be added: none is left, or what is left does not fit the guest's alignment or
+    /// the hot-add window.
     NoAddressSpace,
     /// The host could not provide the memory.
     HostMemory,
@@ -109,43 +111,45 @@ impl StopReason {
 impl fmt::Display for StopReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::GuestFloor => "the guest gives no more",
-            Self::NothingUsable => "the guest gives pages that are of no use",
+            Self::GuestFloor => "the guest gives no more pages",
+            Self::NothingUsable => {
+                "the guest gave only pages that are not its RAM or that the host already has"
+            }
             Self::NoBalloonCapability => "the guest cannot balloon",
-            Self::Timeout => "the guest has not answered yet; the target is pursued once it does",
+            Self::Timeout => "the guest has not answered in time; the target is pursued once it does",
             Self::DiscardFailed => {
-                "the host could not discard all the pages given: its log says why; set the target \
-                 again to have it tried once more"
+                "the host could not discard all pages that the guest gave; see its log, then set \
+                 the target again to retry"
             }
             Self::HeldByHugePages => {
-                "the guest gave single pages, and the host can only take back whole huge pages"
+                "the guest gave single pages, but the host can take back only whole huge pages"
             }
             Self::NoHotAddCapability => "the guest cannot take new memory while it runs",
-            Self::HotAddRefused => "the guest refuses new memory; its kernel log says why",
-            Self::HotAddFailed => "the guest could not add memory now; try again later",
-            Self::HotAddPartial => "the guest added only a part of the memory it was offered",
+            Self::HotAddRefused => "the guest refuses new memory; see its kernel log",
+            Self::HotAddFailed => "the guest could not add memory; try again later",
+            Self::HotAddPartial => "the guest added only part of the memory it was offered",
             Self::HotAddTimeout => {
-                "the guest has not answered yet to the memory it was offered; the target is pursued \
+                "the guest has not answered the offer of new memory in time; the target is pursued \
                  once it does"
             }
             Self::NotOnlined => {
-                "the guest added memory but does not use it: have it online new memory \
-                 (auto_online_blocks); the target is pursued once it does"
+                "the guest added memory but has not brought it online; enable auto_online_blocks in \
+                 the guest: the target is pursued once the memory is in use"
             }
-            Self::NoAddressSpace => "what is left to add does not fit the guest's alignment",
+            Self::NoAddressSpace => "the memory left to add does not fit the guest's alignment",
             Self::HostMemory => {
-                "the host could not provide the memory: its log says why (huge pages come from \
-                 /sys/kernel/mm/hugepages); make room, then set the target again"
+                "the host could not provide the memory; see its log, make room (huge pages come \
+                 from /sys/kernel/mm/hugepages), then set the target again"
             }
             Self::Reset => "the machine was reset",
         })
     }
 }
 
-/// Why something that was asked for did not come about.
+/// Why a target was refused or not reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The target was not taken.
+    /// The target was refused.
     Target(TargetError),
     /// The device stopped on its way to the target.
     Stopped(StopReason),
@@ -160,11 +164,11 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// A target and how far the device is with it.
+/// A target and the device's progress towards it.
 ///
-/// Shrinking ends: a guest may refuse, and nagging it does harm; and so does adding memory. Giving
-/// back does not: whenever the guest has less than the target and the device has its pages, it
-/// returns them.
+/// The device gives up shrinking the guest if the guest refuses, since repeated requests do harm,
+/// and gives up adding memory likewise. It never gives up returning pages: whenever the guest is
+/// below its target and the device has its pages, the device returns them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Goal {
     pub(crate) target: PageCount,
@@ -178,7 +182,7 @@ pub(crate) enum Pursuit {
     /// Under way and announced as overdue: it goes on as soon as the guest does its part. A guest
     /// that is slow or stands still is no guest that refuses.
     Overdue(StopReason),
-    /// Given up; to be announced when the last discard has ended, so that the size is final.
+    /// Given up; announced only when the last discard has ended, so that the size is final.
     Stopping(StopReason),
     /// Given up, and announced.
     Stopped(StopReason),
@@ -191,7 +195,7 @@ impl Goal {
         Self { target, pursuit: Pursuit::Open }
     }
 
-    /// Whether the device is still to do something for it.
+    /// Whether the device still pursues the target.
     pub(crate) const fn is_open(self) -> bool {
         matches!(self.pursuit, Pursuit::Open | Pursuit::Overdue(_))
     }

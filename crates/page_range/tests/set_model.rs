@@ -1,4 +1,4 @@
-//! `PageRangeSet` against the dumbest correct version: a `BTreeSet` of page numbers.
+//! `PageRangeSet` against the simplest correct version: a `BTreeSet` of page numbers.
 
 use std::collections::BTreeSet;
 
@@ -52,7 +52,7 @@ fn runs(model: &BTreeSet<u64>) -> Vec<PageRange> {
         .collect()
 }
 
-/// What `take_last` must give: the highest `max` pages of the highest run.
+/// The expected result of `take_last`: the highest `max` pages of the highest run.
 fn last_of(model: &BTreeSet<u64>, max: u64) -> Option<PageRange> {
     let last = *runs(model).last()?;
     let count = last.count().get().min(max);

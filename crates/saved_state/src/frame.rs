@@ -84,13 +84,14 @@ pub enum FormatError {
     },
 }
 
-/// A state that can be kept by itself, as bytes that say what they are. As a part of a larger state
-/// it is kept by its `serde` implementations, and the larger one is framed.
+/// State that can be stored on its own, as bytes that identify themselves. As part of a larger
+/// state, it is stored through its `serde` implementations, and the larger state is framed.
 pub trait SavedState: Serialize + DeserializeOwned {
-    /// What kind of state it is, and of which version.
+    /// The kind of state, and its newest version.
     ///
-    /// Raise [`Format::newest`] with every version that is added to this state, or to a state within
-    /// it: an older program then says that the state is too new, and not that it is malformed.
+    /// Raise [`Format::newest`] with every version that is added to this state, or to a state
+    /// within it: an older program then reports that the state is too new, and not that it is
+    /// malformed.
     const FORMAT: Format;
 
     /// The state in its frame.
@@ -99,10 +100,12 @@ pub trait SavedState: Serialize + DeserializeOwned {
         Self::FORMAT.write(self)
     }
 
-    /// The state in the frame. Whether it can be is for whoever restores it to check.
+    /// Reads the state from its frame. Whoever restores it must check that the state itself is
+    /// possible.
     ///
     /// # Errors
-    /// [`FormatError`] if the bytes are no state of this kind, not whole, altered, or too new.
+    /// [`FormatError`] if the bytes are not a state of this kind, or are incomplete, altered or too
+    /// new.
     fn from_bytes(bytes: &[u8]) -> Result<Self, FormatError> {
         Self::FORMAT.read(bytes)
     }
@@ -116,8 +119,8 @@ impl Format {
         self.frame(self.newest, &payload.unwrap_or_default())
     }
 
-    /// Frames a payload of any version, whatever it is: for tests. [`SavedState::to_bytes`] frames
-    /// what it writes.
+    /// Frames any payload, as of any version: for tests. [`SavedState::to_bytes`] frames what it
+    /// writes.
     #[must_use]
     pub fn frame(&self, version: u32, payload: &[u8]) -> Vec<u8> {
         let payload_len = U64::new(u64::try_from(payload.len()).unwrap_or(u64::MAX));
@@ -128,7 +131,7 @@ impl Format {
         bytes
     }
 
-    /// The state in the frame, of which only the form has been checked.
+    /// Reads the state from its frame. Only its form is checked.
     fn read<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, FormatError> {
         let len = bytes.len();
         let least = size_of::<Header>().saturating_add(CHECKSUM_LEN);

@@ -1,6 +1,8 @@
 //! `cargo xtask package`: packages every library, ready to be published.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 use cargo_metadata::{Metadata, MetadataCommand, Package};
@@ -28,6 +30,7 @@ pub(crate) fn main(args: &PackageArgs) -> Result<ExitCode> {
     for library in &libraries {
         check_contents(library, &private)?;
     }
+    forget_unpacked(&libraries)?;
     // Uncommitted changes are checked as well.
     let mut cargo = workspace::cargo();
     cargo.args(["package", "--quiet", "--allow-dirty"]);
@@ -40,6 +43,29 @@ pub(crate) fn main(args: &PackageArgs) -> Result<ExitCode> {
     ensure!(cargo.status()?.success(), "cargo package failed");
     println!("{} libraries can be published", libraries.len());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes what cargo unpacked of these libraries the last time. It takes a library of this path and
+/// version as it was then, though it has changed. Sources of a registry without a host, as these, are
+/// in directories that begin with a hyphen.
+fn forget_unpacked(libraries: &[&Package]) -> Result<()> {
+    let usual = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let usual = usual.or_else(|| Some(env::home_dir()?.join(".cargo"))).context("no home")?;
+    let Ok(sources) = fs::read_dir(usual.join("registry/src")) else { return Ok(()) };
+    for source in sources {
+        let source = source?;
+        if !source.file_name().as_encoded_bytes().starts_with(b"-") {
+            continue;
+        }
+        for library in libraries {
+            let unpacked = source.path().join(format!("{}-{}", library.name, library.version));
+            if unpacked.exists() {
+                fs::remove_dir_all(&unpacked)
+                    .with_context(|| format!("cannot remove {}", unpacked.display()))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The packages that may be published.

@@ -1,4 +1,4 @@
-//! The ledger to what is written and back.
+//! Saving and restoring the ledger.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -28,7 +28,7 @@ impl PageLedger {
         }
     }
 
-    /// The ledger, if it can be: see [`PageLedger::check`] for what holds in all.
+    /// Restores the ledger if it satisfies the invariants: see [`PageLedger::check`].
     pub(crate) fn restore(
         saved: &form::Ledger,
         boot_ram: &PageRangeSet,
@@ -39,9 +39,9 @@ impl PageLedger {
         ensure(saved.discarding.len() <= MAX_DISCARDS_IN_FLIGHT, "too many discards in flight")?;
         let mut discarding = BTreeMap::new();
         for (id, pages) in &saved.discarding {
-            ensure(!pages.is_empty(), "a discard of nothing")?;
+            ensure(!pages.is_empty(), "a discard without pages")?;
             let before = discarding.insert(JobId(*id), ledger.units(pages)?);
-            ensure(before.is_none(), "two jobs of one name")?;
+            ensure(before.is_none(), "two jobs with one ID")?;
         }
         ledger.out = Out {
             discarding,
@@ -56,19 +56,19 @@ impl PageLedger {
             ensure(union.insert_set(set) == set.len(), "a page is in two places")?;
         }
         let wants_units = !ledger.out.held.is_empty() || !ledger.out.providing.is_empty();
-        ensure(!wants_units || !ledger.provides_itself(), "huge pages where there are none")?;
+        ensure(!wants_units || !ledger.provides_itself(), "huge pages in a device without them")?;
         ledger.foreign = ledger.foreign_pages(&saved.foreign)?;
         Ok(ledger)
     }
 
-    /// Pages of RAM.
+    /// The saved pages, all of which must be RAM.
     fn pages(&self, saved: &RangeSet) -> Result<PageRangeSet> {
-        saved
-            .within(&self.ram)
-            .ok_or(RestoreError::Impossible { reason: "pages out that are no RAM" })
+        saved.within(&self.ram).ok_or(RestoreError::Impossible {
+            reason: "pages that the guest gave but that are not RAM",
+        })
     }
 
-    /// Pages of RAM that can be discarded together.
+    /// The saved pages, which must be whole units of RAM.
     pub(crate) fn units(&self, saved: &RangeSet) -> Result<PageRangeSet> {
         let are_whole = saved.iter().all(|range| range.is_whole(self.unit));
         ensure(are_whole, "a part of a huge page is discarded")?;
@@ -77,7 +77,7 @@ impl PageLedger {
 
     fn foreign_pages(&self, saved: &RangeSet) -> Result<PageRangeSet> {
         ensure(saved.range_count() <= MAX_FOREIGN_RANGES, "too many foreign ranges")?;
-        // A set of them takes memory for each page, and they are in no RAM that would bound them.
+        // A set takes memory in proportion to its pages, and RAM does not bound foreign pages.
         let counts = saved.iter().map(PageRange::count);
         let pages = counts.fold(PageCount::ZERO, PageCount::saturating_add);
         ensure(pages <= MAX_FOREIGN_PAGES, "too many foreign pages")?;
@@ -88,7 +88,7 @@ impl PageLedger {
         Ok(saved.iter().collect())
     }
 
-    /// The discards in flight.
+    /// The IDs of the discards in flight.
     pub(crate) fn jobs(&self) -> impl Iterator<Item = JobId> {
         self.out.discarding.keys().copied()
     }
@@ -99,19 +99,19 @@ impl PageLedger {
         discarding.map(|(&id, pages)| (id, pages.iter().collect())).collect()
     }
 
-    /// Lets the pages of the discards in flight wait for a new one.
+    /// Makes the pages of the discards in flight pending again.
     pub(crate) fn take_back_discards(&mut self) {
         for pages in core::mem::take(&mut self.out.discarding).into_values() {
             self.pending.append(pages);
         }
     }
 
-    /// The units that the host is asked to provide again.
+    /// The units that the host is to provide again.
     pub(crate) fn provided(&self) -> Vec<PageRange> {
         self.out.providing.iter().collect()
     }
 
-    /// The pages that were discarded and are not asked back.
+    /// The discarded pages, except those that the host is to provide again.
     pub(crate) fn ballooned(&self) -> impl Iterator<Item = PageRange> + '_ {
         self.out.ballooned.iter()
     }

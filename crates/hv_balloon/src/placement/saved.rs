@@ -1,4 +1,4 @@
-//! The memory to add to what is written and back.
+//! Saving and restoring the placement of added memory.
 
 use page_range::{Gpfn, PageCount, PageRange};
 use saved_state::Range;
@@ -24,7 +24,7 @@ impl HotAddPlacement {
         }
     }
 
-    /// The placement with what was written, if that can be.
+    /// Restores the placement, if the saved one is possible.
     pub(crate) fn restore(&self, saved: form::Placement) -> Result<Self> {
         let base = saved.base.map(Gpfn::new);
         ensure(base != Some(None), "memory added outside the address space")?;
@@ -46,18 +46,18 @@ impl HotAddPlacement {
             in_window
                 && placement.used <= placement.reach
                 && placement.reach <= self.config.capacity,
-            "more memory added than there is",
+            "more memory added than the window or the capacity allows",
         )?;
         Ok(placement)
     }
 
-    /// Whether `range` was added, as far as is known.
+    /// Whether `range` lies in the used memory.
     pub(crate) fn has_added(&self, range: PageRange) -> bool {
         let end = self.end_of_used();
         self.base.is_some_and(|base| base <= range.start()) && Some(range.end()) <= end
     }
 
-    /// Whether `range` may be on offer to a guest of this alignment.
+    /// Whether `range` can be on offer to a guest with this alignment.
     pub(crate) fn can_offer(&self, range: PageRange, of_guest: PageCount) -> bool {
         let limit = self.base.and_then(|base| base.checked_add(self.reach));
         let is_free = self.end_of_used().is_some_and(|end| end <= range.start());
@@ -66,18 +66,18 @@ impl HotAddPlacement {
             && limit.is_some_and(|limit| range.end() <= limit)
     }
 
-    /// Whether `range` can have been memory to add.
+    /// Whether `range` can be hot-add memory.
     pub(crate) fn may_hold(&self, range: PageRange) -> bool {
         self.config.window.contains_range(range)
     }
 
-    /// How memory on offer is prepared.
+    /// The preparation of memory at `range`.
     pub(crate) fn prepare(&self, range: PageRange, of_guest: PageCount) -> Option<Prepare> {
         let offset = range.start().distance_from(self.base?);
         Some(Prepare::Add { range, offset, alignment: self.alignment(of_guest) })
     }
 
-    /// The first page that is not used; `None` where there is no base, or none that high.
+    /// The first unused page; `None` if there is no base, or if the page number would be too high.
     fn end_of_used(&self) -> Option<Gpfn> {
         self.base?.checked_add(self.used)
     }

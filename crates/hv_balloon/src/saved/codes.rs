@@ -1,4 +1,4 @@
-//! Numbers for reasons.
+//! The numbers of stop reasons in saved state.
 
 use crate::StopReason;
 
@@ -19,7 +19,7 @@ macro_rules! codes {
     };
 }
 
-// A reason keeps its number for ever.
+// A reason's number never changes.
 codes! {
     1 GuestFloor,
     2 NothingUsable,

@@ -1,7 +1,7 @@
 //! Version 1 of the saved state: the device's own structs, with plain numbers.
 //!
-//! The bytes follow from the order of fields and variants, so nothing here may change but by a new
-//! version beside this one. Golden files in `tests/golden` hold it.
+//! The order of fields and variants determines the bytes, so nothing here may change; a change
+//! needs a new version beside this one. Golden files in `tests/golden` guard this.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::FaultCounts;
 
-/// All of a device. Page counts and page numbers are plain numbers.
+/// A whole device. Page counts and page numbers are plain numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Device {
     pub(crate) config: Config,
@@ -25,11 +25,11 @@ pub(crate) struct Device {
     pub(crate) last_refusal: Option<(u64, Refusal)>,
     pub(crate) announced_hot_added: u64,
     pub(crate) announced: u64,
-    /// The driver was not told yet that a close has ended.
+    /// Whether a `CloseFinished` is still waiting for the driver.
     pub(crate) close_finished: bool,
 }
 
-/// Memory on its way out of the guest's reach.
+/// Memory to remove from the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Removals {
     /// To be removed once the jobs of the last session have ended.
@@ -40,7 +40,7 @@ pub(crate) struct Removals {
     pub(crate) stuck: Vec<Range>,
 }
 
-/// What the device was made from and must be made from again.
+/// The configuration of the device, with which it must be restored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Config {
     pub(crate) boot_ram: RangeSet,
@@ -61,7 +61,7 @@ pub(crate) enum Link {
     Handshake {
         guest_os_id: u64,
         outbox: Vec<Vec<u8>>,
-        /// Once accepted.
+        /// The version, once accepted.
         version: Option<u32>,
     },
     Ready(Session),
@@ -77,7 +77,7 @@ pub(crate) struct Session {
     pub(crate) version: u32,
     pub(crate) capabilities: u64,
     pub(crate) activity: Activity,
-    /// Messages that are not in the ring, the one that the driver has first.
+    /// Messages that are not in the ring, the driver's first.
     pub(crate) outbox: Vec<Vec<u8>>,
     pub(crate) transaction_id: u32,
     pub(crate) status: Option<Status>,
@@ -105,7 +105,7 @@ pub(crate) enum Activity {
     },
     Preparing {
         job: u64,
-        /// Memory to add; without, pages to give back.
+        /// Memory to add; `None` for pages to return.
         added: Option<Range>,
     },
     HotAdding(Offer),
@@ -133,7 +133,7 @@ pub(crate) struct Asked {
     pub(crate) gained: u64,
     pub(crate) named_pages: bool,
     pub(crate) short_answers: u32,
-    /// The time the whole request has left.
+    /// The time left for the whole request.
     pub(crate) whole_left: Duration,
     /// The time that it has left unless pages come; `None` where it is overdue.
     pub(crate) left: Option<Duration>,
@@ -155,7 +155,7 @@ pub(crate) enum Pursuit {
     Reached,
 }
 
-/// The sets of the ledger, RAM as what it has beyond the boot RAM.
+/// The sets of the ledger. Of RAM, only the part beyond boot RAM is saved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ledger {
     pub(crate) added: Vec<Range>,

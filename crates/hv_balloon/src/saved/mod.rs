@@ -1,4 +1,4 @@
-//! The device to its saved state, to bytes, and back.
+//! Saving and restoring the device.
 
 pub(crate) mod codes;
 pub(crate) mod form;
@@ -17,15 +17,15 @@ use crate::{Config, ConfigError, Device};
 
 pub(crate) use read::version;
 
-/// A device as [`Device::save`] makes it, in one of the versions that there are.
+/// The saved state of a device, from [`Device::save`], in one of its versions.
 ///
-/// Keep it by itself as bytes ([`SavedState`]), or as a part of a larger state by its `serde`
-/// implementations. Either way what is read may be anything: [`Device::restore`] checks what it says.
+/// Store it on its own as bytes ([`SavedState`]), or as part of a larger state through its `serde`
+/// implementations. Either way, what is read back may be anything: [`Device::restore`] checks it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SavedDevice(Version);
 
-/// A version, once released, stays as it is. A new one is a new variant behind those that there are.
+/// A released version never changes. A new version is a new variant after the existing ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Version {
     V1(form::Device),
@@ -36,25 +36,25 @@ impl SavedState for SavedDevice {
         Format { magic: *b"HVDMDEV\0", name: "a Dynamic Memory device", newest: 1 };
 }
 
-/// Why a device is not restored. Nothing was changed.
+/// Why a device cannot be restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestoreError {
-    /// The device was saved with another configuration, on which all in it depends.
+    /// The device was saved with a different configuration, on which its whole state depends.
     #[error(
-        "the saved guest has other {what}; restore it with the configuration it was saved with"
+        "the saved guest differs in its {what}; restore it with the configuration it was saved with"
     )]
     OtherConfig {
         /// What differs.
         what: &'static str,
     },
-    /// The configuration describes no machine that can be.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// No device can be in this state.
-    #[error("saved state is not that of any device: {reason}")]
+    #[error("saved state is impossible for a device: {reason}")]
     Impossible {
-        /// What cannot be.
+        /// Why not.
         reason: &'static str,
     },
 }
@@ -66,47 +66,51 @@ pub(crate) const fn ensure(holds: bool, reason: &'static str) -> Result<()> {
 }
 
 impl Device {
-    /// The device's state: all that it knows of guest and operator, and all that it has begun.
+    /// Saves the device: everything it knows of the guest and the operator, and everything it has
+    /// begun.
     ///
-    /// May be called at any time between two calls of [`Device::handle`]. The driver has to hold
-    /// still what goes with it: the guest, whose memory is saved with the device, and its own work
-    /// for the device. What was asked of the driver is part of the state until it is answered:
+    /// May be called at any time between two calls of [`Device::handle`]. The driver must pause
+    /// what belongs to the saved state: the guest, whose memory is saved with the device, and the
+    /// driver's own handling of the device. Requests to the driver are part of the state until they
+    /// are answered:
     ///
-    /// - A message for which there was no [`Event::Sent`](crate::Event::Sent) is not in the ring.
-    /// - A job for which there was no [`Event::JobDone`](crate::Event::JobDone) is asked for again
-    ///   after [`Device::restore`]. It may run on, and may be done again: a discard concerns pages
-    ///   that are nobody's until it has ended, memory to prepare may be there already, and memory
-    ///   to remove may be gone. Of a closed channel, discards and memory that was to be added are not
-    ///   asked for again; pages that the host has to provide before the next session are.
-    /// - What has no answer is done when [`Device::poll_action`] gives it: a finished close is the
-    ///   driver's to remember. Notices that were not polled are lost.
-    /// - Whether discards are forbidden is not part of it: [`Config::inhibited`] says so for the
-    ///   restored device, which then lets the pages of discards in flight wait.
+    /// - A message without an [`Event::Sent`](crate::Event::Sent) is not in the ring.
+    /// - A job without an [`Event::JobDone`](crate::Event::JobDone) is requested again after
+    ///   [`Device::restore`]. The old job may keep running, and repeating it does no harm: nobody
+    ///   uses the pages of a discard until it has ended, memory to prepare may already be present,
+    ///   and memory to remove may already be gone. Of the jobs of a closed channel, discards and
+    ///   preparations of memory to add are not requested again; preparations of pages that the host
+    ///   must provide before the next session are.
+    /// - An action without an answer counts as done once [`Device::poll_action`] has returned it:
+    ///   the driver must remember a finished close. Notices that were not polled are lost.
+    /// - Whether discards are forbidden is not saved. [`Config::inhibited`] decides this for the
+    ///   restored device; if it is set, the pages of discards in flight wait.
     ///
-    /// Times are saved as what is left of them at `now`, the time since the VM started.
+    /// Deadlines are saved as the time left at `now`, the time since the VM started.
     #[must_use]
     pub fn save(&self, now: Duration) -> SavedDevice {
         SavedDevice(Version::V1(write::device(self, self.machine.now.max(now))))
     }
 
-    /// The pages that the host has back, upwards. What is in them is of no use: who saves the
-    /// guest's memory can leave them out.
+    /// The pages that the host has back, in ascending order. Their contents are irrelevant, so
+    /// whoever saves the guest's memory can leave them out.
     pub fn ballooned(&self) -> impl Iterator<Item = PageRange> + '_ {
         self.machine.ledger.ballooned()
     }
 
-    /// The device that was saved; `now` is the time by which events will be
-    /// told from now on. Call [`Device::poll_action`] until `None` afterwards.
+    /// Restores a saved device. `now` is the present time of the clock by which later events are
+    /// reported. Call [`Device::poll_action`] until `None` afterwards.
     ///
-    /// `config` names the memory that the saved guest has: what the device was made from, or what
-    /// [`Device::replace_memory`] said since. Settle time, status reports and inhibition may be
-    /// others.
+    /// `config` must describe the memory of the saved guest: that of the original configuration, or
+    /// of the last [`Device::replace_memory`]. Settle time, status reports and inhibition may
+    /// differ.
     ///
-    /// Jobs of the device that was saved must have ended before the guest runs on, or be unable to
-    /// reach the memory of the restored one: it counts those that it asks for itself.
+    /// Jobs of the saved device must have ended before the guest resumes, or be unable to reach the
+    /// restored guest's memory: the restored device tracks only the jobs that it requests itself.
     ///
     /// # Errors
-    /// [`RestoreError`] if no device can be in this state, or one with another configuration.
+    /// [`RestoreError`] if no device can be in this state, or if the device was saved with a
+    /// different configuration.
     pub fn restore(config: Config, saved: &SavedDevice, now: Duration) -> Result<Self> {
         let SavedDevice(Version::V1(form)) = saved;
         read::device(form, config, now)

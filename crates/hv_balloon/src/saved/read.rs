@@ -1,4 +1,4 @@
-//! From a saved state to the device. It comes from a file and may be anything.
+//! Restoring a device from saved state, which comes from a file and may be anything.
 
 use alloc::collections::BTreeSet;
 use core::time::Duration;
@@ -28,7 +28,10 @@ pub(super) fn device(form: &form::Device, config: Config, now: Duration) -> Resu
     match (&mut machine.placement, form.placement) {
         (Some(placement), Some(saved)) => *placement = placement.restore(saved)?,
         (None, None) => {}
-        (Some(_), None) | (None, Some(_)) => ensure(false, "memory to add without its place")?,
+        (Some(_), None) | (None, Some(_)) => ensure(
+            false,
+            "hot-add memory without a placement, or a placement without hot-add memory",
+        )?,
     }
     let (unit, placement) = (machine.ledger.unit(), machine.placement.as_ref());
     machine.ledger = PageLedger::restore(&form.ledger, &machine.boot_ram, placement, unit)?;
@@ -46,7 +49,7 @@ pub(super) fn device(form: &form::Device, config: Config, now: Duration) -> Resu
     machine.removals = removals(&form.removals, &machine)?;
     let link = link(&form.link, &machine)?;
     check(&link, &machine)?;
-    // A close that has not ended yet will answer the one before it, too.
+    // A close still under way will answer the one before it, too.
     if form.close_finished && link.closing().is_none() {
         machine.act(Action::CloseFinished);
     }
@@ -55,14 +58,14 @@ pub(super) fn device(form: &form::Device, config: Config, now: Duration) -> Resu
     Ok(device)
 }
 
-/// Compares with the configuration of a machine that was made from the new one.
+/// Compares the saved configuration with that of `machine`, which was made from the new one.
 fn check_config(saved: &form::Config, machine: &Machine) -> Result<()> {
     let same =
         |same: bool, what| if same { Ok(()) } else { Err(RestoreError::OtherConfig { what }) };
     same(saved.boot_ram.iter().eq(machine.boot_ram.iter()), "boot RAM")?;
-    same(saved.discard_unit == machine.ledger.unit().get(), "pages of memory to discard together")?;
+    same(saved.discard_unit == machine.ledger.unit().get(), "discard unit")?;
     let to_add = machine.placement.as_ref().map(HotAddPlacement::save_config);
-    same(saved.hot_add == to_add, "memory to add")
+    same(saved.hot_add == to_add, "hot-add memory")
 }
 
 fn link(saved: &form::Link, machine: &Machine) -> Result<Link> {
@@ -79,9 +82,9 @@ fn link(saved: &form::Link, machine: &Machine) -> Result<Link> {
     })
 }
 
-/// What must fit together, whatever each is.
+/// Checks that the parts fit together, whatever each is.
 fn check(link: &Link, machine: &Machine) -> Result<()> {
-    ensure(machine.goal.is_none_or(|goal| !goal.target.is_zero()), "the target is no memory")?;
+    ensure(machine.goal.is_none_or(|goal| !goal.target.is_zero()), "the target is zero")?;
     let waits = !machine.removals.waiting.is_empty();
     match link {
         Link::Closed => {
@@ -89,13 +92,13 @@ fn check(link: &Link, machine: &Machine) -> Result<()> {
         }
         Link::Closing(closing) => {
             let is_right = closing.absent().is_empty() || !machine.ledger.provides_itself();
-            ensure(is_right, "huge pages where there are none")?;
+            ensure(is_right, "huge pages in a device without them")?;
         }
         Link::Handshake(_) | Link::Ready(_) => {}
     }
-    ensure(!waits || link.closing().is_some(), "memory to remove that waits for nothing")?;
+    ensure(!waits || link.closing().is_some(), "a removal waits for nothing")?;
     let Some(session) = link.session() else {
-        ensure(machine.ledger.is_untouched(), "pages are out without a session")?;
+        ensure(machine.ledger.is_untouched(), "pages that a guest gave, but no session")?;
         return check_jobs(None, machine);
     };
     check_jobs(Some(session), machine)?;
@@ -109,22 +112,25 @@ fn check_jobs(session: Option<&Session>, machine: &Machine) -> Result<()> {
         let removals = machine.removals.in_flight.keys().copied();
         machine.ledger.jobs().chain(prepares).chain(removals)
     };
-    ensure(jobs().all(|job| job.get() < machine.jobs.next), "a job from the future")?;
-    // Names are never used twice, so enough of them must be left.
-    ensure(machine.jobs.next <= u64::MAX / 2, "more jobs than any device has had")?;
+    ensure(
+        jobs().all(|job| job.get() < machine.jobs.next),
+        "a job with an ID that is not assigned yet",
+    )?;
+    // IDs are never used twice, so enough of them must be left.
+    ensure(machine.jobs.next <= u64::MAX / 2, "the next job ID is too high")?;
     let names: BTreeSet<JobId> = jobs().collect();
-    ensure(names.len() == jobs().count(), "two jobs of one name")?;
+    ensure(names.len() == jobs().count(), "two jobs with one ID")?;
     let removes = machine.removals.is_busy();
     ensure(preparation.is_none() || !removes, "memory is prepared while some is removed")?;
     let is_returning =
         preparation.is_some_and(|preparation| preparation.what == Prepared::Returned);
     ensure(
         machine.ledger.is_providing() == is_returning,
-        "pages to provide without a job, or a job without",
+        "pages to provide without a job, or such a job without pages",
     )
 }
 
-/// Asks for what is in flight, and does what can be done now.
+/// Requests the jobs in flight again, and starts whatever can start now.
 fn resume(device: &mut Device) {
     let Device { link, machine } = device;
     if machine.is_inhibited {
@@ -143,7 +149,7 @@ fn resume(device: &mut Device) {
     device.go_on();
 }
 
-/// Memory to remove: of the memory to add, and not the guest's.
+/// Restores the removals. They must concern hot-add memory that is not the guest's RAM.
 fn removals(saved: &form::Removals, machine: &Machine) -> Result<Removals> {
     let placement = machine.placement.as_ref();
     let removals = Removals {
@@ -151,21 +157,24 @@ fn removals(saved: &form::Removals, machine: &Machine) -> Result<Removals> {
         in_flight: saved.in_flight.iter().map(|&(id, range)| (JobId(id), range.0)).collect(),
         stuck: saved.stuck.iter().map(|range| range.0).collect(),
     };
-    ensure(removals.in_flight.len() == saved.in_flight.len(), "two jobs of one name")?;
+    ensure(removals.in_flight.len() == saved.in_flight.len(), "two jobs with one ID")?;
     let may_go =
         |range| placement.is_some_and(|it| it.may_hold(range)) && !machine.ledger.has_ram_in(range);
-    ensure(removals.ranges().all(may_go), "memory to remove that is none to add")?;
+    ensure(
+        removals.ranges().all(may_go),
+        "memory to remove that is RAM or outside the hot-add window",
+    )?;
     Ok(removals)
 }
 
 pub(crate) fn version(number: u32) -> Result<Version> {
     let version = Version::from_wire(number);
-    ensure(version.is_known(), "a protocol version that there is not")?;
+    ensure(version.is_known(), "an unknown protocol version")?;
     Ok(version)
 }
 
 fn stop_reason(code: u8) -> Result<StopReason> {
-    reason(code).ok_or(RestoreError::Impossible { reason: "a reason that there is not" })
+    reason(code).ok_or(RestoreError::Impossible { reason: "an unknown stop reason" })
 }
 
 fn goal(form: form::Goal) -> Result<Goal> {

@@ -1,4 +1,5 @@
-//! Each thing that cannot be is refused by name. The states to alter are the golden files.
+//! Impossible states are refused with the right reason. Each test alters the state in a golden
+//! file.
 #![expect(clippy::wildcard_enum_match_arm, reason = "what a test does not expect fails it")]
 
 use core::time::Duration;
@@ -40,7 +41,7 @@ fn set(start: u64, count: u64) -> RangeSet {
     RangeSet(vec![range(start, count)])
 }
 
-/// The configuration that the device in `saved` was made from: the state has all of it.
+/// The configuration of the saved device, all of which is in its state.
 fn config(saved: &form::Config) -> Config {
     let hot_add = saved.hot_add.map(|hot_add| HotAdd {
         window: hot_add.window.0,
@@ -70,7 +71,7 @@ fn session(form: &mut form::Device) -> &mut form::Session {
     session
 }
 
-/// What restoring the state says once it is altered.
+/// Asserts that the altered state is refused for the reason `expected`.
 #[track_caller]
 fn refused(saved: &[u8], alter: impl FnOnce(&mut form::Device), expected: &str) {
     let mut form = form(saved);
@@ -87,7 +88,7 @@ fn refused(saved: &[u8], alter: impl FnOnce(&mut form::Device), expected: &str) 
 fn pages_are_in_one_place_and_ram() {
     refused(IDLE, |form| form.ledger.pending = set(0x1_0fff, 1), "a page is in two places");
     refused(IDLE, |form| form.ledger.undiscarded = set(0x1_0fff, 1), "a page is in two places");
-    let no_ram = "pages out that are no RAM";
+    let no_ram = "pages that the guest gave but that are not RAM";
     refused(IDLE, |form| form.ledger.pending = set(0x5000, 1), no_ram);
     refused(IDLE, |form| form.ledger.ballooned = set(4095, 2), no_ram);
     refused(BALLOONING, |form| form.ledger.discarding[0].1 = set(4096, 1), no_ram);
@@ -123,15 +124,15 @@ fn discards_are_few_and_each_is_one_job() {
         form.ledger.discarding = ids.iter().map(|&id| (id, set(1000 + id * 2, 1))).collect();
     };
     refused(BALLOONING, |form| jobs(form, &[0, 1, 2]), "too many discards in flight");
-    refused(BALLOONING, |form| jobs(form, &[1, 1]), "two jobs of one name");
-    refused(BALLOONING, |form| jobs(form, &[0, 7]), "a job from the future");
-    let names = "more jobs than any device has had";
+    refused(BALLOONING, |form| jobs(form, &[1, 1]), "two jobs with one ID");
+    refused(BALLOONING, |form| jobs(form, &[0, 7]), "a job with an ID that is not assigned yet");
+    let names = "the next job ID is too high";
     refused(BALLOONING, |form| form.next_job = u64::MAX / 2 + 1, names);
     let empty = RangeSet(vec![]);
-    refused(BALLOONING, |form| form.ledger.discarding[0].1 = empty, "a discard of nothing");
-    refused(PREPARING, |form| form.next_job = 0, "a job from the future");
+    refused(BALLOONING, |form| form.ledger.discarding[0].1 = empty, "a discard without pages");
+    refused(PREPARING, |form| form.next_job = 0, "a job with an ID that is not assigned yet");
     let twice = |form: &mut form::Device| form.ledger.discarding = vec![(0, set(0, 1))];
-    refused(PREPARING, twice, "two jobs of one name");
+    refused(PREPARING, twice, "two jobs with one ID");
 }
 
 #[test]
@@ -140,24 +141,24 @@ fn huge_pages_are_whole_and_only_where_there_are_any() {
     refused(HELD, |form| form.ledger.ballooned = set(HUGE, HUGE - 1), part);
     refused(HELD, |form| form.ledger.discarding = vec![(0, set(1, HUGE))], part);
     refused(RETURNING, |form| form.ledger.providing = set(HUGE, 1), part);
-    let none = "huge pages where there are none";
+    let none = "huge pages in a device without them";
     refused(IDLE, |form| form.ledger.held = set(0, 1), none);
     refused(CLOSED, |form| form.link = Link::Closing { absent: set(0, 1) }, none);
-    let job = "pages to provide without a job, or a job without";
+    let job = "pages to provide without a job, or such a job without pages";
     refused(HELD, |form| form.ledger.providing = set(3 * HUGE, HUGE), job);
     refused(RETURNING, |form| form.ledger.providing = RangeSet(vec![]), job);
 }
 
 #[test]
 fn without_a_session_there_is_nothing_of_one() {
-    let pages = "pages are out without a session";
+    let pages = "pages that a guest gave, but no session";
     refused(CLOSED, |form| form.ledger.pending = set(0, 1), pages);
     refused(CLOSED, |form| form.ledger.foreign = set(5000, 1), pages);
 }
 
 #[test]
 fn messages_are_few_and_the_protocols() {
-    let message = "a message that is none of the protocol's";
+    let message = "a message that the protocol does not have";
     let outbox =
         |messages: Vec<Vec<u8>>| move |form: &mut form::Device| session(form).outbox = messages;
     refused(IDLE, outbox(vec![vec![0; 8]]), message);
@@ -169,7 +170,7 @@ fn messages_are_few_and_the_protocols() {
 
 #[test]
 fn memory_to_add_is_where_it_can_be() {
-    let used = "more memory added than there is";
+    let used = "more memory added than the window or the capacity allows";
     let placement = |form: &mut form::Device, base, used| {
         let placement = form.placement.as_mut().unwrap();
         (placement.base, placement.used, placement.reach) = (base, used, used);
@@ -187,7 +188,11 @@ fn memory_to_add_is_where_it_can_be() {
     refused(GROWN, |form| form.ledger.added.push(Range(range(0x2_0200, 1))), ram);
     refused(GROWN, |form| form.ledger.added = vec![Range(range(0, 1))], ram);
     refused(IDLE, |form| form.ledger.added = vec![Range(range(0x2_0200, 1))], ram);
-    refused(GROWN, |form| form.placement = None, "memory to add without its place");
+    refused(
+        GROWN,
+        |form| form.placement = None,
+        "hot-add memory without a placement, or a placement without hot-add memory",
+    );
 }
 
 #[test]
@@ -197,7 +202,7 @@ fn one_piece_of_free_memory_is_on_offer() {
             offer.range = to;
         }
     };
-    let none = "an offer of memory that there is not";
+    let none = "an offer of memory that is not free to add";
     for (start, count) in [(0, 512), (0x2_0100, 512), (0x2_0200, 511), (0x2_0200, 4608)] {
         refused(HOT_ADDING, |form| offer(form, Range(range(start, count))), none);
     }
@@ -214,13 +219,13 @@ fn one_piece_of_free_memory_is_on_offer() {
         session(form).late = Some(form::Offer { range, waited, left: Some(Duration::ZERO) });
     };
     refused(HOT_ADDING, |form| late(form, true), "two offers of memory");
-    refused(LATE, |form| late(form, false), "an offer that is nowhere");
+    refused(LATE, |form| late(form, false), "an offer that is neither sent nor queued");
     refused(GROWN, |form| late(form, true), none);
 }
 
 #[test]
 fn memory_to_remove_is_not_the_guests() {
-    let none = "memory to remove that is none to add";
+    let none = "memory to remove that is RAM or outside the hot-add window";
     let one = |start, count| vec![Range(range(start, count))];
     refused(GROWN, |form| form.removals.stuck = one(0x2_0200, 1), none);
     refused(GROWN, |form| form.removals.stuck = one(0x2_0000, 0x200), none);
@@ -228,23 +233,27 @@ fn memory_to_remove_is_not_the_guests() {
     refused(GROWN, |form| form.removals.stuck = one(0x12_00ff, 2), none);
     refused(GROWN, |form| form.removals.in_flight = vec![(0, Range(range(5000, 1)))], none);
     refused(IDLE, |form| form.removals.waiting = one(0x2_0200, 1), none);
-    let waits = "memory to remove that waits for nothing";
+    let waits = "a removal waits for nothing";
     refused(GROWN, |form| form.removals.waiting = one(0x2_1000, 1), waits);
 }
 
 #[test]
 fn removals_are_jobs_beside_which_nothing_is_prepared() {
     let job = |id| (id, Range(range(0x2_1000, 1)));
-    let names = "two jobs of one name";
+    let names = "two jobs with one ID";
     refused(GROWN, |form| form.removals.in_flight = vec![job(0), job(0)], names);
-    refused(GROWN, |form| form.removals.in_flight = vec![job(99)], "a job from the future");
+    refused(
+        GROWN,
+        |form| form.removals.in_flight = vec![job(99)],
+        "a job with an ID that is not assigned yet",
+    );
     let prepared = "memory is prepared while some is removed";
     let remove = |form: &mut form::Device| {
         form.next_job = 9;
         form.removals.in_flight = vec![job(8)];
     };
     refused(PREPARING, remove, prepared);
-    let offered = "an offer of memory while some is removed";
+    let offered = "memory is offered while some is removed";
     refused(HOT_ADDING, remove, offered);
     refused(LATE, |form| form.removals.stuck = vec![Range(range(0x2_1000, 1))], offered);
     let close = |form: &mut form::Device| {
@@ -258,8 +267,8 @@ fn removals_are_jobs_beside_which_nothing_is_prepared() {
 #[test]
 fn numbers_mean_something() {
     let target = |form: &mut form::Device| form.goal.as_mut().unwrap().target = 0;
-    refused(IDLE, target, "the target is no memory");
-    let reason = "a reason that there is not";
+    refused(IDLE, target, "the target is zero");
+    let reason = "an unknown stop reason";
     let stop = |code| form::Goal { target: 1, pursuit: form::Pursuit::Stopped(code) };
     refused(IDLE, |form| form.goal = Some(stop(0)), reason);
     refused(IDLE, |form| form.goal = Some(stop(16)), reason);
@@ -268,7 +277,7 @@ fn numbers_mean_something() {
     let version = |form: &mut form::Device| {
         session(form).version = 1;
     };
-    refused(IDLE, version, "a protocol version that there is not");
+    refused(IDLE, version, "an unknown protocol version");
     let answers = |form: &mut form::Device| match &mut session(form).activity {
         Activity::Pausing { short_answers, .. } => *short_answers = 5,
         Activity::Ballooning(asked) => asked.short_answers = 5,

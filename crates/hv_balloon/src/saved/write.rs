@@ -1,4 +1,4 @@
-//! From the device to its saved state.
+//! Writing the saved state of a device.
 
 use core::time::Duration;
 
@@ -32,7 +32,8 @@ pub(super) fn device(Device { link, machine }: &Device, now: Duration) -> form::
         ledger: machine.ledger.save(&machine.boot_ram),
         placement: machine.placement.as_ref().map(HotAddPlacement::save),
         next_job: machine.jobs.next,
-        // What is being prepared for a guest that left goes as soon as it may be there.
+        // Memory being prepared for a guest that has left must be removed as soon as it may be
+        // there.
         removals: removals(machine, link.closing().and_then(Closing::prepared_in_vain)),
         faults: machine.faults,
         last_refusal: machine.last_refusal.map(|(target, why)| (target.get(), refusal(why))),

@@ -1,4 +1,4 @@
-//! Pages from the guest.
+//! Ballooning: pages from the guest.
 
 use core::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::ledger::Accepted;
 use crate::machine::Machine;
 use crate::{GuestFault, Notice, StopReason, Transaction};
 
-/// The most pages one request asks for: what Windows gives at once. It stops answering requests
-/// that ask for too much (QEMU `hv-balloon.c`).
+/// The most pages that one request asks for, which is what Windows gives at once. Windows stops
+/// answering if a request asks for too much (QEMU `hv-balloon.c`).
 pub const MAX_BALLOON_REQUEST: PageCount = PageCount::new(585_728);
 
 /// How long the guest may be silent before a request is announced as overdue.
@@ -22,29 +22,29 @@ pub const BALLOON_TIMEOUT: Duration = Duration::from_secs(60);
 /// in a request in some seconds.
 pub const MAX_BALLOON_TIME: Duration = Duration::from_secs(600);
 
-/// How long the guest is left alone after it gave less than asked for. Linux computes its floor
-/// afresh for each request, so asking again can bring more.
+/// How long the device leaves the guest alone after a short answer. Linux computes its floor afresh
+/// for each request, so asking again can yield more pages.
 pub const SHORT_ANSWER_PAUSE: Duration = Duration::from_secs(1);
 
-/// After so many short answers in a row the guest is at its floor, though it still finds a few
-/// pages each time.
+/// The number of short answers in a row after which the guest counts as being at its floor, even if
+/// it still finds a few pages each time.
 pub const MAX_SHORT_ANSWERS: u32 = 5;
 
-/// Linux gives whole 2 MiB units as long as that many are asked for, then single pages; and a
-/// request that is no multiple ends in hundreds of those.
+/// Linux gives whole 2 MiB units as long as that many pages are requested, then single pages. A
+/// request that is not a multiple would end in hundreds of single pages.
 const LARGE_PAGE: u64 = 512;
 const _: () = assert!(MAX_BALLOON_REQUEST.get().is_multiple_of(LARGE_PAGE));
 
-/// A balloon request that is out.
+/// An outstanding balloon request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     /// Pages asked for.
     pub(super) pages: PageCount,
-    /// New pages the answers brought so far.
+    /// New pages in the answers so far.
     pub(super) gained: PageCount,
-    /// The answers named pages, whatever they are good for.
+    /// Whether the answers named any pages, useful or not.
     pub(super) named_pages: bool,
-    /// Answers before this one that were short.
+    /// The number of short answers before this request.
     pub(super) short_answers: u32,
     /// When the request is overdue, whatever comes.
     pub(super) until: Duration,
@@ -61,7 +61,7 @@ impl Asked {
 }
 
 impl Session {
-    /// Asks the guest for `excess` pages, or a good part of them.
+    /// Asks the guest for as many of `excess` pages as one request should: see [`request_size`].
     pub(super) fn request_pages(
         &mut self,
         machine: &mut Machine,
@@ -84,7 +84,7 @@ impl Session {
         })
     }
 
-    /// An answer to the request, or a part of it.
+    /// Handles an answer to the request, or a part of one.
     pub(super) fn answered(
         &mut self,
         machine: &mut Machine,
@@ -104,7 +104,7 @@ impl Session {
         Activity::Ballooning(asked)
     }
 
-    /// Pages count whenever they come: the guest has them no more.
+    /// Accepts pages that were not requested, since the guest no longer uses them.
     pub(super) fn gave_unasked(
         &self,
         machine: &mut Machine,
@@ -117,7 +117,7 @@ impl Session {
         activity
     }
 
-    /// The guest said its last word on a request. Decides whether it is asked again.
+    /// Handles the last answer to a request, and decides whether to ask again.
     fn request_answered(&mut self, machine: &mut Machine, asked: Asked) -> Activity {
         let idle = self.end_transaction(machine);
         machine.heard();
@@ -150,7 +150,7 @@ impl Session {
     }
 }
 
-/// Takes the pages of a response, and reports those that should not be in it.
+/// Accepts the pages of a response, and reports those that should not be in it.
 fn accept(machine: &mut Machine, response: BalloonResponse<'_>) -> Accepted {
     let accepted = machine.ledger.accept(response.ranges);
     let Accepted { fresh: _, duplicate, foreign, forgotten, bad_ranges } = accepted;
@@ -169,8 +169,8 @@ fn accept(machine: &mut Machine, response: BalloonResponse<'_>) -> Accepted {
     accepted
 }
 
-/// How much of `excess` one request asks for: whole large pages as long as there are any, the rest
-/// in a request of its own, so that the end is exact.
+/// The number of pages that one request asks for: whole large pages as long as there are any, then
+/// the rest in a request of its own, so that the target is met exactly.
 fn request_size(excess: PageCount) -> PageCount {
     let capped = excess.min(MAX_BALLOON_REQUEST);
     let large = PageCount::new(capped.get() & !(LARGE_PAGE - 1));

@@ -1,4 +1,4 @@
-//! New memory for the guest: its offer, and the guest's answer.
+//! Hot add: the offer of new memory, and the guest's answer.
 
 use core::time::Duration;
 
@@ -17,8 +17,8 @@ use crate::{GuestFault, Notice, StopReason, Transaction};
 /// The least time a guest has to answer a hot-add request before that is announced as overdue.
 pub const HOT_ADD_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Linux waits so long for each block of memory to be brought online before it goes on without
-/// (Linux `hv_balloon.c`), less what clocks may differ.
+/// How long Linux waits for each block of memory to be brought online before it goes on without it
+/// (Linux `hv_balloon.c`), less a margin for the difference between clocks.
 const ONLINE_WAIT: Duration = Duration::from_millis(4900);
 
 /// The smallest block for which Linux waits.
@@ -29,7 +29,7 @@ pub(super) fn patience(range: PageRange) -> Duration {
     HOT_ADD_TIMEOUT.saturating_add(online_waits(range, LINUX_BLOCK).saturating_mul(2))
 }
 
-/// How long Linux takes at least when no block of `range` is brought online.
+/// The least time that Linux takes if no block of `range` is brought online.
 fn online_waits(range: PageRange, alignment: PageCount) -> Duration {
     let block = alignment.max(LINUX_BLOCK);
     let blocks = range.count().get().checked_div(block.get()).unwrap_or(0).max(1);
@@ -40,7 +40,7 @@ fn online_waits(range: PageRange, alignment: PageCount) -> Duration {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Offer {
     pub(super) range: PageRange,
-    /// Since when the request is in the ring; before, the guest knows nothing.
+    /// When the request was put into the ring; until then, the guest does not know of it.
     pub(super) since: Option<Duration>,
     /// When the answer is overdue; `None` once it is.
     pub(super) deadline: Option<Duration>,
@@ -71,7 +71,7 @@ impl Session {
     /// while it is not known whether the guest uses what it added last.
     ///
     /// # Errors
-    /// Why there is no new memory for this guest.
+    /// The reason why this guest gets no new memory.
     pub(super) fn plan_new_memory(
         &self,
         machine: &mut Machine,
@@ -97,7 +97,7 @@ impl Session {
         let request = Request {
             missing,
             of_guest: self.guest_alignment(),
-            // A guest that cannot balloon could not give back what is too much.
+            // A guest that cannot balloon could not give back an excess.
             is_exact: !self.can(Capabilities::BALLOON),
             is_first: !self.is_proven,
         };
@@ -105,7 +105,7 @@ impl Session {
         plan.map(Some).ok_or(StopReason::NoAddressSpace)
     }
 
-    /// Tells the guest of new memory, unless a new target has made it needless.
+    /// Offers new memory to the guest, unless a new target has made it unnecessary.
     pub(super) fn offer_memory(&mut self, machine: &mut Machine, range: PageRange) -> Activity {
         let wanted = !machine.missing_pages().is_zero()
             && machine.goal.is_some_and(|goal| !goal.is_given_up());
@@ -125,7 +125,7 @@ impl Session {
         Activity::HotAdding(Offer::unsent(machine, range))
     }
 
-    /// The guest answered in time.
+    /// Handles an answer in time.
     pub(super) fn took(
         &mut self,
         machine: &mut Machine,
@@ -164,7 +164,7 @@ impl Session {
         machine.heard();
         let alignment = machine.alignment(self.guest_alignment());
         let (offered, added) = (range.count(), response.pages);
-        // A block is within the guest's reach as a whole, so it counts as a whole.
+        // The guest has access to all of a block, so it counts as a whole.
         let blocks = added.align_up(alignment).unwrap_or(offered).min(offered);
         if added != blocks {
             machine.fault(GuestFault::OddHotAdd { offered, added, alignment });

@@ -1,4 +1,4 @@
-//! The device and a guest that has told its capabilities.
+//! The session with a guest that has reported its capabilities.
 //!
 //! ```text
 //!                              ┌── short answer ──┐
@@ -51,7 +51,7 @@ pub(crate) use prepare::{Preparation, Prepared};
 pub use retry::{FIRST_RETRY_PAUSE, MAX_FAILURES};
 pub use unballoon::{MAX_UNBALLOON_MESSAGE, UNBALLOON_TIMEOUT};
 
-/// A guest that may be asked, and all that is between it and the device.
+/// The session with a guest after the handshake.
 #[derive(Debug)]
 pub(crate) struct Session {
     guest_os_id: u64,
@@ -59,7 +59,7 @@ pub(crate) struct Session {
     capabilities: Capabilities,
     activity: Activity,
     outbox: Outbox,
-    /// For requests of ours; guests do not echo it.
+    /// The ID of the device's requests; guests do not echo it.
     transaction_id: u32,
     /// The guest's last report.
     status: Option<StatusReport>,
@@ -68,7 +68,7 @@ pub(crate) struct Session {
     /// Memory that was offered before the last target was set. The guest may be using it, and may
     /// still answer.
     late: Option<Offer>,
-    /// The guest has put memory to use that it was offered.
+    /// Whether the guest has used memory that it was offered.
     is_proven: bool,
     /// The guest's last report when it was offered memory.
     status_before: Option<StatusReport>,
@@ -76,31 +76,32 @@ pub(crate) struct Session {
     unused: Option<Unused>,
     /// Attempts in a row to get memory for the guest that failed.
     failures: u32,
-    /// What is given back in one message; here so that its room is used again.
+    /// The ranges of one unballoon message, kept to reuse their memory.
     ranges: RangeList,
 }
 
-/// What is under way.
+/// The activity under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Activity {
-    /// Nothing may be asked of the guest yet.
+    /// The guest must not get any request yet.
     Settling { until: Duration },
     /// No transaction open.
     Idle,
-    /// No transaction open; the guest gave less than asked for and is left alone for a while.
+    /// No transaction open; the guest gave fewer pages than requested and is left alone for a
+    /// while.
     Pausing { until: Duration, short_answers: u32 },
-    /// A balloon request is out.
+    /// A balloon request is outstanding.
     Ballooning(Asked),
-    /// An unballoon request is out, or part of one. It is overdue from `deadline` on, and has none
-    /// when it is.
+    /// An unballoon request is outstanding, or part of one. It is overdue from `deadline` on, which
+    /// is `None` once it is.
     Unballooning { all_sent: bool, deadline: Option<Duration> },
-    /// The host gets memory ready for the guest, which knows nothing of it.
+    /// The host prepares memory for the guest, which does not know of it.
     Preparing(Preparation),
-    /// A hot-add request is out.
+    /// A hot-add request is outstanding.
     HotAdding(Offer),
 }
 
-/// What a session is told.
+/// An input of the state machine.
 enum Input<'a> {
     /// A transaction may begin or go on.
     Step,
@@ -110,18 +111,18 @@ enum Input<'a> {
     Sent,
     /// The time of [`Activity::deadline`] has come.
     Due,
-    /// The host has memory ready, or could not get it ready.
+    /// The host has prepared memory, or could not.
     Prepared { job: JobId, ok: bool },
     /// The guest gives pages.
     Gave(BalloonResponse<'a>),
     /// The guest has taken back pages.
     TookBack,
-    /// The guest has taken new memory, or some, or none.
+    /// The guest has taken all, some or none of the new memory.
     Added(HotAddResponse),
 }
 
 impl Session {
-    /// The whole machine: from what is under way and what has happened to what is under way next.
+    /// The state machine: takes an input and moves to the next activity.
     fn take_in(&mut self, machine: &mut Machine, input: Input<'_>) {
         use Activity::{Ballooning, HotAdding, Idle, Pausing, Preparing, Settling, Unballooning};
         let is_sent = self.outbox.is_idle();
@@ -182,7 +183,7 @@ impl Session {
         self.activity = next;
     }
 
-    /// The handshake is done.
+    /// Starts the session after the handshake.
     pub(crate) fn begin(
         machine: &mut Machine,
         guest_os_id: u64,
@@ -214,8 +215,8 @@ impl Session {
         session
     }
 
-    /// Says at once what the settle time would only delay: that a target set before is out of this
-    /// guest's reach.
+    /// Stops, without waiting for the settle time, a target that this guest's capabilities rule
+    /// out.
     fn judge_capabilities(&self, machine: &mut Machine) {
         let Some(goal) = machine.goal else { return };
         if goal.target > machine.ledger.assigned() && !self.can(Capabilities::HOT_ADD) {
@@ -230,8 +231,8 @@ impl Session {
         Activity::Idle
     }
 
-    /// The channel is gone. Memory the guest was told of may be in use, whether or not it said so.
-    /// Gives a preparation that runs on.
+    /// Ends the session because the channel is gone. Memory that was offered may be in use, whether
+    /// or not the guest has answered. Returns the preparation that is still running, if any.
     pub(crate) fn end(self, machine: &mut Machine) -> Option<Preparation> {
         for offer in self.offer().into_iter().chain(self.late) {
             if offer.is_told() {
@@ -272,7 +273,7 @@ impl Session {
         }
     }
 
-    /// A job ended that is no removal.
+    /// Handles the end of a job other than a removal.
     pub(crate) fn job_done(&mut self, machine: &mut Machine, job: JobId, ok: bool) {
         self.take_in(machine, Input::Prepared { job, ok });
         if let Some(pages) = machine.ledger.finish_discard(job, ok)
@@ -282,7 +283,7 @@ impl Session {
         }
     }
 
-    /// A removal ended. A target that waits for it to succeed has failed with it.
+    /// Handles the end of a removal. If it failed, a target that waited for it has failed too.
     pub(crate) fn removed(&self, machine: &mut Machine, ok: bool) {
         if !ok && self.activity == Activity::Idle && !machine.missing_pages().is_zero() {
             machine.stop(StopReason::HostMemory);
@@ -297,7 +298,7 @@ impl Session {
         self.take_in(machine, Input::TargetSet);
     }
 
-    /// The transaction is over, well or not.
+    /// Ends the transaction, successful or not.
     fn end_transaction(&mut self, machine: &mut Machine) -> Activity {
         machine.retry_held();
         self.transaction_id = self.transaction_id.wrapping_add(1);
@@ -329,18 +330,18 @@ impl Session {
         }
     }
 
-    /// Whether nothing is under way, and something could be.
+    /// Whether nothing is under way and a transaction could begin.
     pub(crate) const fn is_idle(&self) -> bool {
         matches!(self.activity, Activity::Idle)
     }
 
-    /// When the session is to be told that time has passed.
+    /// When [`Session::on_deadline`] is due.
     pub(crate) fn deadline(&self) -> Option<Duration> {
         let others = [self.room.deadline(), self.unused.and_then(Unused::deadline)];
         self.activity.deadline().into_iter().chain(others.into_iter().flatten()).min()
     }
 
-    /// While settling: when the guest may be asked first.
+    /// While settling: when the first request may be sent.
     pub(crate) const fn ready_at(&self) -> Option<Duration> {
         match self.activity {
             Activity::Settling { until } => Some(until),
@@ -353,7 +354,7 @@ impl Session {
         }
     }
 
-    /// The preparation that runs.
+    /// The running preparation.
     pub(crate) const fn preparation(&self) -> Option<Preparation> {
         match self.activity {
             Activity::Preparing(preparation) => Some(preparation),
@@ -366,7 +367,7 @@ impl Session {
         }
     }
 
-    /// The offer of new memory that is out.
+    /// The outstanding offer of new memory.
     const fn offer(&self) -> Option<Offer> {
         match self.activity {
             Activity::HotAdding(offer) => Some(offer),
@@ -395,7 +396,7 @@ impl Session {
         self.capabilities
     }
 
-    /// What the guest wants added memory to be a multiple of.
+    /// The alignment of added memory that the guest reported.
     pub(crate) const fn guest_alignment(&self) -> PageCount {
         self.capabilities.hot_add_alignment()
     }

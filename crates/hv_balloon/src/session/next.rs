@@ -1,4 +1,4 @@
-//! What to do next, for a target and with what the guest can do.
+//! The choice of the next transaction, from the target and the guest's capabilities.
 
 use core::time::Duration;
 
@@ -32,14 +32,14 @@ impl Room {
 }
 
 impl Session {
-    /// Does all that can be done now.
+    /// Starts whatever can start now.
     #[inline]
     pub(crate) fn advance(&mut self, machine: &mut Machine) {
         self.take_in(machine, Input::Step);
         self.wait_for_room(machine);
     }
 
-    /// Time has passed.
+    /// Handles a deadline.
     pub(crate) fn on_deadline(&mut self, machine: &mut Machine) {
         if self.room.deadline().is_some_and(|until| until <= machine.now) {
             self.room = Room::Overdue;
@@ -82,7 +82,7 @@ impl Session {
         Activity::Idle
     }
 
-    /// The guest gave less than asked for and had its pause.
+    /// Asks again after a short answer and the pause that follows it.
     pub(super) fn ask_again(&mut self, machine: &mut Machine, short_answers: u32) -> Activity {
         let excess = machine.excess_pages();
         if excess.is_zero() || !self.outbox.is_idle() || machine.is_inhibited {
@@ -91,7 +91,7 @@ impl Session {
         self.request_pages(machine, excess, short_answers)
     }
 
-    /// Gives the guest `owed` pages, or some of them: those it gave before first.
+    /// Gives the guest `owed` pages, or some of them; pages that it gave before come first.
     fn grow(&mut self, machine: &mut Machine, owed: PageCount) -> Activity {
         if !machine.ledger.returnable().is_zero() {
             return self.return_pages(machine);
@@ -99,15 +99,15 @@ impl Session {
         if machine.goal.is_none_or(|goal| goal.is_given_up()) {
             return Activity::Idle;
         }
-        // Nothing is prepared while memory leaves: one job must not overtake the other.
+        // Nothing is prepared during a removal: one job must not overtake the other.
         if machine.removals.is_busy() {
             return Activity::Idle;
         }
         if let Some(ranges) = machine.ledger.begin_provide(owed.min(MAX_UNBALLOON_MESSAGE)) {
             return Self::prepare(machine, Prepared::Returned, Prepare::Return(ranges));
         }
-        // What is still being discarded is returned when that has ended; memory that is missing
-        // beyond that need not wait.
+        // Pages still being discarded are returned when that has ended; memory missing beyond those
+        // need not wait.
         let missing = machine.missing_pages();
         if missing.is_zero() {
             return Activity::Idle;

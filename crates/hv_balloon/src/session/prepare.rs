@@ -1,4 +1,4 @@
-//! Memory that the host gets ready for the guest.
+//! Preparation of memory for the guest by the host.
 
 use page_range::PageRange;
 
@@ -7,7 +7,7 @@ use crate::action::Prepare;
 use crate::machine::Machine;
 use crate::{JobId, StopReason, Task};
 
-/// Memory that the host gets ready.
+/// A running preparation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Preparation {
     pub(crate) job: JobId,
@@ -29,7 +29,7 @@ impl Session {
         Activity::Preparing(Preparation { job, what })
     }
 
-    /// The host has the memory ready, or could not get it ready.
+    /// Handles the end of a preparation.
     pub(super) fn made_ready(
         &mut self,
         machine: &mut Machine,

@@ -1,4 +1,4 @@
-//! The session to what is written and back.
+//! Saving and restoring the session.
 
 use core::time::Duration;
 
@@ -62,7 +62,7 @@ impl Session {
         }
     }
 
-    /// The session, if it can be; `machine` is restored but for its removals.
+    /// Restores the session, if the saved one is possible. `machine` must be restored already.
     pub(crate) fn restore(saved: &form::Session, machine: &Machine) -> Result<Self> {
         let capabilities = Capabilities::from_wire(saved.capabilities);
         let guest_os_id = saved.guest_os_id;
@@ -88,7 +88,7 @@ impl Session {
         })
     }
 
-    /// Checks the memory that is being added, of which there is one piece at most.
+    /// Checks the memory being added: at most one range, which must be free to add.
     pub(crate) fn check_offer(&self, machine: &Machine) -> Result<()> {
         let prepared = self.preparation().and_then(|Preparation { what, .. }| match what {
             Prepared::Added(range) => Some(range),
@@ -97,15 +97,15 @@ impl Session {
         let offered = prepared.or(self.offer().map(|offer| offer.range));
         ensure(offered.is_none() || self.late.is_none(), "two offers of memory")?;
         let is_told = self.offer().or(self.late).is_none_or(|offer| offer.is_told());
-        ensure(is_told || !self.outbox.is_idle(), "an offer that is nowhere")?;
+        ensure(is_told || !self.outbox.is_idle(), "an offer that is neither sent nor queued")?;
         let Some(range) = offered.or(self.late.map(|late| late.range)) else { return Ok(()) };
-        ensure(machine.removals.is_empty(), "an offer of memory while some is removed")?;
+        ensure(machine.removals.is_empty(), "memory is offered while some is removed")?;
         let placement = machine.placement.as_ref();
         let is_right = placement.is_some_and(|it| it.can_offer(range, self.guest_alignment()));
-        ensure(is_right, "an offer of memory that there is not")
+        ensure(is_right, "an offer of memory that is not free to add")
     }
 
-    /// Asks once more for the preparation that is under way.
+    /// Requests the running preparation again.
     pub(crate) fn resume(&self, machine: &mut Machine) {
         let Some(Preparation { job: id, what }) = self.preparation() else { return };
         let what = match what {
@@ -145,7 +145,7 @@ fn activity(saved: form::Activity, machine: &Machine, settle: Duration) -> Resul
     })
 }
 
-/// The end of a wait. A limit that was lowered since holds for what has begun, too.
+/// The end of a wait. If the limit was lowered since the state was saved, the lower one applies.
 fn until(machine: &Machine, left: Duration, limit: Duration) -> Duration {
     machine.after(left.min(limit))
 }

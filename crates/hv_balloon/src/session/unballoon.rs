@@ -1,4 +1,4 @@
-//! Pages back to the guest.
+//! Unballooning: pages back to the guest.
 
 use core::time::Duration;
 
@@ -9,8 +9,8 @@ use super::{Activity, Session};
 use crate::machine::Machine;
 use crate::{Notice, StopReason, Transaction};
 
-/// The most pages one message gives back. Linux frees them one by one in its interrupt handler;
-/// 2 GiB at a time are known to work with Windows (QEMU `hv-balloon.c`).
+/// The most pages that one message returns. Linux frees them one by one in its interrupt handler.
+/// Returning 2 GiB at a time is known to work with Windows (QEMU `hv-balloon.c`).
 pub const MAX_UNBALLOON_MESSAGE: PageCount = PageCount::new(524_288);
 const _: () = assert!(MAX_UNBALLOON_MESSAGE.get() <= dynmem_protocol::MAX_RANGE_PAGES.get());
 
@@ -19,11 +19,11 @@ const _: () = assert!(MAX_UNBALLOON_MESSAGE.get() <= dynmem_protocol::MAX_RANGE_
 pub const UNBALLOON_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Session {
-    /// Sends the next message of an unballoon request, the first one included. What the target asks
-    /// for is looked up anew for each message, so a target set meanwhile ends or extends the
-    /// request; a target that fell leads to a last message without pages.
+    /// Sends the next message of an unballoon request, the first one included. Each message follows
+    /// the current target, so a target set meanwhile ends or extends the request; a lower target
+    /// leads to a last message without pages.
     ///
-    /// Only the last message of a request is confirmed, and only once it is in the ring.
+    /// The guest confirms only the last message of a request, and only once it is in the ring.
     pub(super) fn return_pages(&mut self, machine: &mut Machine) -> Activity {
         machine.heard();
         self.unused = None;

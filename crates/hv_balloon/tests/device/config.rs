@@ -1,4 +1,4 @@
-//! Configurations that no machine can have are refused, and say why.
+//! Invalid configurations are refused, and the errors say what to do.
 
 use hv_balloon::{Config, ConfigError, Device, HotAdd, ReplaceError};
 use page_range::{PageRange, PageRangeSet};
@@ -7,7 +7,7 @@ use crate::driver::*;
 
 const UNIT: u64 = 512;
 
-/// 2 MiB pages: RAM from 0 to 8192, and a window of as much behind a gap.
+/// 2 MiB pages: 8192 pages of RAM from page 0, and a window of the same size after a gap.
 fn sound() -> (Config, HotAdd) {
     let hot_add = HotAdd {
         window: range(0x1_0000, 8192),
@@ -27,7 +27,7 @@ fn refused(boot_ram: impl IntoIterator<Item = PageRange>, hot_add: HotAdd, expec
     let boot_ram: PageRangeSet = boot_ram.into_iter().collect();
     let mut config = Config { boot_ram, hot_add: Some(hot_add), ..sound().0 };
     assert_eq!(Device::new(config.clone()).err(), Some(expected));
-    // Nor does it come in by the other door.
+    // `replace_memory` refuses it as well.
     let (config_before, hot_add_before) = sound();
     let mut device =
         Device::new(Config { hot_add: Some(hot_add_before), ..config_before }).unwrap();
@@ -81,7 +81,7 @@ fn huge_pages_are_whole() {
     let capacity = pages(511);
     let expected = ConfigError::CapacityUnaligned { capacity, unit };
     refused(ram(), HotAdd { capacity, ..hot_add }, expected);
-    // With none, a guest may align to 1 MiB, half a unit.
+    // Without a least alignment, a guest may align to 1 MiB, half a unit.
     for alignment in [pages(256), pages(0)] {
         let expected = ConfigError::AlignmentUnaligned { alignment, unit };
         refused(ram(), HotAdd { least_alignment: alignment, ..hot_add }, expected);

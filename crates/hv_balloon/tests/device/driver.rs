@@ -1,4 +1,4 @@
-//! A driver for tests: carries out the device's actions on lists the test can look at.
+//! A driver for tests, which puts the device's actions on lists for the test to inspect.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -27,24 +27,24 @@ pub(crate) fn ram() -> PageRangeSet {
 
 pub(crate) struct Driver {
     pub(crate) device: Device,
-    /// What the device is made from.
+    /// The device's configuration.
     pub(crate) config: Config,
     pub(crate) now: Duration,
-    /// Messages written to the ring and not yet looked at.
+    /// Messages in the ring that the test has not taken yet.
     pub(crate) ring: VecDeque<Vec<u8>>,
-    /// Discards begun and not yet reported.
+    /// Discards requested and not yet finished.
     pub(crate) discards: VecDeque<(JobId, Vec<PageRange>)>,
     /// Memory that is being prepared.
     pub(crate) preparing: VecDeque<(JobId, Prepare)>,
-    /// Memory that is being taken away.
+    /// Memory that is being removed.
     pub(crate) removing: VecDeque<(JobId, PageRange)>,
-    /// Removals end as soon as they are asked for, and well; else by [`Driver::finish_removal`].
+    /// Whether removals succeed at once; otherwise [`Driver::finish_removal`] ends them.
     pub(crate) removes_at_once: bool,
-    /// Memory that was taken away.
+    /// Memory that was removed.
     pub(crate) removed: Vec<PageRange>,
     pub(crate) notices: Vec<Notice>,
     pub(crate) closes_finished: usize,
-    /// Messages handed out and kept back while the ring is full.
+    /// The message held back while the ring is full.
     pub(crate) stuck: Option<Vec<u8>>,
     pub(crate) ring_is_full: bool,
 }
@@ -73,7 +73,7 @@ impl Driver {
         }
     }
 
-    /// A driver whose guest went through the handshake and may be asked.
+    /// A driver whose guest has completed the handshake and is ready for requests.
     pub(crate) fn ready() -> Self {
         let mut driver = Self::new(Settle::Fixed(Duration::ZERO), false);
         driver.shake_hands();
@@ -81,7 +81,7 @@ impl Driver {
         driver
     }
 
-    /// A driver whose guest can also take memory, in blocks of 512 pages, up to 4096 beyond its RAM.
+    /// A driver whose guest can also take new memory: up to 4096 pages, in blocks of 512.
     pub(crate) fn growable() -> Self {
         let hot_add = HotAdd { window: WINDOW, capacity: pages(4096), least_alignment: pages(1) };
         let mut driver = Self::with(Config {
@@ -116,7 +116,7 @@ impl Driver {
         self.drain();
     }
 
-    /// Forgets messages and notices, so that a test sees what comes after.
+    /// Forgets messages and notices, so that a test sees only later ones.
     pub(crate) fn drain(&mut self) {
         self.ring.clear();
         self.notices.clear();
@@ -127,8 +127,8 @@ impl Driver {
         self.run();
     }
 
-    /// Saves the device and goes on with what was saved. What the device had asked for is void, and
-    /// asked for again.
+    /// Replaces the device by one restored from its saved state. What the old device had requested
+    /// is void; the restored one requests it again.
     pub(crate) fn save_and_restore(&mut self) {
         let saved = self.device.save(self.now);
         self.device = Device::restore(self.config.clone(), &saved, self.now).unwrap();
@@ -190,14 +190,14 @@ impl Driver {
         self.run();
     }
 
-    /// The oldest removal ends.
+    /// Ends the oldest removal.
     pub(crate) fn finish_removal(&mut self, ok: bool) -> PageRange {
         let (id, range) = self.removing.pop_front().expect("no removal begun");
         self.handle(Event::JobDone { id, ok });
         range
     }
 
-    /// The guest's answer with these ranges.
+    /// Answers a balloon request with these ranges.
     pub(crate) fn give(&mut self, ranges: &[PageRange], more_pages: bool) {
         self.packet(&BalloonResponse::emit(99, more_pages, &list(ranges)));
     }
@@ -218,19 +218,20 @@ impl Driver {
         }
     }
 
-    /// The memory that is being prepared is ready, or cannot be had.
+    /// Ends the oldest preparation, successfully or not.
     pub(crate) fn prepared(&mut self, ok: bool) -> Prepare {
         let (id, what) = self.preparing.pop_front().expect("nothing is being prepared");
         self.handle(Event::JobDone { id, ok });
         what
     }
 
-    /// The guest's answer to a hot-add request.
+    /// Answers a hot-add request.
     pub(crate) fn added(&mut self, count: u64, result: HotAddResult) {
         self.packet(&HotAddResponse { pages: pages(count), result }.emit(99));
     }
 
-    /// The hot-add request that is next in the ring; region and range must be the same.
+    /// Takes the next message, a hot-add request, and returns its range, which must equal its
+    /// region.
     pub(crate) fn offered(&mut self) -> PageRange {
         let message = self.ring.pop_front().expect("nothing was sent");
         match HostMessage::parse(&message).unwrap().body {
@@ -263,7 +264,7 @@ impl Driver {
         self.device.snapshot().actual.get()
     }
 
-    /// The pages of the balloon request that is next in the ring.
+    /// Takes the next message, a balloon request, and returns its number of pages.
     pub(crate) fn asked(&mut self) -> u64 {
         let message = self.ring.pop_front().expect("nothing was sent");
         match HostMessage::parse(&message).unwrap().body {
@@ -272,7 +273,8 @@ impl Driver {
         }
     }
 
-    /// The unballoon request that is next in the ring: its ranges and whether more follow.
+    /// Takes the next message, an unballoon request, and returns its ranges and whether more
+    /// follow.
     pub(crate) fn returned(&mut self) -> (Vec<PageRange>, bool) {
         let message = self.ring.pop_front().expect("nothing was sent");
         match HostMessage::parse(&message).unwrap().body {
@@ -285,7 +287,7 @@ impl Driver {
     }
 }
 
-/// Where hot-added memory may go, in the tests; its start is no multiple of the alignment.
+/// The hot-add window of these tests; its start is not a multiple of the alignment.
 pub(crate) const WINDOW: PageRange = match Gpfn::new(0x2_0100) {
     Some(start) => match PageRange::new(start, PageCount::new(1 << 20)) {
         Ok(window) => window,

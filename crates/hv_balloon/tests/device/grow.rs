@@ -1,11 +1,11 @@
-//! Pages back to the guest, and targets that change on the way.
+//! Returning pages to the guest, and targets that change meanwhile.
 
 use crate::driver::*;
 use hv_balloon::{
     Config, Device, Event, MAX_UNBALLOON_MESSAGE, Notice, StateName, Transaction, UNBALLOON_TIMEOUT,
 };
 
-/// Every other page of the lower half of RAM, `count` of them.
+/// Gives `count` pages: every other page of the lower half of RAM.
 fn give_scattered(driver: &mut Driver, count: u64) {
     driver.set_target(RAM_PAGES - count);
     let all: Vec<_> = (0..count).map(|page| range(page * 2, 1)).collect();

@@ -11,7 +11,7 @@ use page_range::PageRange;
 
 use crate::driver::*;
 
-/// The first aligned page of the window, and the block size of the guest here.
+/// The first aligned page of the window, and the guest's block size.
 const BASE: u64 = 0x2_0200;
 const BLOCK: u64 = 512;
 const LINUX: u64 = 0x8100_0601_0000_0000;

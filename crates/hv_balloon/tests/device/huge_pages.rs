@@ -1,4 +1,4 @@
-//! Memory that the host can only discard in huge pages.
+//! Memory that the host can discard only in huge pages.
 
 use std::time::Duration;
 
@@ -124,7 +124,7 @@ fn a_close_waits_until_units_are_provided() {
     driver.handle(Event::ChannelClosed);
     assert_eq!(driver.closes_finished, 0);
     driver.prepared(true);
-    // Once more: the job may have failed.
+    // The device requests it once more, since the first job may have failed.
     driver.prepared(true);
     assert_eq!((driver.closes_finished, driver.actual()), (1, RAM_PAGES));
 }

@@ -1,4 +1,4 @@
-//! Discards are forbidden for a while; all else goes on.
+//! While discards are forbidden, everything else continues.
 
 use std::time::Duration;
 
@@ -119,7 +119,8 @@ fn parts_of_huge_pages_wait_too_and_keep_no_target_from_its_end() {
     driver.finish_discards();
     driver.drain();
     driver.set_inhibited(true);
-    // One unit comes back whole; all of it is given back, and the other part is held before.
+    // The held part of one unit is returned first, then the other unit, which the host provides
+    // whole.
     driver.set_target(RAM_PAGES);
     while driver.state() != StateName::Idle {
         if driver.preparing.is_empty() {

@@ -1,4 +1,4 @@
-//! What a guest can make grow or wait, and what bounds it.
+//! Limits on what a guest can make grow or wait.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use hv_balloon::{
     Transaction,
 };
 
-/// A driver that has given up its target but waits for a discard before it says so.
+/// A driver whose device has given up its target but waits for a discard before it says so.
 fn stopping() -> Driver {
     let mut driver = Driver::ready();
     driver.set_target(4096);
@@ -44,7 +44,7 @@ fn no_more_foreign_pages_are_remembered_than_the_limit() {
     driver.give(&[range(1 << 30, half), range(1 << 31, half), range(1 << 32, 1)], false);
     let device = driver.device.snapshot();
     assert_eq!((device.foreign, device.faults.forgotten_pages), (pages(most), 1));
-    // They all go back, and with that there is room.
+    // All of them are returned, and that makes room.
     driver.set_target(RAM_PAGES - 1);
     driver.give(&[range(0, 2)], false);
     driver.finish_discards();
@@ -55,7 +55,7 @@ fn no_more_foreign_pages_are_remembered_than_the_limit() {
 fn a_target_waits_for_room_in_the_ring_no_longer_than_for_an_answer() {
     let mut driver = Driver::ready();
     driver.ring_is_full = true;
-    // The first one becomes a request, the second one finds that still there.
+    // The first target becomes a request; the second finds that request unsent.
     for _ in 0..2 {
         driver.set_target(4096);
         assert_eq!(driver.device.next_deadline(), Some(driver.now + BALLOON_TIMEOUT));

@@ -1,4 +1,4 @@
-//! Any guest, any driver speed, any operator: what the device promises holds.
+//! Random walks: the device keeps its guarantees with any guest, driver and operator.
 
 use page_range::PageRange;
 use proptest::prelude::*;
@@ -36,8 +36,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// A session that got through its handshake, then anything: so that most walks do not end at the
-/// door.
+/// A completed handshake, then any operations: few walks would otherwise get past the handshake.
 fn walk() -> impl Strategy<Value = Vec<Op>> {
     let start = [
         Op::Open,

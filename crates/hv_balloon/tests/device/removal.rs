@@ -1,11 +1,11 @@
-//! Memory leaves the guest's reach: a job like others, and nothing is added before it has ended.
+//! Removal of memory: a job like the others, before whose end no memory is added.
 
 use dynmem_protocol::HotAddResult;
 use hv_balloon::{Event, Notice, Prepare, StateName, StopReason};
 
 use crate::driver::*;
 
-/// The first aligned page of the window, and the block size of the guest here.
+/// The first aligned page of the window, and the guest's block size.
 const BASE: u64 = 0x2_0200;
 const BLOCK: u64 = 512;
 
@@ -21,7 +21,7 @@ fn removing() -> Driver {
     driver
 }
 
-/// The same, but the removal fails.
+/// Like [`removing`], but the removal has failed.
 fn stuck() -> Driver {
     let mut driver = removing();
     driver.finish_removal(false);

@@ -1,4 +1,4 @@
-//! A device goes on after it was saved and restored, and what is no device is refused.
+//! A restored device continues where it was saved, and invalid state is refused.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::driver::*;
 
 const FORMAT: Format = SavedDevice::FORMAT;
 
-/// The bytes in front of the payload, and behind it.
+/// The numbers of bytes before and after the payload.
 const FRAME: (usize, usize) = (20, 4);
 
 const HUGE: u64 = 512;
@@ -29,7 +29,7 @@ fn huge() -> Driver {
     driver
 }
 
-/// A device in each state and with all that can be in one, each made by one who knows the protocol.
+/// Devices in all states, with everything that a state can hold. Their guests keep to the protocol.
 fn tour() -> Vec<(&'static str, Driver)> {
     vec![
         ("closed", Driver::new(Settle::Auto, true)),
@@ -84,7 +84,7 @@ fn pausing() -> Driver {
     driver
 }
 
-/// Two discards in flight and pages behind them.
+/// Two discards in flight, and pages that wait behind them.
 fn ballooning() -> Driver {
     let mut driver = Driver::ready();
     driver.set_target(4096);
@@ -179,7 +179,7 @@ fn save(driver: &Driver) -> Vec<u8> {
     driver.device.save(driver.now).to_bytes()
 }
 
-/// The state with its payload changed and its checksum right.
+/// The state with a changed payload and the right checksum.
 fn reframed(saved: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut payload = saved[FRAME.0..saved.len() - FRAME.1].to_vec();
     change(&mut payload);
@@ -258,10 +258,10 @@ fn another_configuration_is_refused_by_name() {
     for (other, word) in [
         (Config { boot_ram: [range(0, 1)].into_iter().collect(), ..config() }, "boot RAM"),
         (Config { boot_ram: [range(0, RAM_PAGES)].into_iter().collect(), ..config() }, "boot RAM"),
-        (Config { hot_add: None, ..config() }, "memory to add"),
-        (Config { hot_add: Some(less), ..config() }, "memory to add"),
-        (Config { hot_add: Some(elsewhere), ..config() }, "memory to add"),
-        (Config { discard_unit: pages(256), hot_add: Some(aligned), ..config() }, "together"),
+        (Config { hot_add: None, ..config() }, "hot-add memory"),
+        (Config { hot_add: Some(less), ..config() }, "hot-add memory"),
+        (Config { hot_add: Some(elsewhere), ..config() }, "hot-add memory"),
+        (Config { discard_unit: pages(256), hot_add: Some(aligned), ..config() }, "discard unit"),
     ] {
         let error = Device::restore(other, &saved, driver.now).unwrap_err();
         assert!(matches!(error, RestoreError::OtherConfig { .. }), "{error}");
@@ -271,7 +271,7 @@ fn another_configuration_is_refused_by_name() {
     assert!(Device::restore(other_policy, &saved, driver.now).is_ok());
 }
 
-/// A payload is small, so each of its bytes is tried with each value.
+/// Payloads are small, so every value of every byte is tried.
 #[test]
 fn a_payload_altered_in_any_byte_makes_a_sound_device_or_none() {
     for (_, driver) in tour() {
@@ -323,7 +323,7 @@ proptest! {
     }
 }
 
-/// The device checks what holds after each event, by itself.
+/// Runs the device on. It checks its own invariants after each event.
 fn go_on(mut device: Device, mut now: Duration) {
     let mut jobs = Vec::new();
     for step in 0..12 {

@@ -10,7 +10,7 @@ use crate::driver::*;
 
 const TABLE: &str = include_str!("transitions.txt");
 
-/// A device in the given state. From `Idle` on, its guest has 8192 pages less those it gave.
+/// A device in the given state. From `Idle` on, its guest has 8192 pages minus those it gave.
 fn in_state(state: StateName) -> Driver {
     let mut driver = Driver::new(Settle::Fixed(Duration::from_secs(50)), true);
     match state {
@@ -57,7 +57,7 @@ fn in_state(state: StateName) -> Driver {
     driver
 }
 
-/// What an event does to a driver.
+/// Applies an event to a driver.
 type Effect = Box<dyn Fn(&mut Driver)>;
 
 /// The events by name.
@@ -70,7 +70,7 @@ fn events() -> Vec<(&'static str, Effect)> {
     }
     fn target(target: u64) -> Effect {
         Box::new(move |driver| {
-            // Refusals are in the table as what they leave as it was.
+            // The table shows a refusal as an unchanged state.
             let _ = driver.device.set_target(driver.now, pages(target));
         })
     }
@@ -117,7 +117,8 @@ fn given(ranges: &[page_range::PageRange], more_pages: bool) -> Vec<u8> {
     BalloonResponse::emit(1, more_pages, &list(ranges))
 }
 
-/// One event, its actions left for [`row`] to read; no message is taken as sent yet.
+/// Handles one event. Leaves its actions for [`row`] to read, and does not report the message as
+/// sent.
 fn step(driver: &mut Driver, event: Event<'_>) {
     driver.device.handle(driver.now, event);
 }

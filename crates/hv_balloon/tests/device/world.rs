@@ -1,7 +1,7 @@
-//! The device with a driver and a guest that do what they are told, and a model of each page.
+//! The device with a driver and a guest that follow a script, and a model of each page.
 //!
-//! The model knows nothing of states: it follows each page by what was said about it. It is driven
-//! by random walks beside this file, and by a fuzzer (`tests/fuzz_bodies`).
+//! The model does not know the device's states: it follows each page by the messages and jobs that
+//! name it. The random walks beside this file and a fuzzer (`tests/fuzz_bodies`) run it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -39,7 +39,7 @@ fn numbers(range: PageRange) -> impl Iterator<Item = u64> {
     range.start().get()..range.end().get()
 }
 
-/// What happens next.
+/// A step.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Open,
@@ -48,42 +48,42 @@ pub(crate) enum Op {
     Version(u32),
     Capabilities(u64),
     Give(Vec<PageRange>, bool),
-    /// Gives what was asked for, from pages that are the guest's, and more or less by the number.
+    /// Gives as many of the guest's pages as requested, plus or minus the number.
     Obey(i8),
     Confirm,
     Status,
     Garbage(Vec<u8>),
     Target(u64),
-    /// The guest's answer to a hot-add: pages of the offer, or beside it, and its verdict.
+    /// The guest's answer to a hot-add request: a number of pages, right or wrong, and its result.
     Added(u64, u32),
     /// The oldest removal of memory ends.
     Removed(bool),
     /// Discards are forbidden, or allowed again.
     Inhibit(bool),
-    /// The memory being prepared is ready, or not to be had.
+    /// The preparation ends.
     Prepared(bool),
     /// The driver writes the message it has.
     Write,
     /// The oldest discard ends.
     Discarded(bool),
     Wait(u64),
-    /// The device is saved, and another one goes on.
+    /// The device is saved, and a restored one replaces it.
     Restore,
 }
 
 pub(crate) struct World {
     device: Device,
-    /// Pages the host can only discard together.
+    /// The number of pages that the host can discard only together.
     unit: u64,
     now: Duration,
     /// The message with the driver, not in the ring yet.
     outgoing: Option<Vec<u8>>,
     discards: BTreeMap<JobId, BTreeSet<u64>>,
-    /// Discards of sessions before this one.
+    /// Discards of earlier sessions.
     stale: BTreeSet<JobId>,
-    /// Pages the guest gave since it opened the channel and did not get back.
+    /// Pages that the guest gave since it opened the channel and did not get back.
     out: BTreeSet<u64>,
-    /// Those of them that are RAM and whose discard ended well.
+    /// Those of them that are RAM and whose discard succeeded.
     discarded: BTreeSet<u64>,
     asked: Option<u64>,
     awaiting_close: bool,
@@ -94,25 +94,25 @@ pub(crate) struct World {
     inhibited: bool,
     /// The page after the highest that was prepared since the last reset.
     reach: u64,
-    /// Pages of a closed channel that the next kernel must not touch as they are.
+    /// Pages of a closed channel that the host must provide before the next kernel starts.
     absent: BTreeSet<u64>,
-    /// What is being prepared is for the next kernel.
+    /// Whether the preparation is for the next kernel.
     for_next: bool,
-    /// Memory within the guest's reach beyond its boot RAM.
+    /// Memory beyond boot RAM that the guest can access.
     mapped: BTreeSet<u64>,
-    /// Memory the guest has beyond its boot RAM.
+    /// Memory that the guest has beyond its boot RAM.
     added: BTreeSet<u64>,
-    /// Address of the first page that can be added, as long as any is.
+    /// The page at offset 0 of the hot-add memory, once any was prepared since the last reset.
     base: Option<u64>,
     /// The hot-add request the guest knows of and has not answered.
     offered: Option<PageRange>,
     /// The block size that memory was last prepared with.
     alignment: u64,
-    /// What a restored device has to ask for once more.
+    /// The requests that a restored device has to repeat.
     again: Again,
 }
 
-/// What was asked of the driver by the device that was saved.
+/// The unanswered requests of the device that was saved.
 #[derive(Debug, Default, PartialEq)]
 struct Again {
     message: Option<Vec<u8>>,
@@ -236,7 +236,8 @@ impl World {
         }
     }
 
-    /// All that the driver had to do is forgotten, and asked for again as far as there is need.
+    /// Forgets all unanswered requests; the restored device must repeat those that are still
+    /// needed.
     fn restore(&mut self) {
         let saved = self.device.save(self.now);
         let config = Config { inhibited: self.inhibited, ..Self::config(self.unit) };
@@ -254,7 +255,8 @@ impl World {
         self.again = Again { message: self.outgoing.take(), discards, preparing, removing };
         if before.state == StateName::Closing {
         } else if self.inhibited {
-            // What was being discarded was not, and may be given back at once: that reaches targets.
+            // Pages of discards in flight wait again and may be returned at once, which may reach a
+            // target.
             let after = self.device.snapshot();
             let pages = |at: &Snapshot| (at.assigned, at.hot_added, at.target);
             assert_eq!(pages(&after), pages(&before));
@@ -458,7 +460,7 @@ impl World {
             Prepare::Add { range, .. } if ok => self.mapped.extend(numbers(range)),
             Prepare::Return(ranges) => {
                 for page in ranges.into_iter().flat_map(numbers) {
-                    // Nothing more can be done for a guest whose pages the host has not got.
+                    // Nothing more can be done for a guest whose pages the host cannot provide.
                     if self.for_next {
                         self.absent.remove(&page);
                     }
@@ -520,7 +522,7 @@ impl World {
         if let HostBody::HotAddRequest(request) = &body {
             for page in numbers(request.range.range().unwrap()) {
                 assert!(self.mapped.contains(&page), "{page} was offered before it is there");
-                // What the guest said of it before meant nothing.
+                // If the guest named the page before, that meant nothing.
                 self.out.remove(&page);
             }
         }

@@ -1,4 +1,4 @@
-//! A device in any state that can be restored, with a driver that does not know what came before.
+//! A device in any state that can be restored, with a driver that does not know its history.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -127,18 +127,18 @@ impl Driver {
                 self.event(Event::Deadline);
             }
             Op::Restore => self.save_and_restore(),
-            // Messages, above.
+            // Messages were handled above.
             _ => {}
         }
     }
 
-    /// Another device takes over, and asks for all jobs once more.
+    /// A restored device takes over and requests all jobs again.
     fn save_and_restore(&mut self) {
         let saved = self.device.save(self.now);
         let restored = match Device::restore(self.config.clone(), &saved, self.now) {
             Ok(restored) => restored,
             // The made-up state was at the limit, and there has been another job since.
-            Err(RestoreError::Impossible { reason: "more jobs than any device has had" }) => return,
+            Err(RestoreError::Impossible { reason: "the next job ID is too high" }) => return,
             Err(error) => panic!("{error}"),
         };
         let before = std::mem::replace(&mut self.device, restored).snapshot();
