@@ -120,12 +120,19 @@ fn balloon_response() {
 
 #[test]
 fn full_balloon_response() {
-    let ranges = list(&[two_mib(); 510]);
-    let bytes = BalloonResponse::emit(4, true, &ranges);
-    assert_eq!(bytes.len(), 4096);
-    assert_eq!(bytes[12..16], [0xfd, 3, 0, 0]);
+    let ranges = list(&[two_mib(); MAX_RANGES]);
+    let mut bytes = BalloonResponse::emit(4, true, &ranges);
+    assert_eq!(bytes.len(), 4080);
+    assert_eq!(bytes[12..16], [0xf9, 3, 0, 0]);
     let expected = BalloonResponse { more_pages: true, ranges: ranges.words() };
     assert_eq!(from_guest(&bytes), (4, GuestBody::BalloonResponse(expected)));
+    // A guest sends up to a page, without the packet's header.
+    bytes.extend(TWO_MIB);
+    bytes.extend(TWO_MIB);
+    bytes[2..4].copy_from_slice(&4096_u16.to_le_bytes());
+    bytes[12] = 0xfd;
+    let GuestBody::BalloonResponse(response) = from_guest(&bytes).1 else { panic!("{bytes:?}") };
+    assert_eq!(response.ranges.iter().count(), 510);
 }
 
 #[test]
@@ -140,10 +147,10 @@ fn unballoon_request() {
 
 #[test]
 fn full_unballoon_request_is_as_long_as_a_host_message_may_be() {
-    let ranges = list(&[two_mib(); 510]);
+    let ranges = list(&[two_mib(); MAX_RANGES]);
     let bytes = UnballoonRequest::emit(7, true, &ranges);
     assert_eq!(bytes.len(), MAX_HOST_MESSAGE);
-    assert_eq!(bytes[8..16], [1, 0, 0, 0, 0xfe, 1, 0, 0]);
+    assert_eq!(bytes[8..16], [1, 0, 0, 0, 0xfc, 1, 0, 0]);
     let expected = UnballoonRequest { more_pages: true, ranges: ranges.words() };
     assert_eq!(from_host(&bytes), (7, HostBody::UnballoonRequest(expected)));
 }

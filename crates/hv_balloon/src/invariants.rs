@@ -35,7 +35,9 @@ fn closing_waits_for_something(link: &Link, machine: &Machine) {
         }
         Link::Closed => assert!(!removes, "closed while memory is removed"),
         Link::Handshake(_) | Link::Ready(_) => {
-            assert!(machine.removals.waiting.is_empty(), "a removal waits for nothing");
+            let waits = !machine.removals.waiting.is_empty();
+            let prepares = link.session().is_some_and(|session| session.preparation().is_some());
+            assert!(!waits || prepares, "a removal waits for nothing");
         }
     }
 }
@@ -56,23 +58,25 @@ fn idle_means_nothing_to_do(session: &Session, machine: &Machine) {
     let waits = !session.outbox().is_idle() || !ledger.in_flight().is_zero() || removals.is_busy();
     if let (Some(goal), false) = (machine.goal, waits) {
         let may_not_ask = machine.is_inhibited && !machine.excess_pages().is_zero();
-        assert!(!goal.is_open() || may_not_ask, "idle with an open target");
+        let waits_for_guest =
+            matches!(goal.pursuit, Pursuit::Overdue(_)) || session.looks_for_use();
+        assert!(!goal.is_open() || may_not_ask || waits_for_guest, "idle with an open target");
         assert!(
             !matches!(goal.pursuit, Pursuit::Stopping(_)),
             "idle with a stop that was not announced"
         );
         assert!(
             goal.target <= ledger.present()
-                || (goal.is_given_up() && ledger.returnable().is_zero()),
+                || ((goal.is_given_up() || waits_for_guest) && ledger.returnable().is_zero()),
             "idle with pages the guest should have"
         );
     }
 }
 
-/// Otherwise a silent guest could keep a target open for ever.
+/// Otherwise the operator could wait for a silent guest for ever and hear nothing.
 fn open_targets_wait_for_something_that_ends(session: &Session, machine: &Machine) {
     assert!(
-        !machine.has_open_target()
+        machine.goal.is_none_or(|goal| goal.pursuit != Pursuit::Open)
             || session.deadline().is_some()
             || !machine.ledger.in_flight().is_zero()
             || machine.removals.is_busy()

@@ -59,21 +59,31 @@ impl Machine {
 
     /// The guest is slow, or stands still: says so once, and goes on when it does its part.
     pub(crate) fn overdue(&mut self, reason: StopReason) {
-        let Some(Goal { target, pursuit: Pursuit::Open }) = self.goal else { return };
-        let is_there = self.ledger.actual() == target;
-        let pursuit = if is_there { Pursuit::Reached } else { Pursuit::Overdue(reason) };
-        self.goal = Some(Goal { target, pursuit });
-        self.announce_size();
-        self.announce_end(target, reason);
+        let actual = self.ledger.actual();
+        let Some(goal) = &mut self.goal else { return };
+        let Goal { target, pursuit: Pursuit::Open, told } = *goal else { return };
+        if actual == target {
+            goal.pursuit = Pursuit::Reached;
+        } else {
+            goal.pursuit = Pursuit::Overdue(reason);
+            goal.told.overdue = true;
+        }
+        if actual == target || !told.overdue {
+            self.announce_size();
+            self.announce_end(target, reason);
+        }
     }
 
     /// The guest reports that it does not use what it added, whatever its size.
     pub(crate) fn not_onlined(&mut self) {
         let Some(goal) = &mut self.goal else { return };
         if let Pursuit::Open | Pursuit::Reached = goal.pursuit {
-            let target = goal.target;
+            let (target, was_told) = (goal.target, goal.told.unused);
             goal.pursuit = Pursuit::Overdue(StopReason::NotOnlined);
-            self.announce_stop(target, StopReason::NotOnlined);
+            goal.told.unused = true;
+            if !was_told {
+                self.announce_stop(target, StopReason::NotOnlined);
+            }
         }
     }
 
@@ -124,7 +134,7 @@ impl Machine {
     /// Announces the outcome of the target once nothing under way can change it. `is_busy` means
     /// that the session has a transaction or a preparation under way.
     pub(crate) fn judge(&mut self, is_busy: bool) {
-        let Some(Goal { target, pursuit }) = self.goal else { return };
+        let Some(Goal { target, pursuit, told }) = self.goal else { return };
         if is_busy || !self.ledger.in_flight().is_zero() {
             return;
         }
@@ -142,7 +152,7 @@ impl Machine {
             }
             Pursuit::Open | Pursuit::Overdue(_) | Pursuit::Stopped(_) => return,
         };
-        self.goal = Some(Goal { target, pursuit: verdict });
+        self.goal = Some(Goal { target, pursuit: verdict, told });
         self.announce_size();
         match verdict {
             Pursuit::Stopped(reason) => self.announce_stop(target, reason),
@@ -154,7 +164,7 @@ impl Machine {
 
     /// Announces a stop that waited for the last discard, because the session ends.
     pub(crate) fn announce_stopping(&mut self) {
-        if let Some(Goal { target, pursuit: Pursuit::Stopping(reason) }) = self.goal {
+        if let Some(Goal { target, pursuit: Pursuit::Stopping(reason), .. }) = self.goal {
             self.announce_end(target, reason);
         }
     }
@@ -166,7 +176,7 @@ impl Machine {
 
     /// Drops the target because the machine was reset.
     pub(crate) fn drop_target(&mut self) {
-        let Some(Goal { target, pursuit }) = self.goal.take() else { return };
+        let Some(Goal { target, pursuit, .. }) = self.goal.take() else { return };
         match pursuit {
             Pursuit::Open => self.announce_end(target, StopReason::Reset),
             Pursuit::Stopping(reason) => self.announce_end(target, reason),

@@ -173,6 +173,17 @@ impl fmt::Display for Refusal {
 pub(crate) struct Goal {
     pub(crate) target: PageCount,
     pub(crate) pursuit: Pursuit,
+    /// What was announced of a slow guest, once for each target: a guest could make the log grow.
+    pub(crate) told: Told,
+}
+
+/// Announcements that were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// An answer is overdue.
+    pub(crate) overdue: bool,
+    /// Memory that the guest added is not in use.
+    pub(crate) unused: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,7 +203,8 @@ pub(crate) enum Pursuit {
 
 impl Goal {
     pub(crate) const fn new(target: PageCount) -> Self {
-        Self { target, pursuit: Pursuit::Open }
+        let told = Told { overdue: false, unused: false };
+        Self { target, pursuit: Pursuit::Open, told }
     }
 
     /// Whether the device still pursues the target.

@@ -138,7 +138,7 @@ pub(crate) fn honest(dice: &mut Dice) -> Personality {
     let all = Personality::all();
     let mut personality = all[dice.index(all.len())].clone();
     if dice.one_in(2) {
-        personality.ballooning.ranges_per_message = dice.pick(&[1, 2, 7, 64, 510]);
+        personality.ballooning.ranges_per_message = dice.pick(&[1, 2, 7, 64, 508]);
         personality.ballooning.ending = dice.pick(&[Ending::WithPages, Ending::Separate]);
         // With short messages of short ranges, a guest would take for ever.
         if personality.ballooning.ranges_per_message < 64 || dice.one_in(2) {

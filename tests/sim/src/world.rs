@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use guest_model::dynmem::Personality;
-use hv_balloon::StateName;
+use guest_model::dynmem::{HotAddAnswer, Personality};
+use hv_balloon::{StateName, StopReason};
 use page_range::PageCount;
 use vmbus::VmbusDevice;
 use vmbus::protocol::VpIndex;
@@ -180,7 +180,17 @@ impl World {
             return;
         }
         let guest_was_let_down = self.guest.is_confused;
-        let answers = !self.guest.driver.personality().ignores_requests;
+        let personality = self.guest.driver.personality();
+        let answers = !personality.ignores_requests;
+        let adds = personality.hot_add.answer != HotAddAnswer::Silent;
+        // Guest and host stood still now and then, for minutes.
+        let stop = self.host.snapshot().last_stop;
+        let is_overdue = match stop {
+            Some(StopReason::Timeout) => answers,
+            Some(StopReason::HotAddTimeout) => answers && adds,
+            _ => false,
+        };
+        assert!(!is_overdue || guest_was_let_down, "time alone ended a target: {stop:?}");
         self.guest.driver.memory_mut().release();
         let all = self.host.snapshot().assigned;
         self.target(all);
@@ -483,12 +493,12 @@ impl World {
             }
             Move::Dribble => self.vice(Vice::Dribbles),
             Move::Leap => {
-                let most = self.dice.pick(&[100, 2000, 2000, 70_000]);
+                let most = self.dice.pick(&[100, 2000, 2000, 70_000, 900_000]);
                 self.host.now += Duration::from_millis(self.dice.below(most));
             }
             Move::Hang => {
                 let who = self.dice.index(HANGS.len());
-                let most = self.dice.pick(&[50, 1000, 1000, 200_000]);
+                let most = self.dice.pick(&[50, 1000, 1000, 200_000, 900_000]);
                 let until = self.host.now + Duration::from_millis(self.dice.below(most));
                 self.hangs[who] = until;
                 self.host

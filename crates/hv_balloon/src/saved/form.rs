@@ -83,8 +83,10 @@ pub(crate) struct Session {
     pub(crate) status: Option<Status>,
     pub(crate) late: Option<Offer>,
     pub(crate) is_proven: bool,
+    pub(crate) fresh_status: Option<Status>,
     pub(crate) status_before: Option<Status>,
     pub(crate) unused: Option<Unused>,
+    pub(crate) given_up: u32,
     pub(crate) failures: u32,
 }
 
@@ -123,7 +125,7 @@ pub(crate) struct Offer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Unused {
     pub(crate) pages: u64,
-    pub(crate) before: Status,
+    pub(crate) before: Option<Status>,
     pub(crate) left: Option<Duration>,
 }
 
@@ -143,6 +145,8 @@ pub(crate) struct Asked {
 pub(crate) struct Goal {
     pub(crate) target: u64,
     pub(crate) pursuit: Pursuit,
+    pub(crate) told_overdue: bool,
+    pub(crate) told_unused: bool,
 }
 
 /// Reasons are numbers: see [`super::codes`].

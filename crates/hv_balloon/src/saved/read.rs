@@ -18,7 +18,7 @@ use crate::outbox::Outbox;
 use crate::placement::HotAddPlacement;
 use crate::removal::Removals;
 use crate::session::{Prepared, Session};
-use crate::target::{Goal, Pursuit, Refusal};
+use crate::target::{Goal, Pursuit, Refusal, Told};
 use crate::{Action, Config, Device, JobId, StopReason, TargetError, Task};
 
 pub(super) fn device(form: &form::Device, config: Config, now: Duration) -> Result<Device> {
@@ -96,7 +96,8 @@ fn check(link: &Link, machine: &Machine) -> Result<()> {
         }
         Link::Handshake(_) | Link::Ready(_) => {}
     }
-    ensure(!waits || link.closing().is_some(), "a removal waits for nothing")?;
+    let prepares = link.session().is_some_and(|session| session.preparation().is_some());
+    ensure(!waits || prepares || link.closing().is_some(), "a removal waits for nothing")?;
     let Some(session) = link.session() else {
         ensure(machine.ledger.is_untouched(), "pages that a guest gave, but no session")?;
         return check_jobs(None, machine);
@@ -185,7 +186,8 @@ fn goal(form: form::Goal) -> Result<Goal> {
         form::Pursuit::Stopped(code) => Pursuit::Stopped(stop_reason(code)?),
         form::Pursuit::Reached => Pursuit::Reached,
     };
-    Ok(Goal { target: PageCount::new(form.target), pursuit })
+    let told = Told { overdue: form.told_overdue, unused: form.told_unused };
+    Ok(Goal { target: PageCount::new(form.target), pursuit, told })
 }
 
 fn refusal(form: form::Refusal) -> Result<Refusal> {

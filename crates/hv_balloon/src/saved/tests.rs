@@ -269,7 +269,12 @@ fn numbers_mean_something() {
     let target = |form: &mut form::Device| form.goal.as_mut().unwrap().target = 0;
     refused(IDLE, target, "the target is zero");
     let reason = "an unknown stop reason";
-    let stop = |code| form::Goal { target: 1, pursuit: form::Pursuit::Stopped(code) };
+    let stop = |code| form::Goal {
+        target: 1,
+        pursuit: form::Pursuit::Stopped(code),
+        told_overdue: false,
+        told_unused: false,
+    };
     refused(IDLE, |form| form.goal = Some(stop(0)), reason);
     refused(IDLE, |form| form.goal = Some(stop(16)), reason);
     let stopped = form::Refusal::Stopped(99);

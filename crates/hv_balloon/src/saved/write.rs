@@ -68,7 +68,7 @@ fn removals(machine: &Machine, in_vain: Option<PageRange>) -> form::Removals {
     }
 }
 
-const fn goal(Goal { target, pursuit }: Goal) -> form::Goal {
+const fn goal(Goal { target, pursuit, told }: Goal) -> form::Goal {
     let pursuit = match pursuit {
         Pursuit::Open => form::Pursuit::Open,
         Pursuit::Overdue(reason) => form::Pursuit::Overdue(code(reason)),
@@ -76,7 +76,8 @@ const fn goal(Goal { target, pursuit }: Goal) -> form::Goal {
         Pursuit::Stopped(reason) => form::Pursuit::Stopped(code(reason)),
         Pursuit::Reached => form::Pursuit::Reached,
     };
-    form::Goal { target: target.get(), pursuit }
+    let (told_overdue, told_unused) = (told.overdue, told.unused);
+    form::Goal { target: target.get(), pursuit, told_overdue, told_unused }
 }
 
 const fn refusal(refusal: Refusal) -> form::Refusal {

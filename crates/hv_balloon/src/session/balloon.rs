@@ -69,7 +69,7 @@ impl Session {
         short_answers: u32,
     ) -> Activity {
         machine.heard();
-        self.unused = None;
+        self.size_changes();
         let pages = request_size(excess);
         let (id, request) = (self.transaction_id, BalloonRequest { pages });
         let pushed = self.outbox.push(|out| request.emit_into(id, out));
@@ -106,14 +106,18 @@ impl Session {
 
     /// Accepts pages that were not requested, since the guest no longer uses them.
     pub(super) fn gave_unasked(
-        &self,
+        &mut self,
         machine: &mut Machine,
         response: BalloonResponse<'_>,
         activity: Activity,
     ) -> Activity {
         let accepted = accept(machine, response);
         let state = activity.name();
-        machine.fault(GuestFault::UnaskedResponse { pages: accepted.fresh, state });
+        if self.given_up == 0 {
+            machine.fault(GuestFault::UnaskedResponse { pages: accepted.fresh, state });
+        } else if !response.more_pages {
+            self.given_up = self.given_up.saturating_sub(1);
+        }
         activity
     }
 
@@ -122,7 +126,10 @@ impl Session {
         let idle = self.end_transaction(machine);
         machine.heard();
         let Asked { pages, gained, named_pages, short_answers, .. } = asked;
-        if gained > pages {
+        // It may be the answer to a request that was given up.
+        let is_certain = self.given_up == 0;
+        self.given_up = self.given_up.saturating_sub(1);
+        if gained > pages && is_certain {
             machine.fault(GuestFault::ExcessPages { asked: pages, given: gained });
         }
         if gained >= pages || machine.excess_pages().is_zero() {
@@ -139,13 +146,17 @@ impl Session {
         idle
     }
 
+    /// The operator wants something else of a guest that has not answered in time.
+    pub(super) fn asked_in_vain(&mut self, machine: &mut Machine) -> Activity {
+        self.given_up = self.given_up.saturating_add(1);
+        self.end_transaction(machine)
+    }
+
     /// The guest is slow, or stands still. It is not asked again before it answers: one that stands
     /// still would find both requests when it goes on, and give twice as much.
     pub(super) fn balloon_overdue(machine: &mut Machine, asked: Asked) -> Activity {
         machine.notify(Notice::TimedOut(Transaction::Balloon));
-        if !machine.excess_pages().is_zero() {
-            machine.overdue(StopReason::Timeout);
-        }
+        machine.overdue(StopReason::Timeout);
         Activity::Ballooning(Asked { deadline: None, ..asked })
     }
 }

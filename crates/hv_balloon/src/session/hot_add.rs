@@ -121,7 +121,7 @@ impl Session {
         }
         machine.heard();
         machine.ledger.forget_foreign(range);
-        self.status_before = self.status;
+        self.status_before = self.fresh_status;
         Activity::HotAdding(Offer::unsent(machine, range))
     }
 
@@ -175,7 +175,12 @@ impl Session {
         }
         let rest_start = taken.map_or(range.start(), PageRange::end);
         if let Some(range) = PageRange::between(rest_start, range.end()) {
-            machine.remove_memory(range);
+            // Nothing is removed while memory is prepared: one job must not overtake the other.
+            if self.preparation().is_some() {
+                machine.removals.add(range);
+            } else {
+                machine.remove_memory(range);
+            }
             return match (taken, response.result) {
                 (Some(_), _) => self.try_again(machine, StopReason::HotAddPartial),
                 (None, HotAddResult::SUCCESS) => {

@@ -70,10 +70,14 @@ pub(crate) struct Session {
     late: Option<Offer>,
     /// Whether the guest has used memory that it was offered.
     is_proven: bool,
+    /// The guest's last report, if its size has not changed since.
+    fresh_status: Option<StatusReport>,
     /// The guest's last report when it was offered memory.
     status_before: Option<StatusReport>,
     /// Memory that the guest added and has perhaps not put to use.
     unused: Option<Unused>,
+    /// Balloon requests that were given up for another target and may still be answered.
+    given_up: u32,
     /// Attempts in a row to get memory for the guest that failed.
     failures: u32,
     /// The ranges of one unballoon message, kept to reuse their memory.
@@ -133,9 +137,15 @@ impl Session {
             }
 
             (Input::TargetSet, &Pausing { .. }) => Idle,
-            (Input::TargetSet, &Ballooning(Asked { deadline: None, .. }))
-            | (Input::TargetSet, &Unballooning { all_sent: true, deadline: None }) => {
+            (Input::TargetSet, &Ballooning(Asked { deadline: None, .. })) => {
+                self.asked_in_vain(machine)
+            }
+            (Input::TargetSet, &Unballooning { all_sent: true, deadline: None }) => {
                 self.end_transaction(machine)
+            }
+            (Input::TargetSet, &Unballooning { all_sent: false, deadline: None }) => {
+                let deadline = Some(machine.after(UNBALLOON_TIMEOUT));
+                Unballooning { all_sent: false, deadline }
             }
             (Input::TargetSet, &HotAdding(offer)) if offer.is_overdue() => {
                 self.offered_in_vain(machine, offer)
@@ -203,8 +213,10 @@ impl Session {
             room: Room::default(),
             late: None,
             is_proven: false,
+            fresh_status: None,
             status_before: None,
             unused: None,
+            given_up: 0,
             failures: 0,
             ranges: RangeList::new(),
         };
@@ -249,6 +261,7 @@ impl Session {
         match body {
             GuestBody::StatusReport(report) => {
                 self.status = Some(report);
+                self.fresh_status = Some(report);
                 self.look_for_use(machine, report);
                 if machine.wants_status_reports() {
                     machine.notify(Notice::StatusReport(report));
@@ -301,6 +314,7 @@ impl Session {
     /// Ends the transaction, successful or not.
     fn end_transaction(&mut self, machine: &mut Machine) -> Activity {
         machine.retry_held();
+        self.fresh_status = None;
         self.transaction_id = self.transaction_id.wrapping_add(1);
         Activity::Idle
     }

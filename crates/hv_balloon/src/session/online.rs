@@ -3,8 +3,9 @@
 //! Linux adds memory in blocks, which something in the guest has to bring online before it can be
 //! used. Its driver waits up to five seconds for each. An answer that comes faster proves that the
 //! memory is in use; one that comes later proves nothing, since the guest may be slow. The guest's
-//! status reports tell: Linux counts memory that was added and is not online as committed
-//! (`hv_balloon.c`, `post_status`), and memory that is online as available.
+//! status reports tell, compared with one before: Linux counts memory that was added and is not online
+//! as committed (`hv_balloon.c`, `post_status`), and memory that is online as available. It sends none
+//! in the first 45 seconds of its driver; then the doubt is announced, and the next block tells.
 
 use core::time::Duration;
 
@@ -22,8 +23,8 @@ pub(super) const REPORT_WAIT: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unused {
     pub(super) pages: PageCount,
-    /// The last report before the memory was offered.
-    pub(super) before: StatusReport,
+    /// The last report before the memory was offered, if there was one to compare with.
+    pub(super) before: Option<StatusReport>,
     /// How long to wait for a report; `None` once one has said that the memory is not in use.
     pub(super) until: Option<Duration>,
 }
@@ -35,10 +36,11 @@ impl Unused {
 
     /// Whether the memory is in use, as far as a report can tell.
     fn is_used(self, report: StatusReport) -> Option<bool> {
+        let before = self.before?;
         let quarter = PageCount::new(self.pages.get() / 4);
         let most = self.pages.saturating_sub(quarter);
-        let available = report.available.saturating_sub(self.before.available);
-        let committed = report.committed.saturating_sub(self.before.committed);
+        let available = report.available.saturating_sub(before.available);
+        let committed = report.committed.saturating_sub(before.committed);
         if available >= most || committed < quarter {
             Some(true)
         } else if committed >= most && available < quarter {
@@ -51,13 +53,37 @@ impl Unused {
 
 impl Session {
     /// The guest was slow to add `pages`: its next reports say whether it uses them.
-    pub(super) fn doubt_use(&mut self, machine: &Machine, pages: PageCount) {
-        let until = Some(machine.after(REPORT_WAIT));
-        self.unused = self.status_before.map(|before| Unused { pages, before, until });
+    pub(super) fn doubt_use(&mut self, machine: &mut Machine, pages: PageCount) {
+        let before = self.status_before;
+        let until = before.map(|_| machine.after(REPORT_WAIT));
+        self.unused = Some(Unused { pages, before, until });
+        if before.is_none() {
+            machine.not_onlined();
+        }
+    }
+
+    /// Pages come or go: earlier reports cannot be compared with later ones.
+    pub(super) const fn size_changes(&mut self) {
+        self.fresh_status = None;
+        self.unused = None;
+    }
+
+    /// Whether reports are to tell if the guest uses what it added.
+    #[cfg(any(test, debug_assertions))]
+    pub(crate) const fn looks_for_use(&self) -> bool {
+        self.unused.is_some()
     }
 
     pub(super) fn look_for_use(&mut self, machine: &mut Machine, report: StatusReport) {
         let Some(unused) = &mut self.unused else { return };
+        if unused.before.is_none() {
+            // The next block is compared with this report. If none is wanted, the doubt remains.
+            if !machine.missing_pages().is_zero() {
+                self.unused = None;
+                machine.onlined();
+            }
+            return;
+        }
         match unused.is_used(report) {
             Some(true) => {
                 self.unused = None;
@@ -86,7 +112,7 @@ mod tests {
             committed: PageCount::new(committed),
             ..StatusReport::default()
         };
-        Unused { pages: PageCount::new(PAGES), before: report(before), until: None }
+        Unused { pages: PageCount::new(PAGES), before: Some(report(before)), until: None }
             .is_used(report(after))
     }
 

@@ -36,6 +36,7 @@ impl Session {
         what: Prepared,
         ok: bool,
     ) -> Activity {
+        machine.begin_removals();
         if let Prepared::Returned = what {
             machine.ledger.finish_provide(ok);
             machine.retry_held();

@@ -52,12 +52,14 @@ impl Session {
             status: self.status.map(save_status),
             late: self.late.map(|late| late.save(now)),
             is_proven: self.is_proven,
+            fresh_status: self.fresh_status.map(save_status),
             status_before: self.status_before.map(save_status),
             unused: self.unused.map(|Unused { pages, before, until }| form::Unused {
                 pages: pages.get(),
-                before: save_status(before),
+                before: before.map(save_status),
                 left: until.map(left),
             }),
+            given_up: self.given_up,
             failures: self.failures,
         }
     }
@@ -77,12 +79,14 @@ impl Session {
             room: Room::default(),
             late: saved.late.map(|late| Offer::restore(late, machine)),
             is_proven: saved.is_proven,
+            fresh_status: saved.fresh_status.map(restore_status),
             status_before: saved.status_before.map(restore_status),
             unused: saved.unused.map(|saved| Unused {
                 pages: PageCount::new(saved.pages),
-                before: restore_status(saved.before),
+                before: saved.before.map(restore_status),
                 until: saved.left.map(|left| until(machine, left, REPORT_WAIT)),
             }),
+            given_up: saved.given_up,
             failures: saved.failures,
             ranges: RangeList::new(),
         })

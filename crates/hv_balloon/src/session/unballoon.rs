@@ -26,7 +26,7 @@ impl Session {
     /// The guest confirms only the last message of a request, and only once it is in the ring.
     pub(super) fn return_pages(&mut self, machine: &mut Machine) -> Activity {
         machine.heard();
-        self.unused = None;
+        self.size_changes();
         let mut owed = machine.owed_pages();
         let ledger = &mut machine.ledger;
         self.ranges.clear();

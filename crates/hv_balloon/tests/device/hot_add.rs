@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use dynmem_protocol::{Capabilities, HotAddResult};
+use dynmem_protocol::{Capabilities, HotAddResult, StatusReport};
 use hv_balloon::{
-    Event, HOT_ADD_TIMEOUT, Notice, Prepare, Refusal, ReplaceError, StateName, StopReason,
-    TargetError, Transaction,
+    Event, FIRST_RETRY_PAUSE, HOT_ADD_TIMEOUT, MAX_FAILURES, Notice, Prepare, Refusal,
+    ReplaceError, StateName, StopReason, TargetError, Transaction,
 };
 use page_range::PageRange;
 
@@ -133,11 +133,8 @@ fn what_the_guest_did_not_take_goes_back_and_is_offered_again() {
     let (mut driver, _) = offering(2048);
     driver.added(BLOCK, HotAddResult::SUCCESS);
     assert_eq!(driver.removed, [range(BASE + BLOCK, 2048 - BLOCK)]);
-    assert_eq!(
-        (driver.actual(), stop(&driver)),
-        (RAM_PAGES + BLOCK, Some(StopReason::HotAddPartial))
-    );
-    driver.set_target(RAM_PAGES + 2048);
+    assert_eq!((driver.actual(), driver.state()), (RAM_PAGES + BLOCK, StateName::Pausing));
+    driver.wait(FIRST_RETRY_PAUSE);
     let Prepare::Add { range: again, offset, .. } = driver.prepared(true) else {
         panic!("not new memory");
     };
@@ -147,22 +144,45 @@ fn what_the_guest_did_not_take_goes_back_and_is_offered_again() {
 }
 
 #[test]
-fn refusals_and_failures_are_told_apart_and_neither_is_final() {
-    for (result, reason) in [
-        (HotAddResult::SUCCESS, StopReason::HotAddRefused),
-        (HotAddResult::FAILURE, StopReason::HotAddFailed),
-    ] {
-        let (mut driver, offer) = offering(BLOCK);
-        driver.added(0, result);
-        assert_eq!((driver.removed.as_slice(), stop(&driver)), ([offer].as_slice(), Some(reason)));
-        let target = pages(RAM_PAGES + BLOCK);
-        let refusal = driver.device.snapshot().last_refusal;
-        assert_eq!(refusal, Some((target, Refusal::Stopped(reason))));
-        assert!(driver.preparing.is_empty(), "asked again by itself");
-        driver.set_target(RAM_PAGES + BLOCK);
+fn a_refusal_is_no_failure_and_not_final() {
+    let (mut driver, offer) = offering(BLOCK);
+    let reason = StopReason::HotAddRefused;
+    driver.added(0, HotAddResult::SUCCESS);
+    assert_eq!((driver.removed.as_slice(), stop(&driver)), ([offer].as_slice(), Some(reason)));
+    let target = pages(RAM_PAGES + BLOCK);
+    let refusal = driver.device.snapshot().last_refusal;
+    assert_eq!(refusal, Some((target, Refusal::Stopped(reason))));
+    assert!(driver.preparing.is_empty(), "asked again by itself");
+    driver.set_target(RAM_PAGES + BLOCK);
+    driver.prepared(true);
+    assert_eq!(driver.offered(), offer);
+}
+
+#[test]
+fn a_guest_that_fails_to_add_memory_is_asked_again_a_few_times() {
+    let (mut driver, offer) = offering(BLOCK);
+    for failure in 1..MAX_FAILURES {
+        driver.added(0, HotAddResult::FAILURE);
+        assert_eq!((driver.state(), stop(&driver)), (StateName::Pausing, None));
+        driver.wait(FIRST_RETRY_PAUSE * (1 << (failure - 1)));
         driver.prepared(true);
         assert_eq!(driver.offered(), offer);
     }
+    driver.added(0, HotAddResult::FAILURE);
+    assert_eq!(stop(&driver), Some(StopReason::HotAddFailed));
+    driver.wait(Duration::from_secs(3600));
+    assert!(driver.preparing.is_empty());
+}
+
+#[test]
+fn a_failure_that_passes_changes_nothing() {
+    let (mut driver, offer) = offering(BLOCK);
+    driver.added(0, HotAddResult::FAILURE);
+    driver.wait(FIRST_RETRY_PAUSE);
+    driver.prepared(true);
+    assert_eq!(driver.offered(), offer);
+    driver.added(BLOCK, HotAddResult::SUCCESS);
+    assert_eq!((driver.actual(), stop(&driver)), (RAM_PAGES + BLOCK, None));
 }
 
 #[test]
@@ -188,12 +208,24 @@ fn a_silent_guest_keeps_what_it_was_offered_and_may_answer_late() {
     assert!(driver.notices.contains(&Notice::TimedOut(Transaction::HotAdd)));
     assert_eq!(stop(&driver), Some(StopReason::HotAddTimeout));
     assert!(driver.removed.is_empty());
+    driver.wait(100 * HOT_ADD_TIMEOUT);
+    driver.added(BLOCK, HotAddResult::SUCCESS);
+    assert_eq!((driver.actual(), stop(&driver)), (RAM_PAGES + BLOCK, None));
+}
+
+#[test]
+fn memory_is_not_offered_twice_whatever_the_operator_wants() {
+    let (mut driver, _) = offering(BLOCK);
+    driver.wait(2 * HOT_ADD_TIMEOUT);
     driver.set_target(RAM_PAGES + BLOCK);
     assert_eq!(
         stop(&driver),
         Some(StopReason::HotAddTimeout),
         "offered again while it may be used"
     );
+    driver.set_target(RAM_PAGES - BLOCK);
+    driver.drain();
+    driver.set_target(RAM_PAGES + BLOCK);
     driver.added(BLOCK, HotAddResult::SUCCESS);
     assert_eq!((driver.actual(), stop(&driver)), (RAM_PAGES + BLOCK, None));
 }
@@ -280,9 +312,14 @@ fn a_target_set_after_a_reset_outlives_new_memory() {
 }
 
 #[test]
-fn memory_the_host_has_not_got_ends_the_try_and_not_the_guest() {
+fn memory_the_host_has_not_got_is_tried_for_a_few_times() {
     let mut driver = Driver::growable();
     driver.set_target(RAM_PAGES + BLOCK);
+    for failure in 1..MAX_FAILURES {
+        driver.prepared(false);
+        assert_eq!((driver.state(), stop(&driver)), (StateName::Pausing, None));
+        driver.wait(FIRST_RETRY_PAUSE * (1 << (failure - 1)));
+    }
     driver.prepared(false);
     assert!(driver.ring.is_empty());
     assert_eq!((driver.state(), stop(&driver)), (StateName::Idle, Some(StopReason::HostMemory)));
@@ -375,8 +412,52 @@ fn an_offer_that_never_reached_the_ring_is_withdrawn() {
     assert_eq!(driver.actual(), RAM_PAGES);
 }
 
+fn status(available: u64, committed: u64) -> Vec<u8> {
+    let (available, committed) = (pages(available), pages(committed));
+    StatusReport { available, committed, ..StatusReport::default() }.emit(99)
+}
+
+/// A Linux that has reported its status and was offered a block, of two that it lacks.
+fn offering_to_linux() -> Driver {
+    let mut driver = Driver::growable();
+    driver.handle(Event::ChannelClosed);
+    driver.shake_hands_as(LINUX, CAN_GROW);
+    driver.packet(&status(5000, 2000));
+    driver.set_target(RAM_PAGES + 2 * BLOCK);
+    let Prepare::Add { range, .. } = driver.prepared(true) else { panic!("not new memory") };
+    assert_eq!(range.count(), pages(2 * BLOCK));
+    driver
+}
+
 #[test]
-fn a_linux_that_waited_in_vain_for_memory_to_come_online_is_reported() {
+fn a_slow_linux_that_uses_its_memory_is_given_more() {
+    let mut driver = offering_to_linux();
+    driver.now += Duration::from_secs(300);
+    driver.added(2 * BLOCK, HotAddResult::SUCCESS);
+    driver.packet(&status(5000 + 2 * BLOCK - 20, 2010));
+    assert_eq!((driver.actual(), stop(&driver)), (RAM_PAGES + 2 * BLOCK, None));
+    driver.set_target(RAM_PAGES + 3 * BLOCK);
+    assert_eq!(driver.preparing.len(), 1);
+}
+
+#[test]
+fn a_linux_that_reports_its_new_memory_offline_is_given_no_more_until_it_uses_it() {
+    let mut driver = offering_to_linux();
+    driver.now += Duration::from_secs(5);
+    driver.added(2 * BLOCK, HotAddResult::SUCCESS);
+    driver.packet(&status(4990, 2000 + 2 * BLOCK));
+    let size = (RAM_PAGES + 2 * BLOCK, Some(StopReason::NotOnlined));
+    assert_eq!((driver.actual(), stop(&driver)), size);
+    assert!(driver.device.snapshot().is_pursued);
+    driver.wait(Duration::from_secs(3600));
+    assert_eq!((driver.actual(), stop(&driver)), size);
+    driver.packet(&status(5000 + 2 * BLOCK, 2000));
+    assert_eq!(stop(&driver), None);
+}
+
+/// Linux reports nothing in the first 45 seconds of its driver.
+#[test]
+fn a_slow_linux_without_a_report_is_doubted_until_the_next_target() {
     let mut driver = Driver::growable();
     driver.handle(Event::ChannelClosed);
     driver.shake_hands_as(LINUX, CAN_GROW);

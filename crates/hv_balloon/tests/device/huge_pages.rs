@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use hv_balloon::{Config, Event, Prepare, Settle, StateName, StopReason};
+use hv_balloon::{
+    Config, Event, FIRST_RETRY_PAUSE, MAX_FAILURES, Prepare, Settle, StateName, StopReason,
+};
 
 use crate::driver::*;
 
@@ -77,12 +79,17 @@ fn a_pool_that_is_empty_ends_the_try_and_a_later_one_succeeds() {
     driver.give(&[range(0, UNIT)], false);
     driver.finish_discards();
     driver.set_target(RAM_PAGES);
+    for failure in 1..MAX_FAILURES {
+        driver.prepared(false);
+        assert_eq!((driver.state(), stop_reason(&driver)), (StateName::Pausing, None));
+        driver.wait(FIRST_RETRY_PAUSE * (1 << (failure - 1)));
+    }
     driver.prepared(false);
     assert_eq!(
         (driver.state(), stop_reason(&driver)),
         (StateName::Idle, Some(StopReason::HostMemory))
     );
-    assert!(driver.preparing.is_empty(), "tried again by itself");
+    assert!(driver.preparing.is_empty(), "tried without end");
     driver.drain();
     driver.set_target(RAM_PAGES);
     driver.prepared(true);

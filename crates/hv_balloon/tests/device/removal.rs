@@ -74,7 +74,7 @@ fn a_failed_removal_is_told_and_ends_no_session() {
     let driver = stuck();
     let range = range(BASE + BLOCK, BLOCK);
     assert_eq!(driver.notices, [Notice::RemovalFailed { range }]);
-    assert_eq!(driver.state(), StateName::Idle);
+    assert_eq!(driver.state(), StateName::Pausing);
 }
 
 #[test]

@@ -118,6 +118,7 @@ fn hot_adding() -> Driver {
 fn late_hot_add() -> Driver {
     let mut driver = hot_adding();
     driver.wait(Duration::from_secs(600));
+    driver.set_target(RAM_PAGES + 701);
     assert_eq!(driver.device.snapshot().last_stop, Some(StopReason::HotAddTimeout));
     driver
 }
@@ -423,16 +424,26 @@ fn a_late_answer_counts_after_a_restore_too() {
 }
 
 #[test]
-fn how_long_an_answer_took_is_known_after_a_restore() {
+fn what_a_report_says_of_new_memory_is_known_after_a_restore() {
     let mut driver = Driver::with(Config { settle: Settle::Auto, ..preparing().config });
     driver.shake_hands_as(0x8100_0601_0000_0000, CAN_GROW);
+    let status = |available, committed| {
+        let (available, committed) = (pages(available), pages(committed));
+        StatusReport { available, committed, ..StatusReport::default() }.emit(99)
+    };
+    driver.packet(&status(5000, 2000));
     driver.set_target(RAM_PAGES + 1024);
     driver.prepared(true);
     driver.now += Duration::from_secs(3);
     driver.save_and_restore();
     driver.now += Duration::from_secs(2);
     driver.added(1024, HotAddResult::SUCCESS);
+    driver.save_and_restore();
+    driver.packet(&status(5000, 3024));
     assert_eq!(driver.device.snapshot().last_stop, Some(StopReason::NotOnlined));
+    driver.save_and_restore();
+    driver.packet(&status(6000, 2000));
+    assert_eq!(driver.device.snapshot().last_stop, None);
 }
 
 #[test]

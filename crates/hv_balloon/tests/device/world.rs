@@ -324,6 +324,7 @@ impl World {
     }
 
     fn give(&mut self, ranges: &[PageRange], more: bool) {
+        let ranges = ranges.get(..MAX_RANGES).unwrap_or(ranges);
         let counts = !matches!(
             self.device.snapshot().state,
             StateName::Closed | StateName::Closing | StateName::AwaitVersion | StateName::AwaitCaps

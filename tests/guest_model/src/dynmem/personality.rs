@@ -35,7 +35,7 @@ pub struct Ballooning {
     pub shape: Shape,
     /// The most pages it gives for one request, however many are requested.
     pub most_per_request: PageCount,
-    /// The most ranges in one message; at least 1. A message holds at most 510.
+    /// The most ranges in one message; at least 1. A message holds at most 508.
     pub ranges_per_message: usize,
 }
 

@@ -22,7 +22,7 @@ fn what_the_guest_did_not_take_it_takes_later() {
         (HotAddAnswer::Refuses, 0, StopReason::HotAddRefused),
         (HotAddAnswer::FailsAlways, 0, StopReason::HotAddFailed),
         (HotAddAnswer::AtMost(PageCount::ZERO), 0, StopReason::HotAddRefused),
-        (HotAddAnswer::AtMost(mib(512)), 512, StopReason::HotAddPartial),
+        (HotAddAnswer::AtMost(mib(512)), 512, StopReason::HotAddRefused),
     ] {
         let mut pair = ready_with(answer);
         pair.resize(mib(2048));
@@ -93,7 +93,8 @@ fn an_answer_that_was_lost_does_not_lose_the_memory() {
     heal(&mut pair);
     pair.reopen();
     pair.run();
-    pair.assert_size(mib(1152));
+    // The target outlives the session.
+    pair.assert_size(mib(1100));
     pair.resize(mib(2000));
     pair.assert_size(mib(2000));
 }

@@ -255,6 +255,7 @@ impl Pair {
 
     /// Steps until nothing is left to do, deadlines included.
     pub(crate) fn run(&mut self) {
+        self.guest.report_status();
         self.run_now();
         while self.wait() {
             self.run_now();
@@ -272,6 +273,9 @@ impl Pair {
         let Some(deadline) = deadlines.into_iter().flatten().min() else { return false };
         self.now = self.now.max(deadline);
         self.guest.advance(self.now);
+        // Linux reports every second.
+        self.guest.report_status();
+        self.run_now();
         self.handle(Event::Deadline);
         self.may_save();
         true

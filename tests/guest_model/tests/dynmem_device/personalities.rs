@@ -55,7 +55,7 @@ fn every_guest_grows_beyond_its_boot_size_or_says_why_not() {
                 pair.assert_size(size);
                 assert_eq!(snapshot.last_stop, None, "{name}");
             } else if size > mib(1024) {
-                assert_eq!(snapshot.last_stop, expected, "{name}");
+                assert_eq!(snapshot.last_stop, expected, "{name} {size}: {snapshot:?}");
             }
         }
         assert_eq!(pair.snapshot().faults, Default::default(), "{name}");

@@ -26,7 +26,6 @@ const SEEN: &[(&str, &[&str])] = &[
             "no-hot-add-capability",
             "hot-add-refused",
             "hot-add-failed",
-            "hot-add-partial",
             "hot-add-timeout",
             "not-onlined",
             "no-address-space",
