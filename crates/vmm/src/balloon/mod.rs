@@ -4,6 +4,8 @@
 mod memory;
 mod notices;
 mod operator;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, OnceLock};
 
