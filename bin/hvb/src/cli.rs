@@ -53,7 +53,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = page_multiple)]
     pub(crate) memory: ByteSize,
 
-    /// Memory the guest may grow to; defaults to its boot memory.
+    /// Memory the guest may grow to; defaults to its boot memory. What exceeds that should be a
+    /// multiple of the guest's alignment, which is 128M for Linux.
     #[arg(long, value_name = "SIZE", value_parser = page_multiple)]
     pub(crate) max_memory: Option<ByteSize>,
 

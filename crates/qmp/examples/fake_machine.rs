@@ -9,7 +9,7 @@ use qmp::{
 };
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -24,13 +24,15 @@ struct Fake {
     actual: AtomicU64,
     added: AtomicU64,
     refusal: Mutex<Option<Refusal>>,
+    paused: AtomicBool,
+    events: OnceLock<EventSender>,
     reset: AtomicBool,
     quit: mpsc::SyncSender<()>,
 }
 
 impl Machine for Fake {
     fn status(&self) -> RunState {
-        RunState::running
+        if self.paused.load(SeqCst) { RunState::paused } else { RunState::running }
     }
 
     fn balloon(&self, bytes: u64) -> Result<(), MonitorError> {
@@ -46,6 +48,16 @@ impl Machine for Fake {
 
     fn query_balloon(&self) -> Result<u64, MonitorError> {
         Ok(self.actual.load(SeqCst))
+    }
+
+    fn stop(&self) -> Result<(), MonitorError> {
+        self.pause(true, &Event::Stop);
+        Ok(())
+    }
+
+    fn cont(&self) -> Result<(), MonitorError> {
+        self.pause(false, &Event::Resume);
+        Ok(())
     }
 
     fn system_reset(&self) {
@@ -95,6 +107,12 @@ impl Machine for Fake {
 }
 
 impl Fake {
+    fn pause(&self, paused: bool, event: &Event) {
+        if self.paused.swap(paused, SeqCst) != paused {
+            self.events.get().inspect(|events| events.emit(event));
+        }
+    }
+
     /// Takes one step towards the target and tells of it.
     fn step(&self, events: &EventSender) {
         let (target, before) = (self.target.load(SeqCst).max(FLOOR), self.actual.load(SeqCst));
@@ -132,16 +150,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         actual: AtomicU64::new(BOOT),
         added: AtomicU64::new(0),
         refusal: Mutex::new(None),
+        paused: AtomicBool::new(false),
+        events: OnceLock::new(),
         reset: AtomicBool::new(false),
         quit,
     });
     let server = Server::start(Path::new(&path), fake.clone())?;
     let events = server.events();
+    // Set only here.
+    let _ = fake.events.set(events.clone());
     while quits.recv_timeout(TICK).is_err() {
         if fake.reset.swap(false, SeqCst) {
             fake.restart(&events);
         }
-        fake.step(&events);
+        if !fake.paused.load(SeqCst) {
+            fake.step(&events);
+        }
     }
     events.emit(&Event::Shutdown { guest: false, reason: ShutdownCause::host_qmp_quit });
     Ok(())

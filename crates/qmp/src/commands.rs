@@ -1,9 +1,11 @@
-//! The command table: name, arguments, phase and action of each command.
+//! The command table: name, phase, arguments, answer and action of each command.
 
 use crate::dynamic_memory::DynamicMemoryInfo;
-use crate::event::value_of;
+use crate::event::{EVENTS, value_of};
 use crate::hmp;
 use crate::machine::{Machine, MonitorError};
+use crate::schema::Member::{Optional, Required};
+use crate::schema::{self, Member, Type, types};
 use qapi_qmp::{
     BalloonInfo, CommandInfo, RunState, StatusInfo, VersionInfo, VersionTriple, balloon,
     human_monitor_command,
@@ -18,7 +20,8 @@ pub(crate) type Arguments = Map<String, Value>;
 pub(crate) struct Command {
     pub(crate) name: &'static str,
     pub(crate) phase: Phase,
-    arguments: &'static [Argument],
+    arguments: &'static [Member],
+    pub(crate) answer: Type,
     run: fn(&dyn Machine, Arguments) -> Answer,
 }
 
@@ -31,67 +34,74 @@ pub(crate) enum Phase {
     Command,
 }
 
-struct Argument {
-    name: &'static str,
-    kind: Kind,
-    required: bool,
-}
-
-#[derive(Clone, Copy)]
-enum Kind {
-    Integer,
-    Text,
-    /// A list of names drawn from an empty set: no capability is optional in this server.
-    Capabilities,
-}
-
 type Answer = Result<Value, MonitorError>;
 
-const COMMANDS: &[Command] = &[
+/// The result of a command that returns nothing.
+const NOTHING: Type = Type::Object(&schema::EMPTY);
+
+static COMMANDS: &[Command] = &[
     Command {
         name: "qmp_capabilities",
         phase: Phase::Negotiation,
-        arguments: &[Argument { name: "enable", kind: Kind::Capabilities, required: false }],
+        arguments: &[Optional("enable", Type::List(&Type::Choice(&types::CAPABILITY)))],
+        answer: NOTHING,
         run: |_, _| Ok(json!({})),
     },
     Command {
         name: "balloon",
         phase: Phase::Command,
-        arguments: &[Argument { name: "value", kind: Kind::Integer, required: true }],
+        arguments: &[Required("value", Type::Int)],
+        answer: NOTHING,
         run: set_balloon,
     },
+    plain("cont", NOTHING, |machine, _| machine.cont().map(nothing)),
     Command {
         name: "human-monitor-command",
         phase: Phase::Command,
-        arguments: &[
-            Argument { name: "command-line", kind: Kind::Text, required: true },
-            Argument { name: "cpu-index", kind: Kind::Integer, required: false },
-        ],
+        arguments: &[Required("command-line", Type::Text), Optional("cpu-index", Type::Int)],
+        answer: Type::Text,
         run: human_monitor,
     },
-    plain("query-balloon", |machine, _| {
+    plain("query-balloon", Type::Object(&types::BALLOON_INFO), |machine, _| {
         let actual = i64::try_from(machine.query_balloon()?).unwrap_or(i64::MAX);
         Ok(value_of(BalloonInfo { actual }))
     }),
-    plain("query-commands", |_, _| Ok(value_of(names().collect::<Vec<_>>()))),
-    plain("query-hv-balloon-status-report", |machine, _| machine.status_report().map(value_of)),
-    plain("query-memory-devices", |machine, _| Ok(value_of(machine.memory_devices()))),
-    plain("query-memory-size-summary", |machine, _| machine.memory_size_summary().map(value_of)),
-    plain("query-status", |machine, _| {
+    plain("query-commands", Type::List(&Type::Object(&types::COMMAND_INFO)), |_, _| {
+        Ok(value_of(names().collect::<Vec<_>>()))
+    }),
+    plain("query-hv-balloon-status-report", Type::Object(&types::HV_BALLOON_INFO), |machine, _| {
+        machine.status_report().map(value_of)
+    }),
+    plain(
+        "query-memory-devices",
+        Type::List(&Type::Object(&types::MEMORY_DEVICE)),
+        |machine, _| Ok(value_of(machine.memory_devices())),
+    ),
+    plain("query-memory-size-summary", Type::Object(&types::MEMORY_INFO), |machine, _| {
+        machine.memory_size_summary().map(value_of)
+    }),
+    plain("query-qmp-schema", Type::List(&Type::Object(&types::SCHEMA_INFO)), |_, _| {
+        let commands = COMMANDS.iter().map(|it| (it.name, it.arguments, it.answer));
+        Ok(value_of(schema::describe(commands, EVENTS.iter().map(|it| (it.name, it.data)))))
+    }),
+    plain("query-status", Type::Object(&types::STATUS_INFO), |machine, _| {
         let status = machine.status();
         Ok(value_of(StatusInfo { running: status == RunState::running, status }))
     }),
-    plain("query-version", |_, _| Ok(value_of(version()))),
-    plain("quit", |machine, _| {
+    plain("query-version", Type::Object(&types::VERSION_INFO), |_, _| Ok(value_of(version()))),
+    plain("quit", NOTHING, |machine, _| {
         machine.quit();
         Ok(json!({}))
     }),
-    plain("system_reset", |machine, _| {
+    plain("stop", NOTHING, |machine, _| machine.stop().map(nothing)),
+    plain("system_reset", NOTHING, |machine, _| {
         machine.system_reset();
         Ok(json!({}))
     }),
-    plain("x-dump-flight-recorder", |machine, _| machine.flight_recorder()),
-    plain("x-query-dynamic-memory", |machine, _| machine.dynamic_memory().map(value_of)),
+    plain("x-dump-flight-recorder", Type::Any, |machine, _| machine.flight_recorder()),
+    plain("x-query-dynamic-memory", Type::Object(&types::DYNAMIC_MEMORY), |machine, _| {
+        machine.dynamic_memory().map(value_of)
+    }),
 ];
 
 /// The row for this name.
@@ -111,49 +121,21 @@ pub(crate) fn version() -> VersionInfo {
 impl Command {
     /// Checks the arguments and runs the command.
     pub(crate) fn run(&self, machine: &dyn Machine, arguments: Arguments) -> Answer {
-        for expected in self.arguments {
-            match arguments.get(expected.name) {
-                Some(value) => expected.check(value)?,
-                None if expected.required => {
-                    let desc = format!("Parameter '{}' is missing", expected.name);
-                    return Err(MonitorError::generic(desc));
-                }
-                None => {}
-            }
-        }
-        let known = |name: &str| self.arguments.iter().any(|expected| expected.name == name);
-        if let Some(name) = arguments.keys().find(|name| !known(name)) {
-            return Err(MonitorError::generic(format!("Parameter '{name}' is unexpected")));
-        }
+        schema::check("", self.arguments.iter(), &arguments)?;
         (self.run)(machine, arguments)
     }
 }
 
-impl Argument {
-    fn check(&self, value: &Value) -> Result<(), MonitorError> {
-        let (fits, expected) = match self.kind {
-            Kind::Integer => (value.is_i64(), "integer"),
-            Kind::Text => (value.is_string(), "string"),
-            Kind::Capabilities => return self.check_capabilities(value),
-        };
-        if fits { Ok(()) } else { Err(wrong_type(self.name, expected)) }
-    }
-
-    fn check_capabilities(&self, value: &Value) -> Result<(), MonitorError> {
-        let names = value.as_array().ok_or_else(|| wrong_type(self.name, "array"))?;
-        match names.first() {
-            None => Ok(()),
-            Some(Value::String(name)) => Err(MonitorError::generic(format!(
-                "Parameter '{}' does not accept value '{name}'",
-                self.name
-            ))),
-            Some(_) => Err(wrong_type(&format!("{}[0]", self.name), "string")),
-        }
-    }
+const fn plain(
+    name: &'static str,
+    answer: Type,
+    run: fn(&dyn Machine, Arguments) -> Answer,
+) -> Command {
+    Command { name, phase: Phase::Command, arguments: &[], answer, run }
 }
 
-const fn plain(name: &'static str, run: fn(&dyn Machine, Arguments) -> Answer) -> Command {
-    Command { name, phase: Phase::Command, arguments: &[], run }
+fn nothing((): ()) -> Value {
+    json!({})
 }
 
 fn names() -> impl Iterator<Item = CommandInfo> {
@@ -164,8 +146,7 @@ fn set_balloon(machine: &dyn Machine, arguments: Arguments) -> Answer {
     let balloon { value } = typed(arguments)?;
     let bytes = u64::try_from(value).ok().filter(|&bytes| bytes > 0);
     let bytes = bytes.ok_or_else(|| MonitorError::generic("Parameter 'value' expects a size"))?;
-    machine.balloon(bytes)?;
-    Ok(json!({}))
+    machine.balloon(bytes).map(nothing)
 }
 
 fn human_monitor(machine: &dyn Machine, arguments: Arguments) -> Answer {
@@ -178,10 +159,6 @@ fn typed<T: for<'de> Deserialize<'de>>(arguments: Arguments) -> Result<T, Monito
         .map_err(|error| MonitorError::generic(error.to_string()))
 }
 
-fn wrong_type(name: &str, expected: &str) -> MonitorError {
-    MonitorError::generic(format!("Invalid parameter type for '{name}', expected: {expected}"))
-}
-
 /// `x-query-dynamic-memory` as a typed command, for [`Client::run`](crate::Client::run).
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct XQueryDynamicMemory {}
@@ -191,6 +168,11 @@ impl qapi_spec::Command for XQueryDynamicMemory {
 
     const NAME: &'static str = "x-query-dynamic-memory";
     const ALLOW_OOB: bool = false;
+}
+
+#[cfg(test)]
+pub(crate) fn all() -> &'static [Command] {
+    COMMANDS
 }
 
 #[cfg(test)]

@@ -166,6 +166,12 @@ mod tests {
     }
 
     #[test]
+    fn the_schema_names_all_members_and_which_of_them_may_be_missing() {
+        let shape = &crate::schema::types::DYNAMIC_MEMORY;
+        shape.assert_names(&serde_json::to_value(full()).unwrap(), &DynamicMemoryInfo::default());
+    }
+
+    #[test]
     fn what_is_absent_is_left_out_and_may_be_missing() {
         let empty = DynamicMemoryInfo::default();
         let value = serde_json::to_value(&empty).unwrap();

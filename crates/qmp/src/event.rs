@@ -1,9 +1,11 @@
 //! Events: their kinds, their JSON form, and the handle that sends one to every client.
 
+use crate::schema::Member::{Optional, Required};
+use crate::schema::{Member, Type, types};
 use crate::server::Hub;
 use qapi_qmp::{
     BALLOON_CHANGE, HV_BALLOON_STATUS_REPORT, HvBalloonInfo, MEMORY_DEVICE_SIZE_CHANGE, RESET,
-    SHUTDOWN, ShutdownCause,
+    RESUME, SHUTDOWN, STOP, ShutdownCause,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -45,6 +47,10 @@ pub enum Event {
         /// Where QEMU's clients find the device, such as `/machine/peripheral/balloon0`.
         qom_path: String,
     },
+    /// `STOP`: the guest is held.
+    Stop,
+    /// `RESUME`: the guest goes on.
+    Resume,
     /// `RESET`: the machine restarts.
     Reset {
         /// Whether the guest asked for it.
@@ -64,37 +70,30 @@ pub enum Event {
 impl Event {
     /// The event's name on the wire.
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::BalloonChange { .. } => "BALLOON_CHANGE",
-            Self::BalloonStopped { .. } => "X_BALLOON_STOPPED",
-            Self::StatusReport { .. } => "HV_BALLOON_STATUS_REPORT",
-            Self::MemoryDeviceSizeChange { .. } => "MEMORY_DEVICE_SIZE_CHANGE",
-            Self::Reset { .. } => "RESET",
-            Self::Shutdown { .. } => "SHUTDOWN",
-        }
+        self.kind().name
     }
 
     /// Whether a newer event of this kind makes an unsent older one pointless.
     pub(crate) fn is_a_state(&self) -> bool {
-        matches!(
-            self,
-            Self::BalloonChange { .. }
-                | Self::MemoryDeviceSizeChange { .. }
-                | Self::StatusReport { .. }
-        )
+        self.kind().is_a_state
     }
 
     /// The event in QMP's form, stamped with `at`, the time since the UNIX epoch.
     pub(crate) fn to_json(&self, at: Duration) -> Value {
-        json!({
+        let mut event = json!({
             "timestamp": { "seconds": at.as_secs(), "microseconds": at.subsec_micros() },
             "event": self.name(),
-            "data": self.data(),
-        })
+        });
+        if !self.kind().data.is_empty() {
+            event["data"] = self.data();
+        }
+        event
     }
 
     fn data(&self) -> Value {
         match *self {
+            Self::Stop => value_of(STOP {}),
+            Self::Resume => value_of(RESUME {}),
             Self::BalloonChange { actual } => {
                 value_of(BALLOON_CHANGE { actual: i64::try_from(actual).unwrap_or(i64::MAX) })
             }
@@ -115,6 +114,64 @@ impl Event {
             Self::Shutdown { guest, reason } => value_of(SHUTDOWN { guest, reason }),
         }
     }
+}
+
+/// One row of the table of events.
+pub(crate) struct Kind {
+    pub(crate) name: &'static str,
+    pub(crate) data: &'static [Member],
+    is_a_state: bool,
+}
+
+/// The table, and which row is whose: no event can be without one.
+macro_rules! table {
+    ($($event:ident: $kind:expr,)*) => {
+        pub(crate) static EVENTS: &[Kind] = &[$($kind,)*];
+
+        impl Event {
+            fn kind(&self) -> &'static Kind {
+                match self {
+                    $(Self::$event { .. } => const { &$kind },)*
+                }
+            }
+        }
+    };
+}
+
+table! {
+    BalloonChange: state("BALLOON_CHANGE", &[Required("actual", Type::Int)]),
+    BalloonStopped: news(
+        "X_BALLOON_STOPPED",
+        &[
+            Required("target", Type::Size),
+            Required("actual", Type::Size),
+            Required("reason", Type::Text),
+        ],
+    ),
+    StatusReport: state("HV_BALLOON_STATUS_REPORT", types::HV_BALLOON_INFO.members),
+    MemoryDeviceSizeChange: state(
+        "MEMORY_DEVICE_SIZE_CHANGE",
+        &[
+            Optional("id", Type::Text),
+            Required("size", Type::Size),
+            Required("qom-path", Type::Text),
+        ],
+    ),
+    Stop: news("STOP", &[]),
+    Resume: news("RESUME", &[]),
+    Reset: news("RESET", CAUSE),
+    Shutdown: news("SHUTDOWN", CAUSE),
+}
+
+const CAUSE: &[Member] =
+    &[Required("guest", Type::Flag), Required("reason", Type::Choice(&types::SHUTDOWN_CAUSE))];
+
+const fn state(name: &'static str, data: &'static [Member]) -> Kind {
+    Kind { name, data, is_a_state: true }
+}
+
+const fn news(name: &'static str, data: &'static [Member]) -> Kind {
+    Kind { name, data, is_a_state: false }
 }
 
 /// A QAPI structure as JSON. Such structures hold only strings, numbers, booleans and lists of
@@ -150,6 +207,42 @@ impl EventSender {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_without_data_has_none() {
+        let at = Duration::new(1, 0);
+        for (event, name) in [(Event::Stop, "STOP"), (Event::Resume, "RESUME")] {
+            let timestamp = json!({ "seconds": 1, "microseconds": 0 });
+            assert_eq!(event.to_json(at), json!({ "timestamp": timestamp, "event": name }));
+        }
+    }
+
+    #[test]
+    fn data_is_what_the_table_says() {
+        let (guest, reason) = (true, ShutdownCause::guest_reset);
+        let sized = |id: Option<&str>| Event::MemoryDeviceSizeChange {
+            id: id.map(str::to_owned),
+            size: u64::MAX,
+            qom_path: "/".to_owned(),
+        };
+        for event in [
+            Event::BalloonChange { actual: u64::MAX },
+            Event::BalloonStopped { target: 1, actual: 2, reason: "r".to_owned() },
+            Event::StatusReport { committed: 1, available: 2 },
+            sized(None),
+            sized(Some("b0")),
+            Event::Stop,
+            Event::Resume,
+            Event::Reset { guest, reason },
+            Event::Shutdown { guest, reason },
+        ] {
+            let data = event.data();
+            let members = event.kind().data;
+            let checked = crate::schema::check("", members.iter(), data.as_object().unwrap());
+            assert_eq!(checked, Ok(()), "{event:?}");
+            assert!(EVENTS.iter().any(|kind| kind.name == event.name()));
+        }
+    }
 
     #[test]
     fn events_look_like_those_of_qemu() {

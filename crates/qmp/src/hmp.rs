@@ -1,6 +1,6 @@
 //! The human monitor: one line in, text out. As in QEMU, failures are text too.
 
-use crate::machine::Machine;
+use crate::machine::{Machine, MonitorError};
 use crate::memory_device::{HvBalloonDevice, MemoryDevice};
 use qapi_qmp::RunState;
 use qapi_spec::Enum;
@@ -11,6 +11,7 @@ const MIB: u64 = 1 << 20;
 /// Name, operands and description of each command. `info` subjects are listed by their full name.
 const COMMANDS: &[(&str, &str, &str)] = &[
     ("balloon", " target", "set the size the guest should have, in MiB"),
+    ("cont", " ", "let a stopped machine go on"),
     ("help", " [command]", "list the commands, or explain one"),
     ("info", " [subject]", "show something about the machine"),
     ("info balloon", " ", "show the guest's present size in MiB"),
@@ -18,6 +19,7 @@ const COMMANDS: &[(&str, &str, &str)] = &[
     ("info memory_size_summary", " ", "show the guest's memory at boot and added since, in bytes"),
     ("info status", " ", "show whether the machine runs"),
     ("quit", " ", "end the machine and its process"),
+    ("stop", " ", "stop the machine until cont"),
     ("system_reset", " ", "reset the machine"),
 ];
 
@@ -44,9 +46,13 @@ pub(crate) fn execute(machine: &dyn Machine, line: &str) -> String {
                 extraneous(subject, &full)
             }
         }
+        ["cont" | "c"] => unless_failed(machine.cont()),
         ["quit" | "q"] => silently(|| machine.quit()),
+        ["stop" | "s"] => unless_failed(machine.stop()),
         ["system_reset"] => silently(|| machine.system_reset()),
-        [name @ ("quit" | "q" | "system_reset"), ..] => extraneous(name, name),
+        [name @ ("cont" | "c" | "quit" | "q" | "stop" | "s" | "system_reset"), ..] => {
+            extraneous(name, name)
+        }
         [name, ..] => unknown(name),
     }
 }
@@ -54,6 +60,11 @@ pub(crate) fn execute(machine: &dyn Machine, line: &str) -> String {
 fn silently(action: impl FnOnce()) -> String {
     action();
     String::new()
+}
+
+/// The answer of a command that says nothing unless it fails.
+fn unless_failed(result: Result<(), MonitorError>) -> String {
+    result.map_or_else(|error| failure(&error.desc), |()| String::new())
 }
 
 fn balloon(machine: &dyn Machine, operands: &[&str]) -> String {
@@ -71,10 +82,7 @@ fn balloon(machine: &dyn Machine, operands: &[&str]) -> String {
     // QEMU lets large numbers of MiB wrap around; here they are invalid.
     match mib.checked_mul(MIB).filter(|&bytes| bytes > 0 && i64::try_from(bytes).is_ok()) {
         None => failure("Parameter 'value' expects a size"),
-        Some(bytes) => match machine.balloon(bytes) {
-            Ok(()) => String::new(),
-            Err(error) => failure(&error.desc),
-        },
+        Some(bytes) => unless_failed(machine.balloon(bytes)),
     }
 }
 
@@ -176,7 +184,6 @@ fn usage(problem: &str, command: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::MonitorError;
     use qapi_qmp::MemoryInfo;
     use std::sync::Mutex;
 
@@ -199,6 +206,13 @@ mod tests {
         }
         fn query_balloon(&self) -> Result<u64, MonitorError> {
             Ok(1024 * MIB + 5)
+        }
+        fn stop(&self) -> Result<(), MonitorError> {
+            self.note("stop");
+            Ok(())
+        }
+        fn cont(&self) -> Result<(), MonitorError> {
+            Err(MonitorError::generic("nothing to continue"))
         }
         fn system_reset(&self) {
             self.note("reset");
@@ -239,6 +253,10 @@ mod tests {
         assert_eq!(effects("system_reset"), ["reset"]);
         assert_eq!(effects("quit"), ["quit"]);
         assert_eq!(effects("q"), ["quit"]);
+        assert_eq!(effects("stop"), ["stop"]);
+        assert_eq!(effects("s"), ["stop"]);
+        assert_eq!(say("cont"), "Error: nothing to continue\r\n");
+        assert_eq!(say("c"), say("cont"));
         assert_eq!(effects("  "), [""; 0]);
     }
 
@@ -291,6 +309,7 @@ mod tests {
         let devices = hint(&format!("memory-devices{extra}"), "info memory-devices");
         assert_eq!(say("info memory-devices 1"), devices);
         assert_eq!(say("system_reset 1"), hint(&format!("system_reset{extra}"), "system_reset"));
+        assert_eq!(say("cont 1"), hint(&format!("cont{extra}"), "cont"));
         assert_eq!(say("balloon 0"), "Error: Parameter 'value' expects a size\r\n");
         assert_eq!(say("balloon 17592186044415"), "Error: Parameter 'value' expects a size\r\n");
         assert_eq!(say("balloon 8796093022207"), "Error: too much\r\n");

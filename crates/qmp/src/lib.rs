@@ -25,6 +25,7 @@ mod hmp;
 mod machine;
 mod memory_device;
 mod outbox;
+mod schema;
 mod server;
 mod session;
 mod socket;

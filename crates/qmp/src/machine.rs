@@ -15,7 +15,9 @@ pub trait Machine: Send + Sync {
     fn status(&self) -> RunState;
 
     /// Asks the guest to become `bytes` bytes large. Returns at once; the guest follows later or
-    /// not at all.
+    /// not at all. If it has this size already, the machine should send
+    /// [`Event::BalloonChange`](crate::Event::BalloonChange) all the same: a client may be waiting
+    /// for it.
     ///
     /// `bytes` is between 1 and `i64::MAX`.
     ///
@@ -30,6 +32,28 @@ pub trait Machine: Send + Sync {
     /// [`MonitorError::no_balloon_device`]. As in QEMU, it does not matter whether a guest driver
     /// has the device open: without one the guest has all its memory.
     fn query_balloon(&self) -> Result<u64, MonitorError>;
+
+    /// Holds the guest: when this returns, none of its vCPUs runs. Without effect on a guest that is
+    /// held. The machine sends [`Event::Stop`](crate::Event::Stop) when it has stopped running, and
+    /// [`status`](Self::status) says `paused`.
+    ///
+    /// A machine that is held still takes targets, and can be reset, in which case it does not start
+    /// before [`cont`](Self::cont), and ended.
+    ///
+    /// # Errors
+    /// A machine that cannot be held need not implement it.
+    fn stop(&self) -> Result<(), MonitorError> {
+        Err(MonitorError::generic("this machine cannot be paused"))
+    }
+
+    /// Lets a guest that is held go on. Without effect on one that runs. The machine sends
+    /// [`Event::Resume`](crate::Event::Resume) when it goes on.
+    ///
+    /// # Errors
+    /// As [`stop`](Self::stop).
+    fn cont(&self) -> Result<(), MonitorError> {
+        Err(MonitorError::generic("this machine cannot be paused"))
+    }
 
     /// Starts a reset of the whole machine.
     fn system_reset(&self);

@@ -68,6 +68,12 @@ mod tests {
     }
 
     #[test]
+    fn the_schema_names_all_members_and_which_of_them_may_be_missing() {
+        let full = serde_json::to_value(device()).unwrap();
+        crate::schema::types::HV_BALLOON.assert_names(&full, &HvBalloonDevice::default());
+    }
+
+    #[test]
     fn clients_of_qemu_understand_it() {
         for device in [device(), HvBalloonDevice::default()] {
             let value = serde_json::to_value(MemoryDevice::HvBalloon(device.clone())).unwrap();

@@ -139,6 +139,9 @@ mod tests {
         fn query_balloon(&self) -> Result<u64, MonitorError> {
             Ok(536_870_912)
         }
+        fn stop(&self) -> Result<(), MonitorError> {
+            Ok(())
+        }
         fn system_reset(&self) {}
         fn quit(&self) {}
     }
@@ -251,6 +254,15 @@ mod tests {
         (
             r#"{"execute":"human-monitor-command","arguments":{"command-line":"info balloon","cpu-index":0}}"#,
             r#"{"return":"balloon: actual=512\r\n"}"#,
+        ),
+        (r#"{"execute":"stop"}"#, r#"{"return":{}}"#),
+        (
+            r#"{"execute":"stop","arguments":{"x":1}}"#,
+            r#"{"error":{"class":"GenericError","desc":"Parameter 'x' is unexpected"}}"#,
+        ),
+        (
+            r#"{"execute":"cont"}"#,
+            r#"{"error":{"class":"GenericError","desc":"this machine cannot be paused"}}"#,
         ),
         (r#"{"execute":"system_reset"}"#, r#"{"return":{}}"#),
         (r#"{"execute":"quit"}"#, r#"{"return":{}}"#),

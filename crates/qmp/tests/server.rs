@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Long enough for any machine; nothing here waits for it unless it fails.
@@ -19,13 +19,25 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Default)]
 struct FakeMachine {
     bytes: AtomicU64,
+    paused: AtomicBool,
     resets: AtomicU64,
     quits: AtomicU64,
 }
 
 impl Machine for FakeMachine {
     fn status(&self) -> RunState {
-        RunState::running
+        match self.paused.load(Ordering::SeqCst) {
+            true => RunState::paused,
+            false => RunState::running,
+        }
+    }
+    fn stop(&self) -> Result<(), MonitorError> {
+        self.paused.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+    fn cont(&self) -> Result<(), MonitorError> {
+        self.paused.store(false, Ordering::SeqCst);
+        Ok(())
     }
     fn balloon(&self, bytes: u64) -> Result<(), MonitorError> {
         if bytes > 1 << 30 {
@@ -167,6 +179,30 @@ fn a_client_commands_the_machine() {
     assert_eq!(fixture.machine.resets.load(Ordering::SeqCst), 1);
     assert_eq!(fixture.machine.quits.load(Ordering::SeqCst), 1);
     assert!(client.run(&XQueryDynamicMemory {}).is_err());
+}
+
+#[test]
+fn a_client_holds_the_machine_and_learns_of_it() {
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    client.run(&qapi::stop {}).unwrap();
+    let status = client.run(&qapi::query_status {}).unwrap();
+    assert_eq!((status.running, status.status), (false, RunState::paused));
+    client.run(&qapi::cont {}).unwrap();
+    assert!(client.run(&qapi::query_status {}).unwrap().running);
+    for (event, name) in [(Event::Stop, "STOP"), (Event::Resume, "RESUME")] {
+        fixture.server.events().emit(&event);
+        let event = client.next_event(PATIENCE).unwrap().unwrap();
+        assert_eq!((event.name.as_str(), event.data), (name, Value::Null));
+    }
+}
+
+#[test]
+fn the_schema_reaches_a_client_of_qemu() {
+    let fixture = Fixture::new();
+    let schema = fixture.client().run(&qapi::query_qmp_schema {}).unwrap();
+    let is_stop = |info: &&qapi::SchemaInfo| matches!(info, qapi::SchemaInfo::command { base, .. } if base.name == "stop");
+    assert_eq!(schema.iter().filter(is_stop).count(), 1);
 }
 
 #[test]

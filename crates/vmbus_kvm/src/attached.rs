@@ -44,8 +44,9 @@ pub(crate) trait Attached<M>: Send {
     /// The next action for the bus. Passes on outputs that do not concern the bus.
     fn poll(&mut self) -> Option<ChannelOutput<Infallible>>;
 
-    /// How long until [`Attached::on_time`] has something to do, if anything.
-    fn due(&self, now: Duration) -> Option<Duration>;
+    /// How long until [`Attached::on_time`] has something to do, if anything. Unless `time_passes`,
+    /// the device has something to do now or not at all.
+    fn due(&self, now: Duration, time_passes: bool) -> Option<Duration>;
 
     /// Does what is due, if anything.
     fn on_time(&mut self, now: Duration);
@@ -94,8 +95,9 @@ where
         }
     }
 
-    fn due(&self, now: Duration) -> Option<Duration> {
+    fn due(&self, now: Duration, time_passes: bool) -> Option<Duration> {
         let timeout = lock(&self.device).poll_timeout().map(|at| at.saturating_sub(now));
+        let timeout = timeout.filter(|wait| time_passes || wait.is_zero());
         [timeout, self.sink.due()].into_iter().flatten().min()
     }
 

@@ -412,9 +412,10 @@ impl<P: Platform> BusLoop<P> {
 
     /// How long the loop may sleep.
     fn timeout(&self) -> Option<Duration> {
-        let now = self.shared.now();
+        let (now, time_passes) = (self.shared.now(), self.shared.time_passes());
         let retry = self.retry_at.map(|at| at.saturating_duration_since(Instant::now()));
-        self.slots.iter().filter_map(|slot| slot.device.due(now)).chain(retry).min()
+        let due = |slot: &Slot<P>| slot.device.due(now, time_passes);
+        self.slots.iter().filter_map(due).chain(retry).min()
     }
 
     /// Schedules a retry of what waits for the guest.

@@ -21,7 +21,9 @@
 //! 3. on the vCPU threads [`Machine::before_run`] before each `KVM_RUN` and [`Machine::on_exit`] for
 //!    each Hyper-V exit;
 //! 4. [`Host::pause`] to save a machine whose vCPUs stand still; [`HostBuilder::restore`] is the way back;
-//! 5. [`Host::reset`] when the vCPUs have stopped for a reset, then `start_machine` again.
+//! 5. [`BusHandle::stop_clock`] and [`BusHandle::continue_clock`] around a time for which the vCPUs stand
+//!    still;
+//! 6. [`Host::reset`] when the vCPUs have stopped for a reset, then `start_machine` again.
 //!
 //! # Threads and locks
 //!
@@ -36,6 +38,7 @@
 
 mod attached;
 mod bus_loop;
+mod clock;
 #[cfg(feature = "dynamic-memory")]
 mod dynamic_memory;
 mod error;

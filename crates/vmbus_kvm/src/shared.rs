@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvm_hyperv::hypercall::Status;
 use vmbus::Server;
@@ -11,13 +11,14 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 #[cfg(feature = "dynamic-memory")]
 use crate::Stopped;
+use crate::clock::Clock;
 use crate::{StartError, Supervisor};
 
 /// The bus, its clock, and the way to wake its thread.
 pub(crate) struct Shared {
     server: Mutex<Server>,
     wake: EventFd,
-    start: Instant,
+    clock: Clock,
     gate: Mutex<Gate>,
     gate_opened: Condvar,
     stop: AtomicBool,
@@ -32,7 +33,7 @@ impl Shared {
         Ok(Self {
             server: Mutex::new(server),
             wake,
-            start: Instant::now(),
+            clock: Clock::new(),
             gate: Mutex::default(),
             gate_opened: Condvar::new(),
             stop: AtomicBool::new(false),
@@ -56,7 +57,12 @@ impl Shared {
     }
 
     pub(crate) fn now(&self) -> Duration {
-        self.start.elapsed()
+        self.clock.now()
+    }
+
+    /// Whether a later deadline comes by itself.
+    pub(crate) fn time_passes(&self) -> bool {
+        !self.clock.is_stopped()
     }
 
     /// Takes a message from the guest; the status is the result of the hypercall.
@@ -155,7 +161,7 @@ impl Drop for StopMark {
 pub struct BusHandle(pub(crate) Arc<Shared>);
 
 impl BusHandle {
-    /// The time since the VM started, as devices expect it.
+    /// The time since the VM started, as devices expect it. See [`BusHandle::stop_clock`].
     #[must_use]
     pub fn now(&self) -> Duration {
         self.0.now()
@@ -164,6 +170,24 @@ impl BusHandle {
     /// Makes the bus thread take the outputs of all devices. Call this after each command to a
     /// device.
     pub fn wake(&self) {
+        self.0.wake();
+    }
+
+    /// Makes the clock stand still: call this when the vCPUs have stopped for a while. A guest that
+    /// cannot run cannot answer either, so no deadline of a device expires meanwhile.
+    ///
+    /// Everything else goes on: commands are taken, memory work is finished, and what the guest has
+    /// sent is handled. To save a machine, use [`Host::pause`](crate::Host::pause) as well. A reset
+    /// does not start the clock. Without effect on a clock that stands still.
+    pub fn stop_clock(&self) {
+        self.0.clock.stop();
+    }
+
+    /// Makes the clock go on from where it stopped: call this before the vCPUs run again. Without
+    /// effect on a clock that runs.
+    pub fn continue_clock(&self) {
+        self.0.clock.go_on();
+        // The bus has slept without regard to deadlines.
         self.0.wake();
     }
 }

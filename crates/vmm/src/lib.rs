@@ -9,6 +9,7 @@
 #[cfg(feature = "hv-balloon")]
 mod balloon;
 mod boot;
+mod brake;
 mod cmos;
 mod config;
 mod confine;

@@ -4,7 +4,7 @@
 //! a new VM has none.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use guest_ram::{GuestRam, RamAddressSpace, RamRegion};
@@ -18,6 +18,7 @@ use vmm_sys_util::signal::Killable;
 
 use crate::boot::cpu;
 use crate::boot::linux::BootFiles;
+use crate::brake::Brake;
 use crate::confine::Confinement;
 use crate::console::Console;
 use crate::control::ControlSender;
@@ -48,6 +49,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) control: ControlSender,
     pub(crate) vcpus: u8,
     pub(crate) recorder: &'a Arc<Recorder>,
+    pub(crate) brake: &'a Arc<Brake>,
 }
 
 /// The vCPU threads, by number.
@@ -55,18 +57,31 @@ pub(crate) struct Parts<'a> {
 struct Threads(Mutex<Vec<JoinHandle<()>>>);
 
 impl Threads {
-    /// Gets a vCPU's thread out of the guest, so that it looks for work.
+    /// Kicks a vCPU.
     fn kick(&self, vcpu: usize) {
-        let threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(thread) = threads.get(vcpu) {
-            // A thread that has just ended needs no kick.
-            let _ = thread.kill(kick_signal());
+        if let Some(thread) = self.lock().get(vcpu) {
+            kick(thread);
         }
     }
 
-    fn take(&self) -> Vec<JoinHandle<()>> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn kick_all(&self) {
+        self.lock().iter().for_each(kick);
     }
+
+    fn take(&self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Gets a vCPU's thread out of the guest or the brake, so that it looks for work.
+fn kick(thread: &JoinHandle<()>) {
+    // A thread that has just ended needs no kick.
+    let _ = thread.kill(kick_signal());
+    thread.thread().unpark();
 }
 
 /// Takes a machine's memory away from KVM on the thread that drops this: a thread whose filter
@@ -118,6 +133,7 @@ impl Machine {
             control: parts.control,
             recorder: Arc::clone(parts.recorder),
             desk: Arc::new(desk),
+            brake: Arc::clone(parts.brake),
             stop: AtomicBool::new(false),
         });
         parts.console.connect(&shared.ports);
@@ -138,7 +154,8 @@ impl Machine {
 
     /// Starts the vCPUs.
     pub(crate) fn start(&mut self) -> Result<(), MachineError> {
-        let mut threads = Vec::with_capacity(self.waiting.len());
+        let vcpus = self.waiting.len();
+        let mut threads = Vec::with_capacity(vcpus);
         let mut result = Ok(());
         for vcpu in self.waiting.drain(..) {
             match Builder::new().name(format!("vcpu{}", vcpu.id)).spawn(move || vcpu.run()) {
@@ -151,7 +168,9 @@ impl Machine {
             }
         }
         // After a failed start as well: `stop` must find the threads that run.
-        *self.threads.0.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        *self.threads.lock() = threads;
+        let kicked = Arc::clone(&self.threads);
+        self.shared.brake.machine_started(vcpus, move || kicked.kick_all());
         self.shared.recorder.machine_started(Arc::clone(&self.shared.desk));
         result
     }
@@ -160,14 +179,12 @@ impl Machine {
     pub(crate) fn stop(self) {
         self.shared.stop.store(true, Ordering::Release);
         let threads = self.threads.take();
-        for thread in &threads {
-            // A thread that has just ended needs no kick.
-            let _ = thread.kill(kick_signal());
-        }
+        threads.iter().for_each(kick);
         for thread in threads {
             let _ = thread.join();
         }
         self.shared.recorder.machine_stopped();
+        self.shared.brake.machine_stopped();
     }
 }
 

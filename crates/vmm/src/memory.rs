@@ -115,3 +115,18 @@ impl MemoryPlan {
         Ok(BootMemory { ram: Arc::new(ram), target })
     }
 }
+
+#[cfg(test)]
+impl MemoryPlan {
+    /// The plan of a machine that boots with this much and cannot grow.
+    pub(crate) fn fixed(boot: PageCount) -> Self {
+        Self {
+            boot,
+            maximum: boot,
+            huge_pages: HugePages::Off,
+            on_reset: OnReset::BootSize,
+            address_end: Gpfn::MAX,
+            max_pieces: 1,
+        }
+    }
+}

@@ -1,13 +1,15 @@
 //! The machine as the monitor sees it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use page_range::PageCount;
 use qmp::{
-    DynamicMemoryInfo, HvBalloonInfo, Machine, MemoryDevice, MemoryInfo, MonitorError, RunState,
-    Value,
+    DynamicMemoryInfo, Event, EventSender, HvBalloonInfo, Machine, MemoryDevice, MemoryInfo,
+    MonitorError, RunState, Value,
 };
+use vmbus_kvm::BusHandle;
 
+use crate::brake::{self, Brake};
 use crate::control::{Cause, Control, ControlSender};
 use crate::error::VmmError;
 use crate::flight_recorder::Recorder;
@@ -41,6 +43,9 @@ pub(crate) trait Balloon: Send + Sync {
     fn memory_size_summary(&self) -> MemoryInfo;
 }
 
+/// Why no guest follows its target while it is held.
+const PAUSED: &str = "the machine is paused; a target is kept until it continues (cont)";
+
 /// The monitor's view of the machine; methods are called on the monitor's threads.
 pub(crate) struct Monitored {
     /// `None` in a program built without the device.
@@ -48,6 +53,10 @@ pub(crate) struct Monitored {
     pub(crate) boot_memory: PageCount,
     pub(crate) control: ControlSender,
     pub(crate) recorder: Arc<Recorder>,
+    pub(crate) brake: Arc<Brake>,
+    pub(crate) bus: BusHandle,
+    /// The monitor's clients, once there is a monitor.
+    pub(crate) events: Arc<OnceLock<EventSender>>,
 }
 
 impl Monitored {
@@ -59,11 +68,34 @@ impl Monitored {
             error
         })
     }
+
+    fn emit(&self, event: &Event) {
+        if let Some(clients) = self.events.get() {
+            clients.emit(event);
+        }
+    }
 }
 
 impl Machine for Monitored {
     fn status(&self) -> RunState {
-        RunState::running
+        self.brake.status()
+    }
+
+    fn stop(&self) -> Result<(), MonitorError> {
+        self.brake.stop(brake::PATIENCE, || {
+            // A guest that is held cannot answer, so the time it has for that stops too.
+            self.bus.stop_clock();
+            self.emit(&Event::Stop);
+        });
+        Ok(())
+    }
+
+    fn cont(&self) -> Result<(), MonitorError> {
+        self.brake.cont(|| {
+            self.bus.continue_clock();
+            self.emit(&Event::Resume);
+        });
+        Ok(())
     }
 
     fn balloon(&self, bytes: u64) -> Result<(), MonitorError> {
@@ -86,7 +118,11 @@ impl Machine for Monitored {
     }
 
     fn dynamic_memory(&self) -> Result<DynamicMemoryInfo, MonitorError> {
-        Ok(self.balloon()?.dynamic_memory())
+        let mut memory = self.balloon()?.dynamic_memory();
+        if self.status() != RunState::running {
+            memory.waiting = Some(PAUSED.into());
+        }
+        Ok(memory)
     }
 
     fn status_report(&self) -> Result<HvBalloonInfo, MonitorError> {

@@ -15,6 +15,7 @@ use vmbus_kvm::{Host, HostBuilder};
 
 use crate::HAS_BALLOON;
 use crate::boot::linux::BootFiles;
+use crate::brake::Brake;
 use crate::config::{Config, OnReset};
 use crate::confine::{Confinement, Thread};
 use crate::console::Console;
@@ -58,11 +59,15 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     let balloon = attach_balloon(&mut host, config, (&plan, &first), &monitor_events, log)?;
     let host = host.start()?;
     let boot_memory = first.ram.pages().len();
+    let brake = Arc::<Brake>::default();
     let monitored = Monitored {
         balloon: balloon.clone(),
         boot_memory,
         control: control.clone(),
         recorder: Arc::clone(&recorder),
+        brake: Arc::clone(&brake),
+        bus: host.handle(),
+        events: Arc::clone(&monitor_events),
     };
     let monitor = start_monitor(config, monitored, &confinement, &monitor_events)?;
     let to_control = control.clone();
@@ -82,6 +87,7 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
         balloon,
         host,
         recorder,
+        brake,
     };
     let emit = |event: &Event| {
         if let Some(sender) = monitor_events.get() {
@@ -107,6 +113,7 @@ struct Vm<'a> {
     balloon: Option<Arc<dyn Balloon>>,
     host: Host<Platform>,
     recorder: Arc<Recorder>,
+    brake: Arc<Brake>,
 }
 
 impl Vm<'_> {
@@ -123,6 +130,7 @@ impl Vm<'_> {
             match control {
                 Control::Reset(cause) => {
                     tracing::info!(?cause, "the machine is reset");
+                    self.brake.machine_reset();
                     emit(&Event::Reset {
                         guest: cause == Cause::Guest,
                         reason: reset_reason(cause),
@@ -157,6 +165,7 @@ impl Vm<'_> {
             control: self.control.clone(),
             vcpus: self.config.vcpus,
             recorder: &self.recorder,
+            brake: &self.brake,
         };
         let mut machine = Machine::new(parts, files)?;
         // Dropped at the end of this function: by then nothing works on the memory any more.

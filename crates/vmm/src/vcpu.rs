@@ -10,6 +10,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmbus::protocol::VpIndex;
 use vmm_sys_util::signal::SIGRTMIN;
 
+use crate::brake::Brake;
 use crate::confine::{Confinement, Thread};
 use crate::control::{Cause, Control, ControlSender};
 use crate::error::MachineError;
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub(crate) control: ControlSender,
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) desk: Arc<Desk>,
+    pub(crate) brake: Arc<Brake>,
     /// Set when the threads are to end.
     pub(crate) stop: AtomicBool,
 }
@@ -67,6 +69,11 @@ impl Vcpu {
         }
         while !self.shared.stop.load(Ordering::Acquire) {
             self.shared.desk.answer(self.id, &mut self.answered, &self.fd);
+            if self.shared.brake.hold() {
+                // The signal of the kick that ended this: signals of this kind queue up.
+                acknowledge_kick()?;
+                continue;
+            }
             self.shared
                 .bus
                 .before_run(self.vp())
@@ -137,8 +144,7 @@ impl Vcpu {
     fn interrupted(&self, error: kvm_ioctls::Error) -> Result<Next, MachineError> {
         match error.errno() {
             libc::EINTR => {
-                kick::acknowledge(kick_signal())
-                    .map_err(MachineError::system("cannot take a vCPU thread's signal"))?;
+                acknowledge_kick()?;
                 Ok(Next::Run)
             }
             libc::EAGAIN => Ok(Next::Run),
@@ -161,6 +167,11 @@ impl Vcpu {
     fn vp(&self) -> VpIndex {
         VpIndex::new(self.id.into())
     }
+}
+
+fn acknowledge_kick() -> Result<(), MachineError> {
+    kick::acknowledge(kick_signal())
+        .map_err(MachineError::system("cannot take a vCPU thread's signal"))
 }
 
 /// The exit, for the flight recorder.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use guest_model::dynmem::{Client, Memory, Personality};
 use page_range::PageCount;
-use vmbus_kvm::{HostBuilder, Inhibit, RestoreError, SavedBus, SavedVsp};
+use vmbus_kvm::{Config, HostBuilder, Inhibit, RestoreError, SavedBus, SavedVsp, Settle};
 
 use crate::dynmem::{BOOT, Backed, Driver, HALF, MemoryHost, boot_ram, memory_config};
 use crate::echo::config;
@@ -149,6 +149,25 @@ fn while_paused_commands_wait_and_inhibitors_do_not() {
     driver.until("a while", |_| start.elapsed() > A_WHILE);
     assert_eq!(host.backend.discarded(), PageCount::ZERO);
     drop(inhibitor);
+    driver.until("the shrink", |_| host.is_at_target());
+}
+
+#[test]
+fn no_time_passes_for_a_device_whose_clock_stands_still() {
+    let settle = Settle::Fixed(A_WHILE);
+    let host = MemoryHost::start_with(Config { settle, ..memory_config() }).unwrap();
+    let clock = host.host.handle();
+    clock.stop_clock();
+    let stopped_at = clock.now();
+    let mut driver = Driver::boot(&host, FakePlatform::new(Quirks::default()));
+    driver.until("the driver", |_| host.memory.snapshot().device.version.is_some());
+    assert_eq!(host.memory.set_target(HALF), Ok(HALF));
+    let start = std::time::Instant::now();
+    driver.until("a while", |_| start.elapsed() > 3 * A_WHILE);
+    let device = host.memory.snapshot().device;
+    assert_eq!((device.target, device.state.as_str()), (Some(HALF), "settling"));
+    assert_eq!((device.ready_in, clock.now()), (Some(A_WHILE), stopped_at));
+    clock.continue_clock();
     driver.until("the shrink", |_| host.is_at_target());
 }
 

@@ -4,12 +4,17 @@
 mod memory;
 mod notices;
 mod operator;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, OnceLock};
 
 use guest_ram::RamBackend;
+use page_range::PageCount;
 use qmp::EventSender;
-use vmbus_kvm::{DynamicMemoryHandle, HostBuilder, MachineMemory, NoMachine, Settle, VmSlots};
+use vmbus_kvm::{
+    BusHandle, DynamicMemoryHandle, HostBuilder, MachineMemory, NoMachine, Settle, VmSlots,
+};
 
 use crate::config::Config;
 use crate::error::VmmError;
@@ -17,13 +22,15 @@ use crate::machine::{Platform, Vm};
 use crate::memory::{BootMemory, Kept, MemoryPlan};
 use crate::monitor::Balloon;
 use crate::watch::GuestLog;
-use notices::Notices;
+use notices::{Notices, Repeat};
 
 /// The device.
 struct Device {
     memory: DynamicMemoryHandle<Platform>,
     plan: MemoryPlan,
     status_reports: bool,
+    bus: BusHandle,
+    repeat: Repeat,
 }
 
 /// Puts the device on the bus, for a guest that first has the memory `first`.
@@ -45,11 +52,13 @@ pub(crate) fn attach(
         ..vmbus_kvm::Config::default()
     };
     let this = Arc::new(OnceLock::new());
-    let notices = Notices::new(Arc::clone(monitor), log, Arc::clone(&this));
+    let repeat = Repeat::default();
+    let notices = Notices::new(Arc::clone(monitor), log, Arc::clone(&this), repeat.clone());
     let memory = host.dynamic_memory(settings, NoMachine, notices)?;
     // Set only once, here.
     let _ = this.set(memory.clone());
-    Ok(Arc::new(Device { memory, plan: *plan, status_reports: config.status_reports }))
+    let status_reports = config.status_reports;
+    Ok(Arc::new(Device { memory, plan: *plan, status_reports, bus: host.handle(), repeat }))
 }
 
 impl Device {
@@ -57,6 +66,15 @@ impl Device {
         let backend = RamBackend::new(Arc::clone(&memory.ram), VmSlots(Arc::clone(vm)));
         self.memory.replace_backend(backend)?;
         Ok(self.memory.next_machine(memory::describe(&self.plan, memory))?)
+    }
+
+    /// Has the size told to the monitor's clients if it is the target already: a client that waits
+    /// for `BALLOON_CHANGE` would wait for ever.
+    fn tell_if_there(&self, target: PageCount) {
+        if self.memory.snapshot().device.actual == target {
+            self.repeat.ask();
+            self.bus.wake();
+        }
     }
 
     fn stop(&self) -> Kept {

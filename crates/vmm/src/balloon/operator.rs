@@ -31,7 +31,10 @@ impl Balloon for Device {
 
     fn set_target(&self, bytes: u64) -> Result<(), MonitorError> {
         match self.memory.set_target(PageCount::from_bytes(bytes)) {
-            Ok(_) => Ok(()),
+            Ok(target) => {
+                self.tell_if_there(target);
+                Ok(())
+            }
             Err(SetTargetError::Target(error)) => Err(MonitorError::generic(error.to_string())),
             Err(SetTargetError::Stopped(_)) => {
                 Err(MonitorError::generic("the machine has ended, or its device has failed"))

@@ -109,6 +109,19 @@ fn all_queries_agree(vm: &mut Vm, added: u64) -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_maximum_out_of_the_guests_reach_is_told_at_the_start_with_the_remedy() -> Result<()> {
+    let mut vm = Vm::start(&VmConfig {
+        memory: BOOT,
+        max_memory: Some(BOOT + 200 * MIB),
+        ..Default::default()
+    })?;
+    vm.wait_for_driver()?;
+    let status = vm.dynamic_memory()?;
+    ensure!(status.maximum == 640 * MIB, "{status:?}");
+    vm.power_off_after_complaints("give --max-memory 640M or 768M")
+}
+
 /// An impossible target is refused at once, and the previous one stays in force.
 #[test]
 fn target_above_the_maximum_is_refused_and_one_without_a_driver_is_kept() -> Result<()> {

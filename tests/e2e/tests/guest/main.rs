@@ -9,6 +9,7 @@ mod huge_pages;
 mod life;
 mod minimal_vmm;
 mod monitor;
+mod pause;
 mod reports;
 mod reset;
 mod resize;

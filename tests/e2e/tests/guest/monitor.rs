@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use anyhow::{Result, ensure};
 use e2e::{MIB, PATIENCE, Vm};
+use qmp::ReceivedEvent;
 use serde_json::{Value, json};
 
 use crate::on_one_and_two_cpus;
@@ -61,6 +62,24 @@ fn targets_that_make_no_sense_are_refused_with_a_reason() -> Result<()> {
         ensure!(error.len() > "balloon: ".len() && !error.contains('\n'), "{value}: {error}");
     }
     ensure!(vm.actual()? == 1024 * MIB, "the guest has {}", vm.actual()?);
+    vm.power_off()
+}
+
+/// A client that waits for this event must not wait for ever.
+#[test]
+fn a_size_that_the_guest_has_already_is_told_again() -> Result<()> {
+    let mut vm = Vm::boot(1)?;
+    vm.resize(768 * MIB)?;
+    let mut late = vm.connect()?;
+    for _ in 0..2 {
+        let arguments = json!({ "value": 768 * MIB });
+        late.execute("balloon", arguments)?;
+        let event = late.next_event(PATIENCE)?;
+        let expected = json!({ "actual": 768 * MIB });
+        let is_told =
+            |event: &ReceivedEvent| event.name == "BALLOON_CHANGE" && event.data == expected;
+        ensure!(event.as_ref().is_some_and(is_told), "{event:?}");
+    }
     vm.power_off()
 }
 
