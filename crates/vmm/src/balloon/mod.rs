@@ -4,6 +4,7 @@
 mod memory;
 mod notices;
 mod operator;
+mod resident;
 
 use std::sync::{Arc, OnceLock};
 
@@ -18,12 +19,14 @@ use crate::memory::{BootMemory, Kept, MemoryPlan};
 use crate::monitor::Balloon;
 use crate::watch::GuestLog;
 use notices::Notices;
+use resident::Resident;
 
 /// The device.
 struct Device {
     memory: DynamicMemoryHandle<Platform>,
     plan: MemoryPlan,
     status_reports: bool,
+    resident: Resident,
 }
 
 /// Puts the device on the bus, for a guest that first has the memory `first`.
@@ -49,7 +52,9 @@ pub(crate) fn attach(
     let memory = host.dynamic_memory(settings, NoMachine, notices)?;
     // Set only once, here.
     let _ = this.set(memory.clone());
-    Ok(Arc::new(Device { memory, plan: *plan, status_reports: config.status_reports }))
+    let resident = Resident::new(plan.huge_pages.from_pool());
+    let status_reports = config.status_reports;
+    Ok(Arc::new(Device { memory, plan: *plan, status_reports, resident }))
 }
 
 impl Device {
