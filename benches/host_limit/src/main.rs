@@ -21,6 +21,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use page_range::PageRangeSet;
 
 use crate::host::{Host, Usage};
 use crate::memory::GuestMemory;
@@ -105,6 +106,8 @@ fn resize(mut memory: GuestMemory) -> Result<(Usage, Usage)> {
     let mut host = Host::new(&memory)?;
     host.resize(shrunk)?;
     host.resize(full)?;
+    // As `vmbus_kvm` does after a while: what is dirtied next is to have huge pages again.
+    memory.ram.settle(&PageRangeSet::new());
     memory.prepare()?;
     let shrink = host.resize(shrunk)?;
     let grow = host.resize(full)?;

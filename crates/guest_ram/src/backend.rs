@@ -8,7 +8,7 @@ use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use page_range::{PageCount, PageRange};
+use page_range::{PageCount, PageRange, PageRangeSet};
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryRegion};
 
@@ -108,6 +108,11 @@ impl<S: MemorySlots> RamBackend<S> {
     /// As [`GuestRam::provide`].
     pub fn provide(&self, ranges: &[PageRange]) -> Result<(), ProvideError> {
         self.ram.provide(ranges)
+    }
+
+    /// Lets returned memory have transparent huge pages again; see [`GuestRam::settle`].
+    pub fn settle(&self, out: &PageRangeSet) {
+        self.ram.settle(out);
     }
 
     /// Adds memory to the running VM; for the parameters see [`GuestRam::add`].

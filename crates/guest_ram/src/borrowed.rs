@@ -168,6 +168,12 @@ impl BorrowedRam {
         self.extents().provide(ranges)
     }
 
+    /// Lets memory have transparent huge pages again where it has been returned to the guest; see
+    /// [`GuestRam::settle`](crate::GuestRam::settle).
+    pub fn settle(&self, out: &PageRangeSet) {
+        self.extents().settle(out);
+    }
+
     fn extents(&self) -> Extents<'_> {
         Extents::new(&self.extents, None)
     }

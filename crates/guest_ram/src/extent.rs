@@ -8,6 +8,7 @@ use page_range::{PageCount, PageRange, PageRangeSet};
 
 use crate::discard::{DiscardError, ProvideError};
 use crate::mapping::{Mapping, Span};
+use crate::small_pages::{self, SmallPages};
 use crate::{HugePages, PoolError, RamRegion};
 
 /// A mapping and the guest pages that it backs, some or all of which the guest has.
@@ -20,12 +21,19 @@ pub(crate) struct Extent {
     /// Pages that are back in the host's pool. Empty for other memory, which the kernel allocates
     /// on first touch.
     absent: Mutex<PageRangeSet>,
+    /// For memory with transparent huge pages.
+    small_pages: Option<SmallPages>,
 }
 
 impl Extent {
     /// `mapping` backs exactly `range`.
     pub(crate) fn new(range: PageRange, mapping: Arc<Mapping>, huge_pages: HugePages) -> Self {
-        Self { range, mapping, huge_pages, is_read_only: false, absent: Mutex::default() }
+        let small_pages = mapping
+            .wants_huge_pages()
+            .then(|| SmallPages::new(&mapping, &small_pages::OF_PROCESS))
+            .flatten();
+        let absent = Mutex::default();
+        Self { range, mapping, huge_pages, is_read_only: false, absent, small_pages }
     }
 
     /// Marks the content as not to be changed.
@@ -83,6 +91,9 @@ impl Extent {
 
     /// Gives spans back to the host. Tries every one and reports the first failure.
     pub(crate) fn discard(&self, spans: &[Span]) -> Result<(), DiscardError> {
+        if let Some(small_pages) = &self.small_pages {
+            small_pages.before_discard(&self.mapping, spans);
+        }
         if !self.has_pool_pages() {
             return self.discard_now(spans);
         }
@@ -104,6 +115,14 @@ impl Extent {
             let range = spans.get(index).and_then(|span| self.pages(*span));
             DiscardError::System { range: range.unwrap_or(self.range), source }
         })
+    }
+
+    /// Of all pages, only `out` are still with the host.
+    pub(crate) fn settle(&self, out: &PageRangeSet) {
+        if let Some(small_pages) = &self.small_pages {
+            let out = out.intersection(self.range).filter_map(|range| self.span(range));
+            small_pages.settle(&self.mapping, out);
+        }
     }
 
     /// Whether [`Extent::provide`] accepts this range.

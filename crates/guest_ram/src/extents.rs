@@ -1,6 +1,6 @@
 //! All of a guest's memory: discards and provisions that may span several mappings.
 
-use page_range::PageRange;
+use page_range::{PageRange, PageRangeSet};
 
 use crate::discard::{DiscardError, ProvideError};
 use crate::extent::Extent;
@@ -81,6 +81,11 @@ impl<'a> Extents<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Of all pages, only `out` are still with the host.
+    pub(crate) fn settle(self, out: &PageRangeSet) {
+        self.all().for_each(|extent| extent.settle(out));
     }
 
     /// The extents that hold pages of a range, and the pages each holds.

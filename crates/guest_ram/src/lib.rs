@@ -47,6 +47,7 @@ mod mapping;
 mod plan;
 mod ram;
 mod region;
+mod small_pages;
 
 pub use backend::{BackendError, MemorySlots, RamBackend};
 pub use borrowed::{BorrowedRam, RegionError};

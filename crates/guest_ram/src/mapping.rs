@@ -32,6 +32,7 @@
 // UNSAFETY: mapping, unmapping and discarding memory are system calls on raw addresses.
 #![expect(unsafe_code, reason = "mmap, madvise and fallocate work on raw addresses")]
 
+mod advice;
 mod borrow;
 mod create;
 mod vector;
@@ -48,7 +49,7 @@ use vm_memory::VolatileSlice;
 pub use borrow::BorrowError;
 pub(crate) use borrow::borrow;
 pub use create::MemoryKind;
-pub(crate) use create::Request;
+pub(crate) use create::{HUGE_PAGE, Request};
 pub(crate) use vector::MAX as MAX_SPANS;
 
 /// A part of a mapping, in bytes.
@@ -86,6 +87,8 @@ pub(crate) struct Mapping {
     len: usize,
     backing: Backing,
     owner: Owner,
+    /// Whether the kernel is to back it with transparent huge pages.
+    wants_huge_pages: bool,
 }
 
 // SAFETY: the mapping is plain memory without thread affinity; it is accessed only through
@@ -95,6 +98,16 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
+    /// The length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the kernel may back any part of it with a transparent huge page.
+    pub(crate) fn wants_huge_pages(&self) -> bool {
+        self.wants_huge_pages
+    }
+
     /// The memfd, if the memory is one; it is as long as the mapping.
     pub(crate) fn memfd(&self) -> Option<&Arc<File>> {
         match &self.backing {
@@ -186,6 +199,12 @@ impl Mapping {
                 })
             }
         }
+    }
+
+    /// Asks the kernel to use transparent huge pages for a span, or not to. Pages that are there
+    /// stay as they are.
+    pub(crate) fn advise_huge_pages(&self, span: Span, wanted: bool) -> io::Result<()> {
+        self.advise(span, if wanted { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE })
     }
 
     fn holds(&self, span: Span) -> bool {

@@ -270,6 +270,21 @@ impl GuestRam {
         self.extents().provide(ranges)
     }
 
+    /// Lets memory have transparent huge pages again where it has been returned to the guest. Of all
+    /// pages discarded before, only `out` are still with the host.
+    ///
+    /// [`GuestRam::discard`] keeps a huge page that it discards a part of from being made whole,
+    /// since the host would have to provide the discarded part again. It is not told when pages are
+    /// returned, for the guest's first touch brings them back; without this call they come and stay
+    /// as small pages. A call takes time in proportion to the number of ranges, so make one when many
+    /// pages have been returned. Pages that are discarded while it runs may be missing in `out`, so
+    /// make it on the thread that discards.
+    ///
+    /// The kernel's refusal is no error: memory stays as it is until the next call.
+    pub fn settle(&self, out: &PageRangeSet) {
+        self.extents().settle(out);
+    }
+
     /// The part of a range that may have been added.
     pub(crate) fn addable(&self, range: PageRange) -> Option<PageRange> {
         self.hot_add.as_ref().and_then(HotAdd::extent)?.range().intersection(range)

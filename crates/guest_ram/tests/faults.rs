@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use guest_ram::{DiscardError, GuestRam, MemoryKind, RamConfig, RamError, RamPart};
 use host_faults::Refusal;
-use page_range::{Gpfn, PageCount, PageRange};
+use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 const MIB: u64 = 1 << 20;
@@ -138,6 +138,22 @@ fn pages_that_the_kernel_does_not_take_keep_their_content_and_go_later() {
         ram.discard(&ranges).unwrap();
         assert_eq!(marked(&ram).len(), 16_384 - 518);
     }
+}
+
+#[test]
+fn pages_go_where_the_kernel_takes_no_advice_on_the_rest_of_a_huge_page() {
+    let _turn = turn();
+    let ram = GuestRam::new(&config(MemoryKind::Anonymous)).unwrap();
+    mark(&ram);
+    let refusals = [libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE].map(|advice| {
+        let advice = u64::try_from(advice).unwrap();
+        Refusal::of(libc::SYS_madvise, libc::ENOMEM).with_argument(2, advice)
+    });
+    host_faults::with(&refusals, || {
+        ram.discard(&[pages(10, 5), pages(1000, 600)]).unwrap();
+        ram.settle(&PageRangeSet::new());
+    });
+    assert_eq!(marked(&ram).len(), 16_384 - 605);
 }
 
 #[test]

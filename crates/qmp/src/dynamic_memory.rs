@@ -49,6 +49,13 @@ pub struct DynamicMemoryInfo {
     /// Memory that the guest gave up although it was never assigned to it.
     #[serde(default)]
     pub foreign: u64,
+    /// Memory of the host that the process has, for the guest and for itself; absent if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resident: Option<u64>,
+    /// The part of `resident` that exceeds `actual` and what the process may need for itself: memory
+    /// that the guest gave up and the host has all the same.
+    #[serde(default)]
+    pub unexplained: u64,
     /// Milliseconds until the device acts on a target, while it waits for a guest that has only
     /// just started; absent if it acts at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -138,6 +145,8 @@ mod tests {
             held: 9,
             undiscarded: 10,
             foreign: 11,
+            resident: Some(15),
+            unexplained: 16,
             ready_in_ms: Some(12),
             waiting: Some("w".to_owned()),
             stopped: Some("s".to_owned()),
@@ -156,7 +165,7 @@ mod tests {
         let expected = json!({
             "state": "idle", "actual": 1, "target": 2, "maximum": 3, "boot": 4, "hot-added": 5,
             "assigned": 6, "ballooned": 7, "in-flight": 8, "held": 9, "undiscarded": 10,
-            "foreign": 11, "ready-in-ms": 12, "waiting": "w", "stopped": "s",
+            "foreign": 11, "resident": 15, "unexplained": 16, "ready-in-ms": 12, "waiting": "w", "stopped": "s",
             "last-refusal": { "target": 13, "reason": "r" }, "guest-os-id": u64::MAX,
             "guest-os": "Linux 6.1", "protocol-version": "2.0", "hot-add-alignment": 14,
             "faults": { "malformed": 20, "odd-hot-adds": u64::MAX },

@@ -15,7 +15,7 @@ use kvm_hyperv::exit::{HypervExit, complete_hypercall};
 use kvm_hyperv::msr;
 use kvm_hyperv::sint::SintLines;
 use kvm_ioctls::VcpuFd;
-use page_range::{Gpa, Gpfn, PageCount, PageRange};
+use page_range::{Gpa, Gpfn, PageCount, PageRange, PageRangeSet};
 use vm_memory::{
     GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap,
 };
@@ -114,6 +114,10 @@ impl Backend {
 impl MemoryBackend for Backend {
     fn discard(&mut self, ranges: &[PageRange]) -> Result<(), BackendError> {
         Ok(self.ram.discard_or_undo(ranges)?)
+    }
+
+    fn settle(&mut self, out: &PageRangeSet) {
+        self.ram.settle(out);
     }
 
     fn add(

@@ -38,6 +38,7 @@ fn sizes(books: &DynamicMemoryInfo) -> Vec<Row> {
         ("held", books.held, "given by the guest, kept by huge pages that are partly in use"),
         ("kept", books.undiscarded, "given by the guest, but the host could not free it"),
         ("foreign", books.foreign, "given by the guest, but never its own"),
+        ("unexplained", books.unexplained, "in the host's memory, although the guest gave it"),
     ];
     let exceptions = exceptions
         .into_iter()
@@ -134,6 +135,7 @@ mod tests {
             held: 1 << 20,
             undiscarded: 8192,
             foreign: 12288,
+            unexplained: 1 << 21,
             ..idle()
         };
         let expected = [
@@ -141,6 +143,7 @@ mod tests {
             "held: 1 MiB given by the guest, kept by huge pages that are partly in use",
             "kept: 8 KiB given by the guest, but the host could not free it",
             "foreign: 12 KiB given by the guest, but never its own",
+            "unexplained: 2 MiB in the host's memory, although the guest gave it",
         ];
         assert_eq!(shown(&books)[6..], expected);
     }

@@ -11,7 +11,7 @@ use thiserror::Error;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{FileOffset, MmapRegion};
 
-use super::{Backing, Mapping, Owner, check};
+use super::{Backing, Mapping, Owner, advice, check};
 use crate::HugePages;
 
 /// The bits of `mmap`'s flags that say whether the memory is shared.
@@ -53,12 +53,22 @@ where
     // memory: other code may rely on its content.
     let start = NonNull::new(region.as_ptr()).filter(|_| region.owned());
     let start = start.ok_or(BorrowError::RawAddress)?;
-    let huge_pages = huge_pages(region.flags(), region.file_offset())?;
-    let backing = backing(region.flags(), region.file_offset());
+    let flags = region.flags();
+    let huge_pages = huge_pages(flags, region.file_offset())?;
+    let backing = backing(flags, region.file_offset());
     let len = region.size();
     let keeper: Arc<dyn Any + Send + Sync> = region;
     let owner = Owner::Other { _keeps_mapped: keeper };
-    Ok((Mapping { start, len, backing, owner }, huge_pages))
+    let wants_huge_pages = match backing {
+        _ if huge_pages.from_pool() => false,
+        // Huge pages of the file itself are not this mapping's.
+        Backing::Private if flags & libc::MAP_ANONYMOUS == 0 => false,
+        Backing::Private => advice::wants_huge_pages(start.as_ptr() as usize, "enabled"),
+        Backing::File { .. } | Backing::Shared => {
+            advice::wants_huge_pages(start.as_ptr() as usize, "shmem_enabled")
+        }
+    };
+    Ok((Mapping { start, len, backing, owner, wants_huge_pages }, huge_pages))
 }
 
 /// `mmap` ignores the file of anonymous memory, but `vm-memory` keeps it.

@@ -22,7 +22,7 @@ pub enum MemoryKind {
 
 /// Host and guest addresses are congruent modulo at least this, so that a huge page of the host backs
 /// exactly one huge page of the guest.
-const HUGE_PAGE: usize = 2 << 20;
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// The memory to map.
 #[derive(Clone, Copy, Debug)]
@@ -88,20 +88,17 @@ impl Mapping {
         }
         let backing = memfd
             .map_or(Backing::Private, |memfd| Backing::File { file: Arc::new(memfd), start: 0 });
-        let mapping = Self { start, len, backing, owner: Owner::Mapping };
+        let owner = Owner::Mapping;
+        let mut mapping = Self { start, len, backing, owner, wants_huge_pages: false };
         // A core dump of this process must not contain the guest's memory.
         mapping.advise(Span { offset: 0, len }, libc::MADV_DONTDUMP)?;
         if !request.huge_pages.from_pool() {
+            let wanted = request.huge_pages == HugePages::Transparent;
             // A kernel without transparent huge pages refuses, and then small pages do as well.
-            let _ = mapping.advise_huge_pages(request.huge_pages == HugePages::Transparent);
+            let advised = mapping.advise_huge_pages(Span { offset: 0, len }, wanted);
+            mapping.wants_huge_pages = wanted && advised.is_ok();
         }
         Ok(mapping)
-    }
-
-    /// Asks the kernel to use huge pages, or not to.
-    fn advise_huge_pages(&self, wanted: bool) -> io::Result<()> {
-        let advice = if wanted { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
-        self.advise(Span { offset: 0, len: self.len }, advice)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use page_range::{PageCount, PageRange};
+use page_range::{PageCount, PageRange, PageRangeSet};
 use thiserror::Error;
 
 use crate::error::remedy_of;
@@ -36,6 +36,17 @@ pub trait MemoryBackend: Send + 'static {
         Ok(())
     }
 
+    /// Of all pages discarded so far, only `out` are still with the host; the guest may use the
+    /// others again. Called some seconds after pages were discarded or returned, and after a restore,
+    /// for backends that must treat memory around discarded pages differently, such as one with
+    /// transparent huge pages: see [`guest_ram::GuestRam::settle`]. It may come too late, or not at
+    /// all if the guest resets first.
+    ///
+    /// [`guest_ram::GuestRam::settle`]: https://docs.rs/guest_ram
+    fn settle(&mut self, out: &PageRangeSet) {
+        let _ = out;
+    }
+
     /// Backs new memory with zeros and lets the guest reach it. `offset` is the position of the
     /// pages in the memory that can be added; a page keeps its offset until the next reset. Start
     /// and size of `range` are multiples of `alignment`, the smallest unit that the guest accepts.
@@ -66,6 +77,10 @@ impl<B: MemoryBackend + ?Sized> MemoryBackend for Box<B> {
 
     fn provide(&mut self, ranges: &[PageRange]) -> Result<(), BackendError> {
         (**self).provide(ranges)
+    }
+
+    fn settle(&mut self, out: &PageRangeSet) {
+        (**self).settle(out);
     }
 
     fn add(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use guest_ram::{BorrowedRam, MemorySlots, RamBackend, RamRegion};
 use kvm_hyperv::vm::GuestVm;
-use page_range::{PageCount, PageRange};
+use page_range::{PageCount, PageRange, PageRangeSet};
 use vm_memory::GuestAddress;
 
 use super::backend::{BackendError, MemoryBackend};
@@ -17,6 +17,10 @@ impl<S: MemorySlots + Send + 'static> MemoryBackend for RamBackend<S> {
 
     fn provide(&mut self, ranges: &[PageRange]) -> Result<(), BackendError> {
         Ok(Self::provide(self, ranges)?)
+    }
+
+    fn settle(&mut self, out: &PageRangeSet) {
+        Self::settle(self, out);
     }
 
     fn add(
@@ -42,6 +46,10 @@ impl MemoryBackend for BorrowedRam {
 
     fn provide(&mut self, ranges: &[PageRange]) -> Result<(), BackendError> {
         Ok(Self::provide(self, ranges)?)
+    }
+
+    fn settle(&mut self, out: &PageRangeSet) {
+        Self::settle(self, out);
     }
 
     fn add(&mut self, _: PageRange, _: PageCount, _: PageCount) -> Result<(), BackendError> {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dynmem_vsp::{
-    Config, DEFAULT_INSTANCE, DynamicMemory, HotAdd, INTERFACE, Kept, Notice, ReplaceError,
+    Config, DEFAULT_INSTANCE, DynamicMemory, HotAdd, INTERFACE, JobId, Kept, Notice, ReplaceError,
     SavedVsp, Snapshot, Work,
 };
 use page_range::{PageCount, PageRangeSet};
@@ -30,6 +30,11 @@ use worker::{Request, Worker};
 
 /// How often a thread that waits for discards checks whether the host has stopped.
 const LOOK_FOR_STOP: Duration = Duration::from_millis(100);
+
+/// How long after a change of the guest's size the backend is told which pages are out. Listing them
+/// takes time in proportion to their ranges, so it is not done for each message, and the kernel is in
+/// no hurry to make huge pages either.
+const SETTLES_AFTER: Duration = Duration::from_secs(5);
 
 type Vsp<P> = DynamicMemory<BusMemory<P>>;
 
@@ -71,16 +76,12 @@ impl<P: Platform> HostBuilder<P> {
             inhibits: Mutex::new(inhibits),
             shared: Arc::clone(&shared),
         });
-        let worker = {
-            let control = Arc::clone(&control);
-            let done = move |id, ok| {
-                let now = control.shared.now();
-                lock(&control.device).job_done(now, id, ok);
-                control.discards_ended.notify_all();
-            };
-            Worker::start(Box::new(backend), shared, done)
-                .map_err(StartError::system("cannot start the thread that works on memory"))?
-        };
+        let worker = Worker::start(Box::new(backend), shared, Arc::clone(&control))
+            .map_err(StartError::system("cannot start the thread that works on memory"))?;
+        if lock(&control.device).ballooned().next().is_some() {
+            // It was restored, and the backend is new.
+            worker.settle(Duration::ZERO);
+        }
         let requests = worker.requests();
         self.attach(Arc::clone(&control.device), Carrier { worker, on_notice })?;
         Ok(DynamicMemoryHandle { control, requests })
@@ -97,7 +98,12 @@ impl<S: Sink<Notice>> Sink<Work> for Carrier<S> {
     fn take(&mut self, work: Work) {
         match work {
             Work::Job(job) => self.worker.submit(job),
-            Work::Notify(notice) => self.on_notice.take(notice),
+            Work::Notify(notice) => {
+                if matches!(notice, Notice::SizeChanged { .. }) {
+                    self.worker.settle(SETTLES_AFTER);
+                }
+                self.on_notice.take(notice);
+            }
             // Only devices made with a trace emit these.
             Work::Trace(_) => {}
         }
@@ -150,6 +156,17 @@ impl<P: Platform> Control<P> {
             let waited = self.discards_ended.wait_timeout(device, LOOK_FOR_STOP);
             device = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+}
+
+impl<P: Platform> worker::Books for Arc<Control<P>> {
+    fn job_done(&self, id: JobId, ok: bool) {
+        lock(&self.device).job_done(self.shared.now(), id, ok);
+        self.discards_ended.notify_all();
+    }
+
+    fn out(&self) -> PageRangeSet {
+        lock(&self.device).ballooned().collect()
     }
 }
 

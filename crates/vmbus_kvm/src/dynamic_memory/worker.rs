@@ -2,20 +2,35 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use dynmem_vsp::{Job, JobId, Prepare, Task};
+use page_range::PageRangeSet;
 
 use super::backend::{MemoryBackend, WorkError};
 use crate::bus_loop::PanicReport;
 use crate::shared::Shared;
 use crate::{HostFailure, Report, Thread};
 
+/// What the thread does with the device.
+pub(super) trait Books: Send {
+    /// The end of a job.
+    fn job_done(&self, id: JobId, ok: bool);
+
+    /// The pages that the host has back.
+    fn out(&self) -> PageRangeSet;
+}
+
 /// A request to the thread.
 pub(super) enum Request {
     Job(Job),
+    /// Tell the backend what is out, after this time.
+    Settle {
+        after: Duration,
+    },
     /// Work on another machine's memory from now on.
     Replace(Box<dyn MemoryBackend>, Sender<()>),
     /// Answered once all jobs before this one are done.
@@ -28,23 +43,33 @@ pub(super) struct Worker {
     requests: Sender<Request>,
     /// Jobs whose end has not been reported to the device.
     open_jobs: Arc<AtomicUsize>,
+    /// Whether the thread knows that it has to settle.
+    is_to_settle: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts the thread, which reports the end of each job to `done`.
+    /// Starts the thread.
     pub(super) fn start(
         backend: Box<dyn MemoryBackend>,
         shared: Arc<Shared>,
-        done: impl Fn(JobId, bool) + Send + 'static,
+        books: impl Books + 'static,
     ) -> io::Result<Self> {
         let (requests, queue) = channel();
         let open_jobs = Arc::new(AtomicUsize::new(0));
-        let run = Run { backend, shared, done, open_jobs: Arc::clone(&open_jobs) };
+        let is_to_settle = Arc::new(AtomicBool::new(false));
+        let run = Run {
+            backend,
+            shared,
+            books,
+            open_jobs: Arc::clone(&open_jobs),
+            is_to_settle: Arc::clone(&is_to_settle),
+            settles_at: None,
+        };
         let thread = Builder::new()
             .name(Thread::Memory.name().into())
             .spawn(move || run.until_stopped(&queue))?;
-        Ok(Self { requests, open_jobs, thread: Some(thread) })
+        Ok(Self { requests, open_jobs, is_to_settle, thread: Some(thread) })
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -62,6 +87,14 @@ impl Worker {
         // Fails only if the thread has failed, and with it the host.
         let _ = self.requests.send(Request::Job(job));
     }
+
+    /// Tells the backend what is out, after some time; once for all calls in the meantime. A pause
+    /// does not wait for that.
+    pub(super) fn settle(&self, after: Duration) {
+        if !self.is_to_settle.swap(true, Ordering::AcqRel) {
+            let _ = self.requests.send(Request::Settle { after });
+        }
+    }
 }
 
 impl Drop for Worker {
@@ -73,14 +106,16 @@ impl Drop for Worker {
     }
 }
 
-struct Run<F> {
+struct Run<B> {
     backend: Box<dyn MemoryBackend>,
     shared: Arc<Shared>,
-    done: F,
+    books: B,
     open_jobs: Arc<AtomicUsize>,
+    is_to_settle: Arc<AtomicBool>,
+    settles_at: Option<Instant>,
 }
 
-impl<F: Fn(JobId, bool)> Run<F> {
+impl<B: Books> Run<B> {
     fn until_stopped(mut self, queue: &Receiver<Request>) {
         let shared = Arc::clone(&self.shared);
         let _end = EndOfHost(&shared);
@@ -89,9 +124,10 @@ impl<F: Fn(JobId, bool)> Run<F> {
             let failure = HostFailure::Refused { thread: Thread::Memory, source };
             return shared.supervisor.failed(failure);
         }
-        for request in queue {
+        while let Some(request) = self.next(queue) {
             match request {
                 Request::Job(job) => self.carry_out(job),
+                Request::Settle { after } => self.settles_at = Instant::now().checked_add(after),
                 Request::Replace(backend, done) => {
                     self.backend = backend;
                     let _ = done.send(());
@@ -101,6 +137,25 @@ impl<F: Fn(JobId, bool)> Run<F> {
                 }
                 Request::Stop => return,
             }
+        }
+    }
+
+    /// The next request; settles when it is time, also while requests wait.
+    fn next(&mut self, queue: &Receiver<Request>) -> Option<Request> {
+        loop {
+            let Some(at) = self.settles_at else { return queue.recv().ok() };
+            let left = at.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                match queue.recv_timeout(left) {
+                    Err(RecvTimeoutError::Timeout) => {}
+                    request => return request.ok(),
+                }
+            }
+            self.settles_at = None;
+            // Before the look at the books, so that no later change is missed.
+            self.is_to_settle.store(false, Ordering::Release);
+            let out = self.books.out();
+            self.backend.settle(&out);
         }
     }
 
@@ -119,7 +174,7 @@ impl<F: Fn(JobId, bool)> Run<F> {
         if let Err(source) = result {
             self.shared.supervisor.report(Report::Work(WorkError { what, source }));
         }
-        (self.done)(id, ok);
+        self.books.job_done(id, ok);
         self.open_jobs.fetch_sub(1, Ordering::AcqRel);
         // A host that is pausing waits for this.
         self.shared.wake();

@@ -49,6 +49,8 @@ pub(crate) fn memory_config() -> Config {
 pub(crate) struct Backend {
     pub(crate) discarded: Mutex<PageRangeSet>,
     pub(crate) added: Mutex<PageRangeSet>,
+    /// What it was last told is out.
+    pub(crate) settled: Mutex<Option<PageRangeSet>>,
     /// Discards wait while it is set.
     held: Mutex<bool>,
     released: Condvar,
@@ -87,6 +89,10 @@ impl MemoryBackend for Backed {
             discarded.insert(*range);
         }
         Ok(())
+    }
+
+    fn settle(&mut self, out: &PageRangeSet) {
+        *self.0.settled.lock().unwrap() = Some(out.clone());
     }
 
     fn add(

@@ -91,6 +91,20 @@ fn a_guest_does_not_notice_that_its_host_is_another_one_all_the_time() {
 }
 
 #[test]
+fn a_new_backend_learns_what_was_out_when_the_host_was_saved() {
+    let host = MemoryHost::start().unwrap();
+    let mut driver = Driver::boot(&host, FakePlatform::new(Quirks::default()));
+    host.memory.set_target(HALF).unwrap();
+    driver.until("the shrink", |_| host.is_at_target());
+    let (bytes, before) = save(host);
+    *before.backend.settled.lock().unwrap() = None;
+    let host = restore(&bytes, before, &mut driver.guest);
+    let settled = || host.backend.settled.lock().unwrap().clone();
+    driver
+        .until("the news", |driver| settled().as_ref() == Some(driver.driver.memory().ballooned()));
+}
+
+#[test]
 fn a_message_in_the_slot_survives() {
     let host = MemoryHost::start().unwrap();
     let mut guest = Guest::boot(&host.host, FakePlatform::new(Quirks::default()));

@@ -54,6 +54,21 @@ fn a_guest_is_resized_on_a_machine_that_helps_little() {
 }
 
 #[test]
+fn a_while_after_a_change_the_backend_learns_what_is_out() {
+    let host = MemoryHost::start().unwrap();
+    let mut driver = Driver::boot(&host, FakePlatform::new(Quirks::default()));
+    let odd = HALF.saturating_add(PageCount::new(3));
+    for target in [HALF, odd] {
+        host.memory.set_target(target).unwrap();
+        driver.until("the target", |_| host.is_at_target());
+    }
+    let settled = || host.backend.settled.lock().unwrap().clone();
+    driver
+        .until("the news", |driver| settled().as_ref() == Some(driver.driver.memory().ballooned()));
+    assert_eq!(settled().unwrap().len(), BOOT.saturating_sub(odd));
+}
+
+#[test]
 fn a_target_out_of_reach_is_refused_at_once() {
     let host = MemoryHost::start().unwrap();
     let error = host.memory.set_target(PageCount::new(1 << 30)).unwrap_err();

@@ -4,6 +4,7 @@
 mod memory;
 mod notices;
 mod operator;
+mod resident;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use crate::memory::{BootMemory, Kept, MemoryPlan};
 use crate::monitor::Balloon;
 use crate::watch::GuestLog;
 use notices::{Notices, Repeat};
+use resident::Resident;
 
 /// The device.
 struct Device {
@@ -31,6 +33,7 @@ struct Device {
     status_reports: bool,
     bus: BusHandle,
     repeat: Repeat,
+    resident: Resident,
 }
 
 /// Puts the device on the bus, for a guest that first has the memory `first`.
@@ -57,8 +60,10 @@ pub(crate) fn attach(
     let memory = host.dynamic_memory(settings, NoMachine, notices)?;
     // Set only once, here.
     let _ = this.set(memory.clone());
+    let resident = Resident::new(plan.huge_pages.from_pool());
     let status_reports = config.status_reports;
-    Ok(Arc::new(Device { memory, plan: *plan, status_reports, bus: host.handle(), repeat }))
+    let bus = host.handle();
+    Ok(Arc::new(Device { memory, plan: *plan, status_reports, bus, repeat, resident }))
 }
 
 impl Device {

@@ -11,6 +11,7 @@ use vmbus_kvm::SetTargetError;
 
 use super::Device;
 use super::notices::DEVICE_ID;
+use super::resident::unexplained;
 use crate::error::VmmError;
 use crate::machine::Vm;
 use crate::memory::{BootMemory, Kept};
@@ -47,6 +48,8 @@ impl Balloon for Device {
     }
 
     fn dynamic_memory(&self) -> DynamicMemoryInfo {
+        // Before the books: pages that are discarded in between are explained then, too.
+        let resident = self.resident.bytes();
         let device = self.snapshot();
         DynamicMemoryInfo {
             state: device.state.as_str().into(),
@@ -62,6 +65,9 @@ impl Balloon for Device {
             held: device.held.bytes(),
             undiscarded: device.undiscarded.bytes(),
             foreign: device.foreign.bytes(),
+            resident,
+            unexplained: resident
+                .map_or(0, |resident| unexplained(resident, device.actual.bytes())),
             ready_in_ms: device
                 .ready_in
                 .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),

@@ -155,6 +155,9 @@ fn memory() -> Rules {
             "DONTNEED of this process",
             [is(0, THIS_THREAD), is(3, libc::MADV_DONTNEED)],
         )
+        // Around pages that are discarded.
+        .allow_where(Sysno::madvise, "HUGEPAGE", advice(libc::MADV_HUGEPAGE))
+        .allow_where(Sysno::madvise, "NOHUGEPAGE", advice(libc::MADV_NOHUGEPAGE))
         .allow_where(Sysno::fallocate, "allocate", [is(1, 0)])
         .allow_where(
             Sysno::fallocate,
@@ -175,7 +178,8 @@ fn qmp_accept() -> Rules {
 
 /// Executes commands: they go to other threads. The dump of the flight recorder asks the vCPUs.
 fn qmp_read() -> Rules {
-    reads_a_socket().and(&kicks_vcpus()).allow([Sysno::shutdown])
+    // The figures for `resident` are in a file.
+    reads_a_socket().and(&kicks_vcpus()).allow([Sysno::pread64, Sysno::shutdown])
 }
 
 fn qmp_write() -> Rules {
