@@ -12,7 +12,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use rig::{emulator, host};
-use tasks::{demo, fuzz, lint, msrv, package, peers, public_api, soak, suite, test, toolchain};
+use tasks::{boots, demo, fuzz, lint, msrv, package, peers, public_api, soak, suite, test, toolchain};
 
 /// Tasks of the hv-balloon project.
 #[derive(Parser)]
@@ -34,6 +34,8 @@ enum Task {
     Fuzz(fuzz::FuzzArgs),
     /// Resizes, resets and reloads the driver of a guest at random, with its memory under check.
     Soak(soak::SoakArgs),
+    /// Boots guests again and again, and keeps the evidence of each that does not come up.
+    Boots(boots::BootsArgs),
     /// Measures the same guest under hvb and under QEMU's two balloons.
     BenchPeers(peers::PeersArgs),
     /// Checks what the compiler does not: layers, purity, manifests, file sizes, links.
@@ -87,6 +89,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(args) => test::main(&args),
         Task::Fuzz(args) => fuzz::main(&args),
         Task::Soak(args) => soak::main(&args),
+        Task::Boots(args) => boots::main(&args),
         Task::BenchPeers(args) => peers::main(&args),
         Task::Lint => lint::main(),
         Task::Toolchain => toolchain::main(),

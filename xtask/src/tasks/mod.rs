@@ -1,5 +1,6 @@
 //! One module for each task.
 
+pub(crate) mod boots;
 pub(crate) mod demo;
 pub(crate) mod fuzz;
 mod links;

@@ -1,0 +1,45 @@
+//! `cargo xtask boots`: guests are booted again and again, and those that do not come up are counted.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::tasks::test;
+use crate::{guest_image, workspace};
+
+/// `cargo xtask boots`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BootsArgs {
+    /// How many guests to boot.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    count: u32,
+    /// The guests' numbers of processors, which take turns.
+    #[arg(long, default_value = "1,2", value_delimiter = ',',
+          value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: Vec<u32>,
+    /// How many guests run at a time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    parallel: u32,
+    /// The guests' kernel.
+    #[arg(long, value_enum, default_value = "stable")]
+    kernel: guest_image::GuestKernel,
+    /// Processors of the emulated machine, where KVM has no Hyper-V here.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    rig_cpus: u32,
+}
+
+/// Builds what is needed, boots the guests where KVM has Hyper-V, and returns the exit status: 0 if
+/// all came up.
+pub(crate) fn main(args: &BootsArgs) -> Result<ExitCode> {
+    let guest = guest_image::build(args.kernel)?;
+    let hvb = test::build_program("hvb", "hvb")?;
+    let boots = test::build_program("e2e", "boots")?;
+    println!("boots: Linux {}", guest.release);
+    let cpus: Vec<String> = args.cpus.iter().map(u32::to_string).collect();
+    let mut rig = workspace::mortal("TERM", std::env::current_exe()?.as_os_str());
+    rig.args(["rig", "--cpus", &args.rig_cpus.to_string(), "--", &boots]);
+    rig.args([args.count.to_string(), cpus.join(","), args.parallel.to_string()]);
+    rig.env("HVB_BIN", hvb).envs(guest.environment()?);
+    let status = rig.status()?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
