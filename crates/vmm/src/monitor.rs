@@ -121,6 +121,8 @@ impl Machine for Monitored {
         let mut memory = self.balloon()?.dynamic_memory();
         if self.status() != RunState::running {
             memory.waiting = Some(PAUSED.into());
+            // No time passes for the device.
+            memory.ready_in_ms = None;
         }
         Ok(memory)
     }
