@@ -1,7 +1,7 @@
 //! The types of what goes over the wire: arguments, answers and events.
 //!
 //! The tables of commands and events refer to these types. Arguments are checked against them, and
-//! `query-qmp-schema` is made of them ([`describe`]); so neither can differ from what the monitor
+//! `query-qmp-schema` is made of them ([`describe()`]); so neither can differ from what the monitor
 //! does. Tests check the answers.
 
 mod describe;
