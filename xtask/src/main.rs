@@ -12,7 +12,9 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use rig::{emulator, host};
-use tasks::{boots, demo, fuzz, lint, msrv, package, peers, public_api, soak, suite, test, toolchain};
+use tasks::{
+    boots, demo, fuzz, lint, msrv, package, peers, public_api, soak, suite, test, toolchain,
+};
 
 /// Tasks of the hv-balloon project.
 #[derive(Parser)]

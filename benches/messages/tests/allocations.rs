@@ -8,7 +8,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use dynmem_protocol::{
-    BalloonRequest, GuestBody, GuestMessage, RangeList, StatusReport, UnballoonRequest,
+    BalloonRequest, GuestBody, GuestMessage, MAX_RANGES, RangeList, StatusReport, UnballoonRequest,
 };
 use guest_model::vmbus::Received;
 use messages::{BALLOON_RESPONSE, Ends, LINUX_RING, Machine, STATUS_REPORT, Workload, real_memory};
@@ -120,7 +120,7 @@ fn parsing_and_emitting_allocate_nothing_into_buffers_that_have_their_size() {
             panic!("parsed as something else");
         };
         let pages = response.ranges.iter().map(|word| word.range().unwrap().count().get());
-        assert_eq!(pages.sum::<u64>(), 510 * 512);
+        assert_eq!(pages.sum::<u64>(), MAX_RANGES as u64 * 512);
     };
     turn(0);
     assert_eq!(allocations(|| (1..100).for_each(turn)), 0);

@@ -15,6 +15,15 @@ use tempfile::TempDir;
 use super::emulator::Emulator;
 use crate::workspace;
 
+/// How QEMU emulates several processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Threads {
+    /// Each in its own host thread.
+    Multi,
+    /// All in one host thread, in turn.
+    Single,
+}
+
 /// The parts of the machine.
 #[derive(Debug)]
 pub(crate) struct Spec {
@@ -26,6 +35,9 @@ pub(crate) struct Spec {
     pub(crate) initramfs: Vec<u8>,
     /// The number of processors.
     pub(crate) cpus: u32,
+    pub(crate) threads: Threads,
+    /// Kernel parameters beside those that every machine gets.
+    pub(crate) append: Vec<String>,
     /// The memory, in MiB.
     pub(crate) memory_mib: u64,
     /// Host directories the machine may write to, with their 9p mount tags.
@@ -125,7 +137,7 @@ fn arguments(spec: &Spec, dir: &Path) -> Vec<String> {
     const KERNEL: &str = "console=ttyS0 panic=-1 quiet mitigations=off kvm_amd.vgif=0";
     let mut arguments: Vec<String> = [
         "-nodefaults -no-user-config -no-reboot -display none",
-        "-machine q35 -accel tcg,thread=multi -cpu max,+svm",
+        "-machine q35 -cpu max,+svm",
         "-device virtio-serial-pci -device virtserialport,chardev=link",
     ]
     .iter()
@@ -138,11 +150,18 @@ fn arguments(spec: &Spec, dir: &Path) -> Vec<String> {
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
     add("-chardev", format!("socket,id=link,path={}", file("link")));
     add("-serial", format!("file:{}", dir.join("console.log").display()));
+    let threads = match spec.threads {
+        Threads::Multi => "multi",
+        Threads::Single => "single",
+    };
+    add("-accel", format!("tcg,thread={threads}"));
     add("-smp", spec.cpus.to_string());
     add("-m", format!("{}M", spec.memory_mib));
     add("-kernel", spec.kernel.display().to_string());
     add("-initrd", dir.join("initramfs").display().to_string());
-    add("-append", KERNEL.to_owned());
+    let parameters: Vec<&str> =
+        std::iter::once(KERNEL).chain(spec.append.iter().map(String::as_str)).collect();
+    add("-append", parameters.join(" "));
     let mut share = |tag: &str, path: &Path, options: &str| {
         let security = "security_model=none,multidevs=remap";
         add("-fsdev", format!("local,id={tag},path={},{security}{options}", quote(path)));

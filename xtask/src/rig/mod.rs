@@ -31,8 +31,9 @@ const RIG_FAILED: u8 = 125;
 /// `cargo xtask rig`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RigArgs {
-    /// Processors of the emulated machine.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    /// Processors of the emulated machine. With more than one, QEMU loses nested guests: see
+    /// docs/rig.md.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) cpus: u32,
     /// Memory of the emulated machine in MiB, or with a suffix M or G [default: 60 % of this
     /// machine's, at most 12G].
@@ -44,6 +45,12 @@ pub(crate) struct RigArgs {
     /// A directory in which the command may make permanent changes; may be given several times.
     #[arg(long, value_name = "DIR")]
     pub(crate) writable: Vec<PathBuf>,
+    /// Emulates all processors in one host thread, or each in its own.
+    #[arg(long, value_enum, default_value = "multi")]
+    pub(crate) threads: machine::Threads,
+    /// A kernel parameter for the emulated machine; may be given several times.
+    #[arg(long, value_name = "PARAMETER")]
+    pub(crate) append: Vec<String>,
     /// Emulates even if it is not needed.
     #[arg(long)]
     pub(crate) emulate: bool,
@@ -80,17 +87,27 @@ fn exec(command: &[String]) -> Result<ExitCode> {
     Err(error).with_context(|| command[0].clone())
 }
 
-/// Set in an emulated machine, for programs that must know that its guests can fail through no
-/// fault of their own.
-pub(crate) const EMULATED: &str = "HVB_EMULATED";
+/// Whether commands run in an emulated machine, as KVM has no Hyper-V support here.
+pub(crate) fn emulates() -> bool {
+    matches!(host::probe(), HyperV::Absent(_))
+}
+
+/// The memory of an emulated machine, in MiB, when `machines` of them share this one.
+///
+/// # Errors
+///
+/// This machine does not tell its memory.
+pub(crate) fn memory_mib(machines: usize) -> Result<u64> {
+    let share = host::memory_mib()? * 6 / 10 / u64::try_from(machines.max(1))?;
+    Ok(share.min(12 * 1024))
+}
 
 fn emulate(args: &RigArgs, reason: &str) -> Result<ExitCode> {
     let memory_mib = match args.memory {
         Some(mib) => mib,
-        None => (host::memory_mib()? * 6 / 10).min(12 * 1024),
+        None => memory_mib(1)?,
     };
-    let mut job = job(args)?;
-    job.env.push((EMULATED.to_owned(), "1".to_owned()));
+    let job = job(args)?;
     eprintln!(
         "rig: {reason}, so this runs in an emulated machine that has it ({} CPUs, {} MiB)",
         args.cpus, memory_mib
@@ -101,6 +118,8 @@ fn emulate(args: &RigArgs, reason: &str) -> Result<ExitCode> {
         initramfs: initramfs(Some(&job))?,
         cpus: args.cpus,
         memory_mib,
+        threads: args.threads,
+        append: args.append.clone(),
         writable: job.writable.clone(),
     };
     let terminal = job.terminal.is_some();

@@ -1,6 +1,5 @@
 //! Runs compiled test programs one after another and counts the results.
 
-use std::env;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -9,8 +8,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-
-use crate::rig;
 
 /// Test programs and how to run them.
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,18 +46,6 @@ pub(crate) struct Tally {
     pub(crate) ignored: u64,
 }
 
-/// The result of one run of a test program.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Outcome {
-    /// The number of tests with each result.
-    pub(crate) tally: Tally,
-    /// The names of the failed tests.
-    pub(crate) failures: Vec<String>,
-}
-
-/// More failures than this are not accidental.
-const MOST_RETRIES: usize = 3;
-
 /// The start of the last line of [`run_plan`].
 const TOTAL: &str = "suite-total";
 
@@ -93,11 +78,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Tally> {
     for program in &plan.programs {
         let mut command = test_program(program);
         command.args(&program.args).args(&plan.args);
-        let mut outcome = run_one(&program.label, &mut command, plan.live)?;
-        if is_worth_a_retry(&outcome) && plan.live && env::var_os(rig::EMULATED).is_some() {
-            retry(program, &mut outcome)?;
-        }
-        total.add(outcome.tally);
+        total.add(run_one(&program.label, &mut command, plan.live)?);
     }
     Ok(total)
 }
@@ -112,33 +93,12 @@ fn test_program(program: &Program) -> Command {
     command
 }
 
-/// Whether tests failed, by name, and so few that chance may be the cause.
-fn is_worth_a_retry(outcome: &Outcome) -> bool {
-    let failed = outcome.failures.len();
-    (1..=MOST_RETRIES).contains(&failed) && outcome.tally.failed == failed as u64
-}
-
-/// Runs the failed tests once more, and says so. QEMU's emulation of SVM occasionally loses a
-/// guest; a failure that recurs is the project's own.
-fn retry(program: &Program, outcome: &mut Outcome) -> Result<()> {
-    println!("    once more, as emulation may be the cause: {}", outcome.failures.join(", "));
-    let mut command = test_program(program);
-    command.args(["--exact", "--test-threads=1"]).args(&outcome.failures);
-    let again = run_one(&program.label, &mut command, true)?.tally;
-    if again.passed <= outcome.tally.failed {
-        outcome.tally.passed += again.passed;
-        outcome.tally.failed -= again.passed;
-    }
-    println!("    {} of them passed at the second attempt", again.passed);
-    Ok(())
-}
-
 /// Runs one test program, or anything else with a summary like libtest's, and prints the results.
 ///
 /// # Errors
 ///
 /// It cannot be started.
-pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<Outcome> {
+pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<Tally> {
     if live {
         println!("  {label}");
     }
@@ -147,7 +107,7 @@ pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<
     // stdout.
     command.stderr(Stdio::inherit());
     let mut child = command.spawn().with_context(|| format!("cannot run {label}"))?;
-    let (mut tally, mut failures) = (Tally::default(), Vec::new());
+    let mut tally = Tally::default();
     let mut kept = Vec::new();
     let mut begin = Instant::now();
     for line in BufReader::new(child.stdout.take().context("no pipe")?).split(b'\n') {
@@ -156,7 +116,6 @@ pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<
         if let Some(part) = parse_result(&line) {
             tally.add(part);
         }
-        failures.extend(parse_failure(&line).map(ToOwned::to_owned));
         match live {
             true => print_live(&line, took),
             false => kept.push(line),
@@ -174,7 +133,7 @@ pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<
         println!("  {label:<32} {tally}");
     }
     std::io::stdout().flush()?;
-    Ok(Outcome { tally, failures })
+    Ok(tally)
 }
 
 /// Prints libtest's lines without headings and blank lines, and with the duration of each test.
@@ -223,15 +182,8 @@ fn parse_result(line: &str) -> Option<Tally> {
     Some(Tally { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
 }
 
-/// `test life::boots ... FAILED`
-fn parse_failure(line: &str) -> Option<&str> {
-    line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -239,35 +191,6 @@ mod tests {
         let line = "test result: FAILED. 12 passed; 2 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.50s";
         assert_eq!(parse_result(line), Some(Tally { passed: 12, failed: 2, ignored: 1 }));
         assert_eq!(parse_result("test x ... ok"), None);
-    }
-
-    #[test]
-    fn a_test_that_passes_at_the_second_attempt_is_no_failure() {
-        let line = "test life::boots ... FAILED";
-        let failures: Vec<_> = parse_failure(line).map(ToOwned::to_owned).into_iter().collect();
-        let tally = Tally { passed: 4, failed: 1, ignored: 0 };
-        let mut outcome = Outcome { tally, failures };
-        assert!(is_worth_a_retry(&outcome));
-
-        let dir = tempfile::tempdir().unwrap();
-        let program = |name: &str, verdict: &str| {
-            let file = dir.path().join(name);
-            // It succeeds only if it is given the right filter.
-            let script = format!("#!/bin/sh\ntest \"$3\" = life::boots && echo '{verdict}'\n");
-            std::fs::write(&file, script).unwrap();
-            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
-            let dir = dir.path().to_owned();
-            Program { label: name.into(), executable: file, dir, env: vec![], args: vec![] }
-        };
-        retry(
-            &program("fails", "test result: FAILED. 0 passed; 1 failed; 0 ignored"),
-            &mut outcome,
-        )
-        .unwrap();
-        assert_eq!(outcome.tally, tally);
-        retry(&program("passes", "test result: ok. 1 passed; 0 failed; 0 ignored"), &mut outcome)
-            .unwrap();
-        assert_eq!(outcome.tally, Tally { passed: 5, failed: 0, ignored: 0 });
     }
 
     #[test]
@@ -280,8 +203,7 @@ mod tests {
 
     #[test]
     fn a_program_that_dies_without_a_word_counts_as_a_failure() {
-        let outcome = run_one("false", &mut Command::new("false"), false).unwrap();
-        assert_eq!(outcome.tally, Tally { passed: 0, failed: 1, ignored: 0 });
-        assert!(!is_worth_a_retry(&outcome));
+        let tally = run_one("false", &mut Command::new("false"), false).unwrap();
+        assert_eq!(tally, Tally { passed: 0, failed: 1, ignored: 0 });
     }
 }

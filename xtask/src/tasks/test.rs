@@ -14,10 +14,14 @@ use clap::ValueEnum;
 use crate::debian::cache::write_whole;
 use crate::guest_image::{self, GuestKernel};
 use crate::tasks::suite::{self, Plan, Program, Tally};
-use crate::workspace;
+use crate::{rig, workspace};
 
-/// The time limit for the tests in the rig, in seconds: several times what they need.
+/// The time limit for the tests in a rig, in seconds: several times what they need.
 const RIG_LIMIT: &str = "2400";
+
+/// How many emulated machines share the tests that need KVM. Each of them has one processor: see
+/// docs/rig.md.
+const EMULATED_MACHINES: usize = 2;
 
 /// `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -139,39 +143,93 @@ fn executable(artifacts: Vec<Artifact>, program: &str) -> Result<String> {
 fn doc_tests(args: &[String]) -> Result<Tally> {
     let mut cargo = workspace::cargo();
     cargo.args(["test", "--workspace", "--doc", "--quiet", "--"]).args(args);
-    Ok(suite::run_one("examples in documentation", &mut cargo, false)?.tally)
+    suite::run_one("examples in documentation", &mut cargo, false)
 }
 
 /// Runs the programs where KVM has Hyper-V, and makes sure that no test was lost on the way.
 fn kvm_tests(programs: Vec<Program>, args: &TestArgs) -> Result<Tally> {
     ensure!(!programs.is_empty(), "no test program needs KVM, although some should");
-    let count = |programs: &[Program]| {
-        programs.iter().map(|p| count_tests(p, &args.args)).sum::<Result<u64>>()
+    let list = |programs: &[Program]| {
+        programs.iter().map(|p| list_tests(p, &args.args)).collect::<Result<Vec<_>>>()
     };
-    if count(&programs)? == 0 {
+    if list(&programs)?.iter().all(Vec::is_empty) {
         ensure!(!args.args.is_empty(), "the test programs that need KVM contain no tests");
         println!("  no test matches {}", args.args.join(" "));
         return Ok(Tally::default());
     }
     let programs = for_each_kernel(programs, args.kernel)?;
-    let expected = count(&programs)?;
+    let tests = list(&programs)?;
+    let expected: usize = tests.iter().map(Vec::len).sum();
     let hvb = build_program("hvb", "hvb")?;
     let minimal_vmm = build_program("minimal_vmm", "minimal_vmm")?;
 
-    let plan = Plan { programs, args: one_at_a_time(&args.args), live: true };
-    let file = workspace::target().join("kvm-tests.json");
-    write_whole(&file, &serde_json::to_vec(&plan)?)?;
+    let machines = match rig::emulates() {
+        true => EMULATED_MACHINES.min(std::thread::available_parallelism()?.get()),
+        false => 1,
+    };
+    let memory = rig::memory_mib(machines)?.to_string();
     let xtask = std::env::current_exe()?;
-    let mut rig = workspace::mortal("TERM", xtask.as_os_str());
-    rig.args(["rig", "--timeout", RIG_LIMIT, "--"]).arg(&xtask).arg("suite").arg(&file);
-    rig.env("HVB_BIN", hvb).env("HVB_MINIMAL_VMM", minimal_vmm);
-    let tally = run_in_rig(&mut rig)?;
+    let mut rigs = Vec::new();
+    for (n, programs) in deal(&programs, &tests, machines).into_iter().enumerate() {
+        let plan = Plan { programs, args: options(&args.args), live: true };
+        let file = workspace::target().join(format!("kvm-tests-{n}.json"));
+        write_whole(&file, &serde_json::to_vec(&plan)?)?;
+        let mut rig = workspace::mortal("TERM", xtask.as_os_str());
+        rig.args(["rig", "--memory", &memory, "--timeout", RIG_LIMIT, "--"]);
+        rig.arg(&xtask).arg("suite").arg(&file);
+        rig.env("HVB_BIN", &hvb).env("HVB_MINIMAL_VMM", &minimal_vmm);
+        rigs.push(rig);
+    }
+    let tally = run_in_rigs(rigs)?;
     ensure!(
-        tally.count() == expected,
+        tally.count() == u64::try_from(expected)?,
         "{expected} tests need KVM, but only {} were run: see above",
         tally.count()
     );
     Ok(tally)
+}
+
+/// Deals the tests of all programs out to machines, in turn.
+fn deal(programs: &[Program], tests: &[Vec<String>], machines: usize) -> Vec<Vec<Program>> {
+    let mut hands = vec![Vec::new(); machines];
+    let mut turn = 0;
+    for (program, tests) in programs.iter().zip(tests) {
+        let mut shares = vec![Vec::new(); machines];
+        for test in tests {
+            shares[turn % machines].push(test.clone());
+            turn += 1;
+        }
+        for (hand, share) in hands.iter_mut().zip(shares) {
+            if !share.is_empty() {
+                let mut program = program.clone();
+                program.args = share;
+                hand.push(program);
+            }
+        }
+    }
+    hands.retain(|hand| !hand.is_empty());
+    hands
+}
+
+/// The arguments for a program whose tests are given by name: no filters, and one test at a time,
+/// for a guest needs all of the machine, especially an emulated one.
+fn options(args: &[String]) -> Vec<String> {
+    let mut options = vec!["--exact".to_owned()];
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--skip" => drop(args.next()),
+            "--test-threads" => options.extend(args.next().map(|n| format!("--test-threads={n}"))),
+            "--exact" => {}
+            _ if arg.starts_with("--skip=") => {}
+            _ if arg.starts_with('-') => options.push(arg.clone()),
+            _ => {}
+        }
+    }
+    if !options.iter().any(|option| option.starts_with("--test-threads")) {
+        options.push("--test-threads=1".to_owned());
+    }
+    options
 }
 
 /// The tests to skip with a kernel, so that all kernels together do not take longer than people
@@ -226,15 +284,36 @@ fn for_each_kernel(programs: Vec<Program>, only: Option<GuestKernel>) -> Result<
     Ok(all)
 }
 
-/// Shows the output of the suite as it comes, and takes the tally from its end.
-fn run_in_rig(rig: &mut Command) -> Result<Tally> {
+/// Runs all rigs at the same time.
+fn run_in_rigs(rigs: Vec<Command>) -> Result<Tally> {
+    let marks = |n: usize| if rigs.len() == 1 { String::new() } else { format!("{}|", n + 1) };
+    let marks: Vec<String> = (0..rigs.len()).map(marks).collect();
+    let tallies = std::thread::scope(|scope| {
+        let threads: Vec<_> = rigs
+            .into_iter()
+            .zip(&marks)
+            .map(|(mut rig, mark)| scope.spawn(move || run_in_rig(&mut rig, mark)))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
+    });
+    let tallies: Vec<Result<Tally>> = tallies;
+    let mut total = Tally::default();
+    for tally in tallies {
+        total.add(tally?);
+    }
+    Ok(total)
+}
+
+/// Shows the output of the suite as it comes, each line after the mark, and takes the tally from
+/// its end.
+fn run_in_rig(rig: &mut Command, mark: &str) -> Result<Tally> {
     let mut child = rig.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut tally = None;
     for line in BufReader::new(child.stdout.take().context("no pipe")?).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
         match suite::parse_total(&line) {
             Some(total) => tally = Some(total),
-            None => println!("{line}"),
+            None => println!("{mark}{line}"),
         }
     }
     let status = child.wait()?;
@@ -244,17 +323,8 @@ fn run_in_rig(rig: &mut Command) -> Result<Tally> {
     }
 }
 
-/// Runs one guest at a time: a guest needs all of the machine, especially an emulated one.
-fn one_at_a_time(args: &[String]) -> Vec<String> {
-    let mut args = args.to_vec();
-    if !args.iter().any(|arg| arg.starts_with("--test-threads")) {
-        args.push("--test-threads=1".to_owned());
-    }
-    args
-}
-
-/// How many tests of a program match. Listing them needs no KVM.
-fn count_tests(program: &Program, args: &[String]) -> Result<u64> {
+/// The names of the tests of a program that match. Listing them needs no KVM.
+fn list_tests(program: &Program, args: &[String]) -> Result<Vec<String>> {
     let mut command = Command::new(&program.executable);
     command
         .args(&program.args)
@@ -263,6 +333,47 @@ fn count_tests(program: &Program, args: &[String]) -> Result<u64> {
         .current_dir(&program.dir);
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
     ensure!(output.status.success(), "{} cannot list its tests", program.label);
-    let tests = output.stdout.lines().map_while(Result::ok).filter(|l| l.ends_with(": test"));
-    Ok(u64::try_from(tests.count())?)
+    let lines = output.stdout.lines().map_while(Result::ok);
+    Ok(lines.filter_map(|line| line.strip_suffix(": test").map(str::to_owned)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program(label: &str) -> Program {
+        Program {
+            label: label.to_owned(),
+            executable: "x".into(),
+            dir: "/".into(),
+            env: Vec::new(),
+            args: vec!["--skip".to_owned(), "slow".to_owned()],
+        }
+    }
+
+    #[test]
+    fn each_test_is_dealt_to_one_machine() {
+        let names = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
+        let programs = [program("a"), program("b"), program("c")];
+        let tests = [names(&["1", "2", "3"]), names(&[]), names(&["4"])];
+        let shares = |machines| {
+            let hands = deal(&programs, &tests, machines);
+            let share = |p: &Program| format!("{} {}", p.label, p.args.join(","));
+            hands.iter().map(|hand| hand.iter().map(share).collect()).collect::<Vec<Vec<_>>>()
+        };
+        assert_eq!(shares(1), [["a 1,2,3", "c 4"]]);
+        assert_eq!(shares(2), [vec!["a 1,3"], vec!["a 2", "c 4"]]);
+        assert_eq!(shares(9), [["a 1"], ["a 2"], ["a 3"], ["c 4"]]);
+    }
+
+    #[test]
+    fn filters_are_no_options() {
+        let options =
+            |line: &str| options(&line.split(' ').map(str::to_owned).collect::<Vec<_>>()).join(" ");
+        assert_eq!(options("life"), "--exact --test-threads=1");
+        assert_eq!(
+            options("life --skip reset --nocapture --test-threads 3 --skip=x --exact"),
+            "--exact --nocapture --test-threads=3"
+        );
+    }
 }

@@ -3,6 +3,7 @@
 //! The order of fields and variants determines the bytes, so nothing here may change; a change
 //! needs a new version beside this one. Golden files in `tests/golden` guard this.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -64,7 +65,7 @@ pub(crate) enum Link {
         /// The version, once accepted.
         version: Option<u32>,
     },
-    Ready(Session),
+    Ready(Box<Session>),
     /// The jobs in flight are void: see `Device::save`.
     Closing {
         absent: RangeSet,

@@ -1,5 +1,7 @@
 //! Writing the saved state of a device.
 
+use alloc::boxed::Box;
+
 use core::time::Duration;
 
 use page_range::PageRange;
@@ -23,7 +25,7 @@ pub(super) fn device(Device { link, machine }: &Device, now: Duration) -> form::
         link: match link {
             Link::Closed => form::Link::Closed,
             Link::Handshake(handshake) => handshake_form(handshake),
-            Link::Ready(session) => form::Link::Ready(session.save(now)),
+            Link::Ready(session) => form::Link::Ready(Box::new(session.save(now))),
             Link::Closing(closing) => {
                 form::Link::Closing { absent: RangeSet::from(closing.absent()) }
             }

@@ -79,6 +79,8 @@ pub(crate) static DYNAMIC_MEMORY: Object = Object::new(
         Required("held", Size),
         Required("undiscarded", Size),
         Required("foreign", Size),
+        Optional("resident", Size),
+        Required("unexplained", Size),
         Optional("ready-in-ms", Size),
         Optional("waiting", Text),
         Optional("stopped", Text),
