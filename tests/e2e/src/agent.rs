@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::MIB;
 use crate::console::{Console, Line};
-use crate::{MIB, PATIENCE};
 
 /// The agent in a running guest.
 #[derive(Debug)]
@@ -79,9 +79,9 @@ impl Agent {
     ///
     /// The guest does not come up, or not all its modules load.
     pub fn wait_up(&mut self) -> Result<Duration> {
-        let deadline = Instant::now() + PATIENCE;
+        let begin = Instant::now();
         loop {
-            let line = self.console.next_line(deadline).context("waiting for the guest to boot")?;
+            let line = self.console.next_line(begin).context("`@up` of a guest that boots")?;
             let Some((_, text)) = line.text.split_once("@up ") else { continue };
             let seconds: f64 =
                 text.parse().with_context(|| format!("the guest is up but {text}"))?;
@@ -96,10 +96,11 @@ impl Agent {
     /// The agent answers `@err`, or not at all.
     pub fn ask(&mut self, command: &str) -> Result<Answer> {
         self.tell(command)?;
-        let deadline = Instant::now() + PATIENCE;
+        let begin = Instant::now();
         let mut answer = Answer::default();
         loop {
-            let line = self.console.next_line(deadline).with_context(|| format!("`{command}`"))?;
+            let line = self.console.next_line(begin);
+            let line = line.with_context(|| format!("the answer to `{command}`"))?;
             if answer.add(&line).with_context(|| format!("`{command}`"))? {
                 return Ok(answer);
             }

@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::PATIENCE;
+
 /// The console of a running `hvb`, over its standard input and output.
 #[derive(Debug)]
 pub(crate) struct Console {
@@ -53,24 +55,14 @@ impl Console {
         }
     }
 
-    /// The next line.
+    /// The next line for a caller that has waited since `begin` for what it is about.
     ///
     /// # Errors
     ///
-    /// No line arrived before the deadline, or the console is closed.
-    pub(crate) fn next_line(&self, deadline: Instant) -> Result<Line> {
-        self.line_until(deadline)?.context("the guest's console is silent")
-    }
-
-    /// The amount of output so far, for [`Console::said_since`].
-    pub(crate) fn mark(&self) -> usize {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// The output since a mark.
-    pub(crate) fn said_since(&self, mark: usize) -> String {
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        said.get(mark..).unwrap_or_default().to_owned()
+    /// No line arrived within [`PATIENCE`] of `begin`, or the console is closed.
+    pub(crate) fn next_line(&self, begin: Instant) -> Result<Line> {
+        let line = self.line_until(begin + PATIENCE)?;
+        line.with_context(|| format!("not within {PATIENCE:?}"))
     }
 
     /// The last lines of the output.

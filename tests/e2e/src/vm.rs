@@ -149,8 +149,8 @@ impl Vm {
     pub fn wait_for_size(&mut self, bytes: u64) -> Result<()> {
         wait_for(&format!("a guest of {} MiB", bytes / MIB), || {
             let status = self.dynamic_memory()?;
-            let stopped = status.stopped.as_ref().filter(|_| status.actual != bytes);
-            ensure!(stopped.is_none(), "the guest stopped short of {bytes}: {status:?}");
+            let stopped = has_stopped(&status) && status.actual != bytes;
+            ensure!(!stopped, "the guest stopped short of {bytes}: {status:?}");
             Ok(has_size(&status, bytes).then_some(()))
         })
         .with_context(|| format!("{:?}", self.dynamic_memory()))
@@ -167,7 +167,7 @@ impl Vm {
         let what = format!("a guest of {} MiB, or a reason why not", bytes / MIB);
         wait_for(&what, || {
             let status = self.dynamic_memory()?;
-            let ended = status.stopped.is_some() || has_size(&status, bytes);
+            let ended = has_stopped(&status) || has_size(&status, bytes);
             Ok(ended.then_some(status))
         })
         .with_context(|| format!("{:?}", self.dynamic_memory()))
@@ -225,7 +225,7 @@ impl Vm {
     /// The event does not come.
     pub fn wait_event(&mut self, name: &str) -> Result<Value> {
         let monitor = &mut self.monitor;
-        wait_for(name, || {
+        wait_for(&format!("the event {name}"), || {
             let event = monitor.next_event(Duration::from_secs(1))?;
             Ok(event.filter(|event| event.name == name).map(|event| event.data))
         })
@@ -259,15 +259,6 @@ impl Vm {
     /// The log cannot be read.
     pub fn complaints(&self) -> Result<String> {
         Ok(fs::read_to_string(self.dir.path().join("stderr"))?)
-    }
-
-    /// Whether `hvb` has ended, and how.
-    ///
-    /// # Errors
-    ///
-    /// The process's status cannot be read.
-    pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
-        Ok(self.child.try_wait()?)
     }
 
     /// Makes the guest power itself off and checks that everything ends well.
@@ -383,7 +374,7 @@ const EVENTS_SHOWN: usize = 60;
 impl Vm {
     /// What `hvb` and its vCPUs did last: by the monitor where it answers, otherwise in what `hvb`
     /// has on stderr.
-    fn flight_recorder(&self) -> String {
+    fn flight_recorder(&mut self) -> String {
         let dump = self.connect().and_then(|mut client| {
             Ok(client.execute("x-dump-flight-recorder", serde_json::Value::Null)?)
         });
@@ -392,12 +383,26 @@ impl Vm {
                 shorten(&mut dump);
                 format!("{dump:#}")
             }
-            Err(error) => {
-                let _ = self.signal(Signal::USR1);
-                std::thread::sleep(Duration::from_secs(3));
-                format!("{error:#}; asked by signal")
-            }
+            Err(error) => match self.dump_to_log() {
+                Ok(()) => format!("{error:#}; it is in the log"),
+                Err(nor_there) => format!("{error:#}; nor is it in the log: {nor_there:#}"),
+            },
         }
+    }
+
+    /// Makes `hvb` write its flight recorder to its log, by a signal.
+    fn dump_to_log(&mut self) -> Result<()> {
+        let before = self.log()?.len();
+        // The process's number may be another's after its end.
+        ensure!(self.child.try_wait()?.is_none(), "hvb has ended");
+        self.signal(Signal::USR1)?;
+        wait_for("the flight recorder in the log", || {
+            ensure!(self.child.try_wait()?.is_none(), "hvb has ended");
+            let log = self.log()?;
+            let mut whole = log.get(before..).unwrap_or_default().split_inclusive('\n');
+            let dump = |line: &str| line.contains("flight recorder: ") && line.ends_with('\n');
+            Ok(whole.any(dump).then_some(()))
+        })
     }
 }
 
@@ -449,6 +454,12 @@ pub fn resident(process: u32) -> Result<u64> {
 #[must_use]
 pub fn has_size(status: &DynamicMemoryInfo, bytes: u64) -> bool {
     status.actual == bytes && status.state != "unballooning"
+}
+
+/// Whether a guest has stopped short of its target and none of its pages is on its way: the reason
+/// is given while the last pages are still being discarded.
+fn has_stopped(status: &DynamicMemoryInfo) -> bool {
+    status.stopped.is_some() && status.in_flight == 0
 }
 
 /// The state of each thread of a process: its name, its state, the clock ticks it used in a second,

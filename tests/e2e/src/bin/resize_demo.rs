@@ -126,7 +126,12 @@ fn resize(vm: &mut Vm, size: u64) -> Result<Duration> {
         if let Some(reason) = status.stopped {
             bail!("stopped at {} MiB: {reason}", status.actual / MIB);
         }
-        ensure!(begin.elapsed() < PATIENCE, "still at {} MiB", status.actual / MIB);
+        ensure!(
+            begin.elapsed() < PATIENCE,
+            "a guest of {} MiB: not within {PATIENCE:?}, still at {} MiB",
+            size / MIB,
+            status.actual / MIB
+        );
         std::thread::sleep(LOOK);
     }
 }

@@ -35,6 +35,14 @@ pub(super) fn descriptors_and_threads(process: u32) -> Result<(u64, u64)> {
     Ok((entries(process, "fd")?, entries(process, "task")?))
 }
 
+/// Threads of a process that have one of these names.
+pub(super) fn threads_named(process: u32, names: &[&str]) -> Result<u64> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task"))?;
+    // A thread that ends in the meantime does not count.
+    let found = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    Ok(u64::try_from(found.filter(|name| names.contains(&name.trim_end())).count())?)
+}
+
 fn entries(process: u32, what: &str) -> Result<u64> {
     Ok(u64::try_from(fs::read_dir(format!("/proc/{process}/{what}"))?.count())?)
 }
@@ -86,6 +94,25 @@ mod tests {
             ..Footprint::default()
         };
         assert_eq!(parse(smaps).unwrap(), expected);
+    }
+
+    #[test]
+    fn threads_are_told_by_name_until_they_end() {
+        use std::sync::mpsc::channel;
+
+        let me = std::process::id();
+        let count = || threads_named(me, &["test-lives", "test-other"]).unwrap();
+        let (end, ended) = channel::<()>();
+        let (begun, wait) = channel();
+        let thread = std::thread::Builder::new().name("test-lives".into()).spawn(move || {
+            begun.send(()).unwrap();
+            ended.recv()
+        });
+        wait.recv().unwrap();
+        assert_eq!(count(), 1);
+        drop(end);
+        assert!(thread.unwrap().join().unwrap().is_err());
+        crate::wait_for("the thread's end", || Ok((count() == 0).then_some(()))).unwrap();
     }
 
     #[test]

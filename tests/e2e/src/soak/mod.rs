@@ -14,7 +14,6 @@
 
 mod dice;
 mod footprint;
-mod loss;
 mod session;
 mod steps;
 mod tally;
@@ -23,11 +22,10 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, bail, ensure};
+use anyhow::{Context, Result};
 
 use crate::MIB;
 use dice::Dice;
-use loss::Loss;
 use session::Session;
 use steps::Step;
 use tally::Tally;
@@ -49,12 +47,6 @@ const MORE_PRIVATE_EVER: u64 = 4 * MIB;
 
 /// How many steps are printed on a failure.
 const TRAIL: usize = 30;
-
-/// How many steps are repeated after the emulation lost a guest.
-const TAKEN_AGAIN: u64 = 10;
-
-/// The average time in which the emulation may lose one guest.
-const PER_LOSS: Duration = Duration::from_secs(200);
 
 /// How often a soak with progress reports prints one.
 const PROGRESS: Duration = Duration::from_secs(30);
@@ -83,6 +75,23 @@ pub enum Limit {
     Steps(u64),
 }
 
+impl Plan {
+    /// The command that takes the same steps. It does not say which kernel the guest has.
+    fn command(&self) -> String {
+        let mut command = format!("cargo xtask soak --seed {}", self.seed);
+        if let Limit::Time(time) = self.limit {
+            command += &format!(" --minutes {}", time.as_secs().div_ceil(60));
+        }
+        if self.keep_size {
+            command += " --keep-size";
+        }
+        if let Some(kind) = self.hugepages {
+            command += &format!(" --hugepages {kind}");
+        }
+        command
+    }
+}
+
 /// Runs a soak and prints the table of its results. Ends early once `stop` is set.
 ///
 /// # Errors
@@ -95,7 +104,6 @@ pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<()> {
         tally: Tally::default(),
         trail: VecDeque::new(),
         next: 0,
-        again_until: None,
     };
     let outcome = soak.run(stop);
     println!("{}", soak.headline());
@@ -104,6 +112,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<()> {
         println!("failed, with seed {}: {error:#}", plan.seed);
         println!("the last {} steps:", soak.trail.len());
         soak.trail.iter().for_each(|line| println!("  {line}"));
+        println!("the same steps, if given the same kernel: {}", plan.command());
     }
     outcome
 }
@@ -115,40 +124,24 @@ struct Soak {
     trail: VecDeque<String>,
     /// The number of the next step.
     next: u64,
-    /// Steps before this one are repeated, because the emulation lost the guest at it.
-    again_until: Option<u64>,
 }
 
 impl Soak {
+    /// Runs a guest until the soak ends. If anything fails, dropping the session prints the guest's
+    /// evidence.
     fn run(&mut self, stop: &AtomicBool) -> Result<()> {
-        while !self.is_over(stop) {
-            let mut session = None;
-            let outcome = self.guest(&mut session, stop);
-            let Err(error) = outcome else { return Ok(()) };
-            let loss = match session.as_mut() {
-                Some(session) => session.lost(),
-                None => None,
-            };
-            self.go_on_after(loss, error)?;
-        }
-        Ok(())
-    }
-
-    /// Runs one guest, until the soak ends or the guest is lost.
-    fn guest(&mut self, slot: &mut Option<Session>, stop: &AtomicBool) -> Result<()> {
-        let session = slot.insert(Session::start(&self.plan)?);
-        self.tally.host.begin_anew();
+        let mut session = Session::start(&self.plan)?;
         session.warm_up(&mut self.tally).context("while warming up")?;
         let mut shown = Instant::now();
         while !self.is_over(stop) {
-            self.step(session)?;
+            self.step(&mut session)?;
             if self.plan.progress && shown.elapsed() > PROGRESS {
                 shown = Instant::now();
                 println!("  {}", self.progress());
             }
         }
         session.wind_up(&mut self.tally).context("at the end")?;
-        slot.take().map_or(Ok(()), Session::end)
+        session.end()
     }
 
     fn step(&mut self, session: &mut Session) -> Result<()> {
@@ -165,31 +158,10 @@ impl Soak {
         Ok(())
     }
 
-    /// Repeats the last steps with another guest if the emulation lost this one, unless that
-    /// happened at the same place before, or too often.
-    fn go_on_after(&mut self, loss: Option<Loss>, error: Error) -> Result<()> {
-        let Some(loss) = loss else { return Err(error) };
-        let words = format!("step {}: {loss}: {error:#}", self.next);
-        println!("  lost a guest, as can happen in emulation: {words}");
-        self.tally.losses.push(words);
-        let allowed = 1 + self.begin.elapsed().as_secs() / PER_LOSS.as_secs();
-        if self.again_until.is_some_and(|until| self.next <= until) {
-            bail!("lost a second guest at the same steps: {error:#}");
-        }
-        ensure!(self.tally.losses.len() as u64 <= allowed, "lost too many guests: {error:#}");
-        self.again_until = Some(self.next);
-        self.next = self.next.saturating_sub(TAKEN_AGAIN);
-        Ok(())
-    }
-
-    /// Whether the soak ends now. Steps that must be repeated come first, whatever the time.
+    /// Whether the soak ends now.
     fn is_over(&self, stop: &AtomicBool) -> bool {
-        if stop.load(Ordering::Relaxed) {
-            return true;
-        }
-        let again = self.again_until.is_some_and(|until| self.next <= until);
-        !again
-            && match self.plan.limit {
+        stop.load(Ordering::Relaxed)
+            || match self.plan.limit {
                 Limit::Time(time) => self.begin.elapsed() >= time,
                 Limit::Steps(steps) => self.next >= steps,
             }
@@ -229,57 +201,31 @@ impl Soak {
 mod tests {
     use super::*;
 
-    fn soak(next: u64) -> Soak {
-        let plan = Plan {
-            seed: 1,
-            limit: Limit::Steps(100),
-            keep_size: false,
-            hugepages: None,
-            progress: false,
-        };
-        Soak {
-            plan,
+    fn plan(limit: Limit) -> Plan {
+        Plan { seed: 7, limit, keep_size: false, hugepages: None, progress: false }
+    }
+
+    #[test]
+    fn a_soak_ends_after_its_steps_or_when_told_to() {
+        let mut soak = Soak {
+            plan: plan(Limit::Steps(100)),
             begin: Instant::now(),
             tally: Tally::default(),
             trail: VecDeque::new(),
-            next,
-            again_until: None,
-        }
-    }
-
-    #[test]
-    fn what_is_no_loss_to_emulation_ends_the_soak() {
-        let mut soak = soak(50);
-        assert!(soak.go_on_after(None, Error::msg("x")).is_err());
-    }
-
-    #[test]
-    fn a_loss_is_made_good_by_the_same_steps_and_ends_the_soak_if_it_comes_back() {
-        let mut soak = soak(50);
-        soak.go_on_after(Some(Loss::Silence), Error::msg("x")).unwrap();
-        assert_eq!((soak.next, soak.tally.losses.len()), (50 - TAKEN_AGAIN, 1));
-        soak.next = 49;
-        let error = soak.go_on_after(Some(Loss::Silence), Error::msg("x")).unwrap_err();
-        assert!(error.to_string().contains("at the same steps"), "{error}");
-    }
-
-    #[test]
-    fn too_many_losses_end_the_soak() {
-        let mut soak = soak(50);
-        soak.go_on_after(Some(Loss::TripleFault), Error::msg("x")).unwrap();
-        soak.next = 80;
-        let error = soak.go_on_after(Some(Loss::TripleFault), Error::msg("x")).unwrap_err();
-        assert!(error.to_string().contains("too many"), "{error}");
-    }
-
-    #[test]
-    fn steps_that_are_to_be_taken_again_are_also_when_time_is_up() {
+            next: 99,
+        };
         let never = AtomicBool::new(false);
-        let mut soak = soak(100);
-        assert!(soak.is_over(&never));
-        soak.again_until = Some(100);
         assert!(!soak.is_over(&never) && soak.is_over(&AtomicBool::new(true)));
-        soak.next = 101;
+        soak.next = 100;
         assert!(soak.is_over(&never));
+    }
+
+    #[test]
+    fn the_command_that_repeats_has_all_of_the_plan() {
+        assert_eq!(plan(Limit::Steps(20)).command(), "cargo xtask soak --seed 7");
+        let mut plan = plan(Limit::Time(Duration::from_secs(600)));
+        (plan.keep_size, plan.hugepages) = (true, Some("off"));
+        let command = "cargo xtask soak --seed 7 --minutes 10 --keep-size --hugepages off";
+        assert_eq!(plan.command(), command);
     }
 }

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use qmp::{Client, DynamicMemoryInfo};
 
-use super::footprint::{Footprint, descriptors_and_threads};
-use super::loss::{self, Loss};
+use super::footprint::{Footprint, descriptors_and_threads, threads_named};
 use super::steps::{ResetBy, Step};
 use super::tally::Tally;
 use super::{BOOT, LEAST, MORE_PRIVATE_AT_END, MORE_PRIVATE_EVER, MOST, OVER_THE_BOOKS, Plan};
@@ -30,12 +29,12 @@ const CHECKED: u64 = 96 * MIB;
 /// How often a size is polled while it changes.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How long threads and descriptors of clients that left may take to disappear.
-const FAREWELL: Duration = Duration::from_secs(20);
-
 /// The most descriptors a connected client costs.
 const DESCRIPTORS_OF_A_CLIENT: u64 = 3;
 const THREADS_OF_A_CLIENT: u64 = 2;
+
+/// The names of these threads. A client's descriptor is closed before the last of them ends.
+const CLIENTS_THREADS: [&str; 2] = ["qmp-read", "qmp-write"];
 
 /// How far the number of mappings may vary, because of an allocator's arenas.
 const MORE_MAPPINGS: u64 = 16;
@@ -55,8 +54,6 @@ pub(super) struct Session {
     own: i128,
     /// Memory that departed drivers had given up and that is never freed.
     lost: u64,
-    /// The position in the console at the last start.
-    said: usize,
     start: Option<Footprint>,
 }
 
@@ -80,7 +77,6 @@ impl Session {
             seen: DynamicMemoryInfo::default(),
             own: 0,
             lost: 0,
-            said: 0,
             start: None,
         })
     }
@@ -136,12 +132,6 @@ impl Session {
 
     pub(super) fn is_worn_out(&self) -> bool {
         self.lost > WORN_OUT
-    }
-
-    /// Whether and how the emulation lost this guest.
-    pub(super) fn lost(&mut self) -> Option<Loss> {
-        let said = self.vm.agent.console.said_since(self.said);
-        loss::find(&mut self.vm, &said)
     }
 
     /// Makes the guest power off, which must be clean.
@@ -276,22 +266,26 @@ impl Session {
 
     /// Waits until the threads and descriptors of departed clients are gone.
     fn wait_for_clients_to_go(&self) -> Result<()> {
-        let Some(start) = self.start else {
-            std::thread::sleep(Duration::from_millis(500));
-            return Ok(());
-        };
         let clients = self.clients.len() as u64;
-        let most = start.descriptors + clients * DESCRIPTORS_OF_A_CLIENT;
-        let most_threads = start.threads + clients * THREADS_OF_A_CLIENT;
-        let deadline = Instant::now() + FAREWELL;
+        // With that of the session itself.
+        let most_of_clients = (clients + 1) * THREADS_OF_A_CLIENT;
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            let of_clients = threads_named(self.vm.id(), &CLIENTS_THREADS)?;
             let (descriptors, threads) = descriptors_and_threads(self.vm.id())?;
-            if descriptors <= most && threads <= most_threads {
+            let as_at_the_start = self.start.is_none_or(|start| {
+                descriptors <= start.descriptors + clients * DESCRIPTORS_OF_A_CLIENT
+                    && threads <= start.threads + clients * THREADS_OF_A_CLIENT
+            });
+            if of_clients <= most_of_clients && as_at_the_start {
                 return Ok(());
             }
             ensure!(
                 Instant::now() < deadline,
-                "{descriptors} descriptors and {threads} threads with {clients} clients: {start:?}"
+                "the end of what departed clients had: not within {PATIENCE:?}: {descriptors} \
+                 descriptors and {threads} threads, {of_clients} of clients, with {clients} \
+                 clients: {:?}",
+                self.start
             );
             std::thread::sleep(LOOK);
         }

@@ -26,8 +26,6 @@ pub(super) struct Tally {
     pub(super) moved: Moved,
     pub(super) checks: Checks,
     pub(super) host: Host,
-    /// Guests lost to the emulation.
-    pub(super) losses: Vec<String>,
 }
 
 /// Memory that moved between guest and host, in bytes.
@@ -113,11 +111,6 @@ impl Host {
         most.threads = most.threads.max(now.threads);
         most.mappings = most.mappings.max(now.mappings);
     }
-
-    /// Starts over: another process has figures of its own.
-    pub(super) fn begin_anew(&mut self) {
-        *self = Self { over: self.over, looks: self.looks, ..Self::default() };
-    }
 }
 
 impl fmt::Display for Tally {
@@ -138,10 +131,7 @@ impl fmt::Display for Tally {
         let events = self.events.iter().map(|(name, count)| format!("{count} {name}"));
         row("events", events.collect::<Vec<_>>().join(", "))?;
         self.memory(f)?;
-        self.host(f)?;
-        let losses = self.losses.len();
-        writeln!(f, "  {:<24}{losses} guests lost", "emulation")?;
-        self.losses.iter().try_for_each(|loss| writeln!(f, "    {loss}"))
+        self.host(f)
     }
 }
 

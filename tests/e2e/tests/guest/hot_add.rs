@@ -43,12 +43,7 @@ fn grows_past_its_boot_size_shrinks_to_its_floor_and_grows_again() -> Result<()>
     let total = boot_total + (MOST - BOOT);
     memory_total_is(&mut vm, total)?;
     all_queries_agree(&mut vm, MOST - BOOT)?;
-    let events = drain(&mut watcher)?;
-    ensure!(last(&events, "BALLOON_CHANGE")?["actual"] == json!(MOST), "{events:?}");
-    ensure!(
-        last(&events, "MEMORY_DEVICE_SIZE_CHANGE")?["size"] == json!(MOST - BOOT),
-        "{events:?}"
-    );
+    sizes_are_told(&mut watcher, MOST, MOST - BOOT)?;
     vm.agent.fill(2, 64 * MIB)?;
     let begin = first_added(&mut vm)?;
     let added = vm.agent.bytes_above(2, begin)?;
@@ -222,17 +217,22 @@ fn memory_total_is(vm: &mut Vm, expected: u64) -> Result<()> {
     Ok(())
 }
 
-/// All events so far, by name.
-fn drain(client: &mut Client) -> Result<Vec<(String, Value)>> {
-    let mut events = Vec::new();
-    // Size events may be delayed by up to a second.
-    while let Some(event) = client.next_event(Duration::from_secs(2))? {
-        events.push((event.name, event.data));
-    }
-    Ok(events)
-}
-
-fn last<'a>(events: &'a [(String, Value)], name: &str) -> Result<&'a Value> {
-    let event = events.iter().rev().find(|(found, _)| found == name);
-    event.map(|(_, data)| data).with_context(|| format!("no {name} in {events:?}"))
+/// Waits until the last events of the guest's size and of its added memory have these. They may be
+/// delayed by up to a second.
+fn sizes_are_told(client: &mut Client, actual: u64, added: u64) -> Result<()> {
+    let what = format!(
+        "BALLOON_CHANGE with {actual} and MEMORY_DEVICE_SIZE_CHANGE with {added} as the last"
+    );
+    let mut told = [Value::Null, Value::Null];
+    wait_for(&what, || {
+        if let Some(event) = client.next_event(Duration::from_secs(1))? {
+            match event.name.as_str() {
+                "BALLOON_CHANGE" => told[0] = event.data["actual"].clone(),
+                "MEMORY_DEVICE_SIZE_CHANGE" => told[1] = event.data["size"].clone(),
+                _ => {}
+            }
+        }
+        Ok((told == [json!(actual), json!(added)]).then_some(()))
+    })
+    .with_context(|| format!("the last were {told:?}"))
 }

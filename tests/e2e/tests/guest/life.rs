@@ -108,7 +108,7 @@ fn console_goes_to_a_file() -> Result<()> {
         .arg(format!("file:{}", console.path().display()))
         .stdin(std::process::Stdio::null())
         .spawn()?;
-    let up = wait_for("the console's file", || {
+    let up = wait_for("`@up` in the console's file", || {
         let mut text = String::new();
         console.as_file_mut().seek(SeekFrom::Start(0))?;
         console.as_file_mut().read_to_string(&mut text)?;

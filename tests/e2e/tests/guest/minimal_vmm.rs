@@ -131,7 +131,7 @@ impl Example {
 
     /// Waits for a whole line that begins so, after the first `before` bytes.
     fn wait_for_line(&mut self, start: &str, before: usize) -> Result<String> {
-        wait_for(start, || {
+        wait_for(&format!("a line `{start}` of the example"), || {
             let status = self.child.try_wait()?;
             ensure!(status.is_none(), "the example has ended: {status:?}");
             let news = self.news()?;

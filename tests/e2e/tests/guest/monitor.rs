@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::{MIB, PATIENCE, Vm};
 use qmp::ReceivedEvent;
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ fn clients_do_not_disturb_each_other(cpus: u32) -> Result<()> {
         vm.set_target((512 + round) * MIB)?;
         hanging_up.shutdown(Shutdown::Both)?;
         drop(hanging_up);
-        garbage.write_all(&[b'['; 1 << 16])?;
+        garbage.write_all(&[b'['; 1 << 16]).context("a monitor that takes garbage")?;
         vm.resize((512 + round) * MIB)?;
 
         // It is never answered and never read; it just must not delay anyone.
@@ -36,7 +36,8 @@ fn clients_do_not_disturb_each_other(cpus: u32) -> Result<()> {
         ensure!(status["status"] == json!("running"), "{status}");
     }
     let event = watcher.next_event(PATIENCE)?;
-    ensure!(event.as_ref().is_some_and(|e| e.name == "BALLOON_CHANGE"), "{event:?}");
+    let is_told = event.as_ref().is_some_and(|event| event.name == "BALLOON_CHANGE");
+    ensure!(is_told, "no BALLOON_CHANGE within {PATIENCE:?}, but {event:?}");
     vm.agent.check(1)?;
     vm.power_off()
 }
@@ -48,7 +49,7 @@ fn raw_client(vm: &Vm) -> Result<UnixStream> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut byte = [0];
     while byte != *b"\n" {
-        stream.read_exact(&mut byte)?;
+        stream.read_exact(&mut byte).context("the monitor's greeting")?;
     }
     Ok(stream)
 }
@@ -78,7 +79,10 @@ fn a_size_that_the_guest_has_already_is_told_again() -> Result<()> {
         let expected = json!({ "actual": 768 * MIB });
         let is_told =
             |event: &ReceivedEvent| event.name == "BALLOON_CHANGE" && event.data == expected;
-        ensure!(event.as_ref().is_some_and(is_told), "{event:?}");
+        ensure!(
+            event.as_ref().is_some_and(is_told),
+            "no BALLOON_CHANGE with {expected} within {PATIENCE:?}, but {event:?}"
+        );
     }
     vm.power_off()
 }

@@ -35,10 +35,11 @@ fn a_held_guest_stands_still_and_follows_its_target_when_it_goes_on(cpus: u32) -
     command(&mut vm, "cont")?;
     command(&mut vm, "cont")?;
     let event = vm.monitor.next_event(PATIENCE)?;
-    ensure!(event.as_ref().is_some_and(|event| event.name == "RESUME"), "{event:?}");
+    let is_told = event.as_ref().is_some_and(|event| event.name == "RESUME");
+    ensure!(is_told, "no RESUME within {PATIENCE:?}, but {event:?}");
     has_status(&mut vm, "running", "running")?;
     let answer = vm.agent.answer_until(Instant::now() + PATIENCE)?;
-    ensure!(answer.is_some(), "the guest does not go on");
+    ensure!(answer.is_some(), "no answer to `meminfo` within {PATIENCE:?} of `cont`");
     vm.wait_for_size(768 * MIB)?;
     vm.agent.check(1)?;
     vm.resize(1024 * MIB)?;

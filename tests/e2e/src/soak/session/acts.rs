@@ -153,7 +153,7 @@ impl Session {
             Visit::Garbage => {
                 let mut client = self.raw_client()?;
                 client.write_all(b"\x00\xff{]\"\n{\"execute\": 5}\n{{{{[[[[\n\"\n")?;
-                client.write_all(&[b'['; 1 << 14])?;
+                client.write_all(&[b'['; 1 << 14]).context("a monitor that takes garbage")?;
                 tally.clients += 1;
             }
             Visit::HangUp => {
@@ -173,7 +173,7 @@ impl Session {
         stream.set_write_timeout(Some(PATIENCE))?;
         let mut byte = [0];
         while byte != *b"\n" {
-            stream.read_exact(&mut byte)?;
+            stream.read_exact(&mut byte).context("the monitor's greeting")?;
         }
         Ok(stream)
     }
@@ -236,7 +236,6 @@ impl Session {
         let event = self.vm.wait_event("RESET")?;
         let by_guest = how != ResetBy::Monitor;
         ensure!(event["guest"] == json!(by_guest), "{event}");
-        self.said = self.vm.agent.console.mark();
         self.vm.agent.wait_up()?;
         *tally.resets.entry(how).or_default() += 1;
         self.settle_in(tally)?;
