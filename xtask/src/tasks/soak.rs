@@ -12,9 +12,9 @@ use signal_hook::iterator::Signals;
 use crate::tasks::test;
 use crate::{guest_image, workspace};
 
-/// The additional time that the rig may take: for the warm-ups, a guest that hangs, and the steps
-/// that are repeated after it.
-const MORE_TIME: u64 = 900;
+/// The additional time that the rig may take: for the warm-ups, and for the evidence of a guest that
+/// hangs.
+const MORE_TIME: u64 = 1800;
 
 /// `cargo xtask soak`.
 #[derive(Debug, clap::Args)]
