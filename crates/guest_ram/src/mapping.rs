@@ -121,6 +121,18 @@ impl Mapping {
         (offset < self.len).then(|| self.start.as_ptr().wrapping_add(offset))
     }
 
+    /// How far the first byte is from a multiple of `size` below it, in host addresses.
+    pub(crate) fn lead(&self, size: usize) -> usize {
+        self.start.as_ptr().addr() % size
+    }
+
+    /// All host addresses, as /proc/self/smaps shows them.
+    #[cfg(test)]
+    pub(crate) fn addresses(&self) -> std::ops::Range<u64> {
+        let start = self.start.as_ptr().addr() as u64;
+        start..start + self.len as u64
+    }
+
     /// The `count` bytes from `offset` on, for volatile access; `None` outside the mapping.
     pub(crate) fn slice(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_>> {
         if offset.checked_add(count)? > self.len {

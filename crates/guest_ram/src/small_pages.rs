@@ -92,8 +92,7 @@ struct State {
 impl SmallPages {
     /// For a mapping that huge pages are wanted for. `None` if the pages cannot be counted.
     pub(crate) fn new(mapping: &Mapping, budget: &'static Budget) -> Option<Self> {
-        let lead = mapping.host_address(0)? as usize % HUGE_PAGE;
-        let lead = Gpfn::new(lead as u64 / PAGE_SIZE)?;
+        let lead = Gpfn::new(mapping.lead(HUGE_PAGE) as u64 / PAGE_SIZE)?;
         let all = PageRange::new(lead, PageCount::from_bytes(mapping.len() as u64)).ok()?;
         Some(Self { all, state: Mutex::default(), budget })
     }

@@ -1,4 +1,5 @@
 use std::fs;
+use std::ops::Range;
 
 use proptest::prelude::*;
 
@@ -41,8 +42,7 @@ fn spans(set: &PageRangeSet) -> Vec<Span> {
 /// Whether each page of the mapping has the flag `nh` (proc_pid_smaps(5)), and how many mappings
 /// the kernel made of it.
 fn small_by_kernel(mapping: &Mapping) -> (Vec<bool>, usize) {
-    let start = mapping.host_address(0).unwrap() as u64;
-    let end = start + mapping.len() as u64;
+    let Range { start, end } = mapping.addresses();
     let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
     let (mut small, mut count) = (vec![false; usize::try_from(PAGES).unwrap()], 0);
     let mut within = (0, 0);
