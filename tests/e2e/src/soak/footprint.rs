@@ -15,8 +15,11 @@ pub(super) struct Footprint {
     /// Open files.
     pub(super) descriptors: u64,
     pub(super) threads: u64,
-    /// Mappings of memory.
+    /// Mappings of memory other than the guest's.
     pub(super) mappings: u64,
+    /// Mappings into which the kernel divides the guest's memory: more where huge pages are partly
+    /// ballooned.
+    pub(super) guest_mappings: u64,
 }
 
 impl Footprint {
@@ -59,10 +62,12 @@ fn parse(smaps: &str) -> Result<Footprint> {
             "Rss" => resident = kib()? * 1024,
             "Anonymous" => anonymous = kib()? * 1024,
             "VmFlags" => {
-                footprint.mappings += 1;
-                match is_the_guests(value) {
-                    true => footprint.guest += resident,
-                    false => footprint.private += anonymous,
+                if is_the_guests(value) {
+                    footprint.guest += resident;
+                    footprint.guest_mappings += 1;
+                } else {
+                    footprint.private += anonymous;
+                    footprint.mappings += 1;
                 }
             }
             _ => {}
@@ -90,7 +95,8 @@ mod tests {
         let expected = Footprint {
             guest: 1412 * 1024,
             private: 36 * 1024,
-            mappings: 4,
+            mappings: 2,
+            guest_mappings: 2,
             ..Footprint::default()
         };
         assert_eq!(parse(smaps).unwrap(), expected);

@@ -39,6 +39,10 @@ const CLIENTS_THREADS: [&str; 2] = ["qmp-read", "qmp-write"];
 /// How far the number of mappings may vary, because of an allocator's arenas.
 const MORE_MAPPINGS: u64 = 16;
 
+/// The most mappings that partly ballooned huge pages may cost: `guest_ram` keeps 8,192 runs of them
+/// out of the host's hands, each with a mapping of its own and one behind it.
+const MORE_GUEST_MAPPINGS: u64 = 2 * 8192;
+
 /// As [`NO_CLEARING`](crate::NO_CLEARING); in addition, a damaged kernel must not carry on as if
 /// nothing had happened.
 const APPEND: &str = "init_on_alloc=0 oops=panic";
@@ -255,11 +259,13 @@ impl Session {
             descriptors: start.descriptors + clients * DESCRIPTORS_OF_A_CLIENT,
             threads: start.threads + clients * THREADS_OF_A_CLIENT,
             mappings: start.mappings + MORE_MAPPINGS + 4 * clients * THREADS_OF_A_CLIENT,
+            guest_mappings: start.guest_mappings + MORE_GUEST_MAPPINGS,
         };
         let within = now.private <= limits.private
             && now.descriptors <= limits.descriptors
             && now.threads <= limits.threads
-            && now.mappings <= limits.mappings;
+            && now.mappings <= limits.mappings
+            && now.guest_mappings <= limits.guest_mappings;
         ensure!(within, "hvb uses more than at the start: {now:?}, limits {limits:?}");
         Ok(())
     }

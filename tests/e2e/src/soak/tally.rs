@@ -110,6 +110,7 @@ impl Host {
         most.descriptors = most.descriptors.max(now.descriptors);
         most.threads = most.threads.max(now.threads);
         most.mappings = most.mappings.max(now.mappings);
+        most.guest_mappings = most.guest_mappings.max(now.guest_mappings);
     }
 }
 
@@ -184,6 +185,7 @@ impl Tally {
             ("descriptors", (|f| f.descriptors) as fn(&Footprint) -> u64),
             ("threads", |f| f.threads),
             ("mappings", |f| f.mappings),
+            ("mappings for the guest", |f| f.guest_mappings),
         ] {
             let (start, end, most) = (of(&start), of(&end), of(&host.most));
             row(&format!("hvb's {name}"), format!("start {start}, end {end}, most {most}"))?;
