@@ -157,14 +157,13 @@ impl<P: Platform> Control<P> {
             device = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
-}
 
-impl<P: Platform> worker::Books for Arc<Control<P>> {
     fn job_done(&self, id: JobId, ok: bool) {
         lock(&self.device).job_done(self.shared.now(), id, ok);
         self.discards_ended.notify_all();
     }
 
+    /// The pages that the host has back.
     fn out(&self) -> PageRangeSet {
         lock(&self.device).ballooned().collect()
     }

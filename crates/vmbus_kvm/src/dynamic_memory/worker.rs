@@ -7,22 +7,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use dynmem_vsp::{Job, JobId, Prepare, Task};
-use page_range::PageRangeSet;
+use dynmem_vsp::{Job, Prepare, Task};
 
+use super::Control;
 use super::backend::{MemoryBackend, WorkError};
 use crate::bus_loop::PanicReport;
 use crate::shared::Shared;
-use crate::{HostFailure, Report, Thread};
-
-/// What the thread does with the device.
-pub(super) trait Books: Send {
-    /// The end of a job.
-    fn job_done(&self, id: JobId, ok: bool);
-
-    /// The pages that the host has back.
-    fn out(&self) -> PageRangeSet;
-}
+use crate::{HostFailure, Platform, Report, Thread};
 
 /// A request to the thread.
 pub(super) enum Request {
@@ -50,10 +41,10 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Starts the thread.
-    pub(super) fn start(
+    pub(super) fn start<P: Platform>(
         backend: Box<dyn MemoryBackend>,
         shared: Arc<Shared>,
-        books: impl Books + 'static,
+        control: Arc<Control<P>>,
     ) -> io::Result<Self> {
         let (requests, queue) = channel();
         let open_jobs = Arc::new(AtomicUsize::new(0));
@@ -61,7 +52,7 @@ impl Worker {
         let run = Run {
             backend,
             shared,
-            books,
+            control,
             open_jobs: Arc::clone(&open_jobs),
             is_to_settle: Arc::clone(&is_to_settle),
             settles_at: None,
@@ -106,16 +97,16 @@ impl Drop for Worker {
     }
 }
 
-struct Run<B> {
+struct Run<P: Platform> {
     backend: Box<dyn MemoryBackend>,
     shared: Arc<Shared>,
-    books: B,
+    control: Arc<Control<P>>,
     open_jobs: Arc<AtomicUsize>,
     is_to_settle: Arc<AtomicBool>,
     settles_at: Option<Instant>,
 }
 
-impl<B: Books> Run<B> {
+impl<P: Platform> Run<P> {
     fn until_stopped(mut self, queue: &Receiver<Request>) {
         let shared = Arc::clone(&self.shared);
         let _end = EndOfHost(&shared);
@@ -154,7 +145,7 @@ impl<B: Books> Run<B> {
             self.settles_at = None;
             // Before the look at the books, so that no later change is missed.
             self.is_to_settle.store(false, Ordering::Release);
-            let out = self.books.out();
+            let out = self.control.out();
             self.backend.settle(&out);
         }
     }
@@ -174,7 +165,7 @@ impl<B: Books> Run<B> {
         if let Err(source) = result {
             self.shared.supervisor.report(Report::Work(WorkError { what, source }));
         }
-        self.books.job_done(id, ok);
+        self.control.job_done(id, ok);
         self.open_jobs.fetch_sub(1, Ordering::AcqRel);
         // A host that is pausing waits for this.
         self.shared.wake();
