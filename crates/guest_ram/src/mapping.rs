@@ -32,7 +32,7 @@
 // UNSAFETY: mapping, unmapping and discarding memory are system calls on raw addresses.
 #![expect(unsafe_code, reason = "mmap, madvise and fallocate work on raw addresses")]
 
-mod advice;
+pub(crate) mod advice;
 mod borrow;
 mod create;
 mod vector;
@@ -128,9 +128,9 @@ impl Mapping {
 
     /// All host addresses, as /proc/self/smaps shows them.
     #[cfg(test)]
-    pub(crate) fn addresses(&self) -> std::ops::Range<u64> {
-        let start = self.start.as_ptr().addr() as u64;
-        start..start + self.len as u64
+    pub(crate) fn addresses(&self) -> std::ops::Range<usize> {
+        let start = self.start.as_ptr().addr();
+        start..start + self.len
     }
 
     /// The `count` bytes from `offset` on, for volatile access; `None` outside the mapping.

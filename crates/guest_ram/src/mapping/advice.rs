@@ -29,7 +29,7 @@ fn flags_of(address: usize) -> Option<String> {
 }
 
 /// The addresses in the first line of a mapping; `None` for its other lines.
-fn range_of(line: &str) -> Option<(usize, usize)> {
+pub(crate) fn range_of(line: &str) -> Option<(usize, usize)> {
     let (start, end) = line.split(' ').next()?.split_once('-')?;
     let number = |text| usize::from_str_radix(text, 16).ok();
     Some((number(start)?, number(end)?))

@@ -4,6 +4,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::*;
+use crate::mapping::advice::range_of;
 use crate::mapping::{MemoryKind, Request};
 use crate::{GuestRam, HugePages, RamConfig};
 
@@ -47,14 +48,11 @@ fn small_by_kernel(mapping: &Mapping) -> (Vec<bool>, usize) {
     let (mut small, mut count) = (vec![false; usize::try_from(PAGES).unwrap()], 0);
     let mut within = (0, 0);
     for line in smaps.lines() {
-        let word = line.split(' ').next().unwrap();
-        let number = |text| u64::from_str_radix(text, 16).ok();
-        let range = word.split_once('-').and_then(|(a, b)| number(a).zip(number(b)));
-        if let Some((from, to)) = range {
+        if let Some((from, to)) = range_of(line) {
             within = (from.max(start), to.min(end));
             count += usize::from(within.0 < within.1);
         } else if line.starts_with("VmFlags:") && within.0 < within.1 {
-            let page = |at: u64| usize::try_from((at - start) / PAGE_SIZE).unwrap();
+            let page = |at: usize| (at - start) / usize::try_from(PAGE_SIZE).unwrap();
             let is_small = line.split(' ').any(|flag| flag == "nh");
             small[page(within.0)..page(within.1)].fill(is_small);
         }
