@@ -15,8 +15,7 @@ use page_range::PageCount;
 use super::Session;
 use crate::machine::Machine;
 
-/// How long to wait for a report that tells. Linux sends one a second, though none in the first 45
-/// seconds of its driver.
+/// How long to wait for a report that tells; Linux sends one a second.
 pub(super) const REPORT_WAIT: Duration = Duration::from_secs(10);
 
 /// Memory that the guest added and has perhaps not put to use. No more is offered meanwhile.

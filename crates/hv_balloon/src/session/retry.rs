@@ -27,8 +27,7 @@ impl Session {
             machine.stop(reason);
             return Activity::Idle;
         }
-        let doublings = self.failures.saturating_sub(1).min(31);
-        let pause = FIRST_RETRY_PAUSE.saturating_mul(1 << doublings).min(LAST_RETRY_PAUSE);
+        let pause = FIRST_RETRY_PAUSE.saturating_mul(1 << self.failures.saturating_sub(1));
         Activity::Pausing { until: machine.after(pause), short_answers: 0 }
     }
 }
