@@ -23,9 +23,6 @@ pub(crate) struct BootsArgs {
     /// The guests' kernel.
     #[arg(long, value_enum, default_value = "stable")]
     kernel: guest_image::GuestKernel,
-    /// Processors of the emulated machine, where KVM has no Hyper-V here.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    rig_cpus: u32,
     /// Passed on to `cargo xtask rig`, before the command: for example
     /// `--rig-option=--threads=single`. May be given several times.
     #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
@@ -41,7 +38,7 @@ pub(crate) fn main(args: &BootsArgs) -> Result<ExitCode> {
     println!("boots: Linux {}", guest.release);
     let cpus: Vec<String> = args.cpus.iter().map(u32::to_string).collect();
     let mut rig = workspace::mortal("TERM", std::env::current_exe()?.as_os_str());
-    rig.args(["rig", "--cpus", &args.rig_cpus.to_string()]).args(&args.rig_option);
+    rig.arg("rig").args(&args.rig_option);
     rig.args(["--", &boots]);
     rig.args([args.count.to_string(), cpus.join(","), args.parallel.to_string()]);
     rig.env("HVB_BIN", hvb).envs(guest.environment()?);

@@ -288,7 +288,7 @@ fn for_each_kernel(programs: Vec<Program>, only: Option<GuestKernel>) -> Result<
 fn run_in_rigs(rigs: Vec<Command>) -> Result<Tally> {
     let marks = |n: usize| if rigs.len() == 1 { String::new() } else { format!("{}|", n + 1) };
     let marks: Vec<String> = (0..rigs.len()).map(marks).collect();
-    let tallies = std::thread::scope(|scope| {
+    let tallies: Vec<Result<Tally>> = std::thread::scope(|scope| {
         let threads: Vec<_> = rigs
             .into_iter()
             .zip(&marks)
@@ -296,7 +296,6 @@ fn run_in_rigs(rigs: Vec<Command>) -> Result<Tally> {
             .collect();
         threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
     });
-    let tallies: Vec<Result<Tally>> = tallies;
     let mut total = Tally::default();
     for tally in tallies {
         total.add(tally?);
