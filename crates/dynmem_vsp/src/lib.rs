@@ -49,5 +49,5 @@ pub use hv_balloon::{
 pub use identity::{DEFAULT_INSTANCE, INTERFACE};
 pub use machine::Kept;
 pub use saved::{RestoreError, SavedVsp};
-pub use trace::Trace;
+pub use trace::{Trace, TracedPacket};
 pub use vsp::{BATCH, DynamicMemory, Work};

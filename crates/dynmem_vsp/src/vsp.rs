@@ -311,7 +311,12 @@ impl<M: GuestMemory> DynamicMemory<M> {
     /// Writes completions, then the device's message, as far as there is room.
     fn write_ring(&mut self) -> Result<(), RingError> {
         let Link::Open(channel) = &mut self.link else { return Ok(()) };
-        channel.complete()?;
+        while let Some(transaction_id) = channel.complete()? {
+            if self.is_traced {
+                let completed = Work::Trace(Trace::Completed(transaction_id));
+                self.outputs.push_back(Output::Work(completed));
+            }
+        }
         if let Some(message) = self.device.message()
             && channel.send(message)?
         {
@@ -347,18 +352,23 @@ impl<M: GuestMemory> DynamicMemory<M> {
             return Ok(());
         };
         match channel.receive()? {
-            Received::Data(message) => {
+            Received::Data(packet) => {
                 if self.is_traced {
                     let before = self.device.state();
-                    let copy = message.to_vec();
-                    self.outputs.push_back(Output::Work(Work::Trace(Trace::Received(copy))));
-                    self.device.handle(self.now, Event::Packet(message));
+                    let received = Work::Trace(Trace::Received(packet.into()));
+                    self.outputs.push_back(Output::Work(received));
+                    self.device.handle(self.now, Event::Packet(packet.payload));
                     self.trace_state(before);
                 } else {
-                    self.device.handle(self.now, Event::Packet(message));
+                    self.device.handle(self.now, Event::Packet(packet.payload));
                 }
             }
-            Received::Other => {}
+            Received::Other(packet) => {
+                if self.is_traced {
+                    let dropped = Work::Trace(Trace::Dropped(packet.into()));
+                    self.outputs.push_back(Output::Work(dropped));
+                }
+            }
             Received::Nothing => {
                 self.batch_left = 0;
                 channel.end_receive();

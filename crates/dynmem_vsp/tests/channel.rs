@@ -9,7 +9,8 @@ use dynmem_protocol::{
     BalloonResponse, Capabilities, CapabilitiesReport, RangeList, Version, VersionRequest,
 };
 use dynmem_vsp::{
-    BATCH, Config, DynamicMemory, Job, Notice, RestoreError, SavedVsp, Task, Trace, Work,
+    BATCH, Config, DynamicMemory, Job, Notice, RestoreError, SavedVsp, Task, Trace, TracedPacket,
+    Work,
 };
 use guest_model::vmbus::{GuestRings, SharedMemory};
 use hv_balloon::StateName;
@@ -324,7 +325,6 @@ fn a_reset_leaves_the_rings_alone_and_keeps_size_and_target() {
 
 #[test]
 fn a_trace_has_each_packet_and_message_once() {
-    use dynmem_vsp::Trace;
     let memory = Arc::new(SharedMemory::new(PAGES));
     let mut guest = GuestRings::new(memory.clone(), &ring_pages(FIRST_RING_PAGE), SPLIT);
     let mut vsp = new_vsp().with_trace();
@@ -342,7 +342,12 @@ fn a_trace_has_each_packet_and_message_once() {
         [
             Trace::Opened,
             Trace::State(StateName::AwaitVersion),
-            Trace::Received(unknown_version()),
+            Trace::Received(TracedPacket {
+                kind: PacketKind::DATA_IN_BAND,
+                transaction_id: 0,
+                completion_requested: false,
+                payload: unknown_version(),
+            }),
             Trace::Emitted(answer.clone()),
             Trace::Sent(answer),
         ]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     GuestMemory, OpenChannel, RestoreError,
     protocol::{Relid, VpIndex, ring::PacketKind},
-    ring::{ChannelRings, RingError, SavedRings, Sent},
+    ring::{ChannelRings, Packet, RingError, SavedRings, Sent},
 };
 
 /// Maximum number of completions that wait for room in the ring. If a guest requests completions
@@ -27,10 +27,10 @@ pub struct GuestSignal {
 /// Result of [`Channel::receive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received<'a> {
-    /// The payload of a data packet.
-    Data(&'a [u8]),
-    /// A packet of another kind was dropped.
-    Other,
+    /// A data packet.
+    Data(Packet<'a>),
+    /// A packet of another kind, which a device drops.
+    Other(Packet<'a>),
     /// The ring is empty. The guest will signal its next packet.
     Nothing,
 }
@@ -152,9 +152,9 @@ impl<M: GuestMemory> Channel<M> {
             self.completions.push_back(packet.transaction_id);
         }
         Ok(if packet.kind == PacketKind::DATA_IN_BAND {
-            Received::Data(packet.payload)
+            Received::Data(packet)
         } else {
-            Received::Other
+            Received::Other(packet)
         })
     }
 
@@ -165,21 +165,20 @@ impl<M: GuestMemory> Channel<M> {
         }
     }
 
-    /// Writes waiting completions as long as the ring has room.
+    /// Writes the next waiting completion and returns its transaction ID; `None` if none waits or the
+    /// ring has no room. Call it until it returns `None`.
     ///
     /// # Errors
     /// [`RingError`] if the guest broke the ring; the channel must be [stopped](Channel::stop).
     #[inline]
-    pub fn complete(&mut self) -> Result<(), RingError> {
-        let Some(rings) = &mut self.rings else { return Ok(()) };
-        while let Some(transaction_id) = self.completions.front() {
-            match rings.complete(*transaction_id)? {
-                Sent::Written { signal } => self.wants_signal |= signal,
-                Sent::Full => break,
-            }
-            self.completions.pop_front();
+    pub fn complete(&mut self) -> Result<Option<u64>, RingError> {
+        let Some(rings) = &mut self.rings else { return Ok(None) };
+        let Some(transaction_id) = self.completions.front() else { return Ok(None) };
+        match rings.complete(*transaction_id)? {
+            Sent::Written { signal } => self.wants_signal |= signal,
+            Sent::Full => return Ok(None),
         }
-        Ok(())
+        Ok(self.completions.pop_front())
     }
 
     /// Writes a data packet. Returns false if the ring has no room now or the channel was stopped.

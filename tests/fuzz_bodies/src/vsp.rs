@@ -390,7 +390,7 @@ impl<'m> Driver<'m> {
         match trace {
             Trace::Opened => self.oracle.opened(),
             Trace::Closed => self.oracle.channel_closed(),
-            Trace::Received(packet) => self.oracle.packet(packet),
+            Trace::Received(packet) => self.oracle.packet(&packet.payload),
             Trace::Emitted(message) => match self.said.take() {
                 Some(said) => assert_eq!(*message, said, "not the message that waited"),
                 None => self.oracle.message(message),
@@ -402,6 +402,7 @@ impl<'m> Driver<'m> {
                 }
                 self.oracle.sent(bytes);
             }
+            Trace::Dropped(_) | Trace::Completed(_) => {}
             Trace::State(state) => self.oracle.state = *state,
         }
     }

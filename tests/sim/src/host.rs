@@ -456,7 +456,7 @@ impl Host {
 
     fn trace(&mut self, trace: &Trace) {
         match trace {
-            Trace::Received(packet) => self.expect(packet),
+            Trace::Received(packet) => self.expect(&packet.payload),
             Trace::Sent(message) => {
                 self.sent.iter_mut().for_each(|sent| sent.push_back(message.clone()));
             }

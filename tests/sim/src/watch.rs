@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dynmem_protocol::{HostBody, HostMessage};
-use dynmem_vsp::{JobId, Kept, Notice, Snapshot, TargetError, Trace as Step};
+use dynmem_vsp::{JobId, Kept, Notice, Snapshot, TargetError, Trace as Step, TracedPacket};
 use hv_balloon::{MAX_BALLOON_TIME, StateName, Transaction};
 use page_range::PageCount;
 use vmbus::protocol::{GuestMessage, Version};
@@ -109,7 +109,7 @@ impl Watch {
                 self.size_at_close.get_or_insert(self.oracle.actual());
                 self.oracle.channel_closed();
             }
-            Step::Received(packet) => {
+            Step::Received(TracedPacket { payload: packet, .. }) => {
                 self.trace.note(now, || format!("device is told: packet {}", describe(packet)));
                 self.oracle.packet(packet);
             }
@@ -121,6 +121,7 @@ impl Watch {
                 }
                 self.oracle.sent(bytes);
             }
+            Step::Dropped(_) | Step::Completed(_) => {}
             Step::State(state) => self.changed(now, *state),
         }
     }

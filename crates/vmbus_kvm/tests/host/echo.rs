@@ -42,11 +42,11 @@ impl<M: GuestMemory> Echo<M> {
         let Some(channel) = &mut self.channel else { return Ok(()) };
         loop {
             match channel.receive()? {
-                Received::Data(payload) => {
-                    self.outputs.push_back(ChannelOutput::Work(payload.to_vec()));
-                    self.unsent.push_back(payload.to_vec());
+                Received::Data(packet) => {
+                    self.outputs.push_back(ChannelOutput::Work(packet.payload.to_vec()));
+                    self.unsent.push_back(packet.payload.to_vec());
                 }
-                Received::Other => {}
+                Received::Other(_) => {}
                 Received::Nothing => break,
             }
         }
