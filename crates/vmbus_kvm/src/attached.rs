@@ -4,9 +4,10 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bus_recording::{Event, ToDevice};
 use vmbus::{ChannelEvent, ChannelOutput, GuestMemory, Offer, VmbusDevice};
 
-use crate::shared::lock;
+use crate::shared::{Shared, lock};
 
 /// The destination of a device's work or notices. Any `FnMut(T)` is a sink.
 ///
@@ -59,12 +60,15 @@ pub(crate) trait Attached<M>: Send {
 }
 
 /// A device that other threads may call as well.
-pub(crate) struct Device<D, S> {
+pub(crate) struct Device<D, S, W> {
     pub(crate) device: Arc<Mutex<D>>,
     pub(crate) sink: S,
+    pub(crate) shared: Arc<Shared>,
+    /// What the device's work tells a recording.
+    pub(crate) of_work: fn(&W) -> Option<Event>,
 }
 
-impl<M, D, S> Attached<M> for Device<D, S>
+impl<M, D, S> Attached<M> for Device<D, S, D::Work>
 where
     M: GuestMemory,
     D: VmbusDevice<M> + Send,
@@ -75,14 +79,15 @@ where
     }
 
     fn handle(&mut self, now: Duration, event: ChannelEvent<M>) {
-        lock(&self.device).handle(now, event);
+        let mut device = lock(&self.device);
+        self.shared.tell_recording(now, || ToDevice::from(&event));
+        device.handle(now, event);
     }
 
     fn poll(&mut self) -> Option<ChannelOutput<Infallible>> {
         loop {
             // The sink may need the device, so the device is not locked while the sink works.
-            let output = lock(&self.device).poll_output()?;
-            return Some(match output {
+            return Some(match self.next_output()? {
                 ChannelOutput::Work(work) => {
                     self.sink.take(work);
                     continue;
@@ -105,6 +110,7 @@ where
         {
             let mut device = lock(&self.device);
             if device.poll_timeout().is_some_and(|at| at <= now) {
+                self.shared.tell_recording(now, || ToDevice::Timeout);
                 device.handle(now, ChannelEvent::Timeout);
             }
         }
@@ -123,5 +129,25 @@ where
 
     fn is_idle(&self) -> bool {
         self.sink.is_idle()
+    }
+}
+
+impl<D, S, W> Device<D, S, W> {
+    /// The device's next output. Recorded under the lock, before another thread tells the device
+    /// something.
+    fn next_output<M: GuestMemory>(&self) -> Option<ChannelOutput<W>>
+    where
+        D: VmbusDevice<M, Work = W>,
+    {
+        let mut device = lock(&self.device);
+        let output = device.poll_output();
+        match &output {
+            Some(output) => {
+                self.shared.record_output(|| Event::of_output(output, self.of_work));
+            }
+            None => self.shared.record_idle(|| device.waits_for_room()),
+        }
+        drop(device);
+        output
     }
 }

@@ -227,7 +227,7 @@ impl<P: Platform> BusLoop<P> {
     }
 
     fn begin_reset(&mut self, done: Sender<()>) {
-        self.shared.server().reset();
+        self.shared.reset_bus();
         let now = self.shared.now();
         for slot in &mut self.slots {
             slot.device.handle(now, ChannelEvent::Reset);
@@ -268,8 +268,7 @@ impl<P: Platform> BusLoop<P> {
     /// Messages stay with the bus while a VP's own queue is full; actions on channels continue.
     fn next_action(&self) -> Option<Action> {
         let has_room = self.machine.as_ref().is_some_and(Machine::has_room);
-        let mut server = self.shared.server();
-        if has_room { server.poll_action() } else { server.poll_channel_action() }
+        self.shared.next_action(has_room)
     }
 
     fn bus_action(&mut self, action: Action) {
@@ -290,7 +289,7 @@ impl<P: Platform> BusLoop<P> {
             Action::Close { channel } => {
                 if self.slots.iter().all(|slot| slot.channel != channel) {
                     // A device that was on the bus when it was saved, and is missing now.
-                    return self.shared.server().close_finished(channel);
+                    return self.shared.close_finished(channel);
                 }
                 self.tell(channel, ChannelEvent::Close);
             }
@@ -309,10 +308,10 @@ impl<P: Platform> BusLoop<P> {
 
     fn open(&mut self, id: ChannelId, channel: OpenChannel) {
         let Some(index) = self.slots.iter().position(|slot| slot.channel == id) else {
-            return self.shared.server().open_finished(id, false);
+            return self.shared.open_finished(id, false);
         };
         let Some(machine) = self.machine.clone() else {
-            return self.shared.server().open_finished(id, false);
+            return self.shared.open_finished(id, false);
         };
         match self.bind(index, &machine, channel.connection_id) {
             Ok(()) => {
@@ -325,7 +324,7 @@ impl<P: Platform> BusLoop<P> {
                 self.tell(id, event);
             }
             Err(error) => {
-                self.shared.server().open_finished(id, false);
+                self.shared.open_finished(id, false);
                 if let Some(slot) = self.slots.get(index) {
                     let source = OpenError::Signal(error);
                     self.report(Report::OpenFailed { offer: slot.offer, source });
@@ -391,18 +390,18 @@ impl<P: Platform> BusLoop<P> {
                 }
             }
             ChannelOutput::OpenFinished(Ok(())) => {
-                self.shared.server().open_finished(id, true);
+                self.shared.open_finished(id, true);
                 self.report(Report::ChannelOpened(offer));
             }
             ChannelOutput::OpenFinished(Err(error)) => {
                 self.unbind(index);
-                self.shared.server().open_finished(id, false);
+                self.shared.open_finished(id, false);
                 self.report(Report::OpenFailed { offer, source: error.into() });
             }
             ChannelOutput::CloseFinished => {
                 // Before the bus is told: it may open the same connection again.
                 self.unbind(index);
-                self.shared.server().close_finished(id);
+                self.shared.close_finished(id);
                 self.report(Report::ChannelClosed(offer));
             }
             ChannelOutput::Broken(source) => self.report(Report::ChannelBroken { offer, source }),

@@ -45,8 +45,10 @@ impl Clock {
 }
 
 impl State {
+    /// In whole microseconds, so that a recording tells the time as the device was told it.
     fn at(self, now: Instant) -> Duration {
-        self.stopped.unwrap_or(now).saturating_duration_since(self.start)
+        let time = self.stopped.unwrap_or(now).saturating_duration_since(self.start);
+        Duration::new(time.as_secs(), time.subsec_micros() * 1000)
     }
 
     fn stop(&mut self, now: Instant) {

@@ -4,6 +4,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 
+use bus_recording::Event;
 use vmbus::{ChannelId, Offer, OfferError, Server, ServerConfig, VmbusDevice};
 
 use crate::attached::{Attached, Device};
@@ -59,7 +60,20 @@ impl<P: Platform> HostBuilder<P> {
     where
         D: VmbusDevice<BusMemory<P>> + Send + 'static,
     {
-        let device = Device { device, sink };
+        self.attach_recorded(device, sink, |_| None)
+    }
+
+    /// As [`HostBuilder::attach`], for a device whose work tells a recording something.
+    pub(crate) fn attach_recorded<D>(
+        &mut self,
+        device: Arc<Mutex<D>>,
+        sink: impl Sink<D::Work>,
+        of_work: fn(&D::Work) -> Option<Event>,
+    ) -> Result<(), StartError>
+    where
+        D: VmbusDevice<BusMemory<P>> + Send + 'static,
+    {
+        let device = Device { device, sink, shared: Arc::clone(&self.shared), of_work };
         let offer = device.offer();
         let channel = self.channel(offer)?;
         self.slots.push(Slot { channel, offer, device: Box::new(device), link: None });

@@ -47,12 +47,14 @@ mod kvm;
 mod machine;
 mod paused;
 mod platform;
+mod recording;
 mod shared;
 mod sources;
 mod supervisor;
 mod trace;
 
 pub use attached::Sink;
+pub use bus_recording;
 #[cfg(feature = "guest_ram")]
 pub use dynamic_memory::VmSlots;
 #[cfg(feature = "dynamic-memory")]

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 #[cfg(feature = "dynamic-memory")]
 use crate::Stopped;
 use crate::clock::Clock;
+use crate::recording::Recording;
 use crate::{StartError, Supervisor};
 
 /// The bus, its clock, and the way to wake its thread.
@@ -23,6 +24,7 @@ pub(crate) struct Shared {
     gate_opened: Condvar,
     stop: AtomicBool,
     stopped: AtomicBool,
+    recording: Recording,
     pub(crate) supervisor: Box<dyn Supervisor>,
 }
 
@@ -38,6 +40,7 @@ impl Shared {
             gate_opened: Condvar::new(),
             stop: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            recording: Recording::new(supervisor.records()),
             supervisor: Box::new(supervisor),
         })
     }
@@ -67,9 +70,13 @@ impl Shared {
 
     /// Takes a message from the guest; the status is the result of the hypercall.
     pub(crate) fn post(&self, connection: ConnectionId, payload: &[u8]) -> Status {
-        let result = self.server().handle_message(connection, payload);
+        let status = self.bus_message(connection, payload);
         self.wake();
-        result.map_or_else(|error| Status(error.hypercall_status()), |()| Status::SUCCESS)
+        status
+    }
+
+    pub(crate) const fn recording(&self) -> &Recording {
+        &self.recording
     }
 
     /// Calls a device on behalf of the VMM; waits while the host is paused.

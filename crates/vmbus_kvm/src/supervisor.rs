@@ -2,7 +2,9 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bus_recording::Event;
 use thiserror::Error;
 use vmbus::Offer;
 use vmbus::protocol::VpIndex;
@@ -57,6 +59,23 @@ pub trait Supervisor: Send + Sync + 'static {
     fn trace(&self, trace: Trace) {
         let _ = trace;
     }
+
+    /// Whether [`Supervisor::record`] wants the conversation with the guest. It is asked once, before
+    /// the first device is attached.
+    fn records(&self) -> bool {
+        false
+    }
+
+    /// Something was said on the bus, word for word, at this time of the host's clock
+    /// ([`BusHandle::now`](crate::BusHandle::now)). Called only if [`Supervisor::records`].
+    ///
+    /// In contrast to [`Supervisor::trace`] this is a complete account: from the events, in the order
+    /// of the calls, the conversation can be replayed, if Dynamic Memory is the only device on the bus,
+    /// and the host was not restored. It is called under the locks of the bus and the device, also on
+    /// vCPU threads, so it must neither wait nor call the host.
+    fn record(&self, at: Duration, event: Event) {
+        let _ = (at, event);
+    }
 }
 
 impl<S: Supervisor + ?Sized> Supervisor for Arc<S> {
@@ -74,6 +93,14 @@ impl<S: Supervisor + ?Sized> Supervisor for Arc<S> {
 
     fn trace(&self, trace: Trace) {
         (**self).trace(trace);
+    }
+
+    fn records(&self) -> bool {
+        (**self).records()
+    }
+
+    fn record(&self, at: Duration, event: Event) {
+        (**self).record(at, event);
     }
 }
 

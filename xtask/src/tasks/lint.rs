@@ -11,7 +11,7 @@ use super::links;
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 14] = [
+const LAYERS: [(&str, &[&str]); 15] = [
     ("page_range", &[]),
     ("confinement", &[]),
     ("saved_state", &["page_range"]),
@@ -19,13 +19,26 @@ const LAYERS: [(&str, &[&str]); 14] = [
     ("hv_balloon", &["dynmem_protocol", "page_range", "saved_state"]),
     ("vmbus", &["page_range", "saved_state"]),
     ("dynmem_vsp", &["hv_balloon", "page_range", "saved_state", "vmbus"]),
+    ("bus_recording", &["dynmem_vsp", "page_range", "vmbus"]),
     ("guest_ram", &["page_range"]),
     ("kvm_hyperv", &["page_range", "vmbus"]),
-    ("vmbus_kvm", &["dynmem_vsp", "guest_ram", "kvm_hyperv", "page_range", "saved_state", "vmbus"]),
+    (
+        "vmbus_kvm",
+        &[
+            "bus_recording",
+            "dynmem_vsp",
+            "guest_ram",
+            "kvm_hyperv",
+            "page_range",
+            "saved_state",
+            "vmbus",
+        ],
+    ),
     ("qmp", &[]),
     (
         "vmm",
         &[
+            "bus_recording",
             "confinement",
             "dynmem_protocol",
             "dynmem_vsp",

@@ -11,6 +11,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bus_recording::{Event, ToDevice};
 use dynmem_vsp::{
     Config, DEFAULT_INSTANCE, DynamicMemory, HotAdd, INTERFACE, JobId, Kept, Notice, ReplaceError,
     SavedVsp, Snapshot, Work,
@@ -56,7 +57,9 @@ impl<P: Platform> HostBuilder<P> {
         backend: impl MemoryBackend,
         on_notice: impl Sink<Notice>,
     ) -> Result<DynamicMemoryHandle<P>, StartError> {
-        self.attach_vsp(Vsp::<P>::new(config)?, backend, on_notice)
+        let vsp = Vsp::<P>::new(config)?;
+        let vsp = if self.shared().is_recording() { vsp.with_trace() } else { vsp };
+        self.attach_vsp(vsp, backend, on_notice)
     }
 
     fn attach_vsp(
@@ -83,7 +86,8 @@ impl<P: Platform> HostBuilder<P> {
             worker.settle(Duration::ZERO);
         }
         let requests = worker.requests();
-        self.attach(Arc::clone(&control.device), Carrier { worker, on_notice })?;
+        let carrier = Carrier { worker, on_notice };
+        self.attach_recorded(Arc::clone(&control.device), carrier, Event::of_work)?;
         Ok(DynamicMemoryHandle { control, requests })
     }
 }
@@ -104,7 +108,7 @@ impl<S: Sink<Notice>> Sink<Work> for Carrier<S> {
                 }
                 self.on_notice.take(notice);
             }
-            // Only devices made with a trace emit these.
+            // Recorded as they were taken.
             Work::Trace(_) => {}
         }
     }
@@ -145,8 +149,10 @@ impl<P: Platform> Control<P> {
         let control = Arc::clone(self);
         self.shared.command_later(move || {
             let inhibits = lock(&control.inhibits);
-            let now = control.shared.now();
-            lock(&control.device).set_inhibited(now, !inhibits.is_empty());
+            let mut device = lock(&control.device);
+            let (now, inhibited) = (control.shared.now(), !inhibits.is_empty());
+            control.shared.tell_recording(now, || ToDevice::SetInhibited { inhibited });
+            device.set_inhibited(now, inhibited);
         });
     }
 
@@ -159,7 +165,11 @@ impl<P: Platform> Control<P> {
     }
 
     fn job_done(&self, id: JobId, ok: bool) {
-        lock(&self.device).job_done(self.shared.now(), id, ok);
+        let mut device = lock(&self.device);
+        let now = self.shared.now();
+        self.shared.tell_recording(now, || ToDevice::JobDone { id: id.get(), ok });
+        device.job_done(now, id, ok);
+        drop(device);
         self.discards_ended.notify_all();
     }
 
@@ -220,7 +230,15 @@ impl<P: Platform> DynamicMemoryHandle<P> {
     /// # Errors
     /// [`SetTargetError`]; the previous target stays in force.
     pub fn set_target(&self, target: PageCount) -> Result<PageCount, SetTargetError> {
-        Ok(self.control.command(|device, now| device.set_target(now, target))??)
+        let shared = &self.control.shared;
+        Ok(self.control.command(|device, now| {
+            let result = device.set_target(now, target);
+            shared.tell_recording(now, || ToDevice::SetTarget {
+                pages: target.get(),
+                taken: result.ok().map(PageCount::get),
+            });
+            result
+        })??)
     }
 
     /// The device's state, and what keeps it from discarding.
@@ -249,7 +267,10 @@ impl<P: Platform> DynamicMemoryHandle<P> {
     /// Announces a reset: targets set from now on are for the machine after it.
     pub fn announce_reset(&self) {
         // A host that has failed will not see the reset.
-        let _ = self.control.command(|device, _| device.announce_reset());
+        let _ = self.control.command(|device, now| {
+            self.control.shared.tell_recording(now, || ToDevice::AnnounceReset);
+            device.announce_reset();
+        });
     }
 
     /// What the machine that was [reset](crate::Host::reset) leaves for the next one. Returns once
@@ -260,7 +281,9 @@ impl<P: Platform> DynamicMemoryHandle<P> {
         if self.requests.send(Request::Barrier(done)).is_ok() {
             let _ = wait.recv();
         }
-        lock(&self.control.device).take_kept()
+        let mut device = lock(&self.control.device);
+        self.control.shared.tell_recording(self.control.shared.now(), || ToDevice::TakeKept);
+        device.take_kept()
     }
 
     /// Works on another machine's memory from now on. Call this between a reset and the next start,
@@ -285,8 +308,24 @@ impl<P: Platform> DynamicMemoryHandle<P> {
     /// [`Host::start_machine`](crate::Host::start_machine) then returns an error.
     pub fn next_machine(&self, memory: MachineMemory) -> Result<(), ReplaceError> {
         let MachineMemory { boot_ram, hot_add, target } = memory;
+        let mut told = self.control.shared.is_recording().then(|| {
+            let boot_ram = boot_ram.iter().map(bus_recording::pages).collect();
+            (boot_ram, hot_add.as_ref().map(Into::into))
+        });
         self.control
-            .command(|device, now| device.start_machine(now, boot_ram, hot_add, target))
+            .command(|device, now| {
+                let result = device.start_machine(now, boot_ram, hot_add, target);
+                if let Some((boot_ram, hot_add)) = told.take() {
+                    let (target, ok) = (target.map(PageCount::get), result.is_ok());
+                    self.control.shared.tell_recording(now, || ToDevice::StartMachine {
+                        boot_ram,
+                        hot_add,
+                        target,
+                        ok,
+                    });
+                }
+                result
+            })
             .unwrap_or(Ok(()))
     }
 }

@@ -130,7 +130,11 @@ impl MemoryHost {
     }
 
     pub(crate) fn start_with(memory: Config) -> Result<Self, StartError> {
-        let seen = Arc::new(Seen::default());
+        Self::start_seen(memory, Seen::default())
+    }
+
+    pub(crate) fn start_seen(memory: Config, seen: Seen) -> Result<Self, StartError> {
+        let seen = Arc::new(seen);
         let backend = Arc::new(Backend::default());
         let notices = Arc::new(Mutex::new(Vec::new()));
         let mut builder = HostBuilder::new(config(), Arc::clone(&seen))?;
@@ -165,7 +169,7 @@ impl MemoryHost {
 pub(crate) struct Driver {
     pub(crate) guest: Guest,
     pub(crate) driver: Client,
-    channel: OpenChannel,
+    pub(crate) channel: OpenChannel,
     unsent: Option<Vec<u8>>,
     start: Instant,
 }

@@ -10,4 +10,6 @@ mod guest;
 mod pause;
 mod platform;
 #[cfg(feature = "dynamic-memory")]
+mod recording;
+#[cfg(feature = "dynamic-memory")]
 mod resize;

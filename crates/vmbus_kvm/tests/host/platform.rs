@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmbus::protocol::{ConnectionId, VpIndex};
+use vmbus_kvm::bus_recording::{Event, Line};
 use vmbus_kvm::{Bound, HostFailure, MemoryGuard, Platform, Report, Supervisor, Thread};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -118,6 +120,8 @@ pub(crate) struct Seen {
     pub(crate) reports: Mutex<Vec<String>>,
     /// Refuses this thread.
     pub(crate) refuses: Option<Thread>,
+    /// What the guest and the host said, if that is to be recorded.
+    pub(crate) recorded: Option<Mutex<Vec<Line>>>,
 }
 
 impl Seen {
@@ -145,6 +149,16 @@ impl Supervisor for Seen {
 
     fn report(&self, report: Report) {
         self.reports.lock().unwrap().push(chain(&report));
+    }
+
+    fn records(&self) -> bool {
+        self.recorded.is_some()
+    }
+
+    fn record(&self, at: Duration, event: Event) {
+        let t = u64::try_from(at.as_micros()).unwrap();
+        assert_eq!(Duration::from_micros(t), at, "a recording does not tell the time exactly");
+        self.recorded.as_ref().unwrap().lock().unwrap().push(Line { t, event });
     }
 }
 

@@ -101,7 +101,11 @@ impl<M: GuestMemory> GuestRings<M> {
         self.write_packet(kind, payload, id, PacketDescriptor::COMPLETION_REQUESTED)
     }
 
-    fn write_packet(
+    /// Writes a packet of any kind with any flags.
+    ///
+    /// # Errors
+    /// [`RingFull`], also if the packet can never fit.
+    pub fn write_packet(
         &mut self,
         kind: PacketKind,
         payload: &[u8],
@@ -142,8 +146,7 @@ impl<M: GuestMemory> GuestRings<M> {
     /// # Errors
     /// [`RingFull`], also if the packet can never fit.
     pub fn send_or_wait(&mut self, payload: &[u8], transaction_id: u64) -> Result<bool, RingFull> {
-        let len = payload.len().next_multiple_of(8) + (DESCRIPTOR + FOOTER) as usize;
-        let len = u32::try_from(len).map_err(|_| RingFull)?;
+        let len = Self::packet_len(payload.len());
         let sent = self.send(payload, transaction_id).or_else(|RingFull| {
             self.to_host.store(&self.mem, PENDING_SEND_SIZE, len);
             self.mem.fence();
@@ -187,6 +190,37 @@ impl<M: GuestMemory> GuestRings<M> {
     pub fn mask(&mut self, mask: bool) {
         self.to_guest.store(&self.mem, INTERRUPT_MASK, mask.into());
         self.mem.fence();
+    }
+
+    /// The position nearest to `position` such that the host has room for `bytes` more bytes if the
+    /// guest has read up to there.
+    pub fn room_from(&self, position: u32, bytes: u32) -> u32 {
+        let write = self.to_guest.load(&self.mem, WRITE_INDEX);
+        // The last 8 bytes of a ring are never used.
+        let needed = (bytes + 8).min(self.to_guest.size);
+        if self.to_guest.free(position, write) >= needed {
+            position
+        } else {
+            self.to_guest.add(write, needed)
+        }
+    }
+
+    /// The position up to which the guest has read.
+    pub fn read_index(&self) -> u32 {
+        self.to_guest.load(&self.mem, READ_INDEX)
+    }
+
+    /// Shows the host that the guest has read up to this position, and reads on from there.
+    pub fn read_from(&mut self, position: u32) {
+        self.to_guest.store(&self.mem, READ_INDEX, position);
+    }
+
+    /// The bytes that a packet with a payload of `len` bytes takes in a ring.
+    #[must_use]
+    pub fn packet_len(len: usize) -> u32 {
+        u32::try_from(len.next_multiple_of(8))
+            .unwrap_or(u32::MAX)
+            .saturating_add(DESCRIPTOR + FOOTER)
     }
 
     /// Whether the ring holds no more packets from the host.

@@ -1,0 +1,87 @@
+//! The first line: the format, and the configuration of bus and device.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The name of the format.
+pub const FORMAT: &str = "hv-balloon bus recording";
+
+/// The version of the format. It changes when a reader of the old one would misread the new one.
+pub const VERSION: u32 = 1;
+
+/// The first line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// [`FORMAT`].
+    pub format: String,
+    /// [`VERSION`].
+    pub version: u32,
+    /// The unit of [`Line::t`](crate::Line::t): `us`.
+    pub time_unit: String,
+    /// The bus.
+    pub bus: BusSetup,
+    /// The device.
+    pub device: DeviceSetup,
+}
+
+impl Header {
+    /// The header of a recording of this bus and device.
+    #[must_use]
+    pub fn new(bus: BusSetup, device: DeviceSetup) -> Self {
+        Self { format: FORMAT.into(), version: VERSION, time_unit: "us".into(), bus, device }
+    }
+}
+
+/// The configuration of the bus ([`vmbus::ServerConfig`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusSetup {
+    /// The number of VPs.
+    pub vp_count: u32,
+    /// The first page that cannot be lent to the host.
+    pub page_limit: u64,
+    /// The newest version of the protocol, major number in the upper half.
+    pub max_version: u32,
+}
+
+/// The configuration of the device (`dynmem_vsp::Config`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSetup {
+    /// The guest's RAM at boot.
+    pub boot_ram: Vec<Pages>,
+    /// Memory that can be added.
+    pub hot_add: Option<HotAddSetup>,
+    /// The wait before the first request to a guest, in microseconds; `None` for as long as the kind of
+    /// guest needs.
+    pub settle: Option<u64>,
+    /// Whether the guest is asked for status reports.
+    pub status_reports: bool,
+    /// The pages that can only be discarded together.
+    pub discard_unit: u64,
+    /// Whether discards are forbidden.
+    pub inhibited: bool,
+}
+
+/// Memory that can be added (`dynmem_vsp::HotAdd`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HotAddSetup {
+    /// Where it can be.
+    pub window: Pages,
+    /// How much of it there is, in pages.
+    pub capacity: u64,
+    /// The least alignment, in pages.
+    pub least_alignment: u64,
+}
+
+/// Pages: the number of the first, and how many there are.
+pub type Pages = (u64, u64);
+
+/// A recording that describes memory that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum InvalidSetup {
+    /// Pages that no guest has.
+    #[error("a guest cannot have {} pages from page {}", .0.1, .0.0)]
+    Pages(Pages),
+    /// A page that no guest has.
+    #[error("a guest cannot have page {0}")]
+    Page(u64),
+}
