@@ -62,22 +62,22 @@ impl Replayer {
     pub(crate) fn step(&mut self, lines: &[ReadLine], index: usize) -> Result<(), ReplayError> {
         let ReadLine { number, line } = &lines[index];
         let told = Line { number: *number, event: &line.event };
+        let later = lines[index..].iter().skip(1).map(|line| &line.line.event);
         match &line.event {
             Event::ToBus(event) => self.tell_bus(told, event),
             Event::FromBus(event) => self.hear_bus(told, event),
             Event::ToDevice(event) => {
-                let step = lines[index..].iter().map(|line| &line.line.event);
-                self.make_room(step.clone());
+                self.make_room(later.clone());
                 if matches!(event, ToDevice::Open { .. }) {
-                    self.fills_its_ring = fills_its_ring(step.clone().skip(1));
+                    self.fills_its_ring = fills_its_ring(later.clone());
                 }
                 if matches!(event, ToDevice::Open { .. } | ToDevice::SetTargetVp { .. }) {
-                    self.signal = next_signal(step.skip(1));
+                    self.signal = next_signal(later);
                 }
                 self.tell_device(told, Duration::from_micros(line.t), event)
             }
             Event::FromGuest(packet) => {
-                self.make_room(lines[index..].iter().map(|line| &line.line.event));
+                self.make_room(later);
                 let rings =
                     self.rings.as_ref().ok_or_else(|| told.impossible("no open channel"))?;
                 rings.write(packet).map_err(|why| told.impossible(&why))?;
@@ -232,17 +232,17 @@ impl Replayer {
         Err(told.differs(describe(told.event), describe(&actual) + &waiting).into())
     }
 
-    /// Gives the ring the room that it had for the packets up to the next time that the device was
-    /// idle.
-    fn make_room<'a>(&self, events: impl Iterator<Item = &'a Event>) {
+    /// Gives the ring the room that it had while the device handled an event, which `later` follow. What
+    /// the device wrote comes before the next packet that it took, and before it was idle.
+    fn make_room<'a>(&self, later: impl Iterator<Item = &'a Event>) {
         let Some(rings) = &self.rings else { return };
-        let is_idle = |event: &&Event| matches!(event, Event::FromDevice(FromDevice::Idle { .. }));
-        rings.make_room(events.take_while(|event| !is_idle(event)).filter_map(
-            |event| match event {
-                Event::FromDevice(FromDevice::Packet(packet)) => Some(packet.bytes.len()),
-                _ => None,
-            },
-        ));
+        let ends = |event: &&Event| {
+            matches!(event, Event::FromGuest(_) | Event::FromDevice(FromDevice::Idle { .. }))
+        };
+        rings.make_room(later.take_while(|event| !ends(event)).filter_map(|event| match event {
+            Event::FromDevice(FromDevice::Packet(packet)) => Some(packet.bytes.len()),
+            _ => None,
+        }));
     }
 }
 
