@@ -13,7 +13,8 @@ use clap::{Parser, Subcommand};
 
 use rig::{emulator, host};
 use tasks::{
-    boots, demo, fuzz, lint, msrv, package, peers, public_api, soak, suite, test, toolchain,
+    boots, demo, fuzz, lint, msrv, package, peers, public_api, record_bus, soak, suite, test,
+    toolchain,
 };
 
 /// Tasks of the hv-balloon project.
@@ -38,6 +39,8 @@ enum Task {
     Soak(soak::SoakArgs),
     /// Boots guests again and again, and keeps the evidence of each that does not come up.
     Boots(boots::BootsArgs),
+    /// Records real guests for the replays in tests/bus_replay, with each kernel.
+    RecordBus(record_bus::RecordBusArgs),
     /// Measures the same guest under hvb and under QEMU's two balloons.
     BenchPeers(peers::PeersArgs),
     /// Checks what the compiler does not: layers, purity, manifests, file sizes, links.
@@ -92,6 +95,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Fuzz(args) => fuzz::main(&args),
         Task::Soak(args) => soak::main(&args),
         Task::Boots(args) => boots::main(&args),
+        Task::RecordBus(args) => record_bus::main(&args),
         Task::BenchPeers(args) => peers::main(&args),
         Task::Lint => lint::main(),
         Task::Toolchain => toolchain::main(),

@@ -70,6 +70,11 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) status_report: bool,
 
+    /// File to record the guest's whole VMBus and Dynamic Memory conversation to, for a report or a
+    /// replay. It holds messages and ring packets, and no other guest memory.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record_bus: Option<PathBuf>,
+
     /// Wait before the first request to a new guest: auto or SECONDS. auto means 50 s, which
     /// Windows needs, or no wait for Linux.
     #[arg(long, value_name = "SECONDS", default_value = "auto", value_parser = settle)]
@@ -246,6 +251,7 @@ mod tests {
             qmp: None,
             serial: Serial::Stdio,
             status_report: false,
+            record_bus: None,
             settle: None,
             hugepages: HugePages::Thp,
             on_reset: OnReset::BootSize,
@@ -266,6 +272,7 @@ mod tests {
             qmp: Some("q".into()),
             serial: Serial::File("log:1".into()),
             status_report: true,
+            record_bus: Some("bus".into()),
             settle: Some(Duration::from_secs(3)),
             hugepages: HugePages::Mib2,
             on_reset: OnReset::KeepSize,
@@ -273,7 +280,7 @@ mod tests {
         };
         let arguments = "--initrd i --append -x=1 --cpus 4 --memory 512M --max-memory 4G --qmp q \
                          --serial file:log:1 --status-report --settle 3 --hugepages 2M \
-                         --on-reset keep-size --seccomp log";
+                         --on-reset keep-size --seccomp log --record-bus bus";
         assert_eq!(run(arguments), expected);
         assert_eq!(run("--hugepages 1G --serial none").hugepages, HugePages::Gib1);
     }

@@ -35,6 +35,7 @@ pub(crate) fn config(args: RunArgs) -> Result<Config> {
             Serial::File(path) => SerialOutput::File(path),
             Serial::None => SerialOutput::None,
         },
+        record_bus: args.record_bus,
         status_reports: args.status_report,
         settle: args.settle,
         huge_pages: match args.hugepages {

@@ -40,6 +40,9 @@ pub struct Config {
     pub qmp: Option<PathBuf>,
     /// The destination of the serial port.
     pub serial: SerialOutput,
+    /// A file to record the guest's whole VMBus and Dynamic Memory conversation to, if wanted
+    /// (`bus_recording` has the format). An existing file is overwritten.
+    pub record_bus: Option<PathBuf>,
     /// Whether the guest's memory pressure reports are emitted as events.
     pub status_reports: bool,
     /// The wait between the guest's capability report and the first request to it; `None` for as

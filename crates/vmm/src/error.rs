@@ -195,6 +195,19 @@ pub enum VmmError {
     /// The guest could not be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The bus cannot be recorded.
+    #[error(
+        "cannot write the recording '{}': name a file that hvb may write with --record-bus, or leave \
+         it out",
+        path.display()
+    )]
+    Record {
+        /// The file's name.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The host has no room for the guest's memory.
     #[error("cannot map {bytes} bytes of guest memory; ask for less with {option}")]
     Memory {

@@ -10,6 +10,7 @@
 mod balloon;
 mod boot;
 mod brake;
+mod bus_recorder;
 mod cmos;
 mod config;
 mod confine;

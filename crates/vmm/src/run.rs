@@ -11,11 +11,14 @@ use qmp::{Event, EventSender, ShutdownCause};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 use vmbus::ServerConfig;
+#[cfg(feature = "hv-balloon")]
+use vmbus_kvm::bus_recording::Header;
 use vmbus_kvm::{Host, HostBuilder};
 
 use crate::HAS_BALLOON;
 use crate::boot::linux::BootFiles;
 use crate::brake::Brake;
+use crate::bus_recorder::BusRecorder;
 use crate::config::{Config, OnReset};
 use crate::confine::{Confinement, Thread};
 use crate::console::Console;
@@ -55,7 +58,15 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     let mut console = Console::open(&config.serial, confinement.clone())?;
     let monitor_events = Arc::new(OnceLock::new());
     let log = Arc::new(Mutex::new(LogLimit::new()));
-    let mut host = bus(config, &plan, &confinement, &log, &recorder)?;
+    let server = ServerConfig {
+        vp_count: config.vcpus.into(),
+        page_limit: plan.address_end,
+        ..ServerConfig::default()
+    };
+    let recording = record_bus(config, &server, (&plan, &first), &confinement)?;
+    let watch =
+        Watch::new(confinement.clone(), Arc::clone(&log), Arc::clone(&recorder), recording.clone());
+    let mut host = HostBuilder::new(server, watch)?;
     let balloon = attach_balloon(&mut host, config, (&plan, &first), &monitor_events, log)?;
     let host = host.start()?;
     let boot_memory = first.ram.pages().len();
@@ -98,6 +109,9 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     signals.close();
     drop(monitor);
     drop(vm);
+    if let Some(recording) = recording {
+        recording.finish();
+    }
     result
 }
 
@@ -187,21 +201,29 @@ impl Vm<'_> {
     }
 }
 
-/// Creates a bus without devices.
-fn bus(
+/// Starts the recording of the conversation with the guest, if that is wanted.
+#[cfg(feature = "hv-balloon")]
+fn record_bus(
     config: &Config,
-    plan: &MemoryPlan,
+    server: &ServerConfig,
+    (plan, first): (&MemoryPlan, &BootMemory),
     confinement: &Confinement,
-    log: &GuestLog,
-    recorder: &Arc<Recorder>,
-) -> Result<HostBuilder<Platform>, VmmError> {
-    let server = ServerConfig {
-        vp_count: config.vcpus.into(),
-        page_limit: plan.address_end,
-        ..ServerConfig::default()
-    };
-    let watch = Watch::new(confinement.clone(), Arc::clone(log), Arc::clone(recorder));
-    Ok(HostBuilder::new(server, watch)?)
+) -> Result<Option<Arc<BusRecorder>>, VmmError> {
+    let Some(path) = &config.record_bus else { return Ok(None) };
+    let device = crate::balloon::settings(config, plan, first);
+    let header = Header::new(server.into(), (&device).into());
+    Ok(Some(Arc::new(BusRecorder::start(path, &header, confinement.clone())?)))
+}
+
+/// [`check`] has refused it.
+#[cfg(not(feature = "hv-balloon"))]
+fn record_bus(
+    _: &Config,
+    _: &ServerConfig,
+    _: (&MemoryPlan, &BootMemory),
+    _: &Confinement,
+) -> Result<Option<Arc<BusRecorder>>, VmmError> {
+    Ok(None)
 }
 
 /// Puts the balloon device on the bus, in a build that has it.
@@ -306,6 +328,7 @@ fn check(config: &Config) -> Result<(), VmmError> {
         let option = match config {
             _ if config.max_memory_bytes > config.memory_bytes => Some("--max-memory"),
             _ if config.status_reports => Some("--status-report"),
+            _ if config.record_bus.is_some() => Some("--record-bus"),
             _ if config.on_reset == OnReset::KeepSize => Some("--on-reset keep-size"),
             _ => None,
         };

@@ -3,9 +3,12 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use vmbus_kvm::bus_recording::Event;
 use vmbus_kvm::{HostFailure, Report, Supervisor, Trace};
 
+use crate::bus_recorder::BusRecorder;
 use crate::confine::{Confinement, Thread};
 use crate::control::Control;
 use crate::error::{MachineError, chain};
@@ -23,11 +26,18 @@ pub(crate) struct Watch {
     /// For failures on the host, since a guest can cause the work that fails.
     host: Mutex<LogLimit>,
     recorder: Arc<Recorder>,
+    /// Records the conversation with the guest, if that is wanted.
+    bus: Option<Arc<BusRecorder>>,
 }
 
 impl Watch {
-    pub(crate) fn new(confinement: Confinement, guest: GuestLog, recorder: Arc<Recorder>) -> Self {
-        Self { confinement, guest, host: Mutex::new(LogLimit::new()), recorder }
+    pub(crate) fn new(
+        confinement: Confinement,
+        guest: GuestLog,
+        recorder: Arc<Recorder>,
+        bus: Option<Arc<BusRecorder>>,
+    ) -> Self {
+        Self { confinement, guest, host: Mutex::new(LogLimit::new()), recorder, bus }
     }
 }
 
@@ -60,6 +70,16 @@ impl Supervisor for Watch {
 
     fn trace(&self, trace: Trace) {
         self.recorder.trace(trace);
+    }
+
+    fn records(&self) -> bool {
+        self.bus.is_some()
+    }
+
+    fn record(&self, at: Duration, event: Event) {
+        if let Some(bus) = &self.bus {
+            bus.record(at, event);
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The configuration of a test guest.
 
+use std::path::PathBuf;
+
 use crate::MIB;
 use crate::setup::Setup;
 
@@ -22,6 +24,8 @@ pub struct VmConfig {
     pub hugepages: Option<&'static str>,
     /// How to treat forbidden system calls: `on`, `log` or `off`.
     pub seccomp: Option<&'static str>,
+    /// Where to record the guest's conversation with bus and device.
+    pub record_bus: Option<PathBuf>,
     /// Whether the guest's memory pressure reports are emitted.
     pub status_report: bool,
     /// Whether the guest's kernel brings added memory online by itself. Debian's kernels differ in
@@ -40,6 +44,7 @@ impl Default for VmConfig {
             on_reset: None,
             hugepages: None,
             seccomp: None,
+            record_bus: None,
             status_report: false,
             auto_online: true,
             append: "",
@@ -72,6 +77,9 @@ impl VmConfig {
         }
         if let Some(mode) = self.seccomp {
             add("--seccomp", mode.to_owned());
+        }
+        if let Some(path) = &self.record_bus {
+            add("--record-bus", path.display().to_string());
         }
         if self.status_report {
             arguments.push("--status-report".to_owned());

@@ -9,6 +9,7 @@ mod agent;
 mod config;
 mod console;
 pub mod process;
+pub mod recorded;
 mod setup;
 pub mod soak;
 mod vm;

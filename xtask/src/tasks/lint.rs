@@ -38,7 +38,6 @@ const LAYERS: [(&str, &[&str]); 15] = [
     (
         "vmm",
         &[
-            "bus_recording",
             "confinement",
             "dynmem_protocol",
             "dynmem_vsp",

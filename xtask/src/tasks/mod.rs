@@ -9,6 +9,7 @@ pub(crate) mod msrv;
 pub(crate) mod package;
 pub(crate) mod peers;
 pub(crate) mod public_api;
+pub(crate) mod record_bus;
 pub(crate) mod soak;
 pub(crate) mod suite;
 pub(crate) mod test;

@@ -36,6 +36,23 @@ struct Device {
     resident: Resident,
 }
 
+/// The device's configuration, for a guest that first has the memory `first`.
+pub(crate) fn settings(
+    config: &Config,
+    plan: &MemoryPlan,
+    first: &BootMemory,
+) -> vmbus_kvm::Config {
+    let MachineMemory { boot_ram, hot_add, .. } = memory::describe(plan, first);
+    vmbus_kvm::Config {
+        boot_ram,
+        settle: config.settle.map_or(Settle::Auto, Settle::Fixed),
+        status_reports: config.status_reports,
+        hot_add,
+        discard_unit: plan.huge_pages.page_size(),
+        ..vmbus_kvm::Config::default()
+    }
+}
+
 /// Puts the device on the bus, for a guest that first has the memory `first`.
 pub(crate) fn attach(
     host: &mut HostBuilder<Platform>,
@@ -45,15 +62,7 @@ pub(crate) fn attach(
     monitor: &Arc<OnceLock<EventSender>>,
     log: GuestLog,
 ) -> Result<Arc<dyn Balloon>, VmmError> {
-    let MachineMemory { boot_ram, hot_add, .. } = memory::describe(plan, first);
-    let settings = vmbus_kvm::Config {
-        boot_ram,
-        settle: config.settle.map_or(Settle::Auto, Settle::Fixed),
-        status_reports: config.status_reports,
-        hot_add,
-        discard_unit: plan.huge_pages.page_size(),
-        ..vmbus_kvm::Config::default()
-    };
+    let settings = settings(config, plan, first);
     let this = Arc::new(OnceLock::new());
     let repeat = Repeat::default();
     let notices = Notices::new(Arc::clone(monitor), log, Arc::clone(&this), repeat.clone());

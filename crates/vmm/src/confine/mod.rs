@@ -69,13 +69,14 @@ pub(crate) enum Thread {
     ConsoleIn,
     ConsoleOut,
     Signals,
+    Recording,
     /// The program's own, started before there is a machine.
     Log,
 }
 
 impl Thread {
     /// All kinds, in the order of their numbers.
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Main,
         Self::Vcpu,
         Self::Bus,
@@ -86,6 +87,7 @@ impl Thread {
         Self::ConsoleIn,
         Self::ConsoleOut,
         Self::Signals,
+        Self::Recording,
         Self::Log,
     ];
 
@@ -101,6 +103,7 @@ impl Thread {
             Self::ConsoleIn => "console-in",
             Self::ConsoleOut => "console-out",
             Self::Signals => "signals",
+            Self::Recording => "recording",
             Self::Log => "log",
         }
     }

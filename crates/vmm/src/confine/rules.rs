@@ -98,7 +98,7 @@ pub(super) fn its_own(thread: Thread) -> Rules {
         Thread::QmpRead => qmp_read(),
         Thread::QmpWrite => qmp_write(),
         Thread::ConsoleIn => Rules::new().allow([Sysno::read]),
-        Thread::ConsoleOut | Thread::Log => Rules::new(),
+        Thread::ConsoleOut | Thread::Recording | Thread::Log => Rules::new(),
         Thread::Signals => reads_a_socket()
             .allow_where(Sysno::recvfrom, "MSG_DONTWAIT", receive(libc::MSG_DONTWAIT))
             // To dump the flight recorder.

@@ -10,6 +10,7 @@ mod life;
 mod minimal_vmm;
 mod monitor;
 mod pause;
+mod recording;
 mod reports;
 mod reset;
 mod resize;
