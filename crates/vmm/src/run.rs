@@ -11,8 +11,7 @@ use qmp::{Event, EventSender, ShutdownCause};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 use vmbus::ServerConfig;
-#[cfg(feature = "hv-balloon")]
-use vmbus_kvm::bus_recording::Header;
+use vmbus_kvm::bus_recording::{DeviceSetup, Header};
 use vmbus_kvm::{Host, HostBuilder};
 
 use crate::HAS_BALLOON;
@@ -202,28 +201,28 @@ impl Vm<'_> {
 }
 
 /// Starts the recording of the conversation with the guest, if that is wanted.
-#[cfg(feature = "hv-balloon")]
 fn record_bus(
     config: &Config,
     server: &ServerConfig,
-    (plan, first): (&MemoryPlan, &BootMemory),
+    memory: (&MemoryPlan, &BootMemory),
     confinement: &Confinement,
 ) -> Result<Option<Arc<BusRecorder>>, VmmError> {
     let Some(path) = &config.record_bus else { return Ok(None) };
-    let device = crate::balloon::settings(config, plan, first);
-    let header = Header::new(server.into(), (&device).into());
+    // `check` has refused to record a machine without the device.
+    let Some(device) = device_setup(config, memory) else { return Ok(None) };
+    let header = Header::new(server.into(), device);
     Ok(Some(Arc::new(BusRecorder::start(path, &header, confinement.clone())?)))
 }
 
-/// [`check`] has refused it.
+/// The balloon device as a recording describes it, in a build that has it.
+#[cfg(feature = "hv-balloon")]
+fn device_setup(config: &Config, (plan, first): (&MemoryPlan, &BootMemory)) -> Option<DeviceSetup> {
+    Some((&crate::balloon::settings(config, plan, first)).into())
+}
+
 #[cfg(not(feature = "hv-balloon"))]
-fn record_bus(
-    _: &Config,
-    _: &ServerConfig,
-    _: (&MemoryPlan, &BootMemory),
-    _: &Confinement,
-) -> Result<Option<Arc<BusRecorder>>, VmmError> {
-    Ok(None)
+fn device_setup(_: &Config, _: (&MemoryPlan, &BootMemory)) -> Option<DeviceSetup> {
+    None
 }
 
 /// Puts the balloon device on the bus, in a build that has it.
