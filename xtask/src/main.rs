@@ -13,8 +13,8 @@ use clap::{Parser, Subcommand};
 
 use rig::{emulator, host};
 use tasks::{
-    boots, demo, fuzz, lint, msrv, package, peers, public_api, record_bus, soak, suite, test,
-    toolchain,
+    boots, coverage, demo, fuzz, lint, msrv, package, peers, public_api, record_bus, sanitize,
+    soak, suite, test, toolchain,
 };
 
 /// Tasks of the hv-balloon project.
@@ -41,6 +41,10 @@ enum Task {
     Boots(boots::BootsArgs),
     /// Records real guests for the replays in tests/bus_replay, with each kernel.
     RecordBus(record_bus::RecordBusArgs),
+    /// Shows how much of the code the tests without a guest run through.
+    Coverage(coverage::CoverageArgs),
+    /// Runs tests under AddressSanitizer and ThreadSanitizer.
+    Sanitize(sanitize::SanitizeArgs),
     /// Measures the same guest under hvb and under QEMU's two balloons.
     BenchPeers(peers::PeersArgs),
     /// Checks what the compiler does not: layers, purity, manifests, file sizes, links.
@@ -96,6 +100,8 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Soak(args) => soak::main(&args),
         Task::Boots(args) => boots::main(&args),
         Task::RecordBus(args) => record_bus::main(&args),
+        Task::Coverage(args) => coverage::main(&args),
+        Task::Sanitize(args) => sanitize::main(&args),
         Task::BenchPeers(args) => peers::main(&args),
         Task::Lint => lint::main(),
         Task::Toolchain => toolchain::main(),

@@ -1,6 +1,7 @@
 //! One module for each task.
 
 pub(crate) mod boots;
+pub(crate) mod coverage;
 pub(crate) mod demo;
 pub(crate) mod fuzz;
 mod links;
@@ -10,6 +11,7 @@ pub(crate) mod package;
 pub(crate) mod peers;
 pub(crate) mod public_api;
 pub(crate) mod record_bus;
+pub(crate) mod sanitize;
 pub(crate) mod soak;
 pub(crate) mod suite;
 pub(crate) mod test;

@@ -1,0 +1,82 @@
+//! `cargo xtask coverage`: how much of the code the tests without a guest run through.
+//!
+//! `cargo-llvm-cov` does the work, with LLVM's tools from Debian: rustup's component with these tools
+//! is not on every machine, and LLVM reads what a newer LLVM has recorded.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::debian::packages::{self, Program};
+use crate::workspace;
+
+const LLVM_COV: Program = Program { file: "llvm-cov-19", package: "llvm-19" };
+const LLVM_PROFDATA: Program = Program { file: "llvm-profdata-19", package: "llvm-19" };
+
+/// The release of cargo-llvm-cov to build.
+const VERSION: &str = "0.6.21";
+
+/// Code that is no part of what ships: tests and their equipment, benchmarks, tasks.
+const IGNORED: &str = "(^|/)(tests|benches|xtask|fuzz|examples)/|/tests\\.rs$";
+
+/// `cargo xtask coverage`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CoverageArgs {
+    /// Prints the source with the number of times each line ran, instead of a table of files.
+    #[arg(long)]
+    text: bool,
+    /// The packages whose tests to run [default: the libraries'].
+    packages: Vec<String>,
+}
+
+/// The tests of these packages need neither KVM nor a program that is built elsewhere.
+const PACKAGES: &[&str] = &[
+    "page_range",
+    "dynmem_protocol",
+    "saved_state",
+    "hv_balloon",
+    "vmbus",
+    "dynmem_vsp",
+    "guest_model",
+    "sim",
+    "fuzz_bodies",
+    "qmp",
+    "guest_ram",
+    "vmbus_kvm",
+    "vmm",
+];
+
+/// Builds and runs the tests and prints the table.
+pub(crate) fn main(args: &CoverageArgs) -> Result<ExitCode> {
+    packages::ensure_installed(&[LLVM_COV, LLVM_PROFDATA])?;
+    let tool = install()?;
+    let mut command = workspace::cargo();
+    command.arg("llvm-cov");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = tool.parent().map(PathBuf::from).into_iter().chain(std::env::split_paths(&path));
+    command.env("PATH", std::env::join_paths(dirs)?);
+    command.env("LLVM_COV", LLVM_COV.file).env("LLVM_PROFDATA", LLVM_PROFDATA.file);
+    command.args(["--ignore-filename-regex", IGNORED]);
+    command.arg(if args.text { "--text" } else { "--summary-only" });
+    let default = || PACKAGES.iter().map(|&name| name.to_owned()).collect();
+    let packages = if args.packages.is_empty() { default() } else { args.packages.clone() };
+    for package in packages {
+        command.args(["--package", &package]);
+    }
+    let status = command.status()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Builds cargo-llvm-cov once, in the target directory.
+fn install() -> Result<PathBuf> {
+    let root = workspace::target().join("tools");
+    let tool = root.join("bin/cargo-llvm-cov");
+    if !tool.is_file() {
+        eprintln!("coverage: building cargo-llvm-cov {VERSION}");
+        let mut cargo = workspace::cargo();
+        cargo.args(["install", "cargo-llvm-cov", "--version", VERSION, "--locked", "--root"]);
+        packages::run(cargo.arg(&root))?;
+    }
+    Ok(tool)
+}
