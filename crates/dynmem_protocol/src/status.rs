@@ -42,6 +42,21 @@ pub struct StatusReport {
 }
 
 impl StatusReport {
+    /// The floor that a Linux guest with `managed` pages keeps available and adds to
+    /// [`StatusReport::committed`] (`hv_balloon.c`, `compute_balloon_floor`).
+    #[must_use]
+    pub const fn linux_floor(managed: PageCount) -> PageCount {
+        let mib = managed.bytes() >> 20;
+        let floor = match mib {
+            0..128 => 8 + mib / 2,
+            128..512 => 40 + mib / 4,
+            512..2048 => 104 + mib / 8,
+            2048..8192 => 232 + mib / 16,
+            _ => 488 + mib / 32,
+        };
+        PageCount::from_bytes(floor << 20)
+    }
+
     pub(crate) fn parse(frame: &Frame<'_>) -> Result<Self, ParseError> {
         let (body, _) = frame.body::<StatusReportBody>()?;
         Ok(Self {

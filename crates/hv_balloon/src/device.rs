@@ -39,7 +39,9 @@ impl Device {
     pub fn handle(&mut self, now: Duration, event: Event<'_>) {
         self.machine.now = self.machine.now.max(now);
         match event {
-            Event::ChannelOpened { guest_os_id } => self.link.open(guest_os_id),
+            Event::ChannelOpened { guest_os_id, is_reopened } => {
+                self.link.open(&mut self.machine, guest_os_id, is_reopened);
+            }
             Event::ChannelClosed => self.link.close(&mut self.machine),
             Event::Packet(packet) => self.on_packet(packet),
             Event::Sent => self.on_sent(),

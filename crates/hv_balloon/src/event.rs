@@ -12,6 +12,10 @@ pub enum Event<'a> {
     ChannelOpened {
         /// The guest's `HV_X64_MSR_GUEST_OS_ID`, 0 if unknown.
         guest_os_id: u64,
+        /// Whether the kernel had the channel open before: its connection to the bus has lasted
+        /// since. Any other kernel may have been started by kexec, and need not know the memory
+        /// that the one before it was given.
+        is_reopened: bool,
     },
     /// The channel is gone: closed, unloaded, rescinded, or its ring broken. A message for which
     /// the driver has not reported [`Event::Sent`] is void.

@@ -71,7 +71,7 @@ impl Handshake {
         let response = CapabilitiesResponse {
             is_accepted: true,
             hot_remove: false,
-            suppress_pressure_reports: !machine.wants_status_reports(),
+            suppress_pressure_reports: !machine.wants_status_reports() && !machine.needs_report(),
         };
         if !self.answer(machine, |out| response.emit_into(id, out)) {
             return Link::Handshake(self);

@@ -19,7 +19,8 @@
 //! *held* until their unit is complete, and a discarded unit is returned only after the host has
 //! provided it again. A page that the guest gives but that is not RAM is *foreign*: it is kept
 //! apart and returned with the next pages. When the session ends, all RAM counts as the guest's
-//! again ([`PageLedger::forget`]).
+//! again ([`PageLedger::forget`]). Added RAM that a new kernel may not know is *unconfirmed*: the guest
+//! does not have it until it says so, or gives a page of it ([`confirmation`](crate::confirmation)).
 //!
 //! The ledger changes when an effect is confirmed, not when it is requested. It does not choose the
 //! addresses of added memory: see [`placement`](crate::placement).
@@ -66,6 +67,8 @@ pub(crate) struct PageLedger {
     out: Out,
     /// Given by the guest, but not its RAM.
     foreign: PageRangeSet,
+    /// RAM that the guest's kernel has not shown to know; in no other set.
+    unconfirmed: PageRangeSet,
 }
 
 /// Pages that are no longer pending, by what became of them.
@@ -160,9 +163,14 @@ impl PageLedger {
         self.ram.len()
     }
 
-    /// Pages that the host provides, or has to provide as soon as the guest touches them.
+    /// Pages of RAM that the guest's kernel knows.
+    pub(crate) const fn known(&self) -> PageCount {
+        self.assigned().saturating_sub(self.unconfirmed.len())
+    }
+
+    /// Known pages that the host provides, or has to provide as soon as the guest touches them.
     pub(crate) const fn actual(&self) -> PageCount {
-        self.assigned()
+        self.known()
             .saturating_sub(self.out.ballooned.len())
             .saturating_sub(self.out.providing.len())
     }
@@ -170,7 +178,7 @@ impl PageLedger {
     /// Pages the guest can use, as far as the host knows.
     pub(crate) fn present(&self) -> PageCount {
         let given = self.out.sets().chain([&self.pending]);
-        given.fold(self.assigned(), |present, pages| present.saturating_sub(pages.len()))
+        given.fold(self.known(), |present, pages| present.saturating_sub(pages.len()))
     }
 
     /// Pages given whose discard has not ended.
@@ -209,7 +217,7 @@ impl PageLedger {
 
     /// Whether the guest has all RAM, and no page is foreign.
     pub(crate) fn is_untouched(&self) -> bool {
-        self.present() == self.assigned() && self.foreign.is_empty()
+        self.present() == self.known() && self.foreign.is_empty()
     }
 
     pub(crate) const fn held(&self) -> PageCount {
@@ -226,6 +234,24 @@ impl PageLedger {
 
     pub(crate) const fn foreign(&self) -> PageCount {
         self.foreign.len()
+    }
+
+    pub(crate) const fn unconfirmed(&self) -> PageCount {
+        self.unconfirmed.len()
+    }
+
+    /// Counts all RAM as unconfirmed except `boot` RAM and what the guest gave: it knows that.
+    pub(crate) fn count_out(&mut self, boot: &PageRangeSet) {
+        self.unconfirmed = self.ram.clone();
+        self.unconfirmed.remove_set(boot);
+        for set in self.out.sets().chain([&self.pending]) {
+            self.unconfirmed.remove_set(set);
+        }
+    }
+
+    /// The guest's kernel knows all RAM, as far as is known.
+    pub(crate) fn confirm(&mut self) {
+        self.unconfirmed.clear();
     }
 
     /// Accepts pages that the guest gives. Only the format of the words has been checked so far.
@@ -258,6 +284,10 @@ impl PageLedger {
         }
         if !doubtful.is_empty() {
             self.accept_doubtful(doubtful, &mut accepted);
+        }
+        // A guest knows what it gives.
+        if !self.unconfirmed.is_empty() {
+            self.unconfirmed.remove_set(&self.pending);
         }
         accepted
     }
@@ -418,7 +448,8 @@ impl PageLedger {
                 absent.insert_set(set);
             }
         }
-        *self = Self::new(core::mem::take(&mut self.ram), self.unit);
+        let unconfirmed = core::mem::take(&mut self.unconfirmed);
+        *self = Self { unconfirmed, ..Self::new(core::mem::take(&mut self.ram), self.unit) };
         (discards, absent)
     }
 
@@ -448,7 +479,7 @@ impl PageLedger {
         let sets: Vec<&PageRangeSet> =
             [&self.pending, &self.out.ballooned, &self.out.undiscarded, &self.out.held]
                 .into_iter()
-                .chain([&self.out.providing])
+                .chain([&self.out.providing, &self.unconfirmed])
                 .chain(self.out.discarding.values())
                 .collect();
         let given = sets.iter().fold(PageCount::ZERO, |sum, set| sum.saturating_add(set.len()));

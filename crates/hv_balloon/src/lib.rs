@@ -46,7 +46,9 @@
 //! - A page that is not the guest's RAM is never discarded, even if the guest names it.
 //! - New memory is accessible to the guest before it is offered, and is removed if the guest does
 //!   not take it. No memory is prepared during a removal.
-//! - [`Snapshot::actual`] is the assigned RAM minus the pages that the host has back.
+//! - [`Snapshot::actual`] is the assigned RAM minus the pages that the host has back, and minus
+//!   added pages that the guest has not confirmed after its kernel changed.
+//! - No guest is asked for pages before it has confirmed the added memory, or has had its time to.
 //! - There is one transaction at a time, with at most one message at the driver, two discards and
 //!   one preparation.
 //! - [`Action::CloseFinished`] comes only when no job is in flight, since the next user of the
@@ -64,6 +66,7 @@ extern crate std;
 mod action;
 mod closing;
 mod config;
+mod confirmation;
 mod device;
 mod event;
 mod fault;
@@ -85,6 +88,7 @@ mod state;
 mod target;
 
 pub use action::{Action, Job, JobId, Prepare, Task};
+pub use confirmation::CONFIRMATION_WAIT;
 pub use config::{Config, ConfigError, DEFAULT_SETTLE, HotAdd, ReplaceError, Settle};
 pub use device::Device;
 pub use dynmem_protocol::{StatusReport, Version};

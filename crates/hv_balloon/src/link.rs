@@ -39,9 +39,14 @@ impl Link {
         *self = to(core::mem::replace(self, Self::Closed));
     }
 
-    pub(crate) fn open(&mut self, guest_os_id: u64) {
+    pub(crate) fn open(&mut self, machine: &mut Machine, guest_os_id: u64, is_reopened: bool) {
         self.change(|link| match link {
-            Self::Closed => Self::Handshake(Handshake::new(guest_os_id)),
+            Self::Closed => {
+                if !is_reopened {
+                    machine.doubt_added();
+                }
+                Self::Handshake(Handshake::new(guest_os_id))
+            }
             same @ (Self::Handshake(_) | Self::Ready(_) | Self::Closing(_)) => same,
         });
     }
@@ -55,8 +60,8 @@ impl Link {
     }
 
     /// Ends the session. A guest without a driver, or a new guest, uses all RAM, so every page
-    /// counts as the guest's. Added memory stays: Windows keeps using it, and so does a kernel
-    /// started by kexec. A target still pursued is kept for the next session; one reached or given
+    /// counts as the guest's. Added memory stays: Windows keeps using it, and a kernel
+    /// started by kexec may. A target still pursued is kept for the next session; one reached or given
     /// up is dropped.
     pub(crate) fn close(&mut self, machine: &mut Machine) {
         machine.announce_stopping();

@@ -7,6 +7,7 @@ use dynmem_protocol::{Capabilities, MessageType};
 use page_range::{PageCount, PageRange, PageRangeSet};
 
 use crate::action::JobIds;
+use crate::confirmation::Confirmation;
 use crate::ledger::PageLedger;
 use crate::placement::HotAddPlacement;
 use crate::removal::Removals;
@@ -30,6 +31,7 @@ pub(crate) struct Machine {
     pub(crate) removals: Removals,
     /// While true, no discard begins and the guest is asked for no pages.
     pub(crate) is_inhibited: bool,
+    pub(crate) confirmation: Confirmation,
     pub(crate) goal: Option<Goal>,
     pub(crate) last_refusal: Option<(PageCount, Refusal)>,
     pub(crate) faults: FaultCounts,
@@ -59,6 +61,7 @@ impl Machine {
             jobs: JobIds::default(),
             removals: Removals::default(),
             is_inhibited: config.inhibited,
+            confirmation: Confirmation::default(),
             goal: None,
             last_refusal: None,
             faults: FaultCounts::default(),
@@ -70,6 +73,7 @@ impl Machine {
     pub(crate) fn replace_memory(&mut self, boot_ram: PageRangeSet, hot_add: Option<HotAdd>) {
         self.removals = Removals::default();
         self.ledger.restart(boot_ram.clone());
+        self.confirmation = Confirmation::default();
         self.boot_ram = boot_ram;
         self.placement = hot_add.map(HotAddPlacement::new);
     }
@@ -77,6 +81,7 @@ impl Machine {
     /// Resets the memory to the boot size and queues the removal of all added memory.
     pub(crate) fn reset_memory(&mut self) {
         self.ledger.restart(self.boot_ram.clone());
+        self.confirmation = Confirmation::default();
         self.removals.restart(self.placement.as_mut().and_then(HotAddPlacement::reset));
         self.removals.retry();
     }
@@ -136,7 +141,7 @@ impl Machine {
             }
             Some(_) => PageCount::ZERO,
         });
-        self.ledger.assigned().saturating_add(addable.unwrap_or_default())
+        self.ledger.known().saturating_add(addable.unwrap_or_default())
     }
 
     /// The alignment of memory added to a guest whose own alignment is `of_guest`.

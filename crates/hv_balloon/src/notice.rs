@@ -43,6 +43,13 @@ pub enum Notice {
         /// Pages that the guest now has beyond its boot RAM.
         hot_added: PageCount,
     },
+    /// The guest's kernel was started after memory had been added, and has not confirmed that it
+    /// knows it: a status report has less, or none came in time. The pages no longer count towards
+    /// the guest's size until the guest confirms them or the machine is reset.
+    Unconfirmed {
+        /// The number of pages.
+        pages: PageCount,
+    },
     /// The target is reached.
     TargetReached {
         /// The target, in pages.

@@ -23,10 +23,14 @@ impl Machine {
         let cannot = |needed| capabilities.is_some_and(|have| !have.contains(needed));
         if target > maximum {
             let left = self.placement.as_ref().map_or(PageCount::ZERO, HotAddPlacement::left);
-            let is_there = target <= self.ledger.assigned().saturating_add(left);
-            return Err(match is_there && cannot(Capabilities::HOT_ADD) {
-                true => TargetError::CannotHotAdd { maximum },
-                false => TargetError::AboveMaximum { requested: target, maximum },
+            let is_there = target <= self.ledger.known().saturating_add(left);
+            let unconfirmed = self.ledger.unconfirmed();
+            return Err(if is_there && cannot(Capabilities::HOT_ADD) {
+                TargetError::CannotHotAdd { maximum }
+            } else if target <= maximum.saturating_add(unconfirmed) {
+                TargetError::Unconfirmed { maximum, unconfirmed }
+            } else {
+                TargetError::AboveMaximum { requested: target, maximum }
             });
         }
         let present = self.ledger.present();
@@ -119,16 +123,21 @@ impl Machine {
         self.goal.map_or(PageCount::ZERO, |goal| goal.target.saturating_sub(self.ledger.present()))
     }
 
+    /// Whether the guest may be asked for pages.
+    #[inline]
+    pub(crate) fn may_ask(&self) -> bool {
+        !self.is_inhibited && !self.awaits_report()
+    }
+
     /// Whether there are pages to give to the guest or to request from it.
     #[inline]
     pub(crate) fn has_to_do(&self) -> bool {
-        let may_ask = !self.is_inhibited && !self.excess_pages().is_zero();
-        may_ask || !self.owed_pages().is_zero()
+        (self.may_ask() && !self.excess_pages().is_zero()) || !self.owed_pages().is_zero()
     }
 
-    /// Pages that the guest would lack to reach its target even if it had all its RAM.
+    /// Pages that the guest would lack to reach its target even if it had all the RAM it knows.
     pub(crate) fn missing_pages(&self) -> PageCount {
-        self.goal.map_or(PageCount::ZERO, |goal| goal.target.saturating_sub(self.ledger.assigned()))
+        self.goal.map_or(PageCount::ZERO, |goal| goal.target.saturating_sub(self.ledger.known()))
     }
 
     /// Announces the outcome of the target once nothing under way can change it. `is_busy` means
@@ -141,6 +150,8 @@ impl Machine {
         let actual = self.ledger.actual();
         let verdict = match pursuit {
             Pursuit::Reached => return,
+            // The size may be another one.
+            Pursuit::Open | Pursuit::Overdue(_) if self.awaits_report() => return,
             // The size is right, but the guest has nothing from it.
             Pursuit::Overdue(StopReason::NotOnlined) => return,
             _ if actual == target => Pursuit::Reached,

@@ -23,7 +23,8 @@ pub struct Snapshot {
     pub is_pursued: bool,
     /// Why the device stopped short of the target, if it did.
     pub last_stop: Option<StopReason>,
-    /// The guest's size in pages: `assigned` minus the pages whose discard succeeded. A returned
+    /// The guest's size in pages: `assigned` minus `unconfirmed` and the pages whose discard
+    /// succeeded. A returned
     /// page counts from the message on, not from the guest's answer, since the guest may touch it
     /// before it answers.
     pub actual: PageCount,
@@ -40,8 +41,14 @@ pub struct Snapshot {
     pub hot_add_base: Option<Gpfn>,
     /// Pages of RAM assigned to the guest: `boot` plus `hot_added`.
     pub assigned: PageCount,
-    /// Pages that the host has back: `assigned` minus `actual`.
+    /// Pages that the host has back: `assigned` minus `actual` and `unconfirmed`.
     pub ballooned: PageCount,
+    /// Pages added before the guest's kernel started, of which the kernel has not shown that it knows
+    /// them. They are not part of `actual` and are not offered again; the host still provides them.
+    pub unconfirmed: PageCount,
+    /// Whether the device waits for a status report that tells how much of `hot_added` the guest's
+    /// kernel knows. All of it counts meanwhile, and the size does not change.
+    pub awaits_report: bool,
     /// Pages that the guest gave and whose discard has not ended, including those of a closed
     /// channel.
     pub in_flight: PageCount,
@@ -90,7 +97,7 @@ impl Device {
         let session = link.session();
         let ready_at = session.and_then(Session::ready_at);
         let discarding = link.closing().map_or_else(|| ledger.discarding(), Closing::discarding);
-        let (assigned, actual) = (ledger.assigned(), ledger.actual());
+        let actual = ledger.actual();
         Snapshot {
             state: link.name(),
             target: goal.map(|goal| goal.target),
@@ -102,8 +109,10 @@ impl Device {
             hot_added: machine.hot_added(),
             hot_add_capacity: placement.as_ref().map_or(PageCount::ZERO, HotAddPlacement::capacity),
             hot_add_base: placement.as_ref().and_then(HotAddPlacement::base),
-            assigned,
-            ballooned: assigned.saturating_sub(actual),
+            assigned: ledger.assigned(),
+            ballooned: ledger.known().saturating_sub(actual),
+            unconfirmed: ledger.unconfirmed(),
+            awaits_report: machine.awaits_report(),
             in_flight: discarding.saturating_add(ledger.pending()),
             discarding,
             inhibited: machine.is_inhibited,

@@ -23,6 +23,20 @@ pub enum TargetError {
         /// The largest acceptable target, in pages.
         maximum: PageCount,
     },
+    /// The target counts on memory that was added before the guest's kernel started and that this
+    /// kernel does not know. It cannot be offered again.
+    #[error(
+        "the guest's kernel does not know {} bytes that were added before it started; ask for no more \
+         than {} bytes, or reset the machine",
+        .unconfirmed.bytes(),
+        .maximum.bytes()
+    )]
+    Unconfirmed {
+        /// The largest acceptable target, in pages.
+        maximum: PageCount,
+        /// Pages added that the kernel does not know.
+        unconfirmed: PageCount,
+    },
     /// The guest's driver cannot give pages.
     #[error(
         "this guest's driver cannot give memory away; ask for at least the {} bytes it has",
@@ -78,6 +92,9 @@ pub enum StopReason {
     /// No memory can be added: none is left, or what is left does not fit the guest's alignment or
     /// the hot-add window.
     NoAddressSpace,
+    /// No memory can be added: what there is was added before the guest's kernel started, and this
+    /// kernel has not confirmed it.
+    Unconfirmed,
     /// The host could not provide the memory.
     HostMemory,
     /// The machine was reset before the target was reached.
@@ -102,6 +119,7 @@ impl StopReason {
             Self::HotAddTimeout => "hot-add-timeout",
             Self::NotOnlined => "not-onlined",
             Self::NoAddressSpace => "no-address-space",
+            Self::Unconfirmed => "unconfirmed",
             Self::HostMemory => "host-memory",
             Self::Reset => "reset",
         }
@@ -137,6 +155,10 @@ impl fmt::Display for StopReason {
                  the guest: the target is pursued once the memory is in use"
             }
             Self::NoAddressSpace => "the memory left to add does not fit the guest's alignment",
+            Self::Unconfirmed => {
+                "the guest's kernel has not confirmed memory that was added before it started, and no \
+                 other is left to add; reset the machine to add it again"
+            }
             Self::HostMemory => {
                 "the host could not provide the memory; see its log, make room (huge pages come \
                  from /sys/kernel/mm/hugepages), then set the target again"

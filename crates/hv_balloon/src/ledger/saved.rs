@@ -25,6 +25,7 @@ impl PageLedger {
             held: RangeSet::from(&self.out.held),
             providing: RangeSet::from(&self.out.providing),
             foreign: RangeSet::from(&self.foreign),
+            unconfirmed: RangeSet::from(&self.unconfirmed),
         }
     }
 
@@ -51,8 +52,11 @@ impl PageLedger {
             providing: ledger.units(&saved.providing)?,
         };
         ledger.pending = ledger.pages(&saved.pending)?;
+        ledger.unconfirmed = ledger.pages(&saved.unconfirmed)?;
+        let is_boot_ram = |range| !boot_ram.is_disjoint(range);
+        ensure(!ledger.unconfirmed.iter().any(is_boot_ram), "boot RAM is unconfirmed")?;
         let mut union = PageRangeSet::new();
-        for set in ledger.out.sets().chain([&ledger.pending]) {
+        for set in ledger.out.sets().chain([&ledger.pending, &ledger.unconfirmed]) {
             ensure(union.insert_set(set) == set.len(), "a page is in two places")?;
         }
         let wants_units = !ledger.out.held.is_empty() || !ledger.out.providing.is_empty();

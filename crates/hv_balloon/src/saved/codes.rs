@@ -36,4 +36,5 @@ codes! {
     13 NoAddressSpace,
     14 HostMemory,
     15 Reset,
+    16 Unconfirmed,
 }

@@ -18,6 +18,7 @@ pub(crate) struct Device {
     pub(crate) config: Config,
     pub(crate) link: Link,
     pub(crate) goal: Option<Goal>,
+    pub(crate) confirmation: Confirmation,
     pub(crate) ledger: Ledger,
     pub(crate) placement: Option<Placement>,
     pub(crate) next_job: u64,
@@ -28,6 +29,14 @@ pub(crate) struct Device {
     pub(crate) announced: u64,
     /// Whether a `CloseFinished` is still waiting for the driver.
     pub(crate) close_finished: bool,
+}
+
+/// Whether it is known which of the added memory the guest has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Confirmation {
+    Settled,
+    Awaited,
+    Silent,
 }
 
 /// Memory to remove from the guest.
@@ -86,6 +95,8 @@ pub(crate) struct Session {
     pub(crate) is_proven: bool,
     pub(crate) fresh_status: Option<Status>,
     pub(crate) status_before: Option<Status>,
+    /// The time that the guest has left to confirm the memory added before.
+    pub(crate) confirmation_left: Option<Duration>,
     pub(crate) unused: Option<Unused>,
     pub(crate) given_up: u32,
     pub(crate) failures: u32,
@@ -171,6 +182,7 @@ pub(crate) struct Ledger {
     pub(crate) held: RangeSet,
     pub(crate) providing: RangeSet,
     pub(crate) foreign: RangeSet,
+    pub(crate) unconfirmed: RangeSet,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,4 +209,5 @@ pub(crate) enum Refusal {
     CannotBalloon { present: u64 },
     CannotHotAdd { maximum: u64 },
     Stopped(u8),
+    Unconfirmed { maximum: u64, unconfirmed: u64 },
 }

@@ -10,6 +10,7 @@ use super::codes::reason;
 use super::{RestoreError, Result, ensure, form};
 use crate::action::JobIds;
 use crate::closing::Closing;
+use crate::confirmation::Confirmation;
 use crate::handshake::Handshake;
 use crate::ledger::PageLedger;
 use crate::link::Link;
@@ -37,6 +38,15 @@ pub(super) fn device(form: &form::Device, config: Config, now: Duration) -> Resu
     machine.ledger = PageLedger::restore(&form.ledger, &machine.boot_ram, placement, unit)?;
     machine.jobs = JobIds { next: form.next_job };
     machine.goal = form.goal.map(goal).transpose()?;
+    machine.confirmation = match form.confirmation {
+        form::Confirmation::Settled => Confirmation::Settled,
+        form::Confirmation::Awaited => Confirmation::Awaited,
+        form::Confirmation::Silent => Confirmation::Silent,
+    };
+    ensure(
+        !machine.awaits_report() || machine.ledger.unconfirmed().is_zero(),
+        "memory is unconfirmed before a report",
+    )?;
     machine.faults = form.faults;
     machine.last_refusal = match form.last_refusal {
         Some((target, why)) => Some((PageCount::new(target), refusal(why)?)),
@@ -203,6 +213,10 @@ fn refusal(form: form::Refusal) -> Result<Refusal> {
         }
         form::Refusal::CannotHotAdd { maximum } => {
             Refusal::Target(TargetError::CannotHotAdd { maximum: pages(maximum) })
+        }
+        form::Refusal::Unconfirmed { maximum, unconfirmed } => {
+            let (maximum, unconfirmed) = (pages(maximum), pages(unconfirmed));
+            Refusal::Target(TargetError::Unconfirmed { maximum, unconfirmed })
         }
         form::Refusal::Stopped(code) => Refusal::Stopped(stop_reason(code)?),
     })

@@ -29,6 +29,8 @@ const PREPARING: &[u8] = golden!("preparing");
 const HOT_ADDING: &[u8] = golden!("hot-adding");
 const LATE: &[u8] = golden!("late-hot-add");
 const GROWN: &[u8] = golden!("grown");
+const AWAITED: &[u8] = golden!("confirmation-awaited");
+const UNCONFIRMED: &[u8] = golden!("unconfirmed");
 const HELD: &[u8] = golden!("huge-pages-held");
 const RETURNING: &[u8] = golden!("huge-pages-returning");
 const REFUSED: &[u8] = golden!("target-refused");
@@ -94,6 +96,18 @@ fn pages_are_in_one_place_and_ram() {
     refused(BALLOONING, |form| form.ledger.discarding[0].1 = set(4096, 1), no_ram);
     refused(IDLE, |form| form.ledger.foreign = set(4095, 2), "foreign pages that are RAM");
     refused(GROWN, |form| form.ledger.foreign = set(0x2_0200, 1), "foreign pages that are RAM");
+}
+
+#[test]
+fn what_is_unconfirmed_was_added_and_is_not_awaited() {
+    refused(UNCONFIRMED, |form| form.ledger.unconfirmed = set(0, 1), "boot RAM is unconfirmed");
+    let given = |form: &mut form::Device| form.ledger.pending = set(0x2_0200, 1);
+    refused(UNCONFIRMED, given, "a page is in two places");
+    let awaited = |form: &mut form::Device| form.confirmation = form::Confirmation::Awaited;
+    refused(UNCONFIRMED, awaited, "memory is unconfirmed before a report");
+    let wait = "a wait for a report that nobody needs, or no wait for one";
+    refused(AWAITED, |form| session(form).confirmation_left = None, wait);
+    refused(AWAITED, |form| form.confirmation = form::Confirmation::Settled, wait);
 }
 
 #[test]
@@ -276,7 +290,7 @@ fn numbers_mean_something() {
         told_unused: false,
     };
     refused(IDLE, |form| form.goal = Some(stop(0)), reason);
-    refused(IDLE, |form| form.goal = Some(stop(16)), reason);
+    refused(IDLE, |form| form.goal = Some(stop(17)), reason);
     let stopped = form::Refusal::Stopped(99);
     refused(REFUSED, |form| form.last_refusal = Some((1, stopped)), reason);
     let version = |form: &mut form::Device| {

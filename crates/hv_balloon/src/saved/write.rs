@@ -10,6 +10,7 @@ use saved_state::{Range, RangeSet};
 use super::codes::code;
 use super::form;
 use crate::closing::Closing;
+use crate::confirmation::Confirmation;
 use crate::handshake::Handshake;
 use crate::link::Link;
 use crate::machine::{Announced, Machine};
@@ -31,6 +32,11 @@ pub(super) fn device(Device { link, machine }: &Device, now: Duration) -> form::
             }
         },
         goal: machine.goal.map(goal),
+        confirmation: match machine.confirmation {
+            Confirmation::Settled => form::Confirmation::Settled,
+            Confirmation::Awaited => form::Confirmation::Awaited,
+            Confirmation::Silent => form::Confirmation::Silent,
+        },
         ledger: machine.ledger.save(&machine.boot_ram),
         placement: machine.placement.as_ref().map(HotAddPlacement::save),
         next_job: machine.jobs.next,
@@ -93,6 +99,10 @@ const fn refusal(refusal: Refusal) -> form::Refusal {
         }
         Refusal::Target(TargetError::CannotHotAdd { maximum }) => {
             form::Refusal::CannotHotAdd { maximum: maximum.get() }
+        }
+        Refusal::Target(TargetError::Unconfirmed { maximum, unconfirmed }) => {
+            let (maximum, unconfirmed) = (maximum.get(), unconfirmed.get());
+            form::Refusal::Unconfirmed { maximum, unconfirmed }
         }
         Refusal::Stopped(reason) => form::Refusal::Stopped(code(reason)),
     }

@@ -68,7 +68,7 @@ impl Offer {
 
 impl Session {
     /// Where new memory goes, for a guest that lacks `missing` pages; `None` while memory leaves, and
-    /// while it is not known whether the guest uses what it added last.
+    /// while it is not known whether the guest has and uses what was added before.
     ///
     /// # Errors
     /// The reason why this guest gets no new memory.
@@ -86,7 +86,7 @@ impl Session {
         if self.late.is_some() {
             return Err(StopReason::HotAddTimeout);
         }
-        if self.unused.is_some() {
+        if self.unused.is_some() || machine.awaits_report() {
             return Ok(None);
         }
         // What the guest may still reach would be a second way to new memory.
@@ -102,7 +102,10 @@ impl Session {
             is_first: !self.is_proven,
         };
         let plan = machine.placement.as_mut().and_then(|placement| placement.plan(request));
-        plan.map(Some).ok_or(StopReason::NoAddressSpace)
+        plan.map(Some).ok_or(match machine.ledger.unconfirmed() {
+            PageCount::ZERO => StopReason::NoAddressSpace,
+            _ => StopReason::Unconfirmed,
+        })
     }
 
     /// Offers new memory to the guest, unless a new target has made it unnecessary.

@@ -35,6 +35,7 @@ use dynmem_protocol::{
 };
 use page_range::PageCount;
 
+use crate::confirmation::CONFIRMATION_WAIT;
 use crate::machine::Machine;
 use crate::outbox::Outbox;
 use crate::{JobId, Notice, StateName, StopReason};
@@ -74,6 +75,9 @@ pub(crate) struct Session {
     fresh_status: Option<StatusReport>,
     /// The guest's last report when it was offered memory.
     status_before: Option<StatusReport>,
+    /// How long to wait for a report that tells whether the guest has the memory added before;
+    /// `None` unless the machine awaits it.
+    confirmed_by: Option<Duration>,
     /// Memory that the guest added and has perhaps not put to use.
     unused: Option<Unused>,
     /// Balloon requests that were given up for another target and may still be answered.
@@ -202,6 +206,7 @@ impl Session {
         outbox: Outbox,
     ) -> Self {
         let settle = machine.settle_time(guest_os_id);
+        let confirmed_by = machine.awaits_report().then(|| machine.after(CONFIRMATION_WAIT));
         let mut session = Self {
             guest_os_id,
             version,
@@ -215,6 +220,7 @@ impl Session {
             is_proven: false,
             fresh_status: None,
             status_before: None,
+            confirmed_by,
             unused: None,
             given_up: 0,
             failures: 0,
@@ -231,7 +237,7 @@ impl Session {
     /// out.
     fn judge_capabilities(&self, machine: &mut Machine) {
         let Some(goal) = machine.goal else { return };
-        if goal.target > machine.ledger.assigned() && !self.can(Capabilities::HOT_ADD) {
+        if goal.target > machine.ledger.known() && !self.can(Capabilities::HOT_ADD) {
             machine.stop(StopReason::NoHotAddCapability);
         } else if goal.target < machine.ledger.present() && !self.can(Capabilities::BALLOON) {
             machine.stop(StopReason::NoBalloonCapability);
@@ -262,6 +268,7 @@ impl Session {
             GuestBody::StatusReport(report) => {
                 self.status = Some(report);
                 self.fresh_status = Some(report);
+                self.look_for_added(machine, report);
                 self.look_for_use(machine, report);
                 if machine.wants_status_reports() {
                     machine.notify(Notice::StatusReport(report));
@@ -351,7 +358,8 @@ impl Session {
 
     /// When [`Session::on_deadline`] is due.
     pub(crate) fn deadline(&self) -> Option<Duration> {
-        let others = [self.room.deadline(), self.unused.and_then(Unused::deadline)];
+        let unused = self.unused.and_then(Unused::deadline);
+        let others = [self.room.deadline(), unused, self.confirmed_by];
         self.activity.deadline().into_iter().chain(others.into_iter().flatten()).min()
     }
 

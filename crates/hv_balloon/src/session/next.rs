@@ -49,6 +49,9 @@ impl Session {
             machine.overdue(StopReason::Timeout);
         } else if self.unused.and_then(Unused::deadline).is_some_and(|until| until <= machine.now) {
             self.unused = None;
+        } else if self.confirmed_by.is_some_and(|until| until <= machine.now) {
+            self.confirmed_by = None;
+            machine.report_overdue();
         } else if self.activity.deadline().is_some_and(|deadline| deadline <= machine.now) {
             self.take_in(machine, Input::Due);
         }
@@ -85,7 +88,7 @@ impl Session {
     /// Asks again after a short answer and the pause that follows it.
     pub(super) fn ask_again(&mut self, machine: &mut Machine, short_answers: u32) -> Activity {
         let excess = machine.excess_pages();
-        if excess.is_zero() || !self.outbox.is_idle() || machine.is_inhibited {
+        if excess.is_zero() || !self.outbox.is_idle() || !machine.may_ask() {
             return Activity::Idle;
         }
         self.request_pages(machine, excess, short_answers)

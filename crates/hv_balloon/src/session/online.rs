@@ -13,6 +13,7 @@ use dynmem_protocol::StatusReport;
 use page_range::PageCount;
 
 use super::Session;
+use crate::confirmation::is_most;
 use crate::machine::Machine;
 
 /// How long to wait for a report that tells; Linux sends one a second.
@@ -36,16 +37,12 @@ impl Unused {
     /// Whether the memory is in use, as far as a report can tell.
     fn is_used(self, report: StatusReport) -> Option<bool> {
         let before = self.before?;
-        let quarter = PageCount::new(self.pages.get() / 4);
-        let most = self.pages.saturating_sub(quarter);
         let available = report.available.saturating_sub(before.available);
         let committed = report.committed.saturating_sub(before.committed);
-        if available >= most || committed < quarter {
-            Some(true)
-        } else if committed >= most && available < quarter {
-            Some(false)
-        } else {
-            None
+        match (is_most(available, self.pages), is_most(committed, self.pages)) {
+            (Some(true), _) | (_, Some(false)) => Some(true),
+            (Some(false), Some(true)) => Some(false),
+            _ => None,
         }
     }
 }
@@ -71,6 +68,12 @@ impl Session {
     #[cfg(any(test, debug_assertions))]
     pub(crate) const fn looks_for_use(&self) -> bool {
         self.unused.is_some()
+    }
+
+    /// Looks in a report for the memory that was added before the guest's kernel started.
+    pub(super) fn look_for_added(&mut self, machine: &mut Machine, report: StatusReport) {
+        machine.judge_added(report, self.guest_os_id);
+        self.confirmed_by = self.confirmed_by.filter(|_| machine.awaits_report());
     }
 
     pub(super) fn look_for_use(&mut self, machine: &mut Machine, report: StatusReport) {

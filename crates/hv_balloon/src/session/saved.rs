@@ -16,6 +16,7 @@ use super::{
     SHORT_ANSWER_PAUSE, Session, UNBALLOON_TIMEOUT,
 };
 use crate::action::Prepare;
+use crate::confirmation::CONFIRMATION_WAIT;
 use crate::machine::Machine;
 use crate::outbox::Outbox;
 use crate::saved::{Result, ensure, form, version};
@@ -54,6 +55,7 @@ impl Session {
             is_proven: self.is_proven,
             fresh_status: self.fresh_status.map(save_status),
             status_before: self.status_before.map(save_status),
+            confirmation_left: self.confirmed_by.map(left),
             unused: self.unused.map(|Unused { pages, before, until }| form::Unused {
                 pages: pages.get(),
                 before: before.map(save_status),
@@ -68,6 +70,10 @@ impl Session {
     pub(crate) fn restore(saved: &form::Session, machine: &Machine) -> Result<Self> {
         let capabilities = Capabilities::from_wire(saved.capabilities);
         let guest_os_id = saved.guest_os_id;
+        ensure(
+            saved.confirmation_left.is_some() == machine.awaits_report(),
+            "a wait for a report that nobody needs, or no wait for one",
+        )?;
         Ok(Self {
             guest_os_id,
             version: version(saved.version)?,
@@ -81,6 +87,9 @@ impl Session {
             is_proven: saved.is_proven,
             fresh_status: saved.fresh_status.map(restore_status),
             status_before: saved.status_before.map(restore_status),
+            confirmed_by: saved
+                .confirmation_left
+                .map(|left| until(machine, left, CONFIRMATION_WAIT)),
             unused: saved.unused.map(|saved| Unused {
                 pages: PageCount::new(saved.pages),
                 before: saved.before.map(restore_status),

@@ -110,7 +110,7 @@ impl Driver {
     }
 
     pub(crate) fn shake_hands_as(&mut self, guest_os_id: u64, capabilities: Capabilities) {
-        self.handle(Event::ChannelOpened { guest_os_id });
+        self.handle(Event::ChannelOpened { guest_os_id, is_reopened: false });
         self.packet(&version_request(Version::V2_0));
         self.packet(&capabilities_report(capabilities));
         self.drain();

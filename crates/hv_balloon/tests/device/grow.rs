@@ -52,7 +52,7 @@ fn no_message_returns_more_pages_than_windows_takes() {
     let ram = [range(0, 1 << 20)].into_iter().collect();
     let mut driver = Driver::ready();
     driver.device = Device::new(Config { boot_ram: ram, ..Config::default() }).unwrap();
-    driver.handle(Event::ChannelOpened { guest_os_id: 0x81 << 56 });
+    driver.handle(Event::ChannelOpened { guest_os_id: 0x81 << 56, is_reopened: false });
     driver.packet(&version_request(dynmem_protocol::Version::V2_0));
     driver.packet(&capabilities_report(dynmem_protocol::Capabilities::BALLOON));
     driver.give(&[range(0, 600_000)], false);

@@ -344,6 +344,7 @@ fn added_memory_outlives_the_channel_but_not_a_reset() {
     driver.handle(Event::ChannelClosed);
     assert_eq!(driver.actual(), RAM_PAGES + BLOCK);
     driver.shake_hands_as(0, CAN_GROW);
+    driver.packet(&status(RAM_PAGES + BLOCK, 0));
     driver.set_target(RAM_PAGES + 2 * BLOCK);
     driver.prepared(true);
     assert_eq!(driver.offered(), range(BASE + BLOCK, BLOCK));

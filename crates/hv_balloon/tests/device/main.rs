@@ -1,6 +1,7 @@
 //! The device as its driver and its guest see it.
 
 mod config;
+mod confirmation;
 mod driver;
 mod grow;
 mod hot_add;

@@ -10,7 +10,7 @@ const LINUX: u64 = 0x8100_0601_0000_0000;
 
 fn opened(settle: Settle, status_reports: bool, guest_os_id: u64) -> Driver {
     let mut driver = Driver::new(settle, status_reports);
-    driver.handle(Event::ChannelOpened { guest_os_id });
+    driver.handle(Event::ChannelOpened { guest_os_id, is_reopened: false });
     driver
 }
 

@@ -44,6 +44,8 @@ fn tour() -> Vec<(&'static str, Driver)> {
         ("hot-adding", hot_adding()),
         ("late-hot-add", late_hot_add()),
         ("grown", grown()),
+        ("confirmation-awaited", confirmation_awaited()),
+        ("unconfirmed", unconfirmed()),
         ("huge-pages-held", huge_pages_held()),
         ("huge-pages-returning", huge_pages_returning()),
         ("huge-pages-closing", huge_pages_closing()),
@@ -54,7 +56,7 @@ fn tour() -> Vec<(&'static str, Driver)> {
 
 fn await_version() -> Driver {
     let mut driver = Driver::new(Settle::Auto, false);
-    driver.handle(Event::ChannelOpened { guest_os_id: 0x8100_0601_0000_0000 });
+    driver.handle(Event::ChannelOpened { guest_os_id: 0x8100_0601_0000_0000, is_reopened: false });
     driver.set_target(5000);
     driver
 }
@@ -130,6 +132,19 @@ fn grown() -> Driver {
     driver.give(&[range(0x2_0200, 324)], false);
     driver.finish_discards();
     assert_eq!(driver.actual(), RAM_PAGES + 700);
+    driver
+}
+
+fn confirmation_awaited() -> Driver {
+    let mut driver = grown();
+    driver.handle(Event::ChannelClosed);
+    driver.shake_hands_as(0, CAN_GROW);
+    driver
+}
+
+fn unconfirmed() -> Driver {
+    let mut driver = confirmation_awaited();
+    driver.wait(CONFIRMATION_WAIT);
     driver
 }
 

@@ -59,7 +59,7 @@ fn a_discard_has_no_more_ranges_than_a_guest_can_wait_for() {
     let mut driver = Driver::ready();
     let ram = [range(0, 1 << 16)].into_iter().collect();
     driver.device = Device::new(Config { boot_ram: ram, ..Config::default() }).unwrap();
-    driver.handle(Event::ChannelOpened { guest_os_id: 0x81 << 56 });
+    driver.handle(Event::ChannelOpened { guest_os_id: 0x81 << 56, is_reopened: false });
     driver.packet(&version_request(Version::V2_0));
     driver.packet(&capabilities_report(Capabilities::BALLOON));
     let given: Vec<_> = (0..21_000).map(|page| range(page * 2, 1)).collect();

@@ -21,9 +21,9 @@ fn in_state(state: StateName) -> Driver {
             driver.give(&[range(0, 512)], true);
             driver.handle(Event::ChannelClosed);
         }
-        StateName::AwaitVersion => driver.handle(Event::ChannelOpened { guest_os_id: 0 }),
+        StateName::AwaitVersion => driver.handle(Event::ChannelOpened { guest_os_id: 0, is_reopened: false }),
         StateName::AwaitCaps => {
-            driver.handle(Event::ChannelOpened { guest_os_id: 0 });
+            driver.handle(Event::ChannelOpened { guest_os_id: 0, is_reopened: false });
             driver.packet(&version_request(Version::V2_0));
         }
         StateName::Settling => driver.shake_hands(),
@@ -80,7 +80,7 @@ fn events() -> Vec<(&'static str, Effect)> {
     let added = HotAddResponse { pages: pages(512), result: HotAddResult::SUCCESS };
     let refused = HotAddResponse { pages: pages(0), result: HotAddResult::FAILURE };
     vec![
-        ("opened", event(Event::ChannelOpened { guest_os_id: 0 })),
+        ("opened", event(Event::ChannelOpened { guest_os_id: 0, is_reopened: false })),
         ("closed", event(Event::ChannelClosed)),
         ("system reset", event(Event::SystemReset)),
         ("version 2.0", packet(version_request(Version::V2_0))),

@@ -168,7 +168,7 @@ impl World {
 
     pub(crate) fn apply(&mut self, op: Op) {
         match op {
-            Op::Open => self.event(Event::ChannelOpened { guest_os_id: 0 }),
+            Op::Open => self.event(Event::ChannelOpened { guest_os_id: 0, is_reopened: false }),
             Op::Close => {
                 if let Some(range) = self.offered.take() {
                     self.added.extend(numbers(range));
@@ -544,8 +544,10 @@ impl World {
         let snapshot = self.device.snapshot();
         let assigned = BOOT + self.added.len() as u64;
         let provided = assigned - self.discarded.len() as u64;
-        assert_eq!((snapshot.boot.get(), snapshot.actual.get()), (BOOT, provided));
-        assert_eq!(snapshot.actual.get() + snapshot.ballooned.get(), snapshot.assigned.get());
+        let has = provided - snapshot.unconfirmed.get();
+        assert_eq!((snapshot.boot.get(), snapshot.actual.get()), (BOOT, has));
+        let known = snapshot.assigned.get() - snapshot.unconfirmed.get();
+        assert_eq!(snapshot.actual.get() + snapshot.ballooned.get(), known);
         assert_eq!(
             snapshot.foreign.get(),
             self.out.iter().filter(|&&page| !self.is_ram(page)).count() as u64

@@ -94,7 +94,7 @@ impl Driver {
             return self.event(Event::Packet(&message));
         }
         match op {
-            Op::Open => self.event(Event::ChannelOpened { guest_os_id: 0 }),
+            Op::Open => self.event(Event::ChannelOpened { guest_os_id: 0, is_reopened: false }),
             Op::Close => self.close(Event::ChannelClosed),
             Op::Reset => self.close(Event::SystemReset),
             Op::Target(pages) => {
@@ -226,7 +226,8 @@ impl Driver {
         let snapshot = self.device.snapshot();
         assert_eq!(snapshot.boot.get(), RAM_PAGES);
         assert_eq!(snapshot.boot.get() + snapshot.hot_added.get(), snapshot.assigned.get());
-        assert_eq!(snapshot.actual.get() + snapshot.ballooned.get(), snapshot.assigned.get());
+        let known = snapshot.assigned.get() - snapshot.unconfirmed.get();
+        assert_eq!(snapshot.actual.get() + snapshot.ballooned.get(), known);
     }
 
     fn check_message(&self) {

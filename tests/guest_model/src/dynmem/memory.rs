@@ -1,9 +1,9 @@
 //! The guest's page allocator, as the balloon sees it.
 
+use dynmem_protocol::StatusReport;
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 
 const LARGE_PAGE: u64 = 512;
-const PAGES_PER_MIB: u64 = 256;
 
 /// The guest's RAM: each page is free, in use, ballooned, offline or leaked.
 #[derive(Clone, Debug)]
@@ -133,19 +133,10 @@ impl Memory {
         self.free.len()
     }
 
-    /// Pages that Linux keeps available, computed from its current memory (`hv_balloon.c`,
-    /// `compute_balloon_floor`).
+    /// Pages that Linux keeps available, computed from its current memory.
     #[must_use]
     pub const fn floor(&self) -> PageCount {
-        let mib = self.managed().get() / PAGES_PER_MIB;
-        let floor = match mib {
-            0..128 => 8 + mib / 2,
-            128..512 => 40 + mib / 4,
-            512..2048 => 104 + mib / 8,
-            2048..8192 => 232 + mib / 16,
-            _ => 488 + mib / 32,
-        };
-        PageCount::new(floor * PAGES_PER_MIB)
+        StatusReport::linux_floor(self.managed())
     }
 
     /// Balloons an aligned run of 512 free pages.
@@ -254,6 +245,8 @@ mod tests {
     use alloc::vec::Vec;
 
     use super::*;
+
+    const PAGES_PER_MIB: u64 = 256;
 
     fn memory(mib: u64) -> Memory {
         let ram = PageRange::new(Gpfn::default(), PageCount::new(mib * PAGES_PER_MIB)).unwrap();
