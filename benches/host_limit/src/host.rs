@@ -107,6 +107,7 @@ impl Host {
             target_vp: Some(VpIndex::new(0)),
             relid: Relid::new(1),
             connection_id: ConnectionId::new(1),
+            is_reopened: false,
         };
         let (start, usage) = (Instant::now(), Usage::default());
         let open = ChannelEvent::Open { memory: bus_memory(&ram), channel, guest_os_id: 0 };

@@ -103,6 +103,7 @@ impl<M: GuestMemory + Clone> Machine<M> {
             target_vp: Some(VpIndex::new(0)),
             relid: Relid::new(1),
             connection_id: ConnectionId::new(1),
+            is_reopened: false,
         };
         let open = ChannelEvent::Open { memory: mem.clone(), channel, guest_os_id };
         machine.vsp.handle(machine.now, open);

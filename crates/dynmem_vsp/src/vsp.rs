@@ -198,7 +198,8 @@ impl<M: GuestMemory> DynamicMemory<M> {
                 self.link = Link::Open(channel);
                 self.leaving.forget_size();
                 self.outputs.push_back(Output::OpenFinished(Ok(())));
-                self.tell(Event::ChannelOpened { guest_os_id });
+                let is_reopened = open.is_reopened;
+                self.tell(Event::ChannelOpened { guest_os_id, is_reopened });
                 // The guest may have written before it heard that the channel is open.
                 self.batch_left = self.batch;
             }

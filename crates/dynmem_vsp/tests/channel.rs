@@ -49,6 +49,7 @@ fn open_channel(first: u64) -> OpenChannel {
         target_vp: Some(VpIndex::new(3)),
         relid: Relid::new(7),
         connection_id: ConnectionId::new(0x1007),
+        is_reopened: false,
     }
 }
 

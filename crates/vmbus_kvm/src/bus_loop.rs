@@ -283,8 +283,17 @@ impl<P: Platform> BusLoop<P> {
                     machine.clear_queues();
                 }
             }
-            Action::Open { channel, rings, target_vp, relid, connection_id } => {
-                self.open(channel, OpenChannel { rings, target_vp, relid, connection_id });
+            Action::Open {
+                channel,
+                rings,
+                target_vp,
+                relid,
+                connection_id,
+                is_reopened,
+            } => {
+                let open =
+                    OpenChannel { rings, target_vp, relid, connection_id, is_reopened };
+                self.open(channel, open);
             }
             Action::Close { channel } => {
                 if self.slots.iter().all(|slot| slot.channel != channel) {

@@ -14,6 +14,6 @@ mod personality;
 mod rule;
 
 pub use client::Client;
-pub use memory::Memory;
+pub use memory::{Memory, MemoryMap};
 pub use personality::{Ballooning, Ending, HotAdd, HotAddAnswer, Personality, Shape};
 pub use rule::RuleBroken;

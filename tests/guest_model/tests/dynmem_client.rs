@@ -7,7 +7,7 @@ use dynmem_protocol::{
     HotAddResponse, HotAddResult, InfoMessage, MessageType, RangeList, RangeWord, StatusReport,
     UnballoonRequest, Version, VersionResponse,
 };
-use guest_model::dynmem::{Client, HotAddAnswer, Memory, Personality, RuleBroken};
+use guest_model::dynmem::{Client, HotAddAnswer, Memory, MemoryMap, Personality, RuleBroken};
 use page_range::{Gpfn, PageCount, PageRange};
 
 const GIB: u64 = 1 << 18;
@@ -222,7 +222,10 @@ fn a_reset_forgets_added_memory_and_a_kexec_keeps_it() {
     answers(&mut guest);
     guest.receive(&BalloonRequest { pages: PageCount::new(BLOCK) }.emit(0)).unwrap();
     while guest.poll_send().is_some() {}
-    guest.kexec();
+    guest.kexec(MemoryMap::Boot);
+    assert_eq!(guest.memory().managed(), PageCount::new(GIB));
+    assert_eq!(guest.memory().hot_added(), PageCount::new(BLOCK));
+    guest.kexec(MemoryMap::Machine);
     assert_eq!(guest.memory().managed(), PageCount::new(GIB + BLOCK));
     assert_eq!(guest.memory().in_use(), PageCount::new(BLOCK));
     guest.reset();

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use guest_model::dynmem::{Client, Memory, Personality, RuleBroken};
+use guest_model::dynmem::{Client, Memory, MemoryMap, Personality, RuleBroken};
 use guest_model::vmbus::{Client as Bus, Event as BusEvent, GuestRings, Post};
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 use vmbus::MAX_COMPLETIONS;
@@ -13,6 +13,9 @@ use vmbus::protocol::{GpadlId, Relid, VpIndex};
 
 use crate::host::Host;
 use crate::memory::Ram;
+
+/// The memory maps that a kernel started by kexec may have.
+pub(crate) const MAPS: [MemoryMap; 2] = [MemoryMap::Machine, MemoryMap::Boot];
 
 /// How far the kernel has got with the bus and its channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +69,8 @@ pub(crate) struct Guest {
     reading: bool,
     /// Pages given by drivers that are gone; no kernel has used them since.
     leaked: PageRangeSet,
+    /// The memory map of the kernel that starts after the unload.
+    next_map: MemoryMap,
     /// It keeps all rules, and so must its host.
     pub(crate) is_honest: bool,
     /// It has lost track of its transactions because the host gave up on it.
@@ -110,6 +115,7 @@ impl Guest {
             awaited: VecDeque::new(),
             reading: false,
             leaked: PageRangeSet::new(),
+            next_map: MemoryMap::Machine,
             is_honest: true,
             is_confused: false,
             masks,
@@ -170,13 +176,14 @@ impl Guest {
     }
 
     /// Leaves the bus for the next kernel, which starts when the host has answered the unload.
-    pub(crate) fn kexec(&mut self, host: &mut Host) {
+    pub(crate) fn kexec(&mut self, host: &mut Host, map: MemoryMap) {
         if !matches!(
             self.stage,
             Stage::Down | Stage::OffBus | Stage::Contacting | Stage::AwaitUnload
         ) {
             self.bus.unload();
             self.forget_channel(host);
+            self.next_map = map;
             self.stage = Stage::AwaitUnload;
         }
     }
@@ -269,7 +276,7 @@ impl Guest {
             }
             (Stage::AwaitTorndown, BusEvent::GpadlTorndown(_)) => self.stage = Stage::Unloaded,
             (Stage::AwaitUnload, BusEvent::Unloaded) => {
-                self.driver.kexec();
+                self.driver.kexec(self.next_map);
                 self.leaked.clear();
                 self.check_lent(host);
                 self.boot(host);

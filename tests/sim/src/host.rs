@@ -325,7 +325,14 @@ impl Host {
                 self.synic.post(message);
             }
             vmbus::Action::DropQueuedMessages => self.synic.drop_queued(),
-            vmbus::Action::Open { channel, rings, target_vp, relid, connection_id } => {
+            vmbus::Action::Open {
+                channel,
+                rings,
+                target_vp,
+                relid,
+                connection_id,
+                is_reopened,
+            } => {
                 if !self.has_machine {
                     return self.server.open_finished(channel, false);
                 }
@@ -336,7 +343,13 @@ impl Host {
                 self.awaited_room = head.checked_add(PENDING_SEND_SIZE).expect("a page");
                 self.tell(ChannelEvent::Open {
                     memory: self.ram.of_host(),
-                    channel: OpenChannel { rings, target_vp, relid, connection_id },
+                    channel: OpenChannel {
+                        rings,
+                        target_vp,
+                        relid,
+                        connection_id,
+                        is_reopened,
+                    },
                     guest_os_id: self.guest_os_id,
                 });
             }

@@ -154,7 +154,9 @@ impl Oracle {
         assert_eq!(device.assigned, self.ram.len(), "assigned");
         let added = self.ram.len().saturating_sub(self.boot.len());
         assert_eq!(device.hot_added, added, "hot-added");
-        assert_eq!(device.actual, self.actual(), "actual: what the host has not got back");
+        let known = device.actual.saturating_add(device.unconfirmed);
+        assert_eq!(known, self.actual(), "actual: what the host has not got back");
+        assert!(device.unconfirmed <= added, "boot memory is in doubt");
         assert_eq!(device.ballooned, self.discarded.len(), "ballooned");
         if has_session(device.state) {
             let present = self.ram.len().saturating_sub(self.given.len());

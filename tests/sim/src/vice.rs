@@ -296,7 +296,7 @@ fn close_somehow(guest: &mut Guest, host: &mut Host, dice: &mut Dice) {
     let (relid, gpadl) = (guest.relid, guest.gpadl);
     match dice.below(9) {
         0 => guest.unload(host),
-        1 => guest.kexec(host),
+        1 => guest.kexec(host, dice.pick(&crate::guest::MAPS)),
         2 => guest.crash(host),
         3 => guest.boot(host),
         4 => guest.bus.unload(),

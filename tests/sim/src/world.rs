@@ -456,7 +456,7 @@ impl World {
             }
             (_, 1) => {
                 host.watch.tally.see("event", "kexec");
-                guest.kexec(host);
+                guest.kexec(host, self.dice.pick(&crate::guest::MAPS));
             }
             (_, 2) if self.dice.one_in(3) => {
                 host.watch.tally.see("event", "crash");

@@ -43,6 +43,8 @@ pub enum Action {
         relid: Relid,
         /// The connection ID that the guest uses in HvSignalEvent.
         connection_id: ConnectionId,
+        /// Whether the guest had the channel open before in this connection, and so with this kernel.
+        is_reopened: bool,
     },
     /// Stop using the channel's rings, then call [`close_finished`](super::Server::close_finished).
     /// This may come before `open_finished` was called; that call is then unnecessary.

@@ -23,6 +23,8 @@ pub(super) struct Channel {
     pub(super) offer: Offer,
     pub(super) relid: Relid,
     pub(super) presence: Presence,
+    /// Whether the guest had the channel open before, in this connection.
+    pub(super) was_open: bool,
     pub(super) state: ChannelState,
 }
 
@@ -88,6 +90,7 @@ impl Channel {
             ChannelState::Closed | ChannelState::Closing { .. } => false,
             ChannelState::Opening { rings, .. } | ChannelState::Open { rings } => {
                 self.state = ChannelState::Closing { gpadl: rings.gpadl, reopen: None };
+                self.was_open = true;
                 true
             }
         }
@@ -135,7 +138,7 @@ impl Channels {
         let id = ChannelId(self.next_id);
         self.next_id = self.next_id.saturating_add(1);
         let (presence, state) = (Presence::Unannounced, ChannelState::Closed);
-        self.channels.insert(id, Channel { offer, relid, presence, state });
+        self.channels.insert(id, Channel { offer, relid, presence, was_open: false, state });
         Some(id)
     }
 
@@ -194,6 +197,7 @@ impl Channels {
             }
             // The guest that would wait for its result is gone.
             let _ = channel.cancel_reopen();
+            channel.was_open = false;
             let withdrawn = matches!(channel.presence, Presence::Rescinded | Presence::Gone);
             channel.presence = if withdrawn { Presence::Gone } else { Presence::Unannounced };
             !(withdrawn && channel.is_closed())

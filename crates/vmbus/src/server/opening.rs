@@ -21,6 +21,8 @@ pub struct OpenChannel {
     pub relid: Relid,
     /// The connection ID that the guest uses in HvSignalEvent.
     pub connection_id: ConnectionId,
+    /// Whether the guest had the channel open before in this connection, and so with this kernel.
+    pub is_reopened: bool,
 }
 
 impl Server {
@@ -121,6 +123,7 @@ impl Server {
             target_vp: rings.target_vp,
             relid: channel.relid,
             connection_id: channel.connection_id(),
+            is_reopened: channel.was_open,
         })
     }
 
@@ -129,8 +132,15 @@ impl Server {
         let Some(channel) = self.channels.get(id) else { return };
         let ChannelState::Opening { rings, .. } = channel.state else { return };
         if let Some(open) = self.open_channel(id, channel, rings) {
-            let OpenChannel { rings, target_vp, relid, connection_id } = open;
-            self.outbox.push(Action::Open { channel: id, rings, target_vp, relid, connection_id });
+            let OpenChannel { rings, target_vp, relid, connection_id, is_reopened } = open;
+            self.outbox.push(Action::Open {
+                channel: id,
+                rings,
+                target_vp,
+                relid,
+                connection_id,
+                is_reopened,
+            });
         }
     }
 

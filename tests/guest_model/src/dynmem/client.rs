@@ -13,7 +13,7 @@ use page_range::{PageCount, PageRangeSet};
 use super::balloon::Search;
 use super::hot_add::Adding;
 use super::outbox::{Message, Outbox};
-use super::{Memory, Personality, RuleBroken};
+use super::{Memory, MemoryMap, Personality, RuleBroken};
 
 /// The driver's phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,12 +142,12 @@ impl Client {
         self.memory.leak();
     }
 
-    /// A new kernel takes over without a reset, with the driver not loaded. It finds all memory,
-    /// including ballooned and added pages, as its own RAM.
-    pub fn kexec(&mut self) {
+    /// A new kernel takes over without a reset, with the driver not loaded. All memory in its map is
+    /// its own RAM, ballooned pages included; it does not know of any other.
+    pub fn kexec(&mut self, map: MemoryMap) {
         self.hang_up();
         self.transaction_id = 0;
-        self.memory.kexec();
+        self.memory.kexec(map);
     }
 
     /// A crash kernel takes over in the memory reserved for it, with the driver not loaded. It only

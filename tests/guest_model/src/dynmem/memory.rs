@@ -5,6 +5,15 @@ use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 
 const LARGE_PAGE: u64 = 512;
 
+/// The memory that a kernel started by kexec finds in its memory map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryMap {
+    /// All of the machine's: `kexec -l`, called after the last growth.
+    Machine,
+    /// What the machine booted with: `kexec_file_load`, or `kexec -l` called before any growth.
+    Boot,
+}
+
 /// The guest's RAM: each page is free, in use, ballooned, offline or leaked.
 #[derive(Clone, Debug)]
 pub struct Memory {
@@ -211,9 +220,12 @@ impl Memory {
         self.leaked.insert_set(&core::mem::take(&mut self.ballooned));
     }
 
-    /// A new kernel takes over and finds all the machine's memory.
-    pub(super) fn kexec(&mut self) {
-        self.ram = self.machine.clone();
+    /// A new kernel takes over and finds the memory that is in its map.
+    pub(super) fn kexec(&mut self, map: MemoryMap) {
+        self.ram = match map {
+            MemoryMap::Machine => self.machine.clone(),
+            MemoryMap::Boot => self.boot.clone(),
+        };
         self.start();
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use guest_model::dynmem::{HotAddAnswer, Personality};
+use guest_model::dynmem::{HotAddAnswer, MemoryMap, Personality};
 use hv_balloon::{Notice, StateName, StopReason, Transaction};
 use page_range::{Gpfn, PageCount, PageRange};
 
@@ -161,7 +161,7 @@ fn a_kernel_started_by_kexec_has_all_memory_again() {
     let mut pair = Pair::linux();
     pair.resize(mib(2048));
     pair.resize(mib(700));
-    pair.kexec();
+    pair.kexec(MemoryMap::Machine);
     pair.reopen();
     pair.run();
     pair.assert_size(mib(2048));
@@ -170,6 +170,68 @@ fn a_kernel_started_by_kexec_has_all_memory_again() {
         pair.resize(mib(size));
         pair.assert_size(mib(size));
     }
+}
+
+#[test]
+fn a_kernel_that_knows_only_boot_memory_gets_what_it_is_to_have() {
+    for target in [1500, 3000, 700] {
+        let mut pair = Pair::linux();
+        pair.resize(mib(2048));
+        pair.kexec(MemoryMap::Boot);
+        pair.reopen();
+        pair.resize(mib(target));
+        pair.assert_size(mib(target));
+        assert_eq!(pair.snapshot().unconfirmed, mib(1024));
+        pair.resize(mib(1024));
+        pair.assert_size(mib(1024));
+    }
+}
+
+#[test]
+fn a_large_guest_keeps_its_memory_when_it_starts_a_kernel_that_does_not_know_all() {
+    let large = || Pair::with_capacity(Personality::linux_6_1(), 4096, 64, 20 << 10).into_opened();
+    for map in [MemoryMap::Boot, MemoryMap::Machine] {
+        let mut pair = large();
+        pair.resize(mib(16 << 10));
+        pair.kexec(map);
+        pair.reopen();
+        pair.resize(mib(8 << 10));
+        pair.assert_size(mib(8 << 10));
+        let unknown = if map == MemoryMap::Boot { mib(12 << 10) } else { mib(0) };
+        assert_eq!(pair.snapshot().unconfirmed, unknown);
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_report_goes_by_its_boot_memory() {
+    let mut pair = Pair::linux();
+    pair.resize(mib(2048));
+    pair.kexec(MemoryMap::Boot);
+    pair.reports = false;
+    pair.reopen();
+    pair.set_target(mib(700));
+    pair.run_now();
+    assert!(pair.snapshot().awaits_report);
+    assert_eq!(pair.guest.memory().managed(), mib(1024), "shrunk on books that nobody confirmed");
+    pair.run();
+    pair.assert_size(mib(700));
+    assert_eq!(pair.snapshot().unconfirmed, mib(1024));
+}
+
+#[test]
+fn the_place_of_memory_that_a_kernel_does_not_know_is_lost_until_a_reset() {
+    let small = Personality::linux_6_1();
+    let mut pair = Pair::with_capacity(small, 1024, 64, 1024).into_opened();
+    pair.resize(mib(2048));
+    pair.kexec(MemoryMap::Boot);
+    pair.reopen();
+    pair.resize(mib(1500));
+    assert_eq!(pair.snapshot().last_stop, Some(StopReason::Unconfirmed));
+    pair.assert_size(mib(1024));
+    pair.reset();
+    pair.reopen();
+    pair.resize(mib(1500));
+    pair.assert_size(mib(1500));
 }
 
 #[test]
@@ -183,7 +245,7 @@ fn a_kexec_in_the_middle_of_a_hot_add_keeps_what_was_told() {
     pair.step(Step::ToHost);
     let added = pair.guest.memory().hot_added();
     assert_eq!(added, mib(128));
-    pair.kexec();
+    pair.kexec(MemoryMap::Machine);
     pair.reopen();
     pair.resize(mib(1152));
     pair.assert_size(mib(1152));
@@ -195,7 +257,7 @@ fn a_kernel_with_another_alignment_grows_on_from_what_there_is() {
     let mut pair = Pair::ready(Personality::windows_server_2016());
     pair.resize(mib(1200));
     for log2_mib in [7, 10, 1] {
-        pair.kexec();
+        pair.kexec(MemoryMap::Machine);
         let kernel = Personality::linux_6_12(log2_mib);
         *pair.guest.personality_mut() = kernel;
         pair.reopen();
@@ -217,11 +279,13 @@ fn a_crash_kernel_lives_in_its_part_and_the_books_stay_those_of_the_machine() {
     pair.run();
     let books = pair.snapshot();
     assert_eq!((books.hot_added, books.assigned), (mib(1024), mib(2048)));
-    pair.resize(mib(1024));
+    // It knows no added memory, but is thought to know what the machine booted with.
+    assert_eq!((books.actual, books.unconfirmed), (mib(1024), mib(1024)));
+    pair.resize(mib(512));
     let snapshot = pair.snapshot();
     // It cannot give memory that it does not have, and keeps some for itself.
     assert_eq!(snapshot.last_stop, Some(StopReason::GuestFloor));
-    assert_eq!(mib(2048).saturating_sub(snapshot.actual), pair.guest.memory().ballooned().len());
+    assert_eq!(mib(1024).saturating_sub(snapshot.actual), pair.guest.memory().ballooned().len());
     pair.reset();
     pair.reopen();
     pair.run();
@@ -278,7 +342,7 @@ fn a_target_that_a_change_of_alignment_puts_out_of_reach_is_given_up() {
     pair.open();
     pair.run();
     pair.resize(mib(1026));
-    pair.kexec();
+    pair.kexec(MemoryMap::Machine);
     *pair.guest.personality_mut() = Personality::linux_6_1();
     pair.set_target(mib(1500));
     pair.reopen();

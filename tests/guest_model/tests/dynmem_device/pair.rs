@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use guest_model::dynmem::{Client, HotAddAnswer, Memory, Personality};
+use guest_model::dynmem::{Client, HotAddAnswer, Memory, MemoryMap, Personality};
 use hv_balloon::{
     Action, Config, Device, Event, HotAdd, Job, JobId, Notice, Prepare, Settle, Snapshot,
     StateName, Task,
@@ -84,6 +84,10 @@ pub(crate) struct Pair {
     pub(crate) notices: Vec<Notice>,
     pub(crate) closes_finished: usize,
     pub(crate) now: Duration,
+    /// Whether the running kernel has opened the channel before.
+    is_reopened: bool,
+    /// Whether the guest sends its status reports.
+    pub(crate) reports: bool,
     /// Whether the host has no memory left to add.
     pub(crate) host_is_full: bool,
     /// The host's message that waits for room in the ring.
@@ -156,6 +160,8 @@ impl Pair {
             notices: Vec::new(),
             closes_finished: 0,
             now: Duration::ZERO,
+            is_reopened: false,
+            reports: true,
             host_is_full: false,
             unsent: None,
             ring: VecDeque::new(),
@@ -181,7 +187,7 @@ impl Pair {
         Self::new(personality, size_mib, in_use_mib).into_opened()
     }
 
-    fn into_opened(mut self) -> Self {
+    pub(crate) fn into_opened(mut self) -> Self {
         self.open();
         self.run();
         self
@@ -190,7 +196,8 @@ impl Pair {
     pub(crate) fn open(&mut self) {
         self.guest.open();
         let guest_os_id = self.guest.personality().guest_os_id;
-        self.handle(Event::ChannelOpened { guest_os_id });
+        let is_reopened = std::mem::replace(&mut self.is_reopened, true);
+        self.handle(Event::ChannelOpened { guest_os_id, is_reopened });
     }
 
     pub(crate) fn close(&mut self) {
@@ -198,21 +205,24 @@ impl Pair {
         self.leave();
     }
 
-    /// Another kernel takes over; it has not opened the channel.
-    pub(crate) fn kexec(&mut self) {
-        self.guest.kexec();
+    /// Another kernel takes over, with this memory map; it has not opened the channel.
+    pub(crate) fn kexec(&mut self, map: MemoryMap) {
+        self.guest.kexec(map);
+        self.is_reopened = false;
         self.leave();
     }
 
     /// A crash kernel takes over in this memory; it has not opened the channel.
     pub(crate) fn crash(&mut self, reserved: &PageRangeSet) {
         self.guest.crash(reserved);
+        self.is_reopened = false;
         self.leave();
     }
 
     /// The machine is reset.
     pub(crate) fn reset(&mut self) {
         self.guest.reset();
+        self.is_reopened = false;
         self.hang_up();
         self.handle(Event::SystemReset);
     }
@@ -255,7 +265,7 @@ impl Pair {
 
     /// Steps until nothing is left to do, deadlines included.
     pub(crate) fn run(&mut self) {
-        self.guest.report_status();
+        self.report_status();
         self.run_now();
         while self.wait() {
             self.run_now();
@@ -267,6 +277,12 @@ impl Pair {
         while [Step::ToGuest, Step::ToHost, Step::Job].map(|step| self.step(step)) != [false; 3] {}
     }
 
+    fn report_status(&mut self) {
+        if self.reports {
+            self.guest.report_status();
+        }
+    }
+
     /// Lets time pass until the next deadline; returns false if there is none.
     pub(crate) fn wait(&mut self) -> bool {
         let deadlines = [self.device.next_deadline(), self.guest.next_deadline()];
@@ -274,7 +290,7 @@ impl Pair {
         self.now = self.now.max(deadline);
         self.guest.advance(self.now);
         // Linux reports every second.
-        self.guest.report_status();
+        self.report_status();
         self.run_now();
         self.handle(Event::Deadline);
         self.may_save();

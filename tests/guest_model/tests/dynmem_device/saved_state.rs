@@ -1,6 +1,6 @@
 //! Saving and restoring the host at any step, unnoticed by the guest.
 
-use guest_model::dynmem::Personality;
+use guest_model::dynmem::{MemoryMap, Personality};
 use hv_balloon::{Snapshot, StateName};
 
 use crate::pair::*;
@@ -8,7 +8,7 @@ use crate::pair::*;
 /// A sequence of things that a host does with its guest.
 type Story = fn(&mut Pair);
 
-const STORIES: [(&str, Story); 6] = [
+const STORIES: [(&str, Story); 7] = [
     ("shrink", |pair| pair.resize(mib(200))),
     ("return", |pair| {
         pair.resize(mib(200));
@@ -27,10 +27,18 @@ const STORIES: [(&str, Story); 6] = [
         pair.reopen();
         pair.resize(mib(200));
     }),
+    ("kexec without added memory", |pair| {
+        pair.resize(mib(500));
+        pair.set_target(mib(300));
+        run_some(pair, 4);
+        pair.kexec(MemoryMap::Boot);
+        pair.reopen();
+        pair.resize(mib(150));
+    }),
     ("kexec", |pair| {
         pair.set_target(mib(150));
         run_some(pair, 4);
-        pair.kexec();
+        pair.kexec(MemoryMap::Machine);
         pair.reopen();
         pair.run();
     }),

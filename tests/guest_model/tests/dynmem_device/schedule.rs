@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use guest_model::dynmem::{HotAddAnswer, Personality};
+use guest_model::dynmem::{HotAddAnswer, MemoryMap, Personality};
 use hv_balloon::StateName;
 use proptest::prelude::*;
 
@@ -10,6 +10,9 @@ use crate::pair::*;
 
 const SIZE_MIB: u64 = 256;
 const CAPACITY_MIB: u64 = 512;
+/// More can be added than the targets need: each change of alignment may waste some, and each kernel
+/// that does not know all memory loses the place of what it does not know.
+const SPACE_MIB: u64 = 64 * CAPACITY_MIB;
 const IN_USE_MIB: u64 = 8;
 
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +21,7 @@ enum Move {
     Target(u64),
     Report,
     Reset,
-    Kexec,
+    Kexec(MemoryMap),
     /// The host is saved and restored; its unfinished jobs are carried out, or not.
     Save(bool),
     /// The driver is unloaded and loaded again.
@@ -27,6 +30,7 @@ enum Move {
     /// A kernel with another alignment takes over, whatever the host was told.
     Replace {
         log2_mib: u8,
+        map: MemoryMap,
     },
     /// How hot-add requests are answered from now on.
     Answer(HotAddAnswer),
@@ -44,9 +48,13 @@ fn any_move() -> impl Strategy<Value = Move> {
         4 => Just(Move::Step(Step::Job)),
         2 => any_size().prop_map(Move::Target),
         1 => Just(Move::Report),
-        1 => prop_oneof![Just(Move::Reset), Just(Move::Kexec)],
+        1 => prop_oneof![Just(Move::Reset), any_map().prop_map(Move::Kexec)],
         2 => any::<bool>().prop_map(Move::Save),
     ]
+}
+
+fn any_map() -> impl Strategy<Value = MemoryMap> {
+    prop_oneof![Just(MemoryMap::Machine), Just(MemoryMap::Boot)]
 }
 
 /// Everything that can happen, even to a guest that does not do what it is asked.
@@ -55,7 +63,8 @@ fn any_mishap() -> impl Strategy<Value = Move> {
         10 => any_move(),
         1 => Just(Move::Reload),
         1 => Just(Move::Wait),
-        1 => prop::sample::select(vec![1, 7, 8, 9]).prop_map(|log2_mib| Move::Replace { log2_mib }),
+        1 => (prop::sample::select(vec![1, 7, 8, 9]), any_map())
+            .prop_map(|(log2_mib, map)| Move::Replace { log2_mib, map }),
         1 => any_honest_answer().prop_map(Move::Answer),
     ]
 }
@@ -94,9 +103,9 @@ fn make(pair: &mut Pair, next: Move) {
             pair.reopen();
         }
         // Nobody knows what a guest did with memory that it was offered but did not answer for.
-        Move::Kexec if pair.snapshot().state == StateName::HotAdding => {}
-        Move::Kexec => {
-            pair.kexec();
+        Move::Kexec(_) if pair.snapshot().state == StateName::HotAdding => {}
+        Move::Kexec(map) => {
+            pair.kexec(map);
             pair.reopen();
         }
         Move::Reload => {
@@ -108,8 +117,8 @@ fn make(pair: &mut Pair, next: Move) {
             pair.run_now();
             pair.wait();
         }
-        Move::Replace { log2_mib } => {
-            pair.kexec();
+        Move::Replace { log2_mib, map } => {
+            pair.kexec(map);
             let personality = pair.guest.personality_mut();
             *personality = personality.clone().with_alignment(log2_mib);
             pair.reopen();
@@ -128,7 +137,7 @@ proptest! {
         last in any_size(),
         shattered: bool,
     ) {
-        let mut pair = Pair::with_capacity(guest, SIZE_MIB, IN_USE_MIB, CAPACITY_MIB);
+        let mut pair = Pair::with_capacity(guest, SIZE_MIB, IN_USE_MIB, SPACE_MIB);
         if shattered {
             pair.guest.memory_mut().shatter();
         }
@@ -143,15 +152,14 @@ proptest! {
     }
 
     /// The pair itself checks that no page in use is discarded or removed, and that the guest uses
-    /// no page that is not mapped. More can be added than the targets need, since each change of
-    /// alignment may waste some.
+    /// no page that is not mapped.
     #[test]
     fn after_any_mishap_a_reset_makes_all_well(
         guest in any_guest(),
         moves in prop::collection::vec(any_mishap(), 0..200),
         last in any_size(),
     ) {
-        let mut pair = Pair::with_capacity(guest.clone(), SIZE_MIB, IN_USE_MIB, 4 * CAPACITY_MIB);
+        let mut pair = Pair::with_capacity(guest.clone(), SIZE_MIB, IN_USE_MIB, SPACE_MIB);
         pair.open();
         pair.run();
         for next in moves {
@@ -170,7 +178,7 @@ proptest! {
         moves in prop::collection::vec(any_move(), 0..200),
         last in 200..(SIZE_MIB + CAPACITY_MIB) / 2,
     ) {
-        let mut pair = Pair::on_huge_pages(guest, SIZE_MIB, IN_USE_MIB, CAPACITY_MIB);
+        let mut pair = Pair::on_huge_pages(guest, SIZE_MIB, IN_USE_MIB, SPACE_MIB);
         pair.open();
         pair.run();
         for next in moves {

@@ -370,3 +370,19 @@ fn reserved_channels_are_refused() {
     let answers = pair.raw(GuestMessage::CloseReserved(close).emit());
     assert!(matches!(answers[..], [HostMessage::CloseReservedResponse(_)]));
 }
+
+#[test]
+fn a_channel_is_reopened_only_within_a_connection() {
+    let (mut pair, relid, gpadl, _) = Pair::opened(Version::V5_3);
+    assert!(!pair.is_reopened);
+    for _ in 0..2 {
+        pair.client.close(relid);
+        pair.client.open(relid, gpadl, 5, VpIndex::new(0));
+        assert_eq!(pair.run(), [Event::Opened(relid, true)]);
+        assert!(pair.is_reopened);
+    }
+    // Another kernel, or another firmware, connects.
+    let relid = pair.connect();
+    pair.open(relid);
+    assert!(!pair.is_reopened);
+}

@@ -26,6 +26,8 @@ pub(crate) struct Pair {
     pub(crate) rings: Option<ChannelRings<Arc<SharedMemory>>>,
     /// The VP on which the device would signal the guest.
     pub(crate) target_vp: Option<VpIndex>,
+    /// Whether the channel was opened again by the same kernel.
+    pub(crate) is_reopened: bool,
     /// Whether the device is slow to close: closes wait for [`Pair::finish_closing`].
     pub(crate) slow_device: bool,
     pub(crate) closing: Vec<ChannelId>,
@@ -55,6 +57,7 @@ impl Pair {
             channel,
             rings: None,
             target_vp: None,
+            is_reopened: false,
             slow_device: false,
             closing: Vec::new(),
             saves: false,
@@ -191,7 +194,8 @@ impl Pair {
             match action {
                 Action::Send { vp, message } => self.slots.push_back((vp, message)),
                 Action::DropQueuedMessages => self.slots.clear(),
-                Action::Open { channel, rings, target_vp, .. } => {
+                Action::Open { channel, rings, target_vp, is_reopened, .. } => {
+                    self.is_reopened = is_reopened;
                     self.rings = ChannelRings::open(self.mem.clone(), &rings).ok();
                     self.target_vp = target_vp;
                     self.server.open_finished(channel, self.rings.is_some());

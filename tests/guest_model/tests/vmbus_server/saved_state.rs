@@ -241,7 +241,7 @@ fn a_device_that_was_opening_is_opened_again_and_one_that_was_closing_closed() {
         server_of(&saved).unwrap().poll_action()
     };
     let (pair, relid, ..) = Pair::opened(Version::V5_3);
-    let Some(vmbus::Action::Open { channel, rings, target_vp, relid: of, connection_id }) =
+    let Some(vmbus::Action::Open { channel, rings, target_vp, relid: of, connection_id, .. }) =
         first("opening")
     else {
         panic!("not opened")

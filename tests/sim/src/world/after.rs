@@ -30,7 +30,8 @@ impl World {
         };
         assert!(!is_overdue || guest_was_let_down, "time alone ended a target: {stop:?}");
         self.guest.driver.memory_mut().release();
-        let all = self.host.snapshot().assigned;
+        let device = self.host.snapshot();
+        let all = device.assigned.saturating_sub(device.unconfirmed);
         self.target(all);
         if answers && !guest_was_let_down {
             self.has_returned_everything(all);

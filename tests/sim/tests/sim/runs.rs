@@ -29,6 +29,7 @@ const SEEN: &[(&str, &[&str])] = &[
             "hot-add-timeout",
             "not-onlined",
             "no-address-space",
+            "unconfirmed",
             "host-memory",
             "reset",
         ],

@@ -42,6 +42,7 @@ pub(super) struct Channel {
     pub(super) instance: u128,
     pub(super) relid: u32,
     pub(super) presence: Presence,
+    pub(super) was_open: bool,
     pub(super) state: ChannelState,
 }
 

@@ -128,6 +128,7 @@ fn add_channel(server: &mut Server, form: &form::Channel) -> Result<()> {
             form::Presence::Rescinded => Presence::Rescinded,
             form::Presence::Gone => Presence::Gone,
         },
+        was_open: form.was_open,
         state: channel_state(&form.state)?,
     };
     let is_live = channel.is_live(&offer);

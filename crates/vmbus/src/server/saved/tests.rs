@@ -48,6 +48,7 @@ fn channel(id: u64) -> form::Channel {
         instance: id.into(),
         relid: u32::try_from(id).unwrap().saturating_add(1),
         presence: Presence::Unannounced,
+        was_open: false,
         state: ChannelState::Closed,
     }
 }

@@ -52,6 +52,7 @@ fn channel(id: ChannelId, channel: &Channel) -> form::Channel {
             Presence::Rescinded => form::Presence::Rescinded,
             Presence::Gone => form::Presence::Gone,
         },
+        was_open: channel.was_open,
         state: match &channel.state {
             ChannelState::Closed => form::ChannelState::Closed,
             ChannelState::Opening { rings: of, open_id } => {
