@@ -177,7 +177,8 @@ impl Client {
                 self.memory.in_use(),
                 self.memory.ballooned().len(),
                 self.memory.offline().len(),
-                self.memory.floor(),
+                // As far as is known, only Linux adds its floor.
+                if self.personality.is_linux() { self.memory.floor() } else { PageCount::ZERO },
             ]
             .into_iter()
             .fold(PageCount::ZERO, PageCount::saturating_add),

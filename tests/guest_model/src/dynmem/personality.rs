@@ -108,6 +108,12 @@ pub struct Personality {
 }
 
 impl Personality {
+    /// Whether its OS ID says Linux (TLFS, `HV_X64_MSR_GUEST_OS_ID`).
+    #[must_use]
+    pub const fn is_linux(&self) -> bool {
+        self.guest_os_id >> 56 == 0x81
+    }
+
     /// This guest with a hot-add alignment of 2^`log2_mib` MiB; it also adds memory in blocks of
     /// that size.
     #[must_use]
