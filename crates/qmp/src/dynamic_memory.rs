@@ -33,9 +33,14 @@ pub struct DynamicMemoryInfo {
     /// The memory assigned to the guest, ballooned or not: `boot` plus `hot_added`.
     #[serde(default)]
     pub assigned: u64,
-    /// Memory that the guest gave up and the host has back: `assigned` less `actual`.
+    /// Memory that the guest gave up and the host has back: `assigned` less `actual` and
+    /// `unconfirmed`.
     #[serde(default)]
     pub ballooned: u64,
+    /// Memory added before the guest's kernel started, as with kexec, of which the kernel has not
+    /// shown that it has it. Not part of `actual`, and not offered again.
+    #[serde(default)]
+    pub unconfirmed: u64,
     /// Memory that the guest gave up and the host does not have back yet.
     #[serde(default)]
     pub in_flight: u64,
@@ -141,6 +146,7 @@ mod tests {
             hot_added: 5,
             assigned: 6,
             ballooned: 7,
+            unconfirmed: 17,
             in_flight: 8,
             held: 9,
             undiscarded: 10,
@@ -164,7 +170,7 @@ mod tests {
         let value = serde_json::to_value(full()).unwrap();
         let expected = json!({
             "state": "idle", "actual": 1, "target": 2, "maximum": 3, "boot": 4, "hot-added": 5,
-            "assigned": 6, "ballooned": 7, "in-flight": 8, "held": 9, "undiscarded": 10,
+            "assigned": 6, "ballooned": 7, "unconfirmed": 17, "in-flight": 8, "held": 9, "undiscarded": 10,
             "foreign": 11, "resident": 15, "unexplained": 16, "ready-in-ms": 12, "waiting": "w", "stopped": "s",
             "last-refusal": { "target": 13, "reason": "r" }, "guest-os-id": u64::MAX,
             "guest-os": "Linux 6.1", "protocol-version": "2.0", "hot-add-alignment": 14,

@@ -34,6 +34,7 @@ fn progress(books: &DynamicMemoryInfo) -> Vec<Row> {
 fn sizes(books: &DynamicMemoryInfo) -> Vec<Row> {
     let always = [("maximum", books.maximum), ("boot", books.boot), ("hot-added", books.hot_added)];
     let exceptions = [
+        ("unconfirmed", books.unconfirmed, "added earlier; this kernel has not shown to have it"),
         ("in flight", books.in_flight, "given by the guest, not freed yet"),
         ("held", books.held, "given by the guest, kept by huge pages that are partly in use"),
         ("kept", books.undiscarded, "given by the guest, but the host could not free it"),
@@ -134,11 +135,13 @@ mod tests {
             in_flight: 4096,
             held: 1 << 20,
             undiscarded: 8192,
+            unconfirmed: 4096,
             foreign: 12288,
             unexplained: 1 << 21,
             ..idle()
         };
         let expected = [
+            "unconfirmed: 4 KiB added earlier; this kernel has not shown to have it",
             "in flight: 4 KiB given by the guest, not freed yet",
             "held: 1 MiB given by the guest, kept by huge pages that are partly in use",
             "kept: 8 KiB given by the guest, but the host could not free it",

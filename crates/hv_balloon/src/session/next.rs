@@ -88,7 +88,8 @@ impl Session {
     /// Asks again after a short answer and the pause that follows it.
     pub(super) fn ask_again(&mut self, machine: &mut Machine, short_answers: u32) -> Activity {
         let excess = machine.excess_pages();
-        if excess.is_zero() || !self.outbox.is_idle() || !machine.may_ask() {
+        let may_ask = machine.may_ask() && self.can(Capabilities::BALLOON);
+        if excess.is_zero() || !self.outbox.is_idle() || !may_ask {
             return Activity::Idle;
         }
         self.request_pages(machine, excess, short_answers)

@@ -75,6 +75,7 @@ pub(crate) static DYNAMIC_MEMORY: Object = Object::new(
         Required("hot-added", Size),
         Required("assigned", Size),
         Required("ballooned", Size),
+        Required("unconfirmed", Size),
         Required("in-flight", Size),
         Required("held", Size),
         Required("undiscarded", Size),

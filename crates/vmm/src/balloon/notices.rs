@@ -76,6 +76,13 @@ impl Notices {
                 self.hot_added.held = Some(hot_added);
                 self.flush();
             }
+            Notice::Unconfirmed { pages } => {
+                tracing::warn!(
+                    bytes = pages.bytes(),
+                    "the guest's kernel has not confirmed memory that was added before it started \
+                     (kexec); it is not counted, and not offered again before a reset"
+                );
+            }
             Notice::TargetReached { actual } => {
                 tracing::info!(actual_bytes = actual.bytes(), "target reached");
             }

@@ -51,6 +51,8 @@ impl Balloon for Device {
         // Before the books: pages that are discarded in between are explained then, too.
         let resident = self.resident.bytes();
         let device = self.snapshot();
+        // What no kernel uses may still hold what an earlier one left in it.
+        let provided = device.actual.saturating_add(device.unconfirmed);
         DynamicMemoryInfo {
             state: device.state.as_str().into(),
             waiting: waiting(&device).map(Into::into),
@@ -61,13 +63,14 @@ impl Balloon for Device {
             hot_added: device.hot_added.bytes(),
             assigned: device.assigned.bytes(),
             ballooned: device.ballooned.bytes(),
+            unconfirmed: device.unconfirmed.bytes(),
             in_flight: device.in_flight.bytes(),
             held: device.held.bytes(),
             undiscarded: device.undiscarded.bytes(),
             foreign: device.foreign.bytes(),
             resident,
             unexplained: resident
-                .map_or(0, |resident| unexplained(resident, device.actual.bytes())),
+                .map_or(0, |resident| unexplained(resident, provided.bytes())),
             ready_in_ms: device
                 .ready_in
                 .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
@@ -132,6 +135,10 @@ fn waiting(device: &Snapshot) -> Option<&'static str> {
             Some("the guest has only just booted and must be left alone; see --settle")
         }
         StateName::Pausing => Some("the guest gave less than asked for and is asked again soon"),
+        _ if device.awaits_report => Some(
+            "the guest's kernel started after memory was added; its next status report tells whether \
+             it has that memory (Linux sends none in its first 45 seconds)",
+        ),
         _ => None,
     }
 }
