@@ -38,6 +38,7 @@ extern crate alloc;
 
 mod identity;
 mod machine;
+mod reminder;
 mod saved;
 mod trace;
 mod vsp;

@@ -7,6 +7,7 @@ use saved_state::{Format, SavedState};
 use serde::{Deserialize, Serialize};
 use vmbus::{Channel, GuestMemory, OpenChannel, SavedChannel};
 
+use crate::reminder::Reminder;
 use crate::DynamicMemory;
 use crate::machine::Leaving;
 use crate::vsp::Link;
@@ -120,6 +121,7 @@ impl<M: GuestMemory> DynamicMemory<M> {
         vsp.link = link;
         vsp.now = now;
         vsp.is_restored = true;
+        vsp.reminder = vsp.uses_rings().then(|| Reminder::new(now));
         vsp.leaving = Leaving::restore(saved.leaving);
         Ok(vsp)
     }

@@ -10,6 +10,7 @@ use vmbus::ring::RingError;
 use vmbus::{Channel, ChannelEvent, ChannelOutput, GuestMemory, Offer, OpenChannel, Received};
 use vmbus::{VmbusDevice, protocol::Guid};
 
+use crate::reminder::Reminder;
 use crate::machine::Leaving;
 use crate::trace::Trace;
 use crate::{Config, DEFAULT_INSTANCE, INTERFACE, TargetError};
@@ -72,6 +73,8 @@ pub struct DynamicMemory<M> {
     /// The VSP was restored, and the requests that the device repeats have not been taken yet.
     pub(crate) is_restored: bool,
     pub(crate) leaving: Leaving,
+    /// Until the handshake is over.
+    pub(crate) reminder: Option<Reminder>,
     outputs: VecDeque<Output>,
 }
 
@@ -96,6 +99,7 @@ impl<M: GuestMemory> DynamicMemory<M> {
             looks_again: false,
             is_restored: false,
             leaving: Leaving::default(),
+            reminder: None,
             outputs: VecDeque::new(),
         }
     }
@@ -197,6 +201,7 @@ impl<M: GuestMemory> DynamicMemory<M> {
             Ok(channel) => {
                 self.link = Link::Open(channel);
                 self.leaving.forget_size();
+                self.reminder = Some(Reminder::new(self.now));
                 self.outputs.push_back(Output::OpenFinished(Ok(())));
                 let is_reopened = open.is_reopened;
                 self.tell(Event::ChannelOpened { guest_os_id, is_reopened });
@@ -236,8 +241,22 @@ impl<M: GuestMemory> DynamicMemory<M> {
     fn channel_closed(&mut self) {
         self.batch_left = 0;
         self.looks_again = false;
+        self.reminder = None;
         self.leaving.closed(self.device.snapshot().actual);
         self.tell(Event::ChannelClosed);
+    }
+
+    /// Signals a guest again that has not read what the device answered in the handshake.
+    fn remind(&mut self) {
+        let Some(reminder) = self.reminder.filter(|due| due.at() <= self.now) else { return };
+        let unread = self.link.channel().map_or(Ok(false), Channel::remind);
+        let is_over =
+            !matches!(self.device.state(), StateName::AwaitVersion | StateName::AwaitCaps);
+        self.reminder = match unread {
+            Ok(false) if is_over => None,
+            Ok(_) => reminder.next(self.now),
+            Err(error) => return self.break_channel(error),
+        };
     }
 
     /// Passes on the device's requests, and writes waiting messages to the ring.
@@ -414,6 +433,7 @@ impl<M: GuestMemory> VmbusDevice<M> for DynamicMemory<M> {
                 if core::mem::take(&mut self.looks_again) {
                     self.batch_left = self.batch;
                 }
+                self.remind();
                 if self.device.next_deadline().is_some_and(|at| at <= self.now) {
                     self.tell(Event::Deadline);
                 }
@@ -440,7 +460,8 @@ impl<M: GuestMemory> VmbusDevice<M> for DynamicMemory<M> {
 
     fn poll_timeout(&self) -> Option<Duration> {
         let again = self.looks_again.then_some(self.now);
-        [again, self.device.next_deadline()].into_iter().flatten().min()
+        let reminder = self.reminder.map(Reminder::at);
+        [again, reminder, self.device.next_deadline()].into_iter().flatten().min()
     }
 
     fn waits_for_room(&self) -> bool {

@@ -127,6 +127,44 @@ fn a_channel_without_rings_is_refused_and_the_device_never_hears_of_it() {
     assert_eq!(vsp.snapshot().state, StateName::AwaitVersion);
 }
 
+/// The guest hears that its channel is open later than of the device's answer, and hears no signal
+/// before that.
+#[test]
+fn a_guest_that_missed_the_first_signal_is_signalled_again_until_it_reads() {
+    let memory = Arc::new(SharedMemory::new(PAGES));
+    let mut guest = GuestRings::new(memory.clone(), &ring_pages(FIRST_RING_PAGE), SPLIT);
+    let mut vsp = new_vsp();
+    guest.send(&VersionRequest { version: Version::V2_0, is_last_attempt: true }.emit(1), 0).unwrap();
+    let heard = open(&mut vsp, &memory, FIRST_RING_PAGE);
+    assert_eq!(heard, [Output::OpenFinished(Ok(())), SIGNAL]);
+    let mut remind = |vsp: &mut DynamicMemory<Memory>| {
+        let at = vsp.poll_timeout()?;
+        vsp.handle(at, ChannelEvent::Timeout);
+        Some((at.as_secs(), outputs(vsp)))
+    };
+    for at in [1, 3, 7] {
+        assert_eq!(remind(&mut vsp), Some((at, vec![SIGNAL])));
+    }
+    assert!(guest.receive().is_some());
+    assert_eq!(remind(&mut vsp), Some((15, vec![])), "it has read everything");
+    for at in [31, 63, 127] {
+        assert_eq!(remind(&mut vsp), Some((at, vec![])));
+    }
+    assert_eq!(remind(&mut vsp), None, "a guest that never goes on is left alone");
+}
+
+#[test]
+fn a_guest_that_is_past_the_handshake_is_not_reminded() {
+    let mut channel = Channel::new();
+    channel.negotiate();
+    while channel.guest.receive().is_some() {}
+    let settled = channel.vsp.poll_timeout();
+    assert_eq!(settled, Some(Duration::from_secs(1)));
+    channel.vsp.handle(Duration::from_secs(1), ChannelEvent::Timeout);
+    assert_eq!(outputs(&mut channel.vsp), []);
+    assert_eq!(channel.vsp.poll_timeout(), Some(hv_balloon::DEFAULT_SETTLE));
+}
+
 #[test]
 fn a_broken_ring_stops_the_channel_until_it_is_opened_anew() {
     let mut channel = Channel::new();

@@ -197,6 +197,18 @@ impl<M: GuestMemory> Channel<M> {
         }
     }
 
+    /// Signals the guest again if it has left packets unread, and returns whether it has. A guest may
+    /// miss signals that come before it has heard that the channel is open.
+    ///
+    /// # Errors
+    /// [`RingError`] if the guest broke the ring; the channel must be [stopped](Channel::stop).
+    pub fn remind(&mut self) -> Result<bool, RingError> {
+        let Some(rings) = &self.rings else { return Ok(false) };
+        let is_unread = rings.is_unread()?;
+        self.wants_signal |= is_unread;
+        Ok(is_unread)
+    }
+
     /// Takes the pending signal to the guest. `None` if there is none, or the guest wants no
     /// signals.
     #[inline]

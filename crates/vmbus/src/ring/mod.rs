@@ -143,6 +143,14 @@ impl<M: GuestMemory> ChannelRings<M> {
         self.outgoing.send(&self.mem, PacketKind::DATA_IN_BAND, payload, transaction_id)
     }
 
+    /// Whether the guest has left packets unread and wants to be signalled.
+    ///
+    /// # Errors
+    /// [`RingError`] if the guest broke the ring.
+    pub fn is_unread(&self) -> Result<bool, RingError> {
+        self.outgoing.is_unread(&self.mem)
+    }
+
     /// Completes a packet that requested a completion.
     ///
     /// # Errors

@@ -78,6 +78,12 @@ impl Outgoing {
         Ok(self.pages.load_read_index(mem)? == start)
     }
 
+    /// Whether the guest has left packets unread and wants to be signalled.
+    pub(super) fn is_unread<M: GuestMemory>(&self, mem: &M) -> Result<bool, RingError> {
+        let is_masked = self.pages.load(mem, INTERRUPT_MASK, Ordering::Acquire)? != 0;
+        Ok(!is_masked && self.pages.load_read_index(mem)? != self.write)
+    }
+
     /// Whether the packet fits. If not, the guest is told how much room the host waits for.
     fn has_room<M: GuestMemory>(&mut self, mem: &M, len: PacketLen) -> Result<bool, RingError> {
         if self.load_free(mem)? > len.total {

@@ -76,6 +76,19 @@ fn unload_while_a_contact_waits_is_answered_alone() {
     assert_eq!(pair.run(), [Event::Unloaded]);
 }
 
+/// A crashing kernel waits for the answer to UNLOAD no longer than it likes, and the next one connects.
+#[test]
+fn a_contact_from_the_next_kernel_takes_the_place_of_an_unload_that_waits() {
+    let (mut pair, ..) = Pair::opened(Version::V5_3);
+    pair.slow_device = true;
+    pair.client.unload();
+    assert_eq!(pair.run(), []);
+    pair.client.connect();
+    assert_eq!(pair.run(), []);
+    pair.finish_closing();
+    assert_eq!(pair.run(), [Event::Connected(Version::V5_3)]);
+}
+
 #[test]
 fn unload_while_a_refusal_waits_is_answered_alone() {
     let (mut pair, ..) = Pair::opened(Version::V5_3);
