@@ -57,8 +57,7 @@ impl Vmm {
         match action {
             vmbus::Action::Send { message, .. } => self.bus.receive(message.as_bytes()),
             vmbus::Action::Open { rings, target_vp, relid, connection_id, is_reopened, .. } => {
-                let channel =
-                    OpenChannel { rings, target_vp, relid, connection_id, is_reopened };
+                let channel = OpenChannel { rings, target_vp, relid, connection_id, is_reopened };
                 let (memory, guest_os_id) = (self.memory.clone(), self.guest_os_id);
                 self.tell(ChannelEvent::Open { memory, channel, guest_os_id });
             }

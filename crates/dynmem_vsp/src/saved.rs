@@ -7,9 +7,9 @@ use saved_state::{Format, SavedState};
 use serde::{Deserialize, Serialize};
 use vmbus::{Channel, GuestMemory, OpenChannel, SavedChannel};
 
-use crate::reminder::Reminder;
 use crate::DynamicMemory;
 use crate::machine::Leaving;
+use crate::reminder::Reminder;
 use crate::vsp::Link;
 
 /// The saved state of a VSP, from [`DynamicMemory::save`], in one of its versions.
@@ -121,7 +121,8 @@ impl<M: GuestMemory> DynamicMemory<M> {
         vsp.link = link;
         vsp.now = now;
         vsp.is_restored = true;
-        vsp.reminder = vsp.uses_rings().then(|| Reminder::new(now));
+        // The guest is signalled now, and may not hear that either.
+        vsp.reminder = vsp.is_in_handshake().then(|| Reminder::new(now));
         vsp.leaving = Leaving::restore(saved.leaving);
         Ok(vsp)
     }

@@ -10,8 +10,8 @@ use vmbus::ring::RingError;
 use vmbus::{Channel, ChannelEvent, ChannelOutput, GuestMemory, Offer, OpenChannel, Received};
 use vmbus::{VmbusDevice, protocol::Guid};
 
-use crate::reminder::Reminder;
 use crate::machine::Leaving;
+use crate::reminder::Reminder;
 use crate::trace::Trace;
 use crate::{Config, DEFAULT_INSTANCE, INTERFACE, TargetError};
 
@@ -246,14 +246,16 @@ impl<M: GuestMemory> DynamicMemory<M> {
         self.tell(Event::ChannelClosed);
     }
 
+    pub(crate) const fn is_in_handshake(&self) -> bool {
+        matches!(self.device.state(), StateName::AwaitVersion | StateName::AwaitCaps)
+    }
+
     /// Signals a guest again that has not read what the device answered in the handshake.
     fn remind(&mut self) {
         let Some(reminder) = self.reminder.filter(|due| due.at() <= self.now) else { return };
         let unread = self.link.channel().map_or(Ok(false), Channel::remind);
-        let is_over =
-            !matches!(self.device.state(), StateName::AwaitVersion | StateName::AwaitCaps);
         self.reminder = match unread {
-            Ok(false) if is_over => None,
+            Ok(false) if !self.is_in_handshake() => None,
             Ok(_) => reminder.next(self.now),
             Err(error) => return self.break_channel(error),
         };

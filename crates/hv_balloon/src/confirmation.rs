@@ -29,10 +29,10 @@ use dynmem_protocol::StatusReport;
 use page_range::PageCount;
 
 use crate::Notice;
+use crate::StopReason;
 use crate::config::is_linux;
 use crate::machine::Machine;
 use crate::target::Pursuit;
-use crate::StopReason;
 
 /// How long the device waits for a report that tells whether the guest has the memory added before
 /// its kernel started. Linux sends none in the first 45 seconds of its driver.

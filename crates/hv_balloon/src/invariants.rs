@@ -58,10 +58,9 @@ fn idle_means_nothing_to_do(session: &Session, machine: &Machine) {
     let waits = !session.outbox().is_idle() || !ledger.in_flight().is_zero() || removals.is_busy();
     if let (Some(goal), false) = (machine.goal, waits) {
         let may_not_ask = !machine.may_ask() && !machine.excess_pages().is_zero();
-        let waits_for_guest =
-            matches!(goal.pursuit, Pursuit::Overdue(_))
-                || session.looks_for_use()
-                || machine.awaits_report();
+        let waits_for_guest = matches!(goal.pursuit, Pursuit::Overdue(_))
+            || session.looks_for_use()
+            || machine.awaits_report();
         assert!(!goal.is_open() || may_not_ask || waits_for_guest, "idle with an open target");
         assert!(
             !matches!(goal.pursuit, Pursuit::Stopping(_)),

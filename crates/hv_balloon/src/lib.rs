@@ -88,8 +88,8 @@ mod state;
 mod target;
 
 pub use action::{Action, Job, JobId, Prepare, Task};
-pub use confirmation::CONFIRMATION_WAIT;
 pub use config::{Config, ConfigError, DEFAULT_SETTLE, HotAdd, ReplaceError, Settle};
+pub use confirmation::CONFIRMATION_WAIT;
 pub use device::Device;
 pub use dynmem_protocol::{StatusReport, Version};
 pub use event::Event;

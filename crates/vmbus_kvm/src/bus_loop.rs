@@ -283,16 +283,8 @@ impl<P: Platform> BusLoop<P> {
                     machine.clear_queues();
                 }
             }
-            Action::Open {
-                channel,
-                rings,
-                target_vp,
-                relid,
-                connection_id,
-                is_reopened,
-            } => {
-                let open =
-                    OpenChannel { rings, target_vp, relid, connection_id, is_reopened };
+            Action::Open { channel, rings, target_vp, relid, connection_id, is_reopened } => {
+                let open = OpenChannel { rings, target_vp, relid, connection_id, is_reopened };
                 self.open(channel, open);
             }
             Action::Close { channel } => {

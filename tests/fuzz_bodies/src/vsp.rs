@@ -221,8 +221,7 @@ impl<'m> Driver<'m> {
         let target_vp = Some(VpIndex::new(0));
         let connection_id = ConnectionId::new(0x1007);
         let relid = RELID;
-        let channel =
-            OpenChannel { rings, target_vp, relid, connection_id, is_reopened: false };
+        let channel = OpenChannel { rings, target_vp, relid, connection_id, is_reopened: false };
         self.bus = Bus::Open(channel.clone());
         self.tell(ChannelEvent::Open { memory: self.memory, channel, guest_os_id: 0 });
         if !self.opened.take().expect("the bus waits for an answer") {

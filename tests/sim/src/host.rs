@@ -343,13 +343,7 @@ impl Host {
                 self.awaited_room = head.checked_add(PENDING_SEND_SIZE).expect("a page");
                 self.tell(ChannelEvent::Open {
                     memory: self.ram.of_host(),
-                    channel: OpenChannel {
-                        rings,
-                        target_vp,
-                        relid,
-                        connection_id,
-                        is_reopened,
-                    },
+                    channel: OpenChannel { rings, target_vp, relid, connection_id, is_reopened },
                     guest_os_id: self.guest_os_id,
                 });
             }

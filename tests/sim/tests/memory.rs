@@ -90,7 +90,10 @@ fn deaf_device() -> Device {
     let boot_ram = [range(0, RAM_PAGES)].into_iter().collect();
     let mut device =
         Device::new(Config { boot_ram, ..Config::default() }).expect("a device that can be");
-    device.handle(Duration::ZERO, Event::ChannelOpened { guest_os_id: 0x81 << 56, is_reopened: false });
+    device.handle(
+        Duration::ZERO,
+        Event::ChannelOpened { guest_os_id: 0x81 << 56, is_reopened: false },
+    );
     device
 }
 

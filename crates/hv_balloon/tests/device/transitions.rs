@@ -21,7 +21,9 @@ fn in_state(state: StateName) -> Driver {
             driver.give(&[range(0, 512)], true);
             driver.handle(Event::ChannelClosed);
         }
-        StateName::AwaitVersion => driver.handle(Event::ChannelOpened { guest_os_id: 0, is_reopened: false }),
+        StateName::AwaitVersion => {
+            driver.handle(Event::ChannelOpened { guest_os_id: 0, is_reopened: false })
+        }
         StateName::AwaitCaps => {
             driver.handle(Event::ChannelOpened { guest_os_id: 0, is_reopened: false });
             driver.packet(&version_request(Version::V2_0));

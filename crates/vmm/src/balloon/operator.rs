@@ -69,8 +69,7 @@ impl Balloon for Device {
             undiscarded: device.undiscarded.bytes(),
             foreign: device.foreign.bytes(),
             resident,
-            unexplained: resident
-                .map_or(0, |resident| unexplained(resident, provided.bytes())),
+            unexplained: resident.map_or(0, |resident| unexplained(resident, provided.bytes())),
             ready_in_ms: device
                 .ready_in
                 .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),

@@ -223,7 +223,10 @@ impl Session {
     fn check_books(&mut self) -> Result<()> {
         let status = &self.seen;
         ensure!(status.faults.are_none(), "the device counted faults: {status:?}");
-        ensure!(status.actual + status.unconfirmed + status.ballooned == status.assigned, "{status:?}");
+        ensure!(
+            status.actual + status.unconfirmed + status.ballooned == status.assigned,
+            "{status:?}"
+        );
         ensure!(status.assigned <= MOST, "{status:?}");
         let odd = [status.in_flight, status.held, status.undiscarded, status.foreign];
         ensure!(odd == [0; 4], "{status:?}");

@@ -54,7 +54,10 @@ impl World {
         // A guest may give pages that it had not confirmed: it has more than was known.
         let is_known = device.unconfirmed.is_zero();
         let is_back = (device.actual, device.target) == (all, Some(all));
-        assert!(is_back || !is_known && device.actual >= all, "not everything came back: {device:?}");
+        assert!(
+            is_back || !is_known && device.actual >= all,
+            "not everything came back: {device:?}"
+        );
         assert_eq!(self.host.watch.oracle.given(), PageCount::ZERO);
         assert!(self.guest.driver.memory().ballooned().is_empty(), "the guest lacks pages");
     }
