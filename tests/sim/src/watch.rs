@@ -57,6 +57,8 @@ pub(crate) struct Watch {
     asked_at: Option<Duration>,
     /// The guest's size before it closed its channel, until it opens it again.
     size_at_close: Option<PageCount>,
+    /// What the device last said of memory that the guest's kernel has not confirmed.
+    unconfirmed: PageCount,
     /// What the machine left when it was last reset, and the target set since.
     pub(crate) left: Kept,
     /// The machine is being reset.
@@ -81,6 +83,7 @@ impl Watch {
             settles_since: Duration::ZERO,
             asked_at: None,
             size_at_close: None,
+            unconfirmed: PageCount::ZERO,
             left: Kept::default(),
             is_resetting: false,
         }
@@ -106,7 +109,9 @@ impl Watch {
             }
             Step::Closed => {
                 self.trace.note(now, || "device is told: closed".into());
-                self.size_at_close.get_or_insert(self.oracle.actual());
+                // What its kernel does not know is no part of a guest's size.
+                let known = self.oracle.actual().saturating_sub(self.unconfirmed);
+                self.size_at_close.get_or_insert(known);
                 self.oracle.channel_closed();
             }
             Step::Received(TracedPacket { payload: packet, .. }) => {
@@ -172,7 +177,8 @@ impl Watch {
     }
 
     /// Checks what must hold whenever the device has no more output.
-    pub(crate) fn check(&self, now: Duration, device: &Snapshot, deadline: Option<Duration>) {
+    pub(crate) fn check(&mut self, now: Duration, device: &Snapshot, deadline: Option<Duration>) {
+        self.unconfirmed = device.unconfirmed;
         self.oracle.check(device);
         self.check_wait(now, device.state, deadline);
         let is_known = device.target.is_some() || self.open_target.is_none();

@@ -186,6 +186,9 @@ impl Session {
             }
             return match (taken, response.result) {
                 (Some(_), _) => self.try_again(machine, StopReason::HotAddPartial),
+                // A late refusal does not concern what is done for another target meanwhile. That would
+                // be given up, but not before a guest has answered that may never do so.
+                (None, HotAddResult::SUCCESS) if took.is_none() && self.is_busy() => Activity::Idle,
                 (None, HotAddResult::SUCCESS) => {
                     machine.stop(StopReason::HotAddRefused);
                     Activity::Idle

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use dynmem_protocol::{Capabilities, HotAddResult, StatusReport};
 use hv_balloon::{
-    Event, FIRST_RETRY_PAUSE, HOT_ADD_TIMEOUT, MAX_FAILURES, Notice, Prepare, Refusal,
-    ReplaceError, StateName, StopReason, TargetError, Transaction,
+    BALLOON_TIMEOUT, Event, FIRST_RETRY_PAUSE, HOT_ADD_TIMEOUT, MAX_FAILURES, Notice, Prepare,
+    Refusal, ReplaceError, StateName, StopReason, TargetError, Transaction,
 };
 use page_range::PageRange;
 
@@ -211,6 +211,20 @@ fn a_silent_guest_keeps_what_it_was_offered_and_may_answer_late() {
     driver.wait(100 * HOT_ADD_TIMEOUT);
     driver.added(BLOCK, HotAddResult::SUCCESS);
     assert_eq!((driver.actual(), stop(&driver)), (RAM_PAGES + BLOCK, None));
+}
+
+#[test]
+fn a_late_refusal_does_not_hide_that_the_guest_is_silent_again() {
+    let (mut driver, _) = offering(BLOCK);
+    driver.wait(HOT_ADD_TIMEOUT * 2);
+    driver.set_target(RAM_PAGES - 100);
+    assert_eq!(driver.asked(), 100);
+    driver.added(0, HotAddResult::SUCCESS);
+    driver.notices.clear();
+    driver.wait(BALLOON_TIMEOUT);
+    assert_eq!(stop(&driver), Some(StopReason::Timeout));
+    let (target, actual, reason) = (pages(RAM_PAGES - 100), pages(RAM_PAGES), StopReason::Timeout);
+    assert!(driver.notices.contains(&Notice::StoppedShort { target, actual, reason }));
 }
 
 #[test]
