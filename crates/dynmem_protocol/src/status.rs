@@ -47,14 +47,14 @@ impl StatusReport {
     #[must_use]
     pub const fn linux_floor(managed: PageCount) -> PageCount {
         let mib = managed.bytes() >> 20;
-        let floor = match mib {
-            0..128 => 8 + mib / 2,
-            128..512 => 40 + mib / 4,
-            512..2048 => 104 + mib / 8,
-            2048..8192 => 232 + mib / 16,
-            _ => 488 + mib / 32,
+        let (least, share) = match mib {
+            0..128 => (8, mib / 2),
+            128..512 => (40, mib / 4),
+            512..2048 => (104, mib / 8),
+            2048..8192 => (232, mib / 16),
+            _ => (488, mib / 32),
         };
-        PageCount::from_bytes(floor << 20)
+        PageCount::from_bytes(least << 20).saturating_add(PageCount::from_bytes(share << 20))
     }
 
     pub(crate) fn parse(frame: &Frame<'_>) -> Result<Self, ParseError> {

@@ -139,7 +139,7 @@ fn a_guest_that_missed_the_first_signal_is_signalled_again_until_it_reads() {
         .unwrap();
     let heard = open(&mut vsp, &memory, FIRST_RING_PAGE);
     assert_eq!(heard, [Output::OpenFinished(Ok(())), SIGNAL]);
-    let mut remind = |vsp: &mut DynamicMemory<Memory>| {
+    let remind = |vsp: &mut DynamicMemory<Memory>| {
         let at = vsp.poll_timeout()?;
         vsp.handle(at, ChannelEvent::Timeout);
         Some((at.as_secs(), outputs(vsp)))
