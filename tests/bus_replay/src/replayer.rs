@@ -112,8 +112,11 @@ impl Replayer {
         if matches!(event, FromBus::Message { .. }) {
             self.compared.messages += 1;
         }
-        if let Some(Action::Open { rings, target_vp, relid, connection_id, .. }) = action {
-            self.to_open = Some(OpenChannel { rings, target_vp, relid, connection_id });
+        if let Some(Action::Open { rings, target_vp, relid, connection_id, is_reopened, .. }) =
+            action
+        {
+            self.to_open =
+                Some(OpenChannel { rings, target_vp, relid, connection_id, is_reopened });
         }
         Ok(())
     }
