@@ -26,8 +26,9 @@ impl Version {
     /// Server 2022: MODIFYCHANNEL gets a response.
     pub const V5_3: Self = Self::new(5, 3);
 
-    /// The versions this crate supports, oldest first. Version 6.0 adds feature flags and a wider
-    /// OPEN, which no device here needs; versions below 2.4 use a shared interrupt page.
+    /// The versions this crate supports, oldest first. Version 6.0 adds features that its flags
+    /// switch on, for paravisors and confidential guests; a guest that asks for it first takes 5.3
+    /// when it is refused. Versions below 2.4 use a shared interrupt page.
     pub const KNOWN: [Self; 8] = [
         Self::V2_4,
         Self::V3_0,
