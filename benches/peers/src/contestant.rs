@@ -1,20 +1,16 @@
 //! A guest under one of the peers, and the measurement of its resizes.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use e2e::{Agent, MIB, PATIENCE, Setup, wait_for};
-use qmp::{Client, ClientError, qapi};
+use anyhow::{Result, ensure};
+use e2e::MIB;
+use e2e::peer::{Machine, Peer, PeerVm};
+use qmp::qapi;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tempfile::TempDir;
 
-use crate::peer::{Peer, Sizes};
 use crate::usage::{self, Cpu, Usage};
 
 /// The shortest and the longest pause between two monitor queries.
@@ -30,16 +26,10 @@ const PROGRESS: Duration = Duration::from_secs(30);
 /// A guest under one of the peers; dropping it ends the process.
 #[derive(Debug)]
 pub(crate) struct Contestant {
-    peer: Peer,
-    child: Child,
-    /// The agent in the guest.
-    pub(crate) agent: Agent,
-    monitor: Client,
-    /// When the process was started.
-    pub(crate) started: Instant,
+    /// The process, the agent in its guest, and its monitor.
+    pub(crate) vm: PeerVm,
     /// CPU time of the device's threads for one monitor query, in seconds.
     question: f64,
-    dir: TempDir,
 }
 
 /// The expected `MemTotal` of the guest, in bytes.
@@ -78,30 +68,9 @@ pub(crate) struct Step {
 }
 
 impl Contestant {
-    /// Starts a guest; returns once its monitor answers.
-    ///
-    /// # Errors
-    ///
-    /// It does not start; the text contains the peer's error output.
-    pub(crate) fn start(peer: Peer, sizes: Sizes) -> Result<Self> {
-        let setup = Setup::from_env()?;
-        let dir = tempfile::Builder::new().prefix("hvb-peer-").tempdir()?;
-        let mut command = peer.command(&setup, sizes, &dir.path().join("qmp"))?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        command.stderr(File::create(dir.path().join("stderr"))?);
-        let started = Instant::now();
-        let mut child = command.spawn().with_context(|| format!("cannot start {}", peer.name()))?;
-        let input = child.stdin.take().context("no pipe")?;
-        let output = child.stdout.take().context("no pipe")?;
-        let agent = Agent::new(input, output);
-        match connect(&mut child, dir.path().join("qmp")) {
-            Ok(monitor) => Ok(Self { peer, child, agent, monitor, started, question: 0.0, dir }),
-            Err(error) => {
-                let _ = child.kill().and_then(|()| child.wait());
-                let words = fs::read_to_string(dir.path().join("stderr")).unwrap_or_default();
-                Err(error.context(words))
-            }
-        }
+    /// As [`PeerVm::start`].
+    pub(crate) fn start(peer: Peer, machine: Machine) -> Result<Self> {
+        Ok(Self { vm: PeerVm::start(peer, machine)?, question: 0.0 })
     }
 
     /// The guest's size in bytes, as the monitor reports it.
@@ -110,7 +79,7 @@ impl Contestant {
     ///
     /// As [`Client::run`].
     pub(crate) fn actual(&mut self) -> Result<u64> {
-        Ok(self.monitor.run(&qapi::query_balloon {})?.actual.unsigned_abs())
+        Ok(self.vm.monitor.run(&qapi::query_balloon {})?.actual.unsigned_abs())
     }
 
     /// Asks for a size.
@@ -119,13 +88,13 @@ impl Contestant {
     ///
     /// As [`Client::execute`].
     pub(crate) fn set_target(&mut self, bytes: u64) -> Result<()> {
-        self.monitor.execute("balloon", json!({ "value": bytes }))?;
+        self.vm.monitor.execute("balloon", json!({ "value": bytes }))?;
         Ok(())
     }
 
     /// The program's version, as the monitor reports it.
     pub(crate) fn version(&self) -> String {
-        let qemu = &self.monitor.version().qemu;
+        let qemu = &self.vm.monitor.version().qemu;
         format!("{}.{}.{}", qemu.major, qemu.minor, qemu.micro)
     }
 
@@ -140,12 +109,12 @@ impl Contestant {
         const COUNT: u32 = 20;
         let mut least = f64::INFINITY;
         for _ in 0..BATCHES {
-            let before = Usage::of(self.child.id())?;
+            let before = Usage::of(self.vm.id())?;
             for _ in 0..COUNT {
                 self.actual()?;
                 sleep(QUICK);
             }
-            let cpu = (Usage::of(self.child.id())? - &before).cpu(self.peer);
+            let cpu = (Usage::of(self.vm.id())? - &before).cpu(self.vm.peer);
             // Anything else that happens on the machine only adds to the time.
             least = least.min(cpu.device / f64::from(COUNT));
         }
@@ -170,17 +139,17 @@ impl Contestant {
             Total::Least(bytes) => ("least", bytes / 1024),
             Total::Most(bytes) => ("most", bytes / 1024),
         };
-        let before = Usage::of(self.child.id())?;
-        self.agent.tell(&format!("wait-total {side} {kib} {}", limit.as_secs()))?;
+        let before = Usage::of(self.vm.id())?;
+        self.vm.agent.tell(&format!("wait-total {side} {kib} {}", limit.as_secs()))?;
         let begin = Instant::now();
         self.set_target(bytes)?;
         let waited = self.wait_for_both(name, bytes, begin, limit)?;
         sleep(SETTLE);
-        let used = Usage::of(self.child.id())? - &before;
+        let used = Usage::of(self.vm.id())? - &before;
         Ok(Step {
             monitor: waited.monitor.as_secs_f64(),
             guest: waited.guest.as_secs_f64(),
-            cpu: used.cpu(self.peer).without(f64::from(waited.questions) * self.question),
+            cpu: used.cpu(self.vm.peer).without(f64::from(waited.questions) * self.question),
             threads: used.by_name(),
             questions: waited.questions,
             exits: used.exits,
@@ -226,7 +195,7 @@ impl Contestant {
             match guest {
                 Some(_) => sleep(pause),
                 None => {
-                    let answer = self.agent.answer_until(Instant::now() + pause)?;
+                    let answer = self.vm.agent.answer_until(Instant::now() + pause)?;
                     guest = answer.map(|(_, at)| at.saturating_duration_since(begin));
                 }
             }
@@ -239,45 +208,17 @@ impl Contestant {
     ///
     /// The process is gone.
     pub(crate) fn memory(&self, field: &str) -> Result<u64> {
-        usage::memory(self.child.id(), field)
+        usage::memory(self.vm.id(), field)
     }
 
-    /// Everything that may explain a failure: the last output of the peer and of its guest, the CPU
-    /// time of its threads in a second, and the accounting of `hvb`'s device.
+    /// As [`PeerVm::last_words`], with the CPU time of its threads in a second.
     pub(crate) fn last_words(&mut self) -> String {
-        let words = fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default();
         let used = || {
-            let before = Usage::of(self.child.id())?;
+            let before = Usage::of(self.vm.id())?;
             sleep(Duration::from_secs(1));
-            anyhow::Ok((Usage::of(self.child.id())? - &before).by_name())
+            anyhow::Ok((Usage::of(self.vm.id())? - &before).by_name())
         };
         let used = used();
-        let books = self.monitor.execute("x-query-dynamic-memory", json!({}));
-        format!(
-            "-- {}:\n{words}\n-- its threads in a second: {used:?}\n-- its device: {books:?}\n\
-             -- its guest:\n{}",
-            self.peer.name(),
-            self.agent.last_words()
-        )
+        format!("{}\n-- its threads in a second: {used:?}", self.vm.last_words())
     }
-}
-
-impl Drop for Contestant {
-    fn drop(&mut self) {
-        let _ = self.child.kill().and_then(|()| self.child.wait());
-    }
-}
-
-/// Connects to the monitor, whose socket appears a moment after the process.
-fn connect(child: &mut Child, socket: PathBuf) -> Result<Client> {
-    wait_for("the peer's monitor", || {
-        if let Some(status) = child.try_wait()? {
-            anyhow::bail!("it ended at once ({status})");
-        }
-        match Client::connect(&socket, PATIENCE) {
-            Ok(client) => Ok(Some(client)),
-            Err(ClientError::NoSocket { .. } | ClientError::NobodyListens { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    })
 }

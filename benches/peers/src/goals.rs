@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use crate::peer::Peer;
 use crate::summary::{ALL_CPU, RETURN, Row, SHRINK, Unit};
+use e2e::peer::Peer;
 
 /// A goal and the result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

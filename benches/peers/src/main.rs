@@ -3,7 +3,6 @@
 
 mod contestant;
 mod goals;
-mod peer;
 mod plot;
 mod round;
 mod summary;
@@ -18,8 +17,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use e2e::MIB;
+use e2e::peer::Peer;
 use goals::Goal;
-use peer::Peer;
 use round::{BOOT, MOST, Round, SMALL, Terms};
 use serde::{Deserialize, Serialize};
 use summary::Row;

@@ -7,8 +7,8 @@ use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
-use crate::peer::Peer;
 use crate::summary::{Row, Spread, Unit};
+use e2e::peer::Peer;
 
 const SIZE: (u32, u32) = (1100, 900);
 const BLUE: RGBColor = RGBColor(31, 119, 180);

@@ -8,7 +8,7 @@ use e2e::{MIB, PATIENCE};
 use serde::{Deserialize, Serialize};
 
 use crate::contestant::{Contestant, Step, Total};
-use crate::peer::{Peer, Sizes};
+use e2e::peer::{Machine, Peer};
 
 /// The guest's boot size.
 pub(crate) const BOOT: u64 = 4096 * MIB;
@@ -68,8 +68,8 @@ impl Round {
     /// The guest does not come up, or a step takes too long.
     pub(crate) fn measure(peer: Peer, terms: Terms) -> Result<Self> {
         let most = if peer.can_add() { MOST } else { BOOT };
-        let sizes = Sizes { boot: BOOT, most, clears: terms.clears };
-        let mut guest = Contestant::start(peer, sizes)?;
+        let machine = Machine { cpus: 2, boot: BOOT, most, clears: terms.clears };
+        let mut guest = Contestant::start(peer, machine)?;
         let round = Self::of(peer, &mut guest, terms.limit);
         if round.is_err() {
             println!("{}", guest.last_words());
@@ -80,10 +80,10 @@ impl Round {
     fn of(peer: Peer, guest: &mut Contestant, limit: Duration) -> Result<Self> {
         let first_effect = first_effect(guest)?;
         // The agent has been up for long; its output is still there to read.
-        let booted = guest.agent.wait_up()?;
+        let booted = guest.vm.agent.wait_up()?;
         let full = settle_at_boot_size(guest)?;
         let question = guest.price_question()?;
-        guest.agent.dirty_free_memory()?;
+        guest.vm.agent.dirty_free_memory()?;
         let (resident, huge) = (guest.memory("Rss")?, guest.memory("AnonHugePages")?);
 
         let gone = Total::Most(full - (BOOT - SMALL) + SLACK);
@@ -115,10 +115,10 @@ impl Round {
 fn first_effect(guest: &mut Contestant) -> Result<Duration> {
     while guest.actual()? == BOOT {
         guest.set_target(FIRST_TARGET)?;
-        ensure!(guest.started.elapsed() < 2 * PATIENCE, "a target has no effect");
+        ensure!(guest.vm.started.elapsed() < 2 * PATIENCE, "a target has no effect");
         sleep(Duration::from_millis(100));
     }
-    Ok(guest.started.elapsed())
+    Ok(guest.vm.started.elapsed())
 }
 
 /// Brings the guest back to its boot size; returns its `MemTotal` in bytes once it is there.
@@ -126,12 +126,12 @@ fn settle_at_boot_size(guest: &mut Contestant) -> Result<u64> {
     guest.set_target(BOOT)?;
     let mut before = 0;
     loop {
-        let total = guest.agent.meminfo()?.total;
+        let total = guest.vm.agent.meminfo()?.total;
         if guest.actual()? == BOOT && total == before {
             return Ok(total);
         }
         before = total;
-        ensure!(guest.started.elapsed() < 4 * PATIENCE, "MemTotal stays at {} MiB", total / MIB);
+        ensure!(guest.vm.started.elapsed() < 4 * PATIENCE, "MemTotal stays at {} MiB", total / MIB);
         sleep(Duration::from_millis(500));
     }
 }

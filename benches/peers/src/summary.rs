@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use e2e::MIB;
 use serde::Serialize;
 
-use crate::peer::Peer;
 use crate::round::Round;
+use e2e::peer::Peer;
 
 /// The unit of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

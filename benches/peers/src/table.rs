@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use crate::goals::Goal;
-use crate::peer::Peer;
 use crate::summary::{Row, Spread, Unit};
+use e2e::peer::Peer;
 
 const NAME: usize = 36;
 const CELL: usize = 26;

@@ -7,10 +7,10 @@ use std::ops::Sub;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::peer::Peer;
+use e2e::peer::Peer;
 
 /// The name used here for the first thread of a process, whatever its real name.
-pub(crate) const MAIN_THREAD: &str = "main";
+const MAIN_THREAD: &str = "main";
 
 /// CPU time in seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -90,7 +90,7 @@ impl Usage {
             if is_vcpu(&thread.name) {
                 cpu.vcpu += used;
             }
-            if peer.is_device_thread(&thread.name) {
+            if is_device_thread(peer, &thread.name) {
                 cpu.device += used;
             }
         }
@@ -172,6 +172,14 @@ pub(crate) fn memory(process: u32, field: &str) -> Result<u64> {
     let kib: u64 =
         value.with_context(|| format!("no {field}"))?.trim().trim_end_matches(" kB").parse()?;
     Ok(kib * 1024)
+}
+
+/// Whether the device runs on the thread of this name; QEMU's devices run in its main loop.
+fn is_device_thread(peer: Peer, name: &str) -> bool {
+    match peer {
+        Peer::Hvb => ["vmbus", "memory"].contains(&name),
+        Peer::HvBalloon | Peer::VirtioBalloon => name == MAIN_THREAD,
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 mod agent;
 mod config;
 mod console;
+pub mod peer;
 pub mod process;
 pub mod recorded;
 mod setup;

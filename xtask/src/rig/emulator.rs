@@ -30,6 +30,15 @@ pub(crate) struct Emulator {
     pub(crate) firmware: Option<OsString>,
 }
 
+impl Emulator {
+    /// The variables that tell the tests of `e2e` how to start it in the rig.
+    pub(crate) fn peer_environment(self) -> impl Iterator<Item = (&'static str, OsString)> {
+        let paths = [("HVB_PEER_LIBRARIES", self.libraries), ("HVB_PEER_FIRMWARE", self.firmware)];
+        let paths = paths.into_iter().filter_map(|(name, paths)| Some((name, paths?)));
+        std::iter::once(("HVB_PEER_QEMU", self.program.into())).chain(paths)
+    }
+}
+
 /// Takes the machine's QEMU if it is new enough, or else that of Debian's backports, which is
 /// unpacked but not installed; as a last resort, any QEMU.
 ///

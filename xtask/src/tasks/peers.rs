@@ -67,7 +67,6 @@ pub(crate) fn main(args: &PeersArgs) -> Result<ExitCode> {
         None => test::build_release("hvb", "hvb")?.into(),
     };
     let peers = test::build_program("peers", "peers")?;
-    let qemu = emulator::get()?;
     let mut rig = std::process::Command::new(std::env::current_exe()?);
     rig.args(["rig", "--writable", text, "--", &peers, "--out", text]);
     rig.args(["--rounds", &args.rounds.to_string(), "--limit", &args.limit.to_string()]);
@@ -78,10 +77,8 @@ pub(crate) fn main(args: &PeersArgs) -> Result<ExitCode> {
     if args.go_on {
         rig.arg("--go-on");
     }
-    rig.env("HVB_BIN", hvb).envs(guest.environment()?).env("HVB_PEER_QEMU", &qemu.program);
-    rig.env("HVB_PEER_GUEST", &guest.release);
-    let paths = [("HVB_PEER_LIBRARIES", qemu.libraries), ("HVB_PEER_FIRMWARE", qemu.firmware)];
-    rig.envs(paths.into_iter().filter_map(|(name, paths)| Some((name, paths?))));
+    rig.env("HVB_BIN", hvb).envs(guest.environment()?);
+    rig.envs(emulator::get()?.peer_environment()).env("HVB_PEER_GUEST", &guest.release);
     let status = rig.status().context("cannot start the rig")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -7,7 +7,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use cargo_metadata::{Artifact, Message};
 use clap::ValueEnum;
 
@@ -132,6 +132,15 @@ pub(crate) fn build_program(package: &str, program: &str) -> Result<String> {
 /// It does not compile.
 pub(crate) fn build_release(package: &str, program: &str) -> Result<String> {
     executable(build(&["build", "--release", "--package", package, "--bin", program])?, program)
+}
+
+/// Builds `hvb` without the Dynamic Memory device and returns a copy of it, since the next build
+/// with the device replaces the file that cargo made.
+pub(crate) fn build_without_device() -> Result<String> {
+    let built = build(&["build", "--package", "hvb", "--bin", "hvb", "--no-default-features"])?;
+    let copy = workspace::target().join("hvb-without-device");
+    std::fs::copy(executable(built, "hvb")?, &copy)?;
+    copy.into_os_string().into_string().map_err(|path| anyhow!("{}: not UTF-8", path.display()))
 }
 
 fn executable(artifacts: Vec<Artifact>, program: &str) -> Result<String> {

@@ -1,7 +1,7 @@
 //! Boots guests again and again, run by `cargo xtask boots`.
 //!
-//! `boots COUNT CPUS[,CPUS...] PARALLEL`. Each guest is booted to its agent's first word and powered
-//! off. The evidence of one that fails (log, console, flight recorder) is printed when it fails.
+//! Each guest is booted to its agent's first word and powered off. The evidence of one that fails
+//! (log, console, and the flight recorder or the processors' registers) is printed when it fails.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -9,15 +9,29 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
+use clap::Parser;
+use e2e::peer::{Machine, Peer, PeerVm};
 use e2e::{MIB, Vm, VmConfig};
 
+/// Memory of a guest, in bytes.
+const MEMORY: u64 = 320 * MIB;
+
 /// What to boot.
+#[derive(Debug, Parser)]
 struct Plan {
+    /// How many guests.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
     /// Processors of the guests, which take turns.
+    #[arg(long, value_delimiter = ',', required = true)]
     cpus: Vec<u32>,
+    /// How many guests run at a time.
+    #[arg(long, default_value_t = 1)]
     parallel: u32,
+    /// The program that runs them.
+    #[arg(long, value_enum, default_value = "hvb")]
+    vmm: Peer,
 }
 
 /// A boot that has ended.
@@ -28,27 +42,7 @@ struct Boot {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match plan(&arguments) {
-        Ok(plan) => run(&plan),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn plan(arguments: &[String]) -> Result<Plan> {
-    let [count, cpus, parallel] = arguments else {
-        bail!(
-            "give the number of boots, of processors and of guests at a time; or run cargo xtask boots"
-        )
-    };
-    let cpus = cpus.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>()?;
-    if cpus.is_empty() {
-        bail!("give a number of processors");
-    }
-    Ok(Plan { count: count.parse()?, cpus, parallel: parallel.parse()? })
+    run(&Plan::parse())
 }
 
 fn run(plan: &Plan) -> ExitCode {
@@ -63,7 +57,7 @@ fn run(plan: &Plan) -> ExitCode {
                         return;
                     }
                     let turn = number as usize % plan.cpus.len();
-                    let boot = boot(number, plan.cpus[turn]);
+                    let boot = boot(number, plan.vmm, plan.cpus[turn]);
                     let mut boots = boots.lock().expect("no thread panics with it");
                     boots.push(boot);
                     if boots.len() % 10 == 0 {
@@ -78,26 +72,35 @@ fn run(plan: &Plan) -> ExitCode {
     if boots.iter().all(|boot| boot.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn boot(number: u32, cpus: u32) -> Boot {
+fn boot(number: u32, vmm: Peer, cpus: u32) -> Boot {
     let start = Instant::now();
-    let config = VmConfig { cpus, memory: 320 * MIB, ..VmConfig::default() };
-    let mut took = Duration::ZERO;
-    let result = Vm::start(&config).and_then(|vm| {
-        took = start.elapsed();
-        vm.power_off()
-    });
+    let result = match vmm {
+        Peer::Hvb => boot_hvb(cpus),
+        Peer::HvBalloon | Peer::VirtioBalloon => boot_qemu(vmm, cpus),
+    };
     if let Err(error) = &result {
-        took = start.elapsed();
-        println!(
-            "boot {number} with {cpus} CPUs failed after {:.1} s: {error:#}",
-            took.as_secs_f64()
-        );
+        let after = start.elapsed().as_secs_f64();
+        println!("boot {number} with {cpus} CPUs failed after {after:.1} s: {error:#}");
     }
-    Boot { cpus, took, ok: result.is_ok() }
+    Boot { cpus, took: start.elapsed(), ok: result.is_ok() }
+}
+
+fn boot_hvb(cpus: u32) -> Result<()> {
+    let config = VmConfig { cpus, memory: MEMORY, ..VmConfig::default() };
+    Vm::start(&config)?.power_off()
+}
+
+fn boot_qemu(qemu: Peer, cpus: u32) -> Result<()> {
+    let machine = Machine { cpus, boot: MEMORY, most: 2 * MEMORY, clears: true };
+    let mut vm = PeerVm::start(qemu, machine)?;
+    if let Err(error) = vm.agent.wait_up() {
+        return Err(error.context(vm.last_words()));
+    }
+    vm.power_off()
 }
 
 fn report(plan: &Plan, boots: &[Boot]) {
-    println!("| CPUs | boots | failed | median, s | longest, s |");
+    println!("| CPUs | boots | failed | boot and power-off: median, s | longest, s |");
     println!("|---:|---:|---:|---:|---:|");
     let mut kinds = plan.cpus.clone();
     kinds.sort_unstable();
