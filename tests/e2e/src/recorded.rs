@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use bus_replay::Compared;
+use serde_json::json;
 
 use crate::{MIB, NO_CLEARING, Vm, VmConfig};
 
@@ -14,8 +15,9 @@ const BOOT: u64 = 512 * MIB;
 /// The sizes it gets: less, more than at boot, and what it had.
 const SIZES: [u64; 3] = [384 * MIB, 768 * MIB, BOOT];
 
-/// Boots a guest, shrinks it, grows it past its boot size, has it give that back, and powers it off,
-/// while `hvb` records it to `path`; then replays the recording.
+/// Boots a guest that reports its pressure, shrinks it, grows it past its boot size, has it give that
+/// back, closes its channel and opens it again, resets it and powers it off, while `hvb` records it to
+/// `path`; then replays the recording.
 ///
 /// # Errors
 ///
@@ -25,6 +27,7 @@ pub fn session(path: &Path) -> Result<Compared> {
         memory: BOOT,
         max_memory: Some(2 * BOOT),
         record_bus: Some(path.to_owned()),
+        status_report: true,
         append: NO_CLEARING,
         ..VmConfig::default()
     };
@@ -33,6 +36,11 @@ pub fn session(path: &Path) -> Result<Compared> {
     for size in SIZES {
         vm.resize(size)?;
     }
+    vm.rebind_driver()?;
+    vm.resize(448 * MIB)?;
+    vm.monitor.execute("system_reset", json!(null))?;
+    vm.agent.wait_up()?;
+    vm.wait_for_driver()?;
     vm.power_off()?;
     let name = path.display().to_string();
     let recording = bus_recording::read(&fs::read(path)?).with_context(|| name.clone())?;
