@@ -31,6 +31,8 @@ pub struct VmConfig {
     /// Whether the guest's kernel brings added memory online by itself. Debian's kernels differ in
     /// their default.
     pub auto_online: bool,
+    /// Whether the guest has what it needs to start its kernel again with `kexec`.
+    pub kexec: bool,
     /// Additions to the kernel command line.
     pub append: &'static str,
 }
@@ -47,6 +49,7 @@ impl Default for VmConfig {
             record_bus: None,
             status_report: false,
             auto_online: true,
+            kexec: false,
             append: "",
         }
     }
@@ -61,7 +64,8 @@ impl VmConfig {
         let mut arguments = vec!["run".to_owned()];
         let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
         add("--kernel", setup.kernel.display().to_string());
-        add("--initrd", setup.initrd.display().to_string());
+        let initrd = if self.kexec { &setup.kexec_initrd } else { &setup.initrd };
+        add("--initrd", initrd.display().to_string());
         add("--append", append);
         add("--cpus", self.cpus.to_string());
         add("--memory", format!("{}M", self.memory / MIB));

@@ -14,10 +14,12 @@ pub struct Setup {
     pub kernel: PathBuf,
     /// An initramfs with `guest_agent`.
     pub initrd: PathBuf,
+    /// The same with Debian's `kexec`, and with the kernel and that initramfs in `/next`.
+    pub kexec_initrd: PathBuf,
 }
 
 impl Setup {
-    /// Takes the paths from `HVB_BIN`, `HVB_TEST_KERNEL` and `HVB_TEST_INITRD`.
+    /// Takes the paths from `HVB_BIN`, `HVB_TEST_KERNEL` and so on.
     ///
     /// # Errors
     ///
@@ -27,6 +29,7 @@ impl Setup {
             hvb: path("HVB_BIN")?,
             kernel: path("HVB_TEST_KERNEL")?,
             initrd: path("HVB_TEST_INITRD")?,
+            kexec_initrd: path("HVB_TEST_KEXEC_INITRD")?,
         })
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod initramfs;
 pub(crate) mod kernels;
+mod kexec;
 pub(crate) mod modules;
 
 use std::path::{Path, PathBuf};
@@ -39,10 +40,10 @@ impl GuestKernel {
         }
     }
 
-    fn initrd(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
-            Self::Stable => "guest-stable.initramfs",
-            Self::Backports => "guest-backports.initramfs",
+            Self::Stable => "stable",
+            Self::Backports => "backports",
         }
     }
 }
@@ -56,6 +57,9 @@ pub(crate) struct Guest {
     pub(crate) kernel: PathBuf,
     /// The initramfs.
     pub(crate) initrd: PathBuf,
+    /// The initramfs of a guest that starts this kernel again with `kexec`: it also has the kernel
+    /// and the other initramfs, as `/next/kernel` and `/next/initrd`.
+    kexec_initrd: PathBuf,
 }
 
 impl Guest {
@@ -64,12 +68,16 @@ impl Guest {
     /// # Errors
     ///
     /// A path is not UTF-8.
-    pub(crate) fn environment(&self) -> Result<[(&'static str, String); 2]> {
+    pub(crate) fn environment(&self) -> Result<[(&'static str, String); 3]> {
         let text = |path: &Path| {
             let text = path.to_str().map(str::to_owned);
             text.with_context(|| format!("{}: the path is not UTF-8", path.display()))
         };
-        Ok([("HVB_TEST_KERNEL", text(&self.kernel)?), ("HVB_TEST_INITRD", text(&self.initrd)?)])
+        Ok([
+            ("HVB_TEST_KERNEL", text(&self.kernel)?),
+            ("HVB_TEST_INITRD", text(&self.initrd)?),
+            ("HVB_TEST_KEXEC_INITRD", text(&self.kexec_initrd)?),
+        ])
     }
 }
 
@@ -79,15 +87,27 @@ impl Guest {
 ///
 /// The kernel cannot be downloaded, or the agent does not compile.
 pub(crate) fn build(kernel: GuestKernel) -> Result<Guest> {
-    let initrd = workspace::target().join(kernel.initrd());
+    let file =
+        |kind: &str| workspace::target().join(format!("guest-{}{kind}.initramfs", kernel.name()));
+    let (initrd, kexec_initrd) = (file(""), file("-kexec"));
     let kernel = kernels::get(kernel.source())?;
+    let usual = usual_image(&kernel)?.finish()?;
+    write_whole(&initrd, &usual)?;
+    let mut image = usual_image(&kernel)?;
+    kexec::add(&mut image)?;
+    image.add_file("/next/kernel", &std::fs::read(&kernel.image)?)?;
+    image.add_file("/next/initrd", &usual)?;
+    write_whole(&kexec_initrd, &image.finish()?)?;
+    Ok(Guest { release: kernel.release, kernel: kernel.image, initrd, kexec_initrd })
+}
+
+fn usual_image(kernel: &kernels::Kernel) -> Result<Initramfs> {
     let mut image = Initramfs::default();
     image.add_program("/init", &static_program("guest_agent")?)?;
     let with_dependencies = |names: &[&str]| modules::with_dependencies(&kernel.modules, names);
     image.add_modules(USUAL_MODULES, &with_dependencies(&MODULES)?)?;
     image.add_modules("virtio", &with_dependencies(&VIRTIO_MODULES)?)?;
-    write_whole(&initrd, &image.finish()?)?;
-    Ok(Guest { release: kernel.release, kernel: kernel.image, initrd })
+    Ok(image)
 }
 
 /// Builds one of the init programs, which run without a C library, and returns the file.

@@ -6,6 +6,7 @@ mod flight_recorder;
 mod host_faults;
 mod hot_add;
 mod huge_pages;
+mod kexec;
 mod life;
 mod minimal_vmm;
 mod monitor;

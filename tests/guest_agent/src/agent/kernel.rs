@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,18 @@ pub(super) fn online_all() -> io::Result<String> {
         }
     }
     Ok(blocks.to_string())
+}
+
+/// Runs a program, given with its arguments, and returns its output.
+pub(super) fn run(command: &str) -> io::Result<String> {
+    let mut words = command.split_whitespace();
+    let program = words.next().ok_or_else(|| io::Error::other("no program"))?;
+    let output = Command::new(program).args(words).stdin(Stdio::null()).output()?;
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr).replace('\n', " ");
+        return Err(io::Error::other(format!("{program}: {}: {errors}", output.status)));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The modules named by `agent.skip=` on the kernel command line.

@@ -27,6 +27,8 @@
 //! | `debugfs-balloon` | what the guest's driver says of itself, as `\| ` lines |
 //! | `cat PATH`, `ls PATH` | contents, as `\| ` lines |
 //! | `write PATH VALUE` | |
+//! | `run PROGRAM [ARGUMENT …]` | its output, as `\| ` lines; `@err` with its status and errors |
+//! | `kexec` | `@ok`, then the kernel that `kexec` has loaded |
 //! | `sysrq C` | |
 //! | `reboot`, `poweroff` | `@ok`, then the machine goes |
 
@@ -99,6 +101,9 @@ impl Agent {
         if let Some(wait) = line.strip_prefix("wait-total ") {
             return kernel::wait_for_total(wait);
         }
+        if let Some(command) = line.strip_prefix("run ") {
+            return self.quote(&kernel::run(command)?);
+        }
         let words: Vec<&str> = line.splitn(3, ' ').collect();
         match *words.as_slice() {
             ["ping"] => Ok(String::new()),
@@ -123,6 +128,7 @@ impl Agent {
             ["write", path, value] => std::fs::write(path, value).map(|()| String::new()),
             ["sysrq", key] => std::fs::write("/proc/sysrq-trigger", key).map(|()| String::new()),
             ["reboot"] => self.leave(RebootMode::RB_AUTOBOOT),
+            ["kexec"] => self.leave(RebootMode::RB_KEXEC),
             ["poweroff"] => self.leave(RebootMode::RB_POWER_OFF),
             _ => Err(io::Error::other(format!("no such command: {line}"))),
         }

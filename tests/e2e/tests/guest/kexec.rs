@@ -1,0 +1,89 @@
+//! A guest starts another kernel by itself, and the host's books follow what that kernel has.
+
+use anyhow::{Result, ensure};
+use e2e::{MIB, NO_CLEARING, Vm, VmConfig, wait_for};
+
+const BOOT: u64 = 1024 * MIB;
+const GROWN: u64 = 1536 * MIB;
+
+/// How far a second kernel's MemTotal may be from the expected one: it is the same kernel, but puts
+/// its own data elsewhere, and keeps a description of each page of its memory.
+const TOLERANCE: u64 = 24 * MIB;
+
+/// A guest that can start its kernel again, and its MemTotal.
+fn boot() -> Result<(Vm, u64)> {
+    let config = VmConfig {
+        cpus: 2,
+        memory: BOOT,
+        max_memory: Some(2 * BOOT),
+        kexec: true,
+        append: NO_CLEARING,
+        ..VmConfig::default()
+    };
+    let mut vm = Vm::start(&config)?;
+    vm.wait_for_driver()?;
+    let total = vm.agent.meminfo()?.total;
+    Ok((vm, total))
+}
+
+/// Loads the next kernel with the tool's options `how`.
+fn load(vm: &mut Vm, how: &str) -> Result<()> {
+    let files = "/next/kernel --initrd=/next/initrd --reuse-cmdline";
+    vm.agent.ask(&format!("run /sbin/kexec {how} --load {files}")).map(drop)
+}
+
+fn start_next_kernel(vm: &mut Vm) -> Result<()> {
+    vm.agent.ask("kexec")?;
+    vm.agent.wait_up().map(drop)
+}
+
+fn total_is(vm: &mut Vm, expected: u64) -> Result<()> {
+    let total = vm.agent.meminfo()?.total;
+    ensure!(total.abs_diff(expected) < TOLERANCE, "MemTotal {total} instead of {expected}");
+    Ok(())
+}
+
+/// `kexec_file_load` tells the next kernel of the boot memory only.
+#[test]
+fn a_kernel_that_knows_only_boot_memory_is_not_asked_for_more() -> Result<()> {
+    let (mut vm, boot_total) = boot()?;
+    load(&mut vm, "--kexec-file-syscall")?;
+    vm.resize(GROWN)?;
+    start_next_kernel(&mut vm)?;
+
+    vm.wait_for_size(BOOT)?;
+    total_is(&mut vm, boot_total)?;
+    let status = vm.dynamic_memory()?;
+    ensure!(status.unconfirmed == GROWN - BOOT, "{status:?}");
+
+    // Of the memory that it has, not of that which the host once added.
+    let total = vm.agent.meminfo()?.total;
+    vm.resize(BOOT - 256 * MIB)?;
+    total_is(&mut vm, total - 256 * MIB)?;
+    vm.resize(BOOT)?;
+    total_is(&mut vm, total)?;
+    vm.agent.fill(1, 128 * MIB)?;
+    vm.agent.check(1)?;
+    vm.power_off()
+}
+
+/// `kexec_load` tells it of added memory too. Pages that the first kernel gave are the second one's.
+#[test]
+fn a_kernel_that_knows_added_memory_has_all_of_it() -> Result<()> {
+    let (mut vm, boot_total) = boot()?;
+    vm.resize(GROWN)?;
+    load(&mut vm, "--kexec-syscall")?;
+    vm.resize(BOOT - 256 * MIB)?;
+    start_next_kernel(&mut vm)?;
+
+    vm.wait_for_size(GROWN)?;
+    total_is(&mut vm, boot_total + (GROWN - BOOT))?;
+    wait_for("added memory that the next kernel confirms", || {
+        Ok((vm.dynamic_memory()?.unconfirmed == 0).then_some(()))
+    })?;
+    vm.agent.fill(1, 768 * MIB)?;
+    vm.agent.check(1)?;
+    vm.agent.ask("free 1")?;
+    vm.resize(BOOT)?;
+    vm.power_off()
+}
