@@ -50,17 +50,23 @@ pub(crate) enum Confirmation {
     Silent,
 }
 
-/// Whether `shown` is most of `pages`, or next to nothing of them; `None` if it is neither.
-pub(crate) fn is_most(shown: PageCount, pages: PageCount) -> Option<bool> {
-    let quarter = PageCount::new(pages.get() / 4);
-    if shown >= pages.saturating_sub(quarter) {
+/// Whether `shown` is enough of `pages`, in quarters, or next to nothing of them; `None` if it is
+/// neither.
+pub(crate) fn is_shown(shown: PageCount, pages: PageCount, enough: u64) -> Option<bool> {
+    let quarters = |count: u64| PageCount::new(pages.get().saturating_mul(count) / 4);
+    if shown >= quarters(enough) {
         Some(true)
-    } else if shown < quarter {
+    } else if shown < quarters(1) {
         Some(false)
     } else {
         None
     }
 }
+
+/// How many quarters of the added memory are enough. A Linux of 1.5 GiB counts some 190 MiB as neither
+/// available nor committed, among them 64 MiB of buffers that it sets aside if it finds memory above
+/// 4 GiB as it starts.
+const ENOUGH: u64 = 2;
 
 impl Machine {
     /// Another kernel has opened the channel: it may know all of the added memory, or nothing.
@@ -106,7 +112,7 @@ impl Machine {
             false => PageCount::ZERO,
         };
         let has = report.available.saturating_add(report.committed).saturating_sub(floor);
-        match (is_most(has.saturating_sub(rest), doubted), self.confirmation) {
+        match (is_shown(has.saturating_sub(rest), doubted, ENOUGH), self.confirmation) {
             (None, _) => return,
             (Some(true), _) => self.ledger.confirm(),
             (Some(false), Confirmation::Awaited) => self.count_out(),
@@ -138,10 +144,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_quarters_are_most_and_less_than_one_is_nothing() {
-        let shown = [0, 249, 250, 749, 750, 2000];
-        let verdicts = shown.map(|shown| is_most(PageCount::new(shown), PageCount::new(1000)));
+    fn as_many_quarters_as_said_are_enough_and_less_than_one_is_nothing() {
+        let judge = |shown, enough| is_shown(PageCount::new(shown), PageCount::new(1000), enough);
+        let verdicts = [0, 249, 250, 499, 500, 2000].map(|shown| judge(shown, 2));
         let expected = [Some(false), Some(false), None, None, Some(true), Some(true)];
         assert_eq!(verdicts, expected);
+        assert_eq!([749, 750].map(|shown| judge(shown, 3)), [None, Some(true)]);
     }
 }

@@ -13,11 +13,14 @@ use dynmem_protocol::StatusReport;
 use page_range::PageCount;
 
 use super::Session;
-use crate::confirmation::is_most;
+use crate::confirmation::is_shown;
 use crate::machine::Machine;
 
 /// How long to wait for a report that tells; Linux sends one a second.
 pub(super) const REPORT_WAIT: Duration = Duration::from_secs(10);
+
+/// How many quarters of the memory must show in a report to be sure what has become of it.
+const ENOUGH: u64 = 3;
 
 /// Memory that the guest added and has perhaps not put to use. No more is offered meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +42,7 @@ impl Unused {
         let before = self.before?;
         let available = report.available.saturating_sub(before.available);
         let committed = report.committed.saturating_sub(before.committed);
-        match (is_most(available, self.pages), is_most(committed, self.pages)) {
+        match (is_shown(available, self.pages, ENOUGH), is_shown(committed, self.pages, ENOUGH)) {
             (Some(true), _) | (_, Some(false)) => Some(true),
             (Some(false), Some(true)) => Some(false),
             _ => None,
