@@ -77,7 +77,7 @@ impl Contestant {
     ///
     /// # Errors
     ///
-    /// As [`Client::run`].
+    /// As [`qmp::Client::run`].
     pub(crate) fn actual(&mut self) -> Result<u64> {
         Ok(self.vm.monitor.run(&qapi::query_balloon {})?.actual.unsigned_abs())
     }
@@ -86,7 +86,7 @@ impl Contestant {
     ///
     /// # Errors
     ///
-    /// As [`Client::execute`].
+    /// As [`qmp::Client::execute`].
     pub(crate) fn set_target(&mut self, bytes: u64) -> Result<()> {
         self.vm.monitor.execute("balloon", json!({ "value": bytes }))?;
         Ok(())
