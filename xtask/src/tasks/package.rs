@@ -31,6 +31,7 @@ pub(crate) fn main(args: &PackageArgs) -> Result<ExitCode> {
         check_contents(library, &private)?;
     }
     forget_unpacked(&libraries)?;
+    forget_compiled(&libraries)?;
     // Uncommitted changes are checked as well.
     let mut cargo = workspace::cargo();
     cargo.args(["package", "--quiet", "--allow-dirty"]);
@@ -63,6 +64,24 @@ fn forget_unpacked(libraries: &[&Package]) -> Result<()> {
                 fs::remove_dir_all(&unpacked)
                     .with_context(|| format!("cannot remove {}", unpacked.display()))?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Has cargo compile these libraries anew: what it compiled of a library of a registry it takes for
+/// current as long as the version is the same.
+fn forget_compiled(libraries: &[&Package]) -> Result<()> {
+    let Ok(compiled) = fs::read_dir(workspace::target().join("debug/.fingerprint")) else {
+        return Ok(());
+    };
+    for unit in compiled {
+        let unit = unit?;
+        let name = unit.file_name();
+        let name = name.to_str().and_then(|name| Some(name.rsplit_once('-')?.0));
+        if libraries.iter().any(|library| name == Some(library.name.as_str())) {
+            fs::remove_dir_all(unit.path())
+                .with_context(|| format!("cannot remove {}", unit.path().display()))?;
         }
     }
     Ok(())
