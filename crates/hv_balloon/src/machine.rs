@@ -82,7 +82,9 @@ impl Machine {
     pub(crate) fn reset_memory(&mut self) {
         self.ledger.restart(self.boot_ram.clone());
         self.confirmation = Confirmation::default();
-        self.removals.restart(self.placement.as_mut().and_then(HotAddPlacement::reset));
+        if let Some(added) = self.placement.as_mut().and_then(HotAddPlacement::reset) {
+            self.removals.add(added);
+        }
         self.removals.retry();
     }
 

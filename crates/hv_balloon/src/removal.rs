@@ -57,11 +57,6 @@ impl Removals {
         self.waiting.insert(range);
     }
 
-    /// Queues all memory that may have been added, because the machine was reset.
-    pub(crate) fn restart(&mut self, added: Option<PageRange>) {
-        self.waiting = added.into_iter().collect();
-    }
-
     /// Starts all waiting removals.
     pub(crate) fn begin(&mut self, ids: &mut JobIds) -> Vec<(JobId, PageRange)> {
         let begun: Vec<_> =

@@ -70,6 +70,16 @@ fn a_reset_removes_what_was_added_once_the_removal_before_has_ended() {
 }
 
 #[test]
+fn a_second_reset_forgets_no_removal_of_the_first() {
+    let mut driver = removing();
+    driver.handle(Event::SystemReset);
+    driver.handle(Event::SystemReset);
+    driver.finish_removal(true);
+    assert_eq!(driver.finish_removal(true), range(BASE, 2 * BLOCK));
+    assert_eq!((driver.state(), driver.closes_finished), (StateName::Closed, 1));
+}
+
+#[test]
 fn a_failed_removal_is_told_and_ends_no_session() {
     let driver = stuck();
     let range = range(BASE + BLOCK, BLOCK);
