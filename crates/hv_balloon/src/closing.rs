@@ -54,11 +54,10 @@ impl Closing {
         Self { discards, preparation, absent }
     }
 
-    /// Drops the follow-up work that a reset of the machine makes unnecessary: the reset removes
-    /// all hot-add memory, including what is being prepared.
+    /// Drops the work that a reset of the machine makes unnecessary: the next guest has other memory.
+    /// (Memory that is being prepared in vain is removed with all that was added.)
     pub(crate) fn reset(self) -> Self {
-        let preparation = self.preparation.map(|at| Unfinished { then: Then::Nothing, ..at });
-        Self { discards: self.discards, preparation, absent: PageRangeSet::new() }
+        Self { absent: PageRangeSet::new(), ..self }
     }
 
     pub(crate) fn restore(absent: PageRangeSet) -> Self {
