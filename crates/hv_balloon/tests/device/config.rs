@@ -48,6 +48,14 @@ fn what_fits_is_taken() {
 }
 
 #[test]
+fn without_huge_pages_the_guests_alignment_is_enough() {
+    let (config, hot_add) = sound();
+    let hot_add = HotAdd { least_alignment: pages(0), ..hot_add };
+    let config = Config { discard_unit: pages(1), hot_add: Some(hot_add), ..config };
+    assert!(Device::new(config).is_ok());
+}
+
+#[test]
 fn a_machine_has_ram() {
     refused([], sound().1, ConfigError::NoBootRam);
 }

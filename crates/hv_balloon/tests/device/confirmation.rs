@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dynmem_protocol::{Capabilities, HostBody, HostMessage, HotAddResult, StatusReport};
+use dynmem_protocol::{Capabilities, HostBody, HostMessage, HotAddResult, StatusReport, Version};
 use hv_balloon::{
     CONFIRMATION_WAIT, Config, Event, HotAdd, Notice, Settle, StateName, StopReason, TargetError,
 };
@@ -79,6 +79,24 @@ fn a_small_kernel_that_knows_all_of_it_is_believed_in_spite_of_what_it_keeps() {
     };
     driver.packet(&report.emit(7));
     assert_eq!(confirmed(&driver), (all, 0, false));
+}
+
+/// Whatever the guest can do: its size may be another one.
+#[test]
+fn a_target_that_seems_to_be_reached_waits_for_the_report() {
+    for capabilities in [CAN_GROW, Capabilities::BALLOON, Capabilities::HOT_ADD] {
+        let mut driver = grown(4 * GIB, 4 * GIB, 0);
+        driver.handle(Event::ChannelClosed);
+        driver.handle(Event::ChannelOpened { guest_os_id: LINUX, is_reopened: false });
+        driver.set_target(8 * GIB);
+        driver.drain();
+        driver.packet(&version_request(Version::V2_0));
+        driver.packet(&capabilities_report(capabilities));
+        let reached = Notice::TargetReached { actual: pages(8 * GIB) };
+        assert!(!driver.notices.contains(&reached), "{capabilities:?}");
+        report(&mut driver, 8 * GIB);
+        assert!(driver.notices.contains(&reached), "{capabilities:?}");
+    }
 }
 
 #[test]

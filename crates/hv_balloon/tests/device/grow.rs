@@ -36,6 +36,19 @@ fn a_return_counts_at_once_and_ends_when_the_guest_confirms_it() {
 }
 
 #[test]
+fn an_answer_before_the_pages_are_in_the_ring_ends_nothing() {
+    let mut driver = Driver::with_ballooned(4096);
+    driver.ring_is_full = true;
+    driver.set_target(RAM_PAGES);
+    driver.unballooned();
+    let device = driver.device.snapshot();
+    assert_eq!((device.state, device.faults.out_of_state), (StateName::Unballooning, 1));
+    driver.make_room();
+    driver.unballooned();
+    assert_eq!(driver.state(), StateName::Idle);
+}
+
+#[test]
 fn many_ranges_go_in_few_messages_and_one_answer_ends_them() {
     let mut driver = Driver::ready();
     give_scattered(&mut driver, 1200);

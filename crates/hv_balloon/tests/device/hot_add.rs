@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use dynmem_protocol::{Capabilities, HotAddResult, StatusReport};
 use hv_balloon::{
-    BALLOON_TIMEOUT, Event, FIRST_RETRY_PAUSE, HOT_ADD_TIMEOUT, MAX_FAILURES, Notice, Prepare,
-    Refusal, ReplaceError, StateName, StopReason, TargetError, Transaction,
+    BALLOON_TIMEOUT, Config, Event, FIRST_HOT_ADD_REQUEST, FIRST_RETRY_PAUSE, HOT_ADD_TIMEOUT,
+    HotAdd, MAX_FAILURES, Notice, Prepare, Refusal, ReplaceError, Settle, StateName, StopReason,
+    TargetError, Transaction,
 };
-use page_range::PageRange;
+use page_range::{Gpfn, PageRange};
 
 use crate::driver::*;
 
@@ -62,6 +63,20 @@ fn memory_is_there_before_the_guest_is_told() {
 }
 
 #[test]
+fn the_snapshot_says_where_added_memory_is_and_how_much_there_can_be() {
+    let (mut driver, _) = offering(BLOCK);
+    let place = |driver: &Driver| {
+        let device = driver.device.snapshot();
+        (device.hot_add_base.map(Gpfn::get), device.hot_add_capacity)
+    };
+    // Offered is not added.
+    assert_eq!(place(&driver), (None, pages(4096)));
+    driver.added(BLOCK, HotAddResult::SUCCESS);
+    assert_eq!(place(&driver), (Some(BASE), pages(4096)));
+    assert_eq!(Driver::ready().device.snapshot().hot_add_capacity, pages(0));
+}
+
+#[test]
 fn what_is_ballooned_goes_back_first() {
     let mut driver = Driver::growable();
     driver.set_target(4096);
@@ -87,6 +102,19 @@ fn memory_is_added_while_pages_are_still_being_discarded() {
     driver.drain();
     driver.finish_discards();
     assert_eq!(driver.returned(), (vec![range(0, 4096)], false));
+}
+
+#[test]
+fn the_end_of_a_discard_is_not_taken_for_that_of_a_preparation() {
+    let mut driver = Driver::growable();
+    driver.set_target(4096);
+    driver.give(&[range(0, 4096)], false);
+    driver.set_target(RAM_PAGES + BLOCK);
+    driver.drain();
+    driver.finish_discards();
+    assert_eq!((driver.state(), driver.ring.len()), (StateName::Preparing, 0));
+    driver.prepared(true);
+    assert_eq!(driver.offered(), range(BASE, BLOCK));
 }
 
 #[test]
@@ -164,7 +192,9 @@ fn a_guest_that_fails_to_add_memory_is_asked_again_a_few_times() {
     for failure in 1..MAX_FAILURES {
         driver.added(0, HotAddResult::FAILURE);
         assert_eq!((driver.state(), stop(&driver)), (StateName::Pausing, None));
-        driver.wait(FIRST_RETRY_PAUSE * (1 << (failure - 1)));
+        let pause = FIRST_RETRY_PAUSE * (1 << (failure - 1));
+        assert_eq!(driver.device.next_deadline(), Some(driver.now + pause));
+        driver.wait(pause);
         driver.prepared(true);
         assert_eq!(driver.offered(), offer);
     }
@@ -225,6 +255,19 @@ fn a_late_refusal_does_not_hide_that_the_guest_is_silent_again() {
     assert_eq!(stop(&driver), Some(StopReason::Timeout));
     let (target, actual, reason) = (pages(RAM_PAGES - 100), pages(RAM_PAGES), StopReason::Timeout);
     assert!(driver.notices.contains(&Notice::StoppedShort { target, actual, reason }));
+}
+
+#[test]
+fn a_late_failure_is_followed_by_a_pause_unless_something_else_is_under_way() {
+    for (target, state) in
+        [(RAM_PAGES + BLOCK, StateName::Pausing), (RAM_PAGES - BLOCK, StateName::Ballooning)]
+    {
+        let (mut driver, _) = offering(BLOCK);
+        driver.wait(2 * HOT_ADD_TIMEOUT);
+        driver.set_target(target);
+        driver.added(0, HotAddResult::FAILURE);
+        assert_eq!(driver.state(), state);
+    }
 }
 
 #[test]
@@ -409,6 +452,15 @@ fn a_close_waits_for_memory_being_prepared_and_removes_it() {
 }
 
 #[test]
+fn a_close_removes_nothing_that_could_not_be_prepared() {
+    let mut driver = Driver::growable();
+    driver.set_target(RAM_PAGES + BLOCK);
+    driver.handle(Event::ChannelClosed);
+    driver.prepared(false);
+    assert_eq!((driver.removed.len(), driver.closes_finished), (0, 1));
+}
+
+#[test]
 fn memory_offered_and_not_answered_for_stays_when_the_channel_closes() {
     let (mut driver, _) = offering(BLOCK);
     driver.handle(Event::ChannelClosed);
@@ -463,11 +515,64 @@ fn a_linux_that_reports_its_new_memory_offline_is_given_no_more_until_it_uses_it
     driver.packet(&status(4990, 2000 + 2 * BLOCK));
     let size = (RAM_PAGES + 2 * BLOCK, Some(StopReason::NotOnlined));
     assert_eq!((driver.actual(), stop(&driver)), size);
+    let (target, reason) = (pages(RAM_PAGES + 2 * BLOCK), StopReason::NotOnlined);
+    let stopped = Notice::StoppedShort { target, actual: target, reason };
+    assert_eq!(driver.notices.iter().filter(|notice| **notice == stopped).count(), 1);
     assert!(driver.device.snapshot().is_pursued);
     driver.wait(Duration::from_secs(3600));
     assert_eq!((driver.actual(), stop(&driver)), size);
     driver.packet(&status(5000 + 2 * BLOCK, 2000));
     assert_eq!(stop(&driver), None);
+}
+
+/// A Linux with room for much memory, which lacks several times what it is offered first.
+fn lacking_much(has_reported: bool) -> Driver {
+    let hot_add = HotAdd { window: WINDOW, capacity: pages(300_000), least_alignment: pages(1) };
+    let mut driver = Driver::with(Config {
+        boot_ram: ram(),
+        settle: Settle::Fixed(Duration::ZERO),
+        hot_add: Some(hot_add),
+        ..Config::default()
+    });
+    driver.shake_hands_as(LINUX, CAN_GROW);
+    if has_reported {
+        driver.packet(&status(5000, 2000));
+    }
+    driver.set_target(RAM_PAGES + 200 * BLOCK);
+    driver.prepared(true);
+    assert_eq!(driver.offered().count(), FIRST_HOT_ADD_REQUEST);
+    driver
+}
+
+#[test]
+fn a_quick_answer_is_followed_by_an_offer_of_all_that_is_missing() {
+    let mut driver = lacking_much(false);
+    driver.added(FIRST_HOT_ADD_REQUEST.get(), HotAddResult::SUCCESS);
+    driver.prepared(true);
+    assert_eq!(driver.offered().count().get(), 200 * BLOCK - FIRST_HOT_ADD_REQUEST.get());
+}
+
+/// There was no report to compare the next one with; the next block is compared with it.
+#[test]
+fn a_slow_linux_without_a_report_is_offered_no_more_before_it_reports() {
+    let mut driver = lacking_much(false);
+    driver.now += Duration::from_secs(5);
+    driver.added(FIRST_HOT_ADD_REQUEST.get(), HotAddResult::SUCCESS);
+    driver.wait(Duration::from_secs(600));
+    assert_eq!((driver.preparing.len(), stop(&driver)), (0, Some(StopReason::NotOnlined)));
+    driver.packet(&status(5000, 2000));
+    assert_eq!((driver.preparing.len(), stop(&driver)), (1, None));
+}
+
+#[test]
+fn a_slow_linux_whose_reports_do_not_come_is_offered_more_after_a_while() {
+    let mut driver = lacking_much(true);
+    driver.now += Duration::from_secs(5);
+    driver.added(FIRST_HOT_ADD_REQUEST.get(), HotAddResult::SUCCESS);
+    assert!(driver.preparing.is_empty());
+    let until = driver.device.next_deadline().expect("waits without end");
+    driver.wait(until - driver.now);
+    assert_eq!((driver.preparing.len(), stop(&driver)), (1, None));
 }
 
 /// Linux reports nothing in the first 45 seconds of its driver.
@@ -480,7 +585,11 @@ fn a_slow_linux_without_a_report_is_doubted_until_the_next_target() {
     driver.prepared(true);
     driver.now += Duration::from_secs(5);
     driver.added(BLOCK, HotAddResult::SUCCESS);
-    assert_eq!((driver.actual(), stop(&driver)), (RAM_PAGES + BLOCK, Some(StopReason::NotOnlined)));
+    let doubted = (RAM_PAGES + BLOCK, Some(StopReason::NotOnlined));
+    assert_eq!((driver.actual(), stop(&driver)), doubted);
+    // There is nothing to compare a report with.
+    driver.packet(&status(5000, 2000));
+    assert_eq!((driver.actual(), stop(&driver)), doubted);
     driver.set_target(RAM_PAGES + 2 * BLOCK);
     driver.prepared(true);
     driver.now += Duration::from_secs(1);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::driver::*;
 use dynmem_protocol::*;
-use hv_balloon::{Event, Notice, Settle, StateName};
+use hv_balloon::{Config, Event, HotAdd, Notice, Settle, StateName, StopReason};
 
 const LINUX: u64 = 0x8100_0601_0000_0000;
 
@@ -45,6 +45,24 @@ fn a_guest_comes_down_to_a_version_both_know() {
     assert_eq!(accepted, [0, 0, 1]);
     let version = Version::from_wire(0x0003_0000);
     assert_eq!(driver.notices[0], Notice::VersionRefused { version, was_last_attempt: false });
+}
+
+#[test]
+fn what_the_guest_cannot_do_is_said_before_it_has_settled() {
+    for (target, capabilities, reason) in [
+        (RAM_PAGES + 512, Capabilities::BALLOON, StopReason::NoHotAddCapability),
+        (RAM_PAGES - 512, Capabilities::HOT_ADD, StopReason::NoBalloonCapability),
+    ] {
+        let hot_add = HotAdd { window: WINDOW, capacity: pages(4096), least_alignment: pages(1) };
+        let settle = Settle::Fixed(Duration::from_secs(60));
+        let config =
+            Config { boot_ram: ram(), settle, hot_add: Some(hot_add), ..Config::default() };
+        let mut driver = Driver::with(config);
+        driver.set_target(target);
+        driver.shake_hands_as(0, capabilities);
+        let device = driver.device.snapshot();
+        assert_eq!((device.state, device.last_stop), (StateName::Settling, Some(reason)));
+    }
 }
 
 #[test]

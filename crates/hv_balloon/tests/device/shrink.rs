@@ -179,6 +179,8 @@ fn a_guest_that_cannot_balloon_is_never_asked() {
         Some((pages(2048), Refusal::Target(refusal)))
     );
     assert!(driver.ring.is_empty());
+    // What it has is no less.
+    assert_eq!(driver.try_target(RAM_PAGES), Ok(pages(RAM_PAGES)));
 }
 
 #[test]
