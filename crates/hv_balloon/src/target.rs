@@ -248,3 +248,51 @@ impl Goal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::collections::BTreeSet;
+    use alloc::string::{String, ToString};
+
+    use super::*;
+
+    const REASONS: [StopReason; 16] = [
+        StopReason::GuestFloor,
+        StopReason::NothingUsable,
+        StopReason::NoBalloonCapability,
+        StopReason::Timeout,
+        StopReason::DiscardFailed,
+        StopReason::HeldByHugePages,
+        StopReason::NoHotAddCapability,
+        StopReason::HotAddRefused,
+        StopReason::HotAddFailed,
+        StopReason::HotAddPartial,
+        StopReason::HotAddTimeout,
+        StopReason::NotOnlined,
+        StopReason::NoAddressSpace,
+        StopReason::Unconfirmed,
+        StopReason::HostMemory,
+        StopReason::Reset,
+    ];
+
+    /// Monitors compare the word, operators read the text.
+    #[test]
+    fn each_reason_has_a_word_and_a_text_of_its_own() {
+        let words: BTreeSet<&str> = REASONS.iter().map(|reason| reason.as_str()).collect();
+        let texts: BTreeSet<String> = REASONS.iter().map(ToString::to_string).collect();
+        assert_eq!((words.len(), texts.len()), (REASONS.len(), REASONS.len()));
+        let is_word = |word: &&str| {
+            !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+        };
+        assert!(words.iter().all(is_word), "{words:?}");
+        assert!(texts.iter().all(|text| text.contains(' ')), "{texts:?}");
+        assert_eq!(StopReason::HotAddTimeout.as_str(), "hot-add-timeout");
+    }
+
+    #[test]
+    fn a_refusal_reads_like_its_cause() {
+        assert_eq!(Refusal::Target(TargetError::Zero).to_string(), TargetError::Zero.to_string());
+        let reset = Refusal::Stopped(StopReason::Reset).to_string();
+        assert_eq!(reset, StopReason::Reset.to_string());
+    }
+}

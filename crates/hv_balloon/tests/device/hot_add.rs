@@ -564,6 +564,23 @@ fn a_slow_linux_without_a_report_is_offered_no_more_before_it_reports() {
     assert_eq!((driver.preparing.len(), stop(&driver)), (1, None));
 }
 
+/// The balloon changes what the guest commits as well.
+#[test]
+fn no_report_is_compared_with_one_before_a_balloon_request() {
+    let mut driver = Driver::growable();
+    driver.handle(Event::ChannelClosed);
+    driver.shake_hands_as(LINUX, CAN_GROW);
+    driver.packet(&status(5000, 2000));
+    driver.set_target(RAM_PAGES + 100);
+    driver.prepared(true);
+    driver.now += Duration::from_secs(5);
+    driver.offered();
+    driver.added(BLOCK, HotAddResult::SUCCESS);
+    assert_eq!(driver.asked(), BLOCK - 100);
+    driver.packet(&status(5000, 2000 + BLOCK));
+    assert_eq!((driver.state(), stop(&driver)), (StateName::Ballooning, None));
+}
+
 #[test]
 fn a_slow_linux_whose_reports_do_not_come_is_offered_more_after_a_while() {
     let mut driver = lacking_much(true);

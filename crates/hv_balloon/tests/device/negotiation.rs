@@ -48,6 +48,20 @@ fn a_guest_comes_down_to_a_version_both_know() {
 }
 
 #[test]
+fn the_snapshot_names_the_guest_while_the_channel_is_open() {
+    let named = |driver: &Driver| driver.device.snapshot().guest_os_id;
+    let mut driver = Driver::new(Settle::Auto, false);
+    assert_eq!(named(&driver), None);
+    driver.handle(Event::ChannelOpened { guest_os_id: LINUX, is_reopened: false });
+    assert_eq!(named(&driver), Some(LINUX));
+    driver.packet(&version_request(Version::V2_0));
+    driver.packet(&capabilities_report(Capabilities::BALLOON));
+    assert_eq!((driver.state(), named(&driver)), (StateName::Idle, Some(LINUX)));
+    driver.handle(Event::ChannelClosed);
+    assert_eq!(named(&driver), None);
+}
+
+#[test]
 fn what_the_guest_cannot_do_is_said_before_it_has_settled() {
     for (target, capabilities, reason) in [
         (RAM_PAGES + 512, Capabilities::BALLOON, StopReason::NoHotAddCapability),

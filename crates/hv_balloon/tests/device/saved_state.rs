@@ -207,6 +207,14 @@ fn golden(name: &str) -> PathBuf {
 }
 
 #[test]
+fn a_close_that_the_driver_has_not_heard_of_is_reported_after_the_restore() {
+    let mut driver = Driver::ready();
+    driver.device.handle(driver.now, Event::ChannelClosed);
+    driver.save_and_restore();
+    assert_eq!(driver.closes_finished, 1);
+}
+
+#[test]
 #[ignore = "writes the golden files of the newest version, which may change only before a release"]
 fn write_golden_files() {
     fs::create_dir_all(golden("x").parent().unwrap()).unwrap();
