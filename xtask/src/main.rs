@@ -1,5 +1,6 @@
 //! The project's tasks: `cargo xtask TASK`.
 
+mod cargo_tool;
 mod debian;
 mod guest_image;
 mod rig;
@@ -13,8 +14,8 @@ use clap::{Parser, Subcommand};
 
 use rig::{emulator, host};
 use tasks::{
-    boots, coverage, demo, fuzz, lint, msrv, package, peers, public_api, record_bus, sanitize,
-    soak, suite, test, toolchain,
+    boots, coverage, demo, fuzz, lint, msrv, mutants, package, peers, public_api, record_bus,
+    sanitize, soak, suite, test, toolchain,
 };
 
 /// Tasks of the hv-balloon project.
@@ -45,6 +46,8 @@ enum Task {
     Coverage(coverage::CoverageArgs),
     /// Runs tests under AddressSanitizer and ThreadSanitizer.
     Sanitize(sanitize::SanitizeArgs),
+    /// Changes the code of the pure crates, one place at a time, and shows where no test notices.
+    Mutants(mutants::MutantsArgs),
     /// Measures the same guest under hvb and under QEMU's two balloons.
     BenchPeers(peers::PeersArgs),
     /// Checks what the compiler does not: layers, purity, manifests, file sizes, links.
@@ -102,6 +105,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::RecordBus(args) => record_bus::main(&args),
         Task::Coverage(args) => coverage::main(&args),
         Task::Sanitize(args) => sanitize::main(&args),
+        Task::Mutants(args) => mutants::main(&args),
         Task::BenchPeers(args) => peers::main(&args),
         Task::Lint => lint::main(),
         Task::Toolchain => toolchain::main(),

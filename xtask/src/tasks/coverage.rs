@@ -3,19 +3,17 @@
 //! `cargo-llvm-cov` does the work, with LLVM's tools from Debian: rustup's component with these tools
 //! is not on every machine, and LLVM reads what a newer LLVM has recorded.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::cargo_tool::CargoTool;
 use crate::debian::packages::{self, Program};
-use crate::workspace;
 
 const LLVM_COV: Program = Program { file: "llvm-cov-19", package: "llvm-19" };
 const LLVM_PROFDATA: Program = Program { file: "llvm-profdata-19", package: "llvm-19" };
 
-/// The release of cargo-llvm-cov to build.
-const VERSION: &str = "0.6.21";
+const TOOL: CargoTool = CargoTool { package: "cargo-llvm-cov", version: "0.6.21" };
 
 /// Code that is no part of what ships: tests and their equipment, benchmarks, tasks.
 const IGNORED: &str = "(^|/)(tests|benches|xtask|fuzz|examples)/|/tests\\.rs$";
@@ -50,12 +48,7 @@ const PACKAGES: &[&str] = &[
 /// Builds and runs the tests and prints the table.
 pub(crate) fn main(args: &CoverageArgs) -> Result<ExitCode> {
     packages::ensure_installed(&[LLVM_COV, LLVM_PROFDATA])?;
-    let tool = install()?;
-    let mut command = workspace::cargo();
-    command.arg("llvm-cov");
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = tool.parent().map(PathBuf::from).into_iter().chain(std::env::split_paths(&path));
-    command.env("PATH", std::env::join_paths(dirs)?);
+    let mut command = TOOL.command()?;
     command.env("LLVM_COV", LLVM_COV.file).env("LLVM_PROFDATA", LLVM_PROFDATA.file);
     command.args(["--ignore-filename-regex", IGNORED]);
     command.arg(if args.text { "--text" } else { "--summary-only" });
@@ -66,17 +59,4 @@ pub(crate) fn main(args: &CoverageArgs) -> Result<ExitCode> {
     }
     let status = command.status()?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Builds cargo-llvm-cov once, in the target directory.
-fn install() -> Result<PathBuf> {
-    let root = workspace::target().join("tools");
-    let tool = root.join("bin/cargo-llvm-cov");
-    if !tool.is_file() {
-        eprintln!("coverage: building cargo-llvm-cov {VERSION}");
-        let mut cargo = workspace::cargo();
-        cargo.args(["install", "cargo-llvm-cov", "--version", VERSION, "--locked", "--root"]);
-        packages::run(cargo.arg(&root))?;
-    }
-    Ok(tool)
 }

@@ -7,6 +7,7 @@ pub(crate) mod fuzz;
 mod links;
 pub(crate) mod lint;
 pub(crate) mod msrv;
+pub(crate) mod mutants;
 pub(crate) mod package;
 pub(crate) mod peers;
 pub(crate) mod public_api;
