@@ -314,3 +314,13 @@ pub(crate) fn list(ranges: &[PageRange]) -> RangeList {
     ranges.iter().for_each(|&range| list.push(range).unwrap());
     list
 }
+
+pub(crate) fn stop(driver: &Driver) -> Option<hv_balloon::StopReason> {
+    driver.device.snapshot().last_stop
+}
+
+/// A status report with these pages available and committed.
+pub(crate) fn status(available: u64, committed: u64) -> Vec<u8> {
+    let (available, committed) = (pages(available), pages(committed));
+    StatusReport { available, committed, ..StatusReport::default() }.emit(99)
+}

@@ -9,6 +9,7 @@ mod huge_pages;
 mod inhibit;
 mod limits;
 mod negotiation;
+mod online;
 mod random_walk;
 mod removal;
 mod saved_state;
