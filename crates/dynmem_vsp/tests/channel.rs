@@ -86,6 +86,12 @@ impl Channel {
         outputs(&mut self.vsp)
     }
 
+    fn save_and_restore(&mut self) {
+        let saved = self.vsp.save(NOW);
+        let open = Some((self.memory.clone(), open_channel(FIRST_RING_PAGE)));
+        self.vsp = DynamicMemory::restore(config(), &saved, open, NOW).unwrap();
+    }
+
     /// The guest's handshake.
     fn negotiate(&mut self) {
         let request = VersionRequest { version: Version::V2_0, is_last_attempt: false };
@@ -230,6 +236,8 @@ fn completions_come_in_order_and_wait_for_room() {
         channel.guest.send_for_completion(&[0; 8], asked).unwrap();
         channel.tell(ChannelEvent::Signalled);
     }
+    // As many as may wait survive a restore.
+    channel.save_and_restore();
     loop {
         while let Some(packet) = channel.guest.receive() {
             heard += 1;
@@ -271,9 +279,7 @@ fn every_message_that_waits_is_restored() {
         channel.guest.send(&unknown_version(), 0).unwrap();
         channel.tell(ChannelEvent::Signalled);
     }
-    let saved = channel.vsp.save(NOW);
-    let open = Some((channel.memory.clone(), open_channel(FIRST_RING_PAGE)));
-    channel.vsp = DynamicMemory::restore(config(), &saved, open, NOW).unwrap();
+    channel.save_and_restore();
     let mut answers = 0;
     while channel.vsp.waits_for_room() {
         let packets = std::iter::from_fn(|| channel.guest.receive());

@@ -243,6 +243,40 @@ mod tests {
     }
 
     #[test]
+    fn sums_and_differences_end_at_the_limits() {
+        let pages = PageCount::new;
+        assert_eq!(pages(5).checked_add(pages(7)), Some(pages(12)));
+        assert_eq!(pages(u64::MAX).checked_add(pages(1)), None);
+        assert_eq!(pages(7).checked_sub(pages(5)), Some(pages(2)));
+        assert_eq!(pages(5).checked_sub(pages(7)), None);
+        assert_eq!(pages(5).saturating_add(pages(7)), pages(12));
+        assert_eq!(pages(u64::MAX).saturating_add(pages(7)), pages(u64::MAX));
+        assert_eq!(pages(7).saturating_sub(pages(5)), pages(2));
+        assert_eq!(pages(5).saturating_sub(pages(7)), PageCount::ZERO);
+        assert_eq!(Gpa::new(0x1000).checked_add(0x234), Some(Gpa::new(0x1234)));
+        assert_eq!(Gpa::new(u64::MAX).checked_add(1), None);
+        let (low, high) = (Gpfn::new(3).unwrap(), Gpfn::new(10).unwrap());
+        assert_eq!(low.checked_add(pages(7)), Some(high));
+        assert_eq!((high.distance_from(low), low.distance_from(high)), (pages(7), pages(0)));
+    }
+
+    #[test]
+    fn a_page_has_4096_bytes() {
+        assert_eq!(PageCount::new(3).bytes(), 0x3000);
+        assert_eq!(PageCount::new(u64::MAX).bytes(), u64::MAX);
+        assert_eq!(PageCount::from_bytes(0x3fff), PageCount::new(3));
+        assert!(PageCount::from_bytes(0xfff).is_zero() && !PageCount::from_bytes(0x1000).is_zero());
+        assert_eq!(Gpfn::new(3).unwrap().gpa().get(), 0x3000);
+    }
+
+    #[test]
+    fn addresses_and_pages_are_shown_in_hexadecimal_and_counts_in_decimal() {
+        let shown =
+            std::format!("{} {} {}", Gpa::new(31), Gpfn::new(31).unwrap(), PageCount::new(31));
+        assert_eq!(shown, "0x1f 0x1f 31");
+    }
+
+    #[test]
     fn page_numbers_end_at_52_address_bits() {
         assert_eq!(Gpfn::MAX.gpa(), Gpa::new(1 << 52));
         assert_eq!(Gpfn::new((1 << 40) + 1), None);

@@ -150,6 +150,23 @@ mod tests {
     }
 
     #[test]
+    fn a_range_contains_its_pages_and_the_ranges_of_them() {
+        let pages = range(10, 5).unwrap();
+        let held = [9, 10, 14, 15].map(|page| pages.contains(Gpfn::new(page).unwrap()));
+        assert_eq!(held, [false, true, true, false]);
+        let others = [(10, 5), (11, 3), (9, 3), (13, 3), (9, 7)];
+        let held = others.map(|(start, count)| pages.contains_range(range(start, count).unwrap()));
+        assert_eq!(held, [true, true, false, false, false]);
+    }
+
+    #[test]
+    fn a_range_is_shown_with_its_exclusive_end() {
+        assert_eq!(std::format!("{}", range(10, 5).unwrap()), "[0xa, 0xf)");
+        let errors = [RangeError::Empty, RangeError::TooHigh].map(|error| std::format!("{error}"));
+        assert!(errors[0].contains("empty") && errors[1].contains("52-bit"), "{errors:?}");
+    }
+
+    #[test]
     fn intersection_is_the_common_part() {
         let both = range(10, 10).unwrap().intersection(range(15, 10).unwrap()).unwrap();
         assert_eq!((both.start().get(), both.count().get()), (15, 5));

@@ -461,9 +461,58 @@ fn a_packet_of_half_a_descriptor_stops_the_channel() {
 }
 
 #[test]
+fn half_a_descriptor_behind_a_packet_stops_the_channel_too() {
+    let (pages, _) = five_and_five();
+    let mem = Memory::new();
+    let mut model = Model::new(&mem, &pages, 5, 0);
+    model.step(Op::GuestSends(vec![1; 8], false));
+    model.incoming.put(&[0; 8]);
+    assert_eq!(model.rings.receive().unwrap().unwrap().payload, [1; 8]);
+    assert_eq!(model.rings.receive(), Err(RingError::PacketLength { len: 16, used: 8 }));
+}
+
+/// The last byte of a ring stays free, so such a packet would wait for room without end.
+#[test]
+fn a_packet_as_long_as_the_ring_is_refused() {
+    let (_, layout) = five_and_five();
+    let mem = Memory::new();
+    let mut rings = ChannelRings::open(&mem, &layout).unwrap();
+    let (ring, payload) = (4 << 12, (4 << 12) - 24);
+    let refused = Err(RingError::TooLong { payload, ring });
+    assert_eq!(rings.send(&vec![0; payload], 0), refused);
+    assert_eq!(rings.send(&vec![0; payload - 8], 0), Ok(Sent::Written { signal: true }));
+}
+
+#[test]
+fn packets_are_unread_until_the_guest_has_taken_them_unless_it_wants_no_signal() {
+    let (pages, _) = five_and_five();
+    let mem = Memory::new();
+    let mut model = Model::new(&mem, &pages, 5, 0);
+    assert_eq!(model.rings.is_unread(), Ok(false));
+    model.step(Op::HostSends(vec![0; 8]));
+    assert_eq!(model.rings.is_unread(), Ok(true));
+    model.step(Op::GuestMasks(true));
+    assert_eq!(model.rings.is_unread(), Ok(false));
+    model.step(Op::GuestMasks(false));
+    model.step(Op::GuestReceives);
+    assert_eq!(model.rings.is_unread(), Ok(false));
+}
+
+#[test]
+fn the_features_of_a_ring_that_was_open_before_stay() {
+    let (pages, layout) = five_and_five();
+    let mem = Memory::new();
+    let outgoing = GuestRing { mem: &mem, pages: pages[5..].to_vec() };
+    outgoing.set(FEATURES, 0b101);
+    ChannelRings::open(&mem, &layout).unwrap();
+    assert_eq!(outgoing.get(FEATURES), 0b101);
+}
+
+#[test]
 fn a_sender_that_waits_for_exactly_the_room_there_is_is_signalled_and_no_other() {
     let (pages, _) = five_and_five();
-    for (pending, signal) in [(1024, true), (1016, false)] {
+    // No room is ever more than all: whoever waits for that is not waiting for a packet.
+    for (pending, signal) in [(1024, true), (1016, false), (4 << 12, false)] {
         let mem = Memory::new();
         let mut model = Model::new(&mem, &pages, 5, 0);
         for _ in 0..15 {

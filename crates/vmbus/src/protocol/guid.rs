@@ -119,6 +119,7 @@ mod tests {
             ]
         );
         assert_eq!(guid.to_string(), TEXT);
+        assert!(!guid.is_nil() && Guid::from_digits(0).is_nil());
     }
 
     #[test]

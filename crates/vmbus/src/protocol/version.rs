@@ -74,3 +74,13 @@ impl fmt::Debug for Version {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_reads_as_two_numbers() {
+        assert_eq!(std::format!("{} {:?}", Version::V5_3, Version::from_wire(0x2_0004)), "5.3 2.4");
+    }
+}

@@ -117,6 +117,13 @@ mod tests {
     }
 
     #[test]
+    fn a_range_that_begins_or_ends_within_a_page_is_not_plain() {
+        for words in [&[0x8_0000_1000, 1, 2][..], &[0x800, 1]] {
+            assert!(!assemble(1, words, RAM).unwrap().is_plain, "{words:x?}");
+        }
+    }
+
+    #[test]
     fn surplus_words_are_ignored() {
         let mut assembly = Assembly::new(16, 1).unwrap();
         assert!(!assembly.add(&[0, 16, 0, 0, 0, 0, 0, 0, 9]));
@@ -124,6 +131,12 @@ mod tests {
         rest.extend([0xff; 200]);
         assert!(assembly.add(&rest));
         assert_eq!(assembly.finish(RAM).unwrap().pages, [page(5)]);
+    }
+
+    #[test]
+    fn a_list_is_restored_only_where_words_are_missing() {
+        assert_eq!(Assembly::restore(1, 2, vec![0x1000]).unwrap().words, [0x1000]);
+        assert!(Assembly::restore(1, 2, vec![0x1000, 7]).is_none());
     }
 
     #[test]

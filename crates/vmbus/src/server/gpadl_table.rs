@@ -145,3 +145,46 @@ impl GpadlTable {
         *self = Self::default();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: ChannelId = ChannelId(1);
+    const OTHER: ChannelId = ChannelId(2);
+
+    /// Announces a list of so many words, none of which has come.
+    fn announce(table: &mut GpadlTable, channel: ChannelId, id: u32, words: u16) -> Progress {
+        let header = wire::GpadlHeader {
+            relid: 1.into(),
+            gpadl: id.into(),
+            range_buflen: words.checked_mul(8).unwrap().into(),
+            range_count: 1.into(),
+        };
+        table.begin(channel, &header, &[], Gpfn::MAX)
+    }
+
+    #[test]
+    fn lists_may_have_as_many_words_as_the_limit_and_no_more() {
+        let mut table = GpadlTable::default();
+        let refused = Progress::Refused(Relid::new(1));
+        // The limit is 12 times 8191, the longest list, and 12.
+        for id in 0..12 {
+            assert_eq!(announce(&mut table, ONE, id, 8191), Progress::Partial);
+        }
+        assert_eq!(announce(&mut table, ONE, 12, 13), refused);
+        assert_eq!(announce(&mut table, ONE, 12, 12), Progress::Partial);
+        assert_eq!((table.words, announce(&mut table, ONE, 13, 2)), (MAX_GPADL_PAGES, refused));
+    }
+
+    #[test]
+    fn a_channel_that_goes_takes_its_own_lists_with_it_except_the_one_in_use() {
+        let mut table = GpadlTable::default();
+        for (channel, id) in [(ONE, 1), (ONE, 2), (OTHER, 3)] {
+            announce(&mut table, channel, id, 10);
+        }
+        table.remove_channel(ONE, Some(GpadlId::new(2)));
+        let left = [1, 2, 3].map(|id| table.channel(GpadlId::new(id)));
+        assert_eq!((left, table.words), ([None, Some(ONE), Some(OTHER)], 20));
+    }
+}

@@ -94,6 +94,22 @@ fn a_vp_a_sint_or_a_vtl_that_is_not_there_is_refused() {
     assert_eq!(pair.server.faults().contacts_refused, 4);
 }
 
+/// Older versions have other data in their places.
+#[test]
+fn a_sint_counts_from_5_0_on_and_a_vtl_from_5_1_on() {
+    for (version, sint, vtl, accepted) in [
+        (Version::V4_1, 3, 1, true),
+        (Version::V5_0, 3, 0, false),
+        (Version::V5_0, 2, 1, true),
+        (Version::V5_1, 2, 1, false),
+    ] {
+        let mut pair = Pair::new(Version::V5_3, Version::V5_3);
+        assert_eq!(named(&mut pair, contact(version.to_wire(), 0, sint, vtl)).len(), 1);
+        let expected = accepted.then_some(version);
+        assert_eq!(pair.server.version(), expected, "{version} sint {sint} vtl {vtl}");
+    }
+}
+
 #[test]
 fn the_old_port_names_no_sint_and_no_vtl() {
     for (sint, vtl) in [(0, 0), (0xff, 0xff), (2, 1)] {

@@ -80,6 +80,8 @@ fn only_ranges_as_a_set_lists_them_are_restored() {
     for bad in [range(11, 10), range(20, 10), range(21, 10), range(0, 1)] {
         let refused = PageRangeSet::try_from_ranges([range(11, 10), bad]);
         assert_eq!(refused, Err(Unsorted { range: bad }));
+        let text = alloc::format!("{}", Unsorted { range: bad });
+        assert!(text.contains(&alloc::format!("{bad}")), "{text}");
     }
 }
 
