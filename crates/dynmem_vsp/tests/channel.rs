@@ -307,6 +307,16 @@ fn a_session_is_restored_with_its_rings_only() {
 }
 
 #[test]
+fn signals_go_to_the_vp_that_the_guest_named_last() {
+    let mut channel = Channel::new();
+    channel.tell(ChannelEvent::SetTargetVp(VpIndex::new(1)));
+    channel.guest.send(&unknown_version(), 0).unwrap();
+    let outputs = channel.tell(ChannelEvent::Signalled);
+    let signal = Output::SignalGuest(GuestSignal { vp: VpIndex::new(1), flag: 7 });
+    assert!(outputs.contains(&signal), "{outputs:?}");
+}
+
+#[test]
 fn a_guest_that_waits_for_room_is_signalled() {
     let mut channel = Channel::new();
     while channel.guest.send_or_wait(&[0; 1000], 0).is_ok() {}

@@ -116,3 +116,58 @@ fn ring<M: GuestMemory>(mem: &M, pages: &[Gpfn], positions: [u32; 2]) -> Result<
     pages.load(mem, READ_INDEX, Ordering::Relaxed)?;
     Ok(pages)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+
+    use page_range::Gpa;
+
+    use super::*;
+    use crate::AccessError;
+
+    /// Memory that is zero whatever is written to it.
+    struct Zeros;
+
+    impl GuestMemory for Zeros {
+        fn read(&self, _: Gpa, buf: &mut [u8]) -> core::result::Result<(), AccessError> {
+            buf.fill(0);
+            Ok(())
+        }
+
+        fn write(&self, _: Gpa, _: &[u8]) -> core::result::Result<(), AccessError> {
+            Ok(())
+        }
+
+        fn load_u32(&self, _: Gpa, _: Ordering) -> core::result::Result<u32, AccessError> {
+            Ok(0)
+        }
+
+        fn store_u32(&self, _: Gpa, _: u32, _: Ordering) -> core::result::Result<(), AccessError> {
+            Ok(())
+        }
+    }
+
+    /// Whether rings of a page each are restored with so many bytes copied and not yet received.
+    fn is_restored(unread: usize) -> bool {
+        let pages: Vec<_> = (0..4).filter_map(Gpfn::new).collect();
+        let layout = RingLayout::new(&pages, 2).unwrap();
+        let form = Form {
+            incoming_read: 0,
+            incoming_end: 0,
+            unread: vec![0; unread],
+            masked: false,
+            signal: false,
+            outgoing_write: 0,
+            outgoing_read: 0,
+            pending: false,
+        };
+        ChannelRings::restore(Zeros, &layout, &SavedRings(Version::V1(form))).is_ok()
+    }
+
+    #[test]
+    fn no_more_is_unread_than_a_ring_holds_and_no_part_of_eight_bytes() {
+        assert_eq!([0, 24, 4096].map(is_restored), [true; 3]);
+        assert_eq!([12, 4100, 4104].map(is_restored), [false; 3]);
+    }
+}

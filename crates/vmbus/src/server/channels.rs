@@ -114,11 +114,6 @@ impl Channel {
         }
     }
 
-    /// Whether the guest may use the channel's relid for more than cleanup.
-    const fn is_offered(&self) -> bool {
-        matches!(self.presence, Presence::Offered)
-    }
-
     /// Whether the channel is the device with this identity and is not withdrawn.
     pub(super) fn is_live(&self, offer: &Offer) -> bool {
         self.offer == *offer && !matches!(self.presence, Presence::Rescinded | Presence::Gone)
@@ -164,11 +159,6 @@ impl Channels {
             let known = matches!(channel.presence, Presence::Offered | Presence::Rescinded);
             (known && channel.relid.get() == relid).then_some((*id, channel))
         })
-    }
-
-    /// The channel offered to the guest as `relid`.
-    pub(super) fn offered(&mut self, relid: u32) -> Option<(ChannelId, &mut Channel)> {
-        self.by_relid(relid).filter(|(_, channel)| channel.is_offered())
     }
 
     /// Takes the next channel to offer to the guest. A channel that replaces a withdrawn one waits

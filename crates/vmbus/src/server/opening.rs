@@ -85,7 +85,7 @@ impl Server {
     }
 
     fn check_open(&mut self, open: &wire::Open) -> Option<(ChannelId, Rings)> {
-        let (id, channel) = self.channels.offered(open.relid.get())?;
+        let (id, channel) = self.channels.by_relid(open.relid.get())?;
         if !channel.is_closed() {
             return None;
         }
@@ -185,8 +185,9 @@ impl Server {
     pub(super) fn on_modify_channel(&mut self, modify: &wire::ModifyChannel) {
         let vp = VpIndex::new(modify.target_vp.get());
         let has_vp = vp.get() < self.config.vp_count;
+        // A channel that was withdrawn is closing or closed.
         let channel =
-            self.channels.offered(modify.relid.get()).and_then(|(id, channel)| match &mut channel
+            self.channels.by_relid(modify.relid.get()).and_then(|(id, channel)| match &mut channel
                 .state
             {
                 // A channel opened without a VP has no interrupt to move.
