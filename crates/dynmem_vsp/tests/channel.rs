@@ -306,6 +306,15 @@ fn a_session_is_restored_with_its_rings_only() {
     assert_eq!(restore(&without), Err(RestoreError::RingsAmiss));
 }
 
+/// A signal may have been lost with the old machine.
+#[test]
+fn the_guest_is_signalled_after_a_restore() {
+    let mut channel = Channel::new();
+    assert_eq!(channel.tell(ChannelEvent::Signalled), []);
+    channel.save_and_restore();
+    assert_eq!(channel.tell(ChannelEvent::Signalled), [SIGNAL]);
+}
+
 #[test]
 fn signals_go_to_the_vp_that_the_guest_named_last() {
     let mut channel = Channel::new();

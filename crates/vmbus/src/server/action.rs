@@ -93,3 +93,13 @@ impl PostError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_is_shown_by_its_number() {
+        assert_eq!(std::format!("{}", ChannelId(7)), "7");
+    }
+}

@@ -27,6 +27,17 @@ fn touching_ranges_become_one() {
 }
 
 #[test]
+fn sets_of_as_many_other_pages_are_not_equal() {
+    // Another page, leaf, block and chunk; then all of these beside the same pages.
+    let places = [1, 512, 64 * 512, 64 * 64 * 512];
+    for place in places {
+        assert_ne!(set(&[(0, 10)]), set(&[(place, 10)]));
+        assert_ne!(set(&[(0, 10), (20, 1)]), set(&[(0, 10), (20 + place, 1)]));
+        assert_ne!(set(&[(20, 1), (place + 40, 7)]), set(&[(20, 1), (place + 41, 7)]));
+    }
+}
+
+#[test]
 fn a_page_inserted_twice_counts_once() {
     let mut held = set(&[(0, 10), (20, 10)]);
     assert_eq!(held.insert(range(5, 20)), pages(10));
