@@ -4,6 +4,7 @@ use crate::size::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
+use vmm::DiskConfig;
 
 /// Maximum number of vCPUs: with more, APIC IDs need more than 8 bits.
 const MAX_CPUS: u32 = 254;
@@ -57,6 +58,15 @@ pub(crate) struct RunArgs {
     /// multiple of the guest's alignment, which is 128M for Linux.
     #[arg(long, value_name = "SIZE", value_parser = page_multiple)]
     pub(crate) max_memory: Option<ByteSize>,
+
+    /// Disk: an image file or block device. May be given several times. Without a format, a name
+    /// that ends with .qcow2 means qcow2, and any other raw.
+    #[arg(
+        long,
+        value_name = "FILE[,readonly][,format=raw|qcow2][,id=NAME]",
+        value_parser = crate::disk::parse
+    )]
+    pub(crate) disk: Vec<DiskConfig>,
 
     /// Path at which to create a monitor (QMP) socket.
     #[arg(long, value_name = "PATH")]
@@ -251,6 +261,7 @@ mod tests {
             qmp: None,
             serial: Serial::Stdio,
             status_report: false,
+            disk: Vec::new(),
             record_bus: None,
             settle: None,
             hugepages: HugePages::Thp,
@@ -272,6 +283,7 @@ mod tests {
             qmp: Some("q".into()),
             serial: Serial::File("log:1".into()),
             status_report: true,
+            disk: Vec::new(),
             record_bus: Some("bus".into()),
             settle: Some(Duration::from_secs(3)),
             hugepages: HugePages::Mib2,

@@ -38,6 +38,7 @@ pub(crate) fn config(args: RunArgs) -> Result<Config> {
         record_bus: args.record_bus,
         status_reports: args.status_report,
         settle: args.settle,
+        disks: args.disk,
         huge_pages: match args.hugepages {
             HugePages::Off => vmm::HugePages::Off,
             HugePages::Thp => vmm::HugePages::Transparent,

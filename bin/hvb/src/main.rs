@@ -5,6 +5,7 @@
 mod balloon;
 mod cli;
 mod config;
+mod disk;
 mod info;
 mod log;
 mod monitor;

@@ -51,6 +51,8 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
 /// Lines that cannot be written, because a disk is full or nobody reads, are lost, with no other
 /// effect.
 pub(crate) fn start_logging() -> Result<Log> {
+    // A guest can have it complain as fast as it can write registers; the devices tell what matters.
+    let quiet = "virtio_queue=off".parse().context("no filter")?;
     let filter = match std::env::var("HVB_LOG") {
         Ok(text) => EnvFilter::try_new(&text)
             .with_context(|| format!("HVB_LOG={text}: give a level such as debug"))?,
@@ -58,7 +60,7 @@ pub(crate) fn start_logging() -> Result<Log> {
     };
     let log = Log::start(io::stderr()).context("cannot start the log's thread")?;
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter.add_directive(quiet))
         .with_writer(log.lines())
         .with_ansi(io::stderr().is_terminal())
         // By default the subscriber reports its own failures to stderr too, with a call that panics

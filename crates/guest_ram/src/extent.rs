@@ -2,7 +2,7 @@
 
 use std::io;
 use std::slice;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use page_range::{PageCount, PageRange, PageRangeSet};
 
@@ -20,7 +20,7 @@ pub(crate) struct Extent {
     is_read_only: bool,
     /// Pages that are back in the host's pool. Empty for other memory, which the kernel allocates
     /// on first touch.
-    absent: Mutex<PageRangeSet>,
+    absent: RwLock<PageRangeSet>,
     /// For memory with transparent huge pages.
     small_pages: Option<SmallPages>,
 }
@@ -32,7 +32,7 @@ impl Extent {
             .wants_huge_pages()
             .then(|| SmallPages::new(&mapping, &small_pages::OF_PROCESS))
             .flatten();
-        let absent = Mutex::default();
+        let absent = RwLock::default();
         Self { range, mapping, huge_pages, is_read_only: false, absent, small_pages }
     }
 
@@ -43,7 +43,7 @@ impl Extent {
 
     /// As [`Extent::new`], for a mapping for which the pool has reserved nothing.
     pub(crate) fn new_absent(range: PageRange, mapping: Arc<Mapping>, huge: HugePages) -> Self {
-        let absent = Mutex::new([range].into_iter().collect());
+        let absent = RwLock::new([range].into_iter().collect());
         Self { absent, ..Self::new(range, mapping, huge) }
     }
 
@@ -72,6 +72,12 @@ impl Extent {
         self.huge_pages.from_pool()
     }
 
+    /// The pages that are back in the host's pool. None goes there while the guard exists. `None` for
+    /// memory that does not come from the pool.
+    pub(crate) fn hold_absent(&self) -> Option<RwLockReadGuard<'_, PageRangeSet>> {
+        self.has_pool_pages().then(|| self.absent.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// A part of the extent as a region; `None` outside.
     pub(crate) fn region(&self, part: PageRange) -> Option<RamRegion> {
         RamRegion::new(part, Arc::clone(&self.mapping), self.span(part)?.offset)
@@ -98,7 +104,7 @@ impl Extent {
             return self.discard_now(spans);
         }
         // Held throughout, so that the set matches the pool.
-        let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut absent = self.absent.write().unwrap_or_else(PoisonError::into_inner);
         let mut result = Ok(());
         for span in spans {
             let gone = self.discard_now(slice::from_ref(span));
@@ -141,7 +147,7 @@ impl Extent {
             return Ok(Vec::new());
         }
         self.check_provide(part)?;
-        let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut absent = self.absent.write().unwrap_or_else(PoisonError::into_inner);
         let missing: Vec<PageRange> = absent.intersection(part).collect();
         for (index, range) in missing.iter().enumerate() {
             if let Err(error) = self.allocate(*range) {

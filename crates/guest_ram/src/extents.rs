@@ -100,7 +100,7 @@ impl<'a> Extents<'a> {
         found == range.count().get()
     }
 
-    fn all(self) -> impl Iterator<Item = &'a Extent> {
+    pub(crate) fn all(self) -> impl Iterator<Item = &'a Extent> {
         self.boot.iter().chain(self.added)
     }
 }

@@ -21,6 +21,7 @@
 //! |---|---|
 //! | [`GuestRam`] | boot RAM, and all memory that can be added |
 //! | [`RamRegion`] | the mapping it is a part of: its boot RAM, or all memory that can be added |
+//! | a [`DeviceMemory`] | the regions that existed when it was made |
 //! | a snapshot from [`GuestRam::memory`] | the regions that existed when it was taken |
 //! | [`BorrowedRam`] | the mapping of each region, from `insert` to `remove` |
 //!
@@ -37,6 +38,7 @@
 
 mod backend;
 mod borrowed;
+mod device_memory;
 mod discard;
 mod extent;
 mod extents;
@@ -51,6 +53,7 @@ mod small_pages;
 
 pub use backend::{BackendError, MemorySlots, RamBackend};
 pub use borrowed::{BorrowedRam, RegionError};
+pub use device_memory::DeviceMemory;
 pub use discard::{DiscardError, ProvideError};
 pub use hot_add::AddError;
 pub use huge_pages::{HugePages, PoolError};

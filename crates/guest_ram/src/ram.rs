@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use page_range::{Gpa, PageCount, PageRange, PageRangeSet};
 use thiserror::Error;
@@ -10,6 +10,7 @@ use vm_memory::{
     GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestRegionCollection,
 };
 
+use crate::device_memory::DeviceMemory;
 use crate::discard::{DiscardError, ProvideError};
 use crate::extent::Extent;
 use crate::extents::Extents;
@@ -97,6 +98,8 @@ pub struct GuestRam {
     boot_regions: Vec<Arc<RamRegion>>,
     pages: PageRangeSet,
     hot_add: Option<HotAdd>,
+    /// Read by devices while they access memory, written when memory is removed.
+    in_use: RwLock<()>,
 }
 
 impl GuestRam {
@@ -125,7 +128,8 @@ impl GuestRam {
         let memory = GuestRegionCollection::from_arc_regions(boot_regions.clone())
             .map_err(|_| RamError::Size(config.size))?;
         let memory = GuestMemoryAtomic::new(memory);
-        Ok(Self { memory, boot, boot_regions, pages, hot_add: map_hot_add(config)? })
+        let hot_add = map_hot_add(config)?;
+        Ok(Self { memory, boot, boot_regions, pages, hot_add, in_use: RwLock::default() })
     }
 
     /// A snapshot of the memory, for all code that works on `vm-memory` traits. It does not include
@@ -145,6 +149,15 @@ impl GuestRam {
     #[must_use]
     pub fn address_space(&self) -> RamAddressSpace {
         self.memory.clone()
+    }
+
+    /// The memory as a device may access it now: see [`DeviceMemory`]. Take one for each piece of
+    /// work and drop it before the next wait, since it delays removals and discards.
+    #[must_use]
+    pub fn device_memory(&self) -> DeviceMemory<'_> {
+        let in_use = self.in_use.read().unwrap_or_else(PoisonError::into_inner);
+        let absent = self.extents().all().filter_map(Extent::hold_absent).collect();
+        DeviceMemory::new(self.snapshot(), in_use, absent)
     }
 
     /// The regions of boot RAM, lowest first.
@@ -304,6 +317,8 @@ impl GuestRam {
         let Ok(memory) = GuestRegionCollection::from_arc_regions(regions) else {
             return false;
         };
+        // Once this returns, no device accesses memory that is gone.
+        let _unused = self.in_use.write().unwrap_or_else(PoisonError::into_inner);
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).replace(memory);
         true
     }

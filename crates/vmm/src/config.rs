@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use guest_ram::HugePages;
+use virtio_devices::Format;
 
 use crate::confine::Seccomp;
 use crate::console::SerialOutput;
@@ -16,6 +17,19 @@ pub enum OnReset {
     BootSize,
     /// The size it had last; a target it was moving towards stays in force.
     KeepSize,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// The image: a file, or a block device.
+    pub path: PathBuf,
+    /// Its format; `None` to take it from the file's name (`virtio_devices::Image::open`).
+    pub format: Option<Format>,
+    /// Whether the guest may only read it.
+    pub is_read_only: bool,
+    /// The disk's name in the guest, of which 20 bytes count.
+    pub id: Option<String>,
 }
 
 /// The configuration of a VM.
@@ -48,6 +62,8 @@ pub struct Config {
     /// The wait between the guest's capability report and the first request to it; `None` for as
     /// long as this kind of guest needs (`hv_balloon::Settle::Auto`).
     pub settle: Option<Duration>,
+    /// The disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskConfig>,
     /// The pages that back guest memory.
     pub huge_pages: HugePages,
     /// How to treat system calls that none of the VM's threads needs. The calling thread is

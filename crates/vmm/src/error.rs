@@ -208,6 +208,15 @@ pub enum VmmError {
         #[source]
         source: io::Error,
     },
+    /// A disk image cannot be used.
+    #[error(transparent)]
+    Disk(#[from] virtio_devices::ImageError),
+    /// There are more devices than the machine has places for.
+    #[error("a machine has room for {most} disks and networks: leave some out")]
+    TooManyDevices {
+        /// The most there may be.
+        most: usize,
+    },
     /// The host has no room for the guest's memory.
     #[error("cannot map {bytes} bytes of guest memory; ask for less with {option}")]
     Memory {

@@ -4,7 +4,7 @@
 //! on by default, the machine has a bus and no device on it.
 //!
 //! Threads: one per vCPU, the two of `vmbus_kvm` (bus and memory), the monitor's own, two for the
-//! console, and the caller's, which governs the others.
+//! console, those of the virtio devices, and the caller's, which governs the others.
 
 #[cfg(feature = "hv-balloon")]
 mod balloon;
@@ -16,6 +16,7 @@ mod config;
 mod confine;
 mod console;
 mod control;
+mod devices;
 mod error;
 pub mod flight_recorder;
 mod log_limit;
@@ -29,12 +30,13 @@ mod vcpu;
 mod watch;
 
 pub use boot::linux::load_linux;
-pub use config::{Config, OnReset};
+pub use config::{Config, DiskConfig, OnReset};
 pub use confine::{Seccomp, confine_log_thread};
 pub use console::SerialOutput;
 pub use error::{BootError, MachineError, VmmError};
 pub use guest_ram::HugePages;
 pub use run::run;
+pub use virtio_devices::{Format as DiskFormat, ImageError};
 
 /// Whether this build has the Dynamic Memory device.
 pub const HAS_BALLOON: bool = cfg!(feature = "hv-balloon");

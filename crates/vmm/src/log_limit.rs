@@ -9,6 +9,8 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// A guest can cause lines as fast as it can send; the log must not grow at that rate.
 #[derive(Debug)]
 pub(crate) struct LogLimit {
+    /// What the lines are about.
+    about: &'static str,
     start: Instant,
     lines: u32,
 }
@@ -22,8 +24,8 @@ struct Verdict {
 }
 
 impl LogLimit {
-    pub(crate) fn new() -> Self {
-        Self { start: Instant::now(), lines: 0 }
+    pub(crate) fn new(about: &'static str) -> Self {
+        Self { about, start: Instant::now(), lines: 0 }
     }
 
     /// Logs a line unless there were too many. The first line after suppressed ones says how many
@@ -31,9 +33,7 @@ impl LogLimit {
     pub(crate) fn log(&mut self, log: impl FnOnce()) {
         let Verdict { is_logged, left_out } = self.judge(Instant::now());
         if left_out > 0 {
-            tracing::warn!(
-                "{left_out} more lines about the guest's balloon driver were suppressed"
-            );
+            tracing::warn!("{left_out} more lines about {} were suppressed", self.about);
         }
         if is_logged {
             log();
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn lines_beyond_the_limit_are_counted_and_told_later() {
-        let mut limit = LogLimit::new();
+        let mut limit = LogLimit::new("a test");
         let start = limit.start;
         let logged = (0..1000).filter(|_| limit.judge(start).is_logged).count();
         assert_eq!(logged, 10);
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_line_now_and_then_is_never_left_out() {
-        let mut limit = LogLimit::new();
+        let mut limit = LogLimit::new("a test");
         let mut now = limit.start;
         for _ in 0..100 {
             now += INTERVAL / BURST;

@@ -22,6 +22,7 @@ use crate::brake::Brake;
 use crate::confine::Confinement;
 use crate::console::Console;
 use crate::control::ControlSender;
+use crate::devices::Devices;
 use crate::error::{MachineError, VmmError};
 use crate::flight_recorder::{Answered, Desk, Recorder};
 use crate::ports::{self, Ports};
@@ -50,6 +51,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) vcpus: u8,
     pub(crate) recorder: &'a Arc<Recorder>,
     pub(crate) brake: &'a Arc<Brake>,
+    pub(crate) devices: &'a Devices,
 }
 
 /// The vCPU threads, by number.
@@ -114,7 +116,8 @@ impl Machine {
         vm.fd()
             .register_irqfd(serial.interrupt(), ports::SERIAL_GSI)
             .map_err(MachineError::kvm("cannot connect the serial port's interrupt"))?;
-        let entry = files.load(parts.ram, parts.vcpus)?;
+        let devices = parts.devices.plug(vm.fd(), parts.ram)?;
+        let entry = files.load(parts.ram, parts.vcpus, parts.devices.count())?;
         if let Some(first) = fds.first() {
             cpu::set_entry(first, entry)?;
         }
@@ -128,6 +131,7 @@ impl Machine {
         let platform = KvmPlatform::new(Arc::clone(&vm), memory, lines, in_kernel, kick);
         let shared = Arc::new(Shared {
             ports: Arc::new(Ports::new(serial)),
+            devices,
             bus: parts.host.start_machine(platform)?,
             confinement: parts.confinement,
             control: parts.control,
@@ -152,8 +156,9 @@ impl Machine {
         MemoryGuard(Arc::clone(&self.vm))
     }
 
-    /// Starts the vCPUs.
+    /// Starts the devices, and then the vCPUs.
     pub(crate) fn start(&mut self) -> Result<(), MachineError> {
+        self.shared.devices.start(&self.shared.confinement)?;
         let vcpus = self.waiting.len();
         let mut threads = Vec::with_capacity(vcpus);
         let mut result = Ok(());
@@ -175,7 +180,7 @@ impl Machine {
         result
     }
 
-    /// Stops all vCPUs and waits for their threads.
+    /// Stops all vCPUs, and then the devices, and waits for their threads.
     pub(crate) fn stop(self) {
         self.shared.stop.store(true, Ordering::Release);
         let threads = self.threads.take();
@@ -183,6 +188,7 @@ impl Machine {
         for thread in threads {
             let _ = thread.join();
         }
+        self.shared.devices.stop();
         self.shared.recorder.machine_stopped();
         self.shared.brake.machine_stopped();
     }

@@ -22,6 +22,7 @@ use crate::config::{Config, OnReset};
 use crate::confine::{Confinement, Thread};
 use crate::console::Console;
 use crate::control::{Cause, Control, ControlSender, control_channel};
+use crate::devices::Devices;
 use crate::error::{BootError, MachineError, VmmError};
 use crate::flight_recorder::{self, Recorder};
 use crate::log_limit::LogLimit;
@@ -43,6 +44,7 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     check(config)?;
     let mut files =
         BootFiles::open(&config.kernel, config.initrd.as_deref(), &config.command_line)?;
+    let devices = Devices::open(config)?;
     let (kvm, capabilities) = probe::open(Irqchip::Full)?;
     kick::install_handler(kick_signal())
         .map_err(MachineError::system("cannot handle the vCPUs' signal"))?;
@@ -56,7 +58,7 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     let signals = watch_signals(control.clone(), confinement.clone(), Arc::clone(&recorder))?;
     let mut console = Console::open(&config.serial, confinement.clone())?;
     let monitor_events = Arc::new(OnceLock::new());
-    let log = Arc::new(Mutex::new(LogLimit::new()));
+    let log = Arc::new(Mutex::new(LogLimit::new("the guest's balloon driver")));
     let server = ServerConfig {
         vp_count: config.vcpus.into(),
         page_limit: plan.address_end,
@@ -98,6 +100,7 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
         host,
         recorder,
         brake,
+        devices,
     };
     let emit = |event: &Event| {
         if let Some(sender) = monitor_events.get() {
@@ -127,6 +130,7 @@ struct Vm<'a> {
     host: Host<Platform>,
     recorder: Arc<Recorder>,
     brake: Arc<Brake>,
+    devices: Devices,
 }
 
 impl Vm<'_> {
@@ -179,6 +183,7 @@ impl Vm<'_> {
             vcpus: self.config.vcpus,
             recorder: &self.recorder,
             brake: &self.brake,
+            devices: &self.devices,
         };
         let mut machine = Machine::new(parts, files)?;
         // Dropped at the end of this function: by then nothing works on the memory any more.

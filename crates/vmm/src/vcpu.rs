@@ -13,6 +13,7 @@ use vmm_sys_util::signal::SIGRTMIN;
 use crate::brake::Brake;
 use crate::confine::{Confinement, Thread};
 use crate::control::{Cause, Control, ControlSender};
+use crate::devices::MachineDevices;
 use crate::error::MachineError;
 use crate::flight_recorder::{Answered, Desk, Exit, Recorder};
 use crate::machine::Platform;
@@ -27,6 +28,7 @@ pub(crate) fn kick_signal() -> i32 {
 /// State shared by all vCPUs of a machine.
 pub(crate) struct Shared {
     pub(crate) ports: Arc<Ports>,
+    pub(crate) devices: MachineDevices,
     pub(crate) bus: vmbus_kvm::Machine<Platform>,
     pub(crate) confinement: Confinement,
     pub(crate) control: ControlSender,
@@ -105,8 +107,9 @@ impl Vcpu {
                     return Ok(Next::Stop);
                 }
             }
-            VcpuExit::MmioRead(_, data) => data.fill(0xff),
-            VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::Hlt => {}
+            VcpuExit::MmioRead(at, data) => self.shared.devices.read(at, data),
+            VcpuExit::MmioWrite(at, data) => self.shared.devices.write(at, data),
+            VcpuExit::Intr | VcpuExit::Hlt => {}
             VcpuExit::Hyperv => self.hyperv_exit(),
             // A triple fault, to which a PC responds with a reset.
             VcpuExit::Shutdown => {

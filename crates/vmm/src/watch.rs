@@ -37,7 +37,7 @@ impl Watch {
         recorder: Arc<Recorder>,
         bus: Option<Arc<BusRecorder>>,
     ) -> Self {
-        Self { confinement, guest, host: Mutex::new(LogLimit::new()), recorder, bus }
+        Self { confinement, guest, host: Mutex::new(LogLimit::new("the bus")), recorder, bus }
     }
 }
 

@@ -11,7 +11,7 @@ use super::links;
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 15] = [
+const LAYERS: [(&str, &[&str]); 16] = [
     ("page_range", &[]),
     ("confinement", &[]),
     ("saved_state", &["page_range"]),
@@ -35,6 +35,7 @@ const LAYERS: [(&str, &[&str]); 15] = [
         ],
     ),
     ("qmp", &[]),
+    ("virtio_devices", &["guest_ram"]),
     (
         "vmm",
         &[
@@ -46,6 +47,7 @@ const LAYERS: [(&str, &[&str]); 15] = [
             "kvm_hyperv",
             "page_range",
             "qmp",
+            "virtio_devices",
             "vmbus",
             "vmbus_kvm",
         ],

@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_size_that_is_to_be_repeated_is_due_at_once() {
-        let limit = Arc::new(std::sync::Mutex::new(crate::log_limit::LogLimit::new()));
+        let limit = Arc::new(std::sync::Mutex::new(crate::log_limit::LogLimit::new("a test")));
         let repeat = Repeat::default();
         let mut notices = Notices::new(Arc::default(), limit, Arc::default(), repeat.clone());
         assert_eq!(notices.due(), None);

@@ -28,6 +28,7 @@ fn config() -> Config {
         max_memory_bytes: SIZE.bytes(),
         on_reset: OnReset::default(),
         qmp: None,
+        disks: Vec::new(),
         record_bus: None,
         serial: SerialOutput::None,
         status_reports: false,
@@ -42,7 +43,7 @@ fn with_a_client(test: impl FnOnce(&mut Client, &Brake)) {
     let (control, _events) = control_channel();
     let confinement = Confinement::new(Seccomp::Off, control.clone()).unwrap();
     let recorder = Arc::new(Recorder::new(1));
-    let log: GuestLog = Arc::new(Mutex::new(LogLimit::new()));
+    let log: GuestLog = Arc::new(Mutex::new(LogLimit::new("a test")));
     let watch = Watch::new(confinement, Arc::clone(&log), Arc::clone(&recorder), None);
     let mut builder = HostBuilder::<Platform>::new(ServerConfig::default(), watch).unwrap();
     let plan = MemoryPlan::fixed(SIZE);

@@ -1,9 +1,12 @@
-//! ACPI tables: processors, the serial port, power off, reset, and the VMBus device.
+//! ACPI tables: processors, the serial port, power off, reset, the VMBus device, and the virtio
+//! devices.
 //!
 //! There is no `_S3` and no `_S4`: Linux's `hv_balloon` ignores all requests if hibernation is
 //! possible (Linux `hv_balloon.c`).
 
-use acpi_tables::aml::{self, Device, IO, Interrupt, Name, Path, ResourceTemplate, Scope};
+use acpi_tables::aml::{
+    self, Device, IO, Interrupt, Memory32Fixed, Name, Path, ResourceTemplate, Scope,
+};
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -13,6 +16,9 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
+use virtio_devices::MMIO_SIZE;
+
+use crate::devices::{Place, places};
 use crate::{cmos, ports, power};
 
 const OEM_ID: [u8; 6] = *b"HVBALL";
@@ -30,9 +36,9 @@ const MADT_HEADER: u32 = 44;
 const LEGACY_CONTROLLERS: u32 = 1;
 
 /// All tables in one piece, for guest address `base`; the RSDP comes first.
-pub(crate) fn tables(base: u64, vcpus: u8) -> Vec<u8> {
+pub(crate) fn tables(base: u64, vcpus: u8, devices: usize) -> Vec<u8> {
     let mut out = Tables { base, bytes: vec![0; Rsdp::len()] };
-    let dsdt = out.append(&bytes(&dsdt()));
+    let dsdt = out.append(&bytes(&dsdt(devices)));
     let facs = out.append(&bytes(&FACS::new()));
     // All tables lie below 1 MiB.
     let fadt = out.append(&bytes(&fadt(dsdt, u32::try_from(facs).unwrap_or_default())));
@@ -102,10 +108,11 @@ fn madt(vcpus: u8) -> Sdt {
     madt
 }
 
-fn dsdt() -> Sdt {
+fn dsdt(devices: usize) -> Sdt {
     let mut code = Code(Vec::new());
     power_off(&mut code);
     serial_port(&mut code);
+    places(devices).for_each(|place| virtio_device(&mut code, place));
     code.0.extend(kvm_hyperv::acpi::vmbus_device(ports::VMBUS_GSI));
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM_ID, OEM_TABLE, 1);
     dsdt.append_slice(&code.0);
@@ -137,6 +144,21 @@ fn serial_port(code: &mut Code) {
     Scope::new(Path::new("_SB_"), vec![&device]).to_aml_bytes(code);
 }
 
+/// A virtio device over MMIO, by the ID that Linux's `virtio_mmio` looks for.
+fn virtio_device(code: &mut Code, place: Place) {
+    let hid = Name::new(Path::new("_HID"), &"LNRO0005");
+    let uid = Name::new(Path::new("_UID"), &place.number);
+    let interrupt = Interrupt::new(true, true, false, false, place.gsi);
+    // Both are small, and the address is below 4 GiB.
+    let word = |number: u64| u32::try_from(number).unwrap_or_default();
+    let registers = Memory32Fixed::new(true, word(place.base), word(MMIO_SIZE));
+    let resources = ResourceTemplate::new(vec![&registers, &interrupt]);
+    let crs = Name::new(Path::new("_CRS"), &resources);
+    let name = format!("VIO{}", place.number);
+    let device = Device::new(Path::new(&name), vec![&hid, &uid, &crs]);
+    Scope::new(Path::new("_SB_"), vec![&device]).to_aml_bytes(code);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,7 +170,7 @@ mod tests {
     #[test]
     fn every_table_is_reachable_and_sums_to_zero() {
         let base = 0xe_0000;
-        let tables = tables(base, 2);
+        let tables = tables(base, 2, 8);
         assert_eq!(&tables[..8], b"RSD PTR ");
         assert_eq!(sum(&tables[..20]), 0);
         let at = |offset: usize| {
@@ -171,7 +193,7 @@ mod tests {
 
     #[test]
     fn there_is_a_vmbus_and_no_hibernation() {
-        let code = bytes(&dsdt());
+        let code = bytes(&dsdt(1));
         let has = |name: &[u8]| code.windows(name.len()).any(|window| window == name);
         assert!(has(b"VMBus") && has(b"_S5_"));
         assert!(!has(b"_S4_") && !has(b"_S3_"));

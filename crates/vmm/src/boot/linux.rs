@@ -45,7 +45,7 @@ pub fn load_linux(
     command_line: &str,
     vcpus: u8,
 ) -> Result<u64, BootError> {
-    BootFiles::open(kernel, initrd, command_line)?.load(ram, vcpus)
+    BootFiles::open(kernel, initrd, command_line)?.load(ram, vcpus, 0)
 }
 
 /// The files to boot. They stay open, so that a reset works even if their names are gone.
@@ -120,7 +120,12 @@ impl BootFiles {
     }
 
     /// Loads everything into memory and returns the address of the first instruction.
-    pub(crate) fn load(&mut self, ram: &GuestRam, vcpus: u8) -> Result<u64, BootError> {
+    pub(crate) fn load(
+        &mut self,
+        ram: &GuestRam,
+        vcpus: u8,
+        devices: usize,
+    ) -> Result<u64, BootError> {
         let memory = ram.memory();
         // The boot data lies below.
         let lowest = Some(GuestAddress(layout::HIGH_MEMORY));
@@ -136,9 +141,8 @@ impl BootFiles {
         memory
             .write_slice(&self.command_line, GuestAddress(layout::COMMAND_LINE))
             .map_err(BootError::Memory)?;
-        memory
-            .write_slice(&super::acpi::tables(layout::ACPI, vcpus), GuestAddress(layout::ACPI))
-            .map_err(BootError::Memory)?;
+        let tables = super::acpi::tables(layout::ACPI, vcpus, devices);
+        memory.write_slice(&tables, GuestAddress(layout::ACPI)).map_err(BootError::Memory)?;
         write_zero_page(ram, header)?;
         super::cpu::write_tables(ram)?;
         Ok(image.kernel_load.0 + ENTRY_64)

@@ -1,8 +1,8 @@
 //! The KVM ioctls that this program makes (Linux `include/uapi/linux/kvm.h`), for its filters.
 
 use kvm_bindings::{
-    KVMIO, kvm_cpuid2, kvm_enable_cap, kvm_lapic_state, kvm_mp_state, kvm_msrs, kvm_pit_config,
-    kvm_regs, kvm_sregs, kvm_vcpu_events,
+    KVMIO, kvm_cpuid2, kvm_enable_cap, kvm_ioeventfd, kvm_lapic_state, kvm_mp_state, kvm_msrs,
+    kvm_pit_config, kvm_regs, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_hyperv::ioctl_numbers::{
     KVM_CHECK_EXTENSION, KVM_GET_MSRS, KVM_GET_SUPPORTED_HV_CPUID, KVM_HYPERV_EVENTFD, KVM_IRQFD,
@@ -55,7 +55,7 @@ pub(super) const OF_THE_BUS: [Request; 1] = [known("KVM_HYPERV_EVENTFD", KVM_HYP
 pub(super) const OF_THE_MEMORY: [Request; 1] = [SET_USER_MEMORY_REGION];
 
 /// Requests that building a machine takes.
-pub(super) const TO_BUILD: [Request; 21] = [
+pub(super) const TO_BUILD: [Request; 22] = [
     request::<()>("KVM_CREATE_VM", _IOC_NONE, 0x01),
     known("KVM_CHECK_EXTENSION", KVM_CHECK_EXTENSION),
     request::<()>("KVM_GET_VCPU_MMAP_SIZE", _IOC_NONE, 0x04),
@@ -67,6 +67,7 @@ pub(super) const TO_BUILD: [Request; 21] = [
     request::<()>("KVM_CREATE_IRQCHIP", _IOC_NONE, 0x60),
     known("KVM_SET_GSI_ROUTING", KVM_SET_GSI_ROUTING),
     known("KVM_IRQFD", KVM_IRQFD),
+    request::<kvm_ioeventfd>("KVM_IOEVENTFD", _IOC_WRITE, 0x79),
     request::<kvm_pit_config>("KVM_CREATE_PIT2", _IOC_WRITE, 0x77),
     GET_REGS,
     request::<kvm_regs>("KVM_SET_REGS", _IOC_WRITE, 0x82),

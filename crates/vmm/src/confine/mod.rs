@@ -70,13 +70,15 @@ pub(crate) enum Thread {
     ConsoleOut,
     Signals,
     Recording,
+    Disk,
+    Entropy,
     /// The program's own, started before there is a machine.
     Log,
 }
 
 impl Thread {
     /// All kinds, in the order of their numbers.
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Main,
         Self::Vcpu,
         Self::Bus,
@@ -88,6 +90,8 @@ impl Thread {
         Self::ConsoleOut,
         Self::Signals,
         Self::Recording,
+        Self::Disk,
+        Self::Entropy,
         Self::Log,
     ];
 
@@ -104,6 +108,8 @@ impl Thread {
             Self::ConsoleOut => "console-out",
             Self::Signals => "signals",
             Self::Recording => "recording",
+            Self::Disk => "disk",
+            Self::Entropy => "entropy",
             Self::Log => "log",
         }
     }

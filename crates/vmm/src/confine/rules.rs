@@ -98,6 +98,8 @@ pub(super) fn its_own(thread: Thread) -> Rules {
         Thread::QmpRead => qmp_read(),
         Thread::QmpWrite => qmp_write(),
         Thread::ConsoleIn => Rules::new().allow([Sysno::read]),
+        Thread::Disk => disk(),
+        Thread::Entropy => entropy(),
         Thread::ConsoleOut | Thread::Recording | Thread::Log => Rules::new(),
         Thread::Signals => reads_a_socket()
             .allow_where(Sysno::recvfrom, "MSG_DONTWAIT", receive(libc::MSG_DONTWAIT))
@@ -108,16 +110,21 @@ pub(super) fn its_own(thread: Thread) -> Rules {
 
 /// Rebuilds the machine after each reset, starts the vCPUs, and cleans up at the end.
 fn main() -> Rules {
-    let rules = starts_threads().and(&vcpu()).and(&ioctls(&kvm::TO_BUILD)).allow([
-        Sysno::clock_nanosleep,
-        Sysno::eventfd2,
-        Sysno::lseek,
-        Sysno::pread64,
-        Sysno::read,
-        Sysno::shutdown,
-        Sysno::statx,
-        Sysno::unlink,
-    ]);
+    let rules = starts_threads()
+        .and(&vcpu())
+        .and(&disk())
+        .and(&entropy())
+        .and(&ioctls(&kvm::TO_BUILD))
+        .allow([
+            Sysno::clock_nanosleep,
+            Sysno::eventfd2,
+            Sysno::lseek,
+            Sysno::pread64,
+            Sysno::read,
+            Sysno::shutdown,
+            Sysno::statx,
+            Sysno::unlink,
+        ]);
     // Pool memory is a memfd.
     rules
         .allow([Sysno::ftruncate, Sysno::memfd_create])
@@ -141,6 +148,23 @@ fn bus() -> Rules {
         // An event for a monitor client that does not read ends its connection: `shutdown`.
         .allow([Sysno::epoll_ctl, Sysno::epoll_wait, Sysno::eventfd2, Sysno::read, Sysno::shutdown])
         .and(&kicks_vcpus())
+}
+
+/// Serves requests, which arrive at an eventfd, from files.
+fn disk() -> Rules {
+    Rules::new()
+        .allow([Sysno::fdatasync, Sysno::ftruncate, Sysno::preadv, Sysno::pwritev, Sysno::read])
+        .allow_where(
+            Sysno::fallocate,
+            "punch a hole",
+            [is(1, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)],
+        )
+        .allow_where(Sysno::fallocate, "zero a range", [is(1, libc::FALLOC_FL_ZERO_RANGE)])
+}
+
+/// Waits at an eventfd.
+fn entropy() -> Rules {
+    Rules::new().allow([Sysno::read])
 }
 
 fn kicks_vcpus() -> Rules {

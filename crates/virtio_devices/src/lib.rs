@@ -1,0 +1,73 @@
+#![forbid(unsafe_code)]
+//! Virtio devices over MMIO: disk, network and entropy.
+//!
+//! [`MmioDevice`] is the transport: the registers that the guest sees (virtio 1.2, 4.2.2), with
+//! split rings and `VIRTIO_F_VERSION_1`. Behind it is a [`Device`], which outlives the machine, and
+//! whose [`Worker`]s, threads that the caller starts for each machine, take requests from the
+//! [`VirtQueue`]s. The caller connects the eventfds of transport and queues to the hypervisor.
+//!
+//! # Guest memory is hostile
+//!
+//! All of this works on [`guest_ram::DeviceMemory`], taken anew for each access: memory that was
+//! added is there at once, memory that was removed is not, and a page that the host's pool has gives
+//! an error. The crate reads each descriptor once, keeps no address in the host, and copies data
+//! between guest memory and buffers of its own, so that input and output may take their time without
+//! holding guest memory.
+//!
+//! A guest that breaks the rules of a ring (a chain that loops or has no end, a ring outside memory,
+//! an index that runs ahead) stops its device: `DEVICE_NEEDS_RESET` is set, and nothing more is
+//! taken from the ring until the guest resets the device. A request that names memory that is not
+//! there fails alone, where its device can tell the guest so.
+
+mod chain;
+mod disk;
+mod entropy;
+mod mmio;
+mod queue;
+
+pub use chain::Chain;
+pub use disk::{Deed, Disk, Failures, Format, Image, ImageError};
+pub use entropy::Entropy;
+pub use mmio::{MMIO_SIZE, MmioDevice};
+pub use queue::{Lost, VirtQueue};
+
+use std::sync::Arc;
+
+/// A device behind the transport. It serves one machine after the other.
+pub trait Device: Send + Sync {
+    /// The device ID (virtio 1.2, 5).
+    fn id(&self) -> u32;
+
+    /// The features of this kind of device; the transport adds those of its rings.
+    fn features(&self) -> u64 {
+        0
+    }
+
+    /// The size of each queue, a power of two.
+    fn queue_sizes(&self) -> &'static [u16];
+
+    /// The configuration space, which the guest can only read.
+    fn config(&self) -> &[u8] {
+        &[]
+    }
+
+    /// The threads that serve one machine, whose queues these are.
+    fn workers(self: Arc<Self>, queues: &[Arc<VirtQueue>]) -> Vec<Worker>;
+}
+
+/// What a thread of a device does, for its name and its system call filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerKind {
+    /// Serves a disk's requests, one at a time.
+    Disk,
+    /// Fills buffers with random bytes.
+    Entropy,
+}
+
+/// A thread to start for a machine.
+pub struct Worker {
+    /// What it does.
+    pub kind: WorkerKind,
+    /// Runs until [`MmioDevice::stop`].
+    pub run: Box<dyn FnOnce() + Send>,
+}
