@@ -3,7 +3,7 @@
 use std::process::{ChildStdin, ChildStdout};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::MIB;
 use crate::console::{Console, Line};
@@ -127,6 +127,17 @@ impl Agent {
     #[must_use]
     pub fn last_words(&self) -> String {
         self.console.tail()
+    }
+
+    /// The next line, if it tells of a record.
+    ///
+    /// # Errors
+    ///
+    /// The agent answers `@err`, or the guest is gone.
+    pub(crate) fn next_record(&self, begin: Instant) -> Result<Option<u64>> {
+        let line = self.console.next_line(begin)?.text;
+        ensure!(!line.starts_with("@err"), "the guest answers: {line}");
+        Ok(line.strip_prefix("| ").and_then(|number| number.parse().ok()))
     }
 
     /// Sends a command without waiting for its answer, since the guest may not survive it.

@@ -24,6 +24,10 @@ pub struct VmConfig {
     pub hugepages: Option<&'static str>,
     /// How to treat forbidden system calls: `on`, `log` or `off`.
     pub seccomp: Option<&'static str>,
+    /// Its disks, as `--disk` takes them.
+    pub disks: Vec<String>,
+    /// Its networks, as `--net` takes them.
+    pub networks: Vec<String>,
     /// Where to record the guest's conversation with bus and device.
     pub record_bus: Option<PathBuf>,
     /// Whether the guest's memory pressure reports are emitted.
@@ -46,6 +50,8 @@ impl Default for VmConfig {
             on_reset: None,
             hugepages: None,
             seccomp: None,
+            disks: Vec::new(),
+            networks: Vec::new(),
             record_bus: None,
             status_report: false,
             auto_online: true,
@@ -84,6 +90,12 @@ impl VmConfig {
         }
         if let Some(path) = &self.record_bus {
             add("--record-bus", path.display().to_string());
+        }
+        for disk in &self.disks {
+            add("--disk", disk.clone());
+        }
+        for network in &self.networks {
+            add("--net", network.clone());
         }
         if self.status_report {
             arguments.push("--status-report".to_owned());

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use qmp::{Client, ClientError, DynamicMemoryInfo, Value, XQueryDynamicMemory, qapi};
@@ -340,6 +340,29 @@ impl Vm {
         ensure!(words.lines().all(|line| line.contains(word)), "hvb complained: {words}");
         self.ended = true;
         Ok(())
+    }
+
+    /// Sends the agent a command that tells of more and more records, and kills `hvb` when it has
+    /// told of so many. Returns all that it told of.
+    ///
+    /// # Errors
+    ///
+    /// The agent tells of an error first.
+    pub fn cut_power(mut self, command: &str, least: u64) -> Result<Vec<u64>> {
+        self.agent.tell(command)?;
+        let mut told = Vec::new();
+        let begin = Instant::now();
+        while (told.len() as u64) < least {
+            told.extend(self.agent.next_record(begin)?);
+        }
+        self.child.kill()?;
+        self.child.wait()?;
+        // What it had told before it was killed.
+        while let Ok(record) = self.agent.next_record(begin) {
+            told.extend(record);
+        }
+        self.ended = true;
+        Ok(told)
     }
 
     /// Waits for an end that was requested: status 0, no socket left, nothing logged.

@@ -17,6 +17,9 @@ use initramfs::Initramfs;
 /// The drivers under test.
 const MODULES: [&str; 2] = ["hv_vmbus", "hv_balloon"];
 
+/// The drivers of `hvb`'s virtio devices, which tests load that need them.
+const DEVICE_MODULES: [&str; 4] = ["virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng"];
+
 /// The drivers of the balloon that is compared with this project's, in place of those.
 const VIRTIO_MODULES: [&str; 2] = ["virtio_pci", "virtio_balloon"];
 
@@ -106,6 +109,7 @@ fn usual_image(kernel: &kernels::Kernel) -> Result<Initramfs> {
     image.add_program("/init", &static_program("guest_agent")?)?;
     let with_dependencies = |names: &[&str]| modules::with_dependencies(&kernel.modules, names);
     image.add_modules(USUAL_MODULES, &with_dependencies(&MODULES)?)?;
+    image.add_modules("devices", &with_dependencies(&DEVICE_MODULES)?)?;
     image.add_modules("virtio", &with_dependencies(&VIRTIO_MODULES)?)?;
     Ok(image)
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod confinement;
+mod devices;
 mod flight_recorder;
 mod host_faults;
 mod hot_add;

@@ -25,6 +25,11 @@
 //! | `insmod NAME`, `rmmod NAME` | |
 //! | `dmesg [FILTER]` | kernel messages that hold FILTER, as `\| ` lines, and their count |
 //! | `debugfs-balloon` | what the guest's driver says of itself, as `\| ` lines |
+//! | `load LIST` | loads another list of modules |
+//! | `mount KIND DEVICE DIR`, `umount DIR` | |
+//! | `store PATH SEED MIB` | known data is written there, and safe |
+//! | `recall PATH SEED MIB` | the data is there, on the disk; `@err` if not |
+//! | `append PATH SEED COUNT` | known records, each with a `\| NUMBER` line when it is safe |
 //! | `cat PATH`, `ls PATH` | contents, as `\| ` lines |
 //! | `write PATH VALUE` | |
 //! | `run PROGRAM [ARGUMENT …]` | its output, as `\| ` lines; `@err` with its status and errors |
@@ -35,6 +40,7 @@
 pub mod checker;
 mod kernel;
 pub mod memory;
+pub mod storage;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -104,6 +110,17 @@ impl Agent {
         if let Some(command) = line.strip_prefix("run ") {
             return self.quote(&kernel::run(command)?);
         }
+        if let Some((command, arguments)) = line.split_once(' ') {
+            match command {
+                "mount" => return storage::mount(arguments),
+                "store" => return storage::store(arguments),
+                "recall" => return storage::recall(arguments),
+                "append" => {
+                    return storage::append(arguments, |it| self.line(&format!("| {it}")));
+                }
+                _ => {}
+            }
+        }
         let words: Vec<&str> = line.splitn(3, ' ').collect();
         match *words.as_slice() {
             ["ping"] => Ok(String::new()),
@@ -118,6 +135,8 @@ impl Agent {
             ["checker", what, rest] => self.checker.obey(&format!("{what} {rest}")),
             ["online-all"] => kernel::online_all(),
             ["insmod", name] => boot::load_module(name).map(|()| String::new()),
+            ["load", list] => load(list),
+            ["umount", dir] => storage::unmount(dir),
             ["rmmod", name] => kernel::remove_module(name),
             ["dmesg"] => self.quote(&kernel::messages("")?),
             ["dmesg", filter] => self.quote(&kernel::messages(filter)?),
@@ -154,6 +173,11 @@ impl Agent {
     fn line(&mut self, text: &str) -> io::Result<()> {
         self.console.write_all(format!("{text}\n").as_bytes())
     }
+}
+
+fn load(list: &str) -> io::Result<String> {
+    let failed = boot::load_modules(list, &[])?;
+    if failed.is_empty() { Ok(String::new()) } else { Err(io::Error::other(format!("{failed:?}"))) }
 }
 
 fn number(text: &str) -> io::Result<u64> {
