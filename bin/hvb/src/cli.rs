@@ -4,7 +4,7 @@ use crate::size::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
-use vmm::DiskConfig;
+use vmm::{DiskConfig, NetConfig};
 
 /// Maximum number of vCPUs: with more, APIC IDs need more than 8 bits.
 const MAX_CPUS: u32 = 254;
@@ -67,6 +67,12 @@ pub(crate) struct RunArgs {
         value_parser = crate::disk::parse
     )]
     pub(crate) disk: Vec<DiskConfig>,
+
+    /// Network card: passt starts passt, passt=SOCKET connects to one that runs. May be given several
+    /// times. Without an address, the card has one that follows from the first disk's path, or from
+    /// the kernel's.
+    #[arg(long, value_name = "passt[=SOCKET][,mac=MAC]", value_parser = crate::network::parse)]
+    pub(crate) net: Vec<NetConfig>,
 
     /// Path at which to create a monitor (QMP) socket.
     #[arg(long, value_name = "PATH")]
@@ -262,6 +268,7 @@ mod tests {
             serial: Serial::Stdio,
             status_report: false,
             disk: Vec::new(),
+            net: Vec::new(),
             record_bus: None,
             settle: None,
             hugepages: HugePages::Thp,
@@ -284,6 +291,7 @@ mod tests {
             serial: Serial::File("log:1".into()),
             status_report: true,
             disk: Vec::new(),
+            net: Vec::new(),
             record_bus: Some("bus".into()),
             settle: Some(Duration::from_secs(3)),
             hugepages: HugePages::Mib2,

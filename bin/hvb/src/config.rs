@@ -39,6 +39,7 @@ pub(crate) fn config(args: RunArgs) -> Result<Config> {
         status_reports: args.status_report,
         settle: args.settle,
         disks: args.disk,
+        networks: args.net,
         huge_pages: match args.hugepages {
             HugePages::Off => vmm::HugePages::Off,
             HugePages::Thp => vmm::HugePages::Transparent,

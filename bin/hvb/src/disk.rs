@@ -39,7 +39,7 @@ pub(crate) fn parse(text: &str) -> Result<DiskConfig, String> {
 }
 
 /// Splits at single commas; two are one that stays.
-fn split(text: &str) -> Vec<String> {
+pub(crate) fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut characters = text.chars().peekable();
     while let Some(character) = characters.next() {

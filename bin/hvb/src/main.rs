@@ -9,6 +9,7 @@ mod disk;
 mod info;
 mod log;
 mod monitor;
+mod network;
 mod report;
 mod run;
 mod size;

@@ -1,11 +1,9 @@
 //! Entropy: random bytes from the host's kernel.
 
-use std::sync::Arc;
-
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-use crate::{Device, VirtQueue, Worker, WorkerKind};
+use crate::{Chain, Device, VirtQueue, WorkerKind};
 
 /// The most random bytes for one request. The guest may ask again.
 const MOST: usize = 4096;
@@ -23,25 +21,18 @@ impl Device for Entropy {
         &[8]
     }
 
-    fn workers(self: Arc<Self>, queues: &[Arc<VirtQueue>]) -> Vec<Worker> {
-        let worker = |queue: &Arc<VirtQueue>| {
-            let queue = Arc::clone(queue);
-            Worker { kind: WorkerKind::Entropy, run: Box::new(move || serve(&queue)) }
-        };
-        queues.iter().map(worker).collect()
+    fn service(&self, _: usize) -> (WorkerKind, usize) {
+        (WorkerKind::Entropy, 1)
     }
-}
 
-fn serve(queue: &VirtQueue) {
-    let mut bytes = [0; MOST];
-    while let Some(chain) = queue.next() {
+    fn serve(&self, (_, queue): (usize, &VirtQueue), chain: &Chain, buffer: &mut [u8]) {
         let wanted = usize::try_from(chain.writable_len()).map_or(MOST, |len| len.min(MOST));
-        let given = bytes
+        let given = buffer
             .get_mut(..wanted)
             .and_then(|room| getrandom(room, GetRandomFlags::empty()).ok())
-            .and_then(|count| bytes.get(..count))
-            .filter(|random| queue.copy_to(&chain, 0, random).is_ok())
+            .and_then(|count| buffer.get(..count))
+            .filter(|random| queue.copy_to(chain, 0, random).is_ok())
             .map_or(0, <[u8]>::len);
-        queue.complete(&chain, u32::try_from(given).unwrap_or_default());
+        queue.complete(chain, u32::try_from(given).unwrap_or_default());
     }
 }

@@ -23,15 +23,15 @@ mod chain;
 mod disk;
 mod entropy;
 mod mmio;
+mod net;
 mod queue;
 
 pub use chain::Chain;
 pub use disk::{Deed, Disk, Failures, Format, Image, ImageError};
 pub use entropy::Entropy;
 pub use mmio::{MMIO_SIZE, MmioDevice};
+pub use net::{Link, LinkLost, MTU, Mac, Net, Passt};
 pub use queue::{Lost, VirtQueue};
-
-use std::sync::Arc;
 
 /// A device behind the transport. It serves one machine after the other.
 pub trait Device: Send + Sync {
@@ -51,15 +51,28 @@ pub trait Device: Send + Sync {
         &[]
     }
 
-    /// The threads that serve one machine, whose queues these are.
-    fn workers(self: Arc<Self>, queues: &[Arc<VirtQueue>]) -> Vec<Worker>;
+    /// What serving a queue takes, and how many requests of it are served at a time, each by a thread.
+    fn service(&self, queue: usize) -> (WorkerKind, usize);
+
+    /// Serves a request of a queue, and completes it ([`VirtQueue::complete`]) unless it is void. It
+    /// may wait for what is not the guest, and for as long as the machine does not end
+    /// ([`VirtQueue::is_stopped`]). `buffer` has [`BUFFER`] bytes, of any content.
+    fn serve(&self, queue: (usize, &VirtQueue), chain: &Chain, buffer: &mut [u8]);
 }
+
+/// Bytes of the buffer in which a thread copies data. It is all the memory that requests take,
+/// whatever their length.
+pub const BUFFER: usize = 64 << 10;
 
 /// What a thread of a device does, for its name and its system call filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerKind {
     /// Serves a disk's requests, one at a time.
     Disk,
+    /// Brings frames to the guest.
+    NetReceive,
+    /// Takes frames from the guest.
+    NetSend,
     /// Fills buffers with random bytes.
     Entropy,
 }

@@ -15,7 +15,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::queue::{Signals, VirtQueue};
-use crate::{Device, Worker};
+use crate::{BUFFER, Device, Worker};
 
 /// Bytes of address space that a device takes.
 pub const MMIO_SIZE: u64 = 0x1000;
@@ -83,7 +83,31 @@ impl MmioDevice {
     /// The threads to start.
     #[must_use]
     pub fn workers(&self) -> Vec<Worker> {
-        Arc::clone(&self.device).workers(&self.queues)
+        let threads = |(number, queue): (usize, &Arc<VirtQueue>)| {
+            let (kind, count) = self.device.service(number);
+            let worker = || {
+                let (device, queue) = (Arc::clone(&self.device), Arc::clone(queue));
+                let run = move || {
+                    let mut buffer = vec![0; BUFFER];
+                    while let Some(chain) = queue.next() {
+                        device.serve((number, &queue), &chain, &mut buffer);
+                    }
+                };
+                Worker { kind, run: Box::new(run) }
+            };
+            std::iter::repeat_with(worker).take(count).collect::<Vec<_>>()
+        };
+        self.queues.iter().enumerate().flat_map(threads).collect()
+    }
+
+    /// Serves the requests that are there, on this thread: for a caller without [`Worker`]s.
+    pub fn serve_now(&self) {
+        let mut buffer = vec![0; BUFFER];
+        for (number, queue) in self.queues.iter().enumerate() {
+            while let Some(chain) = queue.take() {
+                self.device.serve((number, queue), &chain, &mut buffer);
+            }
+        }
     }
 
     /// Has all threads end, soon.

@@ -132,6 +132,12 @@ impl VirtQueue {
         None
     }
 
+    /// Whether the machine ends. [`VirtQueue::kick`] is readable then.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.signals.is_stopped()
+    }
+
     /// The next request, if there is one.
     #[must_use]
     pub fn take(&self) -> Option<Chain> {
@@ -222,8 +228,7 @@ impl VirtQueue {
     /// their memory.
     pub(crate) fn reset(&self) {
         let mut state = self.lock();
-        state.queue.reset();
-        state.life = state.life.wrapping_add(1);
+        state.reset();
         state.is_live = false;
     }
 
@@ -237,12 +242,11 @@ impl VirtQueue {
     }
 
     pub(crate) fn set_ready(&self, is_ready: bool) {
-        let is_live = self.lock().is_live;
+        let mut state = self.lock();
         if is_ready {
-            self.lock().queue.set_ready(true);
+            state.queue.set_ready(true);
         } else {
-            self.reset();
-            self.lock().is_live = is_live;
+            state.reset();
         }
     }
 
@@ -266,6 +270,12 @@ impl VirtQueue {
 }
 
 impl State {
+    fn reset(&mut self) {
+        self.queue.reset();
+        self.queue.set_event_idx(self.features >> VIRTIO_RING_F_EVENT_IDX & 1 != 0);
+        self.life = self.life.wrapping_add(1);
+    }
+
     /// The next request, and whether there are more.
     fn take(&mut self, memory: &DeviceMemory<'_>) -> Result<(Option<Chain>, bool), Broken> {
         let (queue, life) = (&mut self.queue, self.life);

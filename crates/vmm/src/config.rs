@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use guest_ram::HugePages;
-use virtio_devices::Format;
+use virtio_devices::{Format, Mac};
 
 use crate::confine::Seccomp;
 use crate::console::SerialOutput;
@@ -30,6 +30,22 @@ pub struct DiskConfig {
     pub is_read_only: bool,
     /// The disk's name in the guest, of which 20 bytes count.
     pub id: Option<String>,
+}
+
+/// A network card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetConfig {
+    /// What it is connected to.
+    pub link: LinkConfig,
+    /// Its address; `None` for one that follows from the VM's first disk, or from its kernel.
+    pub mac: Option<Mac>,
+}
+
+/// What a network card is connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkConfig {
+    /// A `passt` that listens at this socket, or one to start.
+    Passt(Option<PathBuf>),
 }
 
 /// The configuration of a VM.
@@ -64,6 +80,8 @@ pub struct Config {
     pub settle: Option<Duration>,
     /// The disks, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
+    /// The network cards, in the order in which the guest finds them.
+    pub networks: Vec<NetConfig>,
     /// The pages that back guest memory.
     pub huge_pages: HugePages,
     /// How to treat system calls that none of the VM's threads needs. The calling thread is

@@ -6,10 +6,11 @@ use std::thread::{Builder, JoinHandle};
 use guest_ram::GuestRam;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use virtio_devices::{
-    Deed, Device, Disk, Entropy, Image, ImageError, MMIO_SIZE, MmioDevice, Worker, WorkerKind,
+    Deed, Device, Disk, Entropy, Image, ImageError, MMIO_SIZE, Mac, MmioDevice, Net, Passt, Worker,
+    WorkerKind,
 };
 
-use crate::config::{Config, DiskConfig};
+use crate::config::{Config, DiskConfig, LinkConfig, NetConfig};
 use crate::confine::{Confinement, Thread};
 use crate::error::{MachineError, VmmError};
 use crate::log_limit::LogLimit;
@@ -49,6 +50,9 @@ impl Devices {
         let mut devices: Vec<Arc<dyn Device>> = Vec::new();
         for disk in &config.disks {
             devices.push(Arc::new(open_disk(disk)?));
+        }
+        for (number, network) in (0..).zip(&config.networks) {
+            devices.push(Arc::new(open_network(network, config, number)?));
         }
         devices.push(Arc::new(Entropy));
         if devices.len() > MOST {
@@ -146,6 +150,8 @@ impl From<WorkerKind> for Thread {
         match kind {
             WorkerKind::Disk => Self::Disk,
             WorkerKind::Entropy => Self::Entropy,
+            WorkerKind::NetReceive => Self::NetReceive,
+            WorkerKind::NetSend => Self::NetSend,
         }
     }
 }
@@ -161,6 +167,31 @@ fn open_disk(disk: &DiskConfig) -> Result<Disk, ImageError> {
         });
     };
     Ok(Disk::new(image, disk.id.as_deref().unwrap_or_default(), Box::new(failures)))
+}
+
+fn open_network(network: &NetConfig, config: &Config, number: u32) -> Result<Net, VmmError> {
+    let link = match &network.link {
+        LinkConfig::Passt(Some(socket)) => Passt::connect(socket)
+            .map_err(|source| VmmError::PasstSocket { path: socket.clone(), source })?,
+        LinkConfig::Passt(None) => Passt::start().map_err(VmmError::Passt)?,
+    };
+    let mac = network.mac.unwrap_or_else(|| stable_mac(config, number));
+    tracing::info!(%mac, "a network card");
+    let lost = |error: &std::io::Error| {
+        tracing::error!("the guest has no network any more, for passt is gone: {error}");
+    };
+    Ok(Net::new(Box::new(link), mac, Box::new(lost)))
+}
+
+/// An address that is the same at each start of this VM, and another one for another VM: of what the
+/// VM is made of, its first disk is the most its own.
+fn stable_mac(config: &Config, number: u32) -> Mac {
+    let path = config.disks.first().map_or(&config.kernel, |disk| &disk.path);
+    let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(path.as_os_str().as_encoded_bytes());
+    hasher.update(&number.to_le_bytes());
+    Mac::local(hasher.finalize().to_be_bytes())
 }
 
 #[cfg(test)]

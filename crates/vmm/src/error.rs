@@ -211,6 +211,23 @@ pub enum VmmError {
     /// A disk image cannot be used.
     #[error(transparent)]
     Disk(#[from] virtio_devices::ImageError),
+    /// Nothing can be reached through a socket.
+    #[error(
+        "cannot connect to '{}' for --net passt: start passt --socket '{}' first",
+        path.display(), path.display()
+    )]
+    PasstSocket {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// `passt` cannot be started.
+    #[error(
+        "cannot start passt for --net passt: install it (Debian's package passt), or leave --net out"
+    )]
+    Passt(#[source] io::Error),
     /// There are more devices than the machine has places for.
     #[error("a machine has room for {most} disks and networks: leave some out")]
     TooManyDevices {

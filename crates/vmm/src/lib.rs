@@ -30,13 +30,13 @@ mod vcpu;
 mod watch;
 
 pub use boot::linux::load_linux;
-pub use config::{Config, DiskConfig, OnReset};
+pub use config::{Config, DiskConfig, LinkConfig, NetConfig, OnReset};
 pub use confine::{Seccomp, confine_log_thread};
 pub use console::SerialOutput;
 pub use error::{BootError, MachineError, VmmError};
 pub use guest_ram::HugePages;
 pub use run::run;
-pub use virtio_devices::{Format as DiskFormat, ImageError};
+pub use virtio_devices::{Format as DiskFormat, ImageError, Mac};
 
 /// Whether this build has the Dynamic Memory device.
 pub const HAS_BALLOON: bool = cfg!(feature = "hv-balloon");

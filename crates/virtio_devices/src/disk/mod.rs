@@ -8,7 +8,6 @@ pub use image::{Format, Image, ImageError};
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -20,7 +19,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use self::image::SECTOR;
-use crate::{Chain, Device, Lost, VirtQueue, Worker, WorkerKind};
+use crate::{BUFFER, Chain, Device, Lost, VirtQueue, WorkerKind};
 
 /// Requests that are served at the same time, each on a thread.
 const IN_FLIGHT: usize = 4;
@@ -28,9 +27,6 @@ const IN_FLIGHT: usize = 4;
 const QUEUE: u16 = 128;
 /// Buffers of a request that hold data. The two others are for header and status.
 const SEGMENTS: u16 = QUEUE - 2;
-/// The data of a request is copied in pieces of this many bytes, so that a request takes no more
-/// memory than that, whatever its length.
-const PIECE: usize = 64 << 10;
 /// Bytes of a request's header.
 const HEADER: u64 = 16;
 /// Bytes of a range in a request that discards or writes zeros.
@@ -123,8 +119,9 @@ impl Disk {
         Self { image, id: padded, config, failures }
     }
 
-    /// Serves a request. Returns the number of bytes that were written to its buffers.
-    fn serve(&self, queue: &VirtQueue, chain: &Chain, buffer: &mut [u8]) -> Option<u32> {
+    /// Serves a request. Returns the number of bytes that were written to its buffers, or `None` if it
+    /// is void.
+    fn answer(&self, queue: &VirtQueue, chain: &Chain, buffer: &mut [u8]) -> Option<u32> {
         // The last byte is for the status.
         let room = chain.writable_len().checked_sub(1);
         let result = match room {
@@ -275,21 +272,14 @@ impl Device for Disk {
         &self.config
     }
 
-    fn workers(self: Arc<Self>, queues: &[Arc<VirtQueue>]) -> Vec<Worker> {
-        let worker = |queue: &Arc<VirtQueue>| {
-            let (disk, queue) = (Arc::clone(&self), Arc::clone(queue));
-            let run = move || {
-                let mut buffer = vec![0; PIECE];
-                while let Some(chain) = queue.next() {
-                    if let Some(written) = disk.serve(&queue, &chain, &mut buffer) {
-                        queue.complete(&chain, written);
-                    }
-                }
-            };
-            Worker { kind: WorkerKind::Disk, run: Box::new(run) }
-        };
-        let threads = |queue| std::iter::repeat_n(queue, IN_FLIGHT).map(worker);
-        queues.iter().flat_map(threads).collect()
+    fn service(&self, _: usize) -> (WorkerKind, usize) {
+        (WorkerKind::Disk, IN_FLIGHT)
+    }
+
+    fn serve(&self, (_, queue): (usize, &VirtQueue), chain: &Chain, buffer: &mut [u8]) {
+        if let Some(written) = self.answer(queue, chain, buffer) {
+            queue.complete(chain, written);
+        }
     }
 }
 
@@ -315,8 +305,8 @@ fn config(sectors: u64) -> [u8; CONFIG] {
 
 /// The pieces in which `len` bytes are copied: where each begins, and its length.
 fn pieces(len: u64) -> impl Iterator<Item = (u64, usize)> {
-    let piece = move |at| (at, usize::try_from(len - at).map_or(PIECE, |rest| rest.min(PIECE)));
-    (0..len).step_by(PIECE).map(piece)
+    let piece = move |at| (at, usize::try_from(len - at).map_or(BUFFER, |rest| rest.min(BUFFER)));
+    (0..len).step_by(BUFFER).map(piece)
 }
 
 /// Four little-endian words.

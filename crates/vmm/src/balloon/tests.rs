@@ -29,6 +29,7 @@ fn config() -> Config {
         on_reset: OnReset::default(),
         qmp: None,
         disks: Vec::new(),
+        networks: Vec::new(),
         record_bus: None,
         serial: SerialOutput::None,
         status_reports: false,

@@ -72,13 +72,15 @@ pub(crate) enum Thread {
     Recording,
     Disk,
     Entropy,
+    NetReceive,
+    NetSend,
     /// The program's own, started before there is a machine.
     Log,
 }
 
 impl Thread {
     /// All kinds, in the order of their numbers.
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::Main,
         Self::Vcpu,
         Self::Bus,
@@ -92,6 +94,8 @@ impl Thread {
         Self::Recording,
         Self::Disk,
         Self::Entropy,
+        Self::NetReceive,
+        Self::NetSend,
         Self::Log,
     ];
 
@@ -110,6 +114,8 @@ impl Thread {
             Self::Recording => "recording",
             Self::Disk => "disk",
             Self::Entropy => "entropy",
+            Self::NetReceive => "net-receive",
+            Self::NetSend => "net-send",
             Self::Log => "log",
         }
     }

@@ -100,6 +100,8 @@ pub(super) fn its_own(thread: Thread) -> Rules {
         Thread::ConsoleIn => Rules::new().allow([Sysno::read]),
         Thread::Disk => disk(),
         Thread::Entropy => entropy(),
+        Thread::NetReceive => net_receive(),
+        Thread::NetSend => net_send(),
         Thread::ConsoleOut | Thread::Recording | Thread::Log => Rules::new(),
         Thread::Signals => reads_a_socket()
             .allow_where(Sysno::recvfrom, "MSG_DONTWAIT", receive(libc::MSG_DONTWAIT))
@@ -114,6 +116,8 @@ fn main() -> Rules {
         .and(&vcpu())
         .and(&disk())
         .and(&entropy())
+        .and(&net_receive())
+        .and(&net_send())
         .and(&ioctls(&kvm::TO_BUILD))
         .allow([
             Sysno::clock_nanosleep,
@@ -165,6 +169,20 @@ fn disk() -> Rules {
 /// Waits at an eventfd.
 fn entropy() -> Rules {
     Rules::new().allow([Sysno::read])
+}
+
+/// Waits for an eventfd or a socket, and reads from both.
+fn net_receive() -> Rules {
+    reads_a_socket().allow([Sysno::epoll_create1, Sysno::epoll_ctl, Sysno::epoll_wait])
+}
+
+/// The same, and writes to the socket.
+fn net_send() -> Rules {
+    net_receive().allow_where(
+        Sysno::sendto,
+        "where connected, MSG_NOSIGNAL",
+        send(libc::MSG_NOSIGNAL),
+    )
 }
 
 fn kicks_vcpus() -> Rules {
