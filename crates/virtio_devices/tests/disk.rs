@@ -2,13 +2,14 @@
 
 #[expect(dead_code, reason = "shared with other tests")]
 mod driver;
+mod machine;
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use driver::machine::*;
 use driver::*;
+use machine::*;
 use tempfile::TempDir;
 use virtio_devices::{Format, Image, ImageError};
 
@@ -79,7 +80,15 @@ fn zeros_are_written_and_space_is_given_up() {
         assert_eq!(machine.ranges(DISCARD, &[(1024, 1024, 0)]), OK);
         assert_eq!(machine.read(0, 512 << 10), expected[..512 << 10]);
         assert_eq!(machine.request(FLUSH, 0, &[]), OK);
-        assert!(used() + (256 << 10) <= before, "{format:?}: {before} then {}", used());
+        match format {
+            Format::Raw => assert!(used() + (256 << 10) <= before, "{before} then {}", used()),
+            // The file stays as large, and what was given up is used again.
+            Format::Qcow2 => {
+                assert_eq!(machine.write(4096, &pattern(256 << 10, 3)), OK);
+                assert_eq!(machine.request(FLUSH, 0, &[]), OK);
+                assert!(used() <= before, "{before} then {}", used());
+            }
+        }
     }
 }
 

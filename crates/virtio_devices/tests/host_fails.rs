@@ -2,11 +2,13 @@
 
 #[expect(dead_code, reason = "shared with other tests")]
 mod driver;
+#[expect(dead_code, reason = "shared with other tests")]
+mod machine;
 
 use std::sync::Arc;
 
 use driver::MIB;
-use driver::machine::*;
+use machine::*;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use virtio_devices::{Deed, Format};
 

@@ -16,6 +16,7 @@ mod page_set;
 mod qmp_lines;
 mod rings;
 mod saved_state;
+mod virtio;
 mod vmbus_messages;
 mod vsp;
 
@@ -24,8 +25,17 @@ mod vsp;
 mod cli;
 #[path = "../../../bin/hvb/src/config.rs"]
 mod config;
+#[path = "../../../bin/hvb/src/disk.rs"]
+mod disk;
+#[path = "../../../bin/hvb/src/network.rs"]
+mod network;
 #[path = "../../../bin/hvb/src/size.rs"]
 mod size;
+
+// A driver for virtio devices.
+#[expect(dead_code, reason = "shared with the tests of the devices")]
+#[path = "../../../crates/virtio_devices/tests/driver/mod.rs"]
+mod driver;
 
 // The device with a model of each page.
 #[path = "../../../crates/hv_balloon/tests/device/world.rs"]
@@ -51,6 +61,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "qmp_lines", run: qmp_lines::run },
     Target { name: "rings", run: rings::run },
     Target { name: "saved_state", run: saved_state::run },
+    Target { name: "virtio", run: virtio::run },
     Target { name: "vmbus_messages", run: vmbus_messages::run },
     Target { name: "vsp", run: vsp::run },
 ];

@@ -1,7 +1,5 @@
 //! A driver for the devices, as a guest has one: it writes registers and rings.
 
-pub mod machine;
-
 use std::sync::Arc;
 
 use guest_ram::{GuestRam, RamConfig};
@@ -11,37 +9,37 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRI
 use virtio_devices::{Device, MmioDevice};
 use vm_memory::{Bytes, GuestAddress};
 
-pub const VERSION_1: u64 = 1 << 32;
-pub const EVENT_IDX: u64 = 1 << 29;
-pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
-pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
-pub const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
-pub const NEEDS_RESET: u32 = 64;
-pub const MIB: u64 = 1 << 20;
+pub(crate) const VERSION_1: u64 = 1 << 32;
+pub(crate) const EVENT_IDX: u64 = 1 << 29;
+pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+pub(crate) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+pub(crate) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+pub(crate) const NEEDS_RESET: u32 = 64;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// Where the driver puts things.
-pub const TABLE: u64 = 0x1_0000;
-pub const AVAIL: u64 = 0x2_0000;
-pub const USED: u64 = 0x3_0000;
-pub const DATA: u64 = 0x10_0000;
-pub const RAM: u64 = 16 * MIB;
+pub(crate) const TABLE: u64 = 0x1_0000;
+pub(crate) const AVAIL: u64 = 0x2_0000;
+pub(crate) const USED: u64 = 0x3_0000;
+pub(crate) const DATA: u64 = 0x10_0000;
+pub(crate) const RAM: u64 = 16 * MIB;
 
-pub struct Driver {
-    pub ram: Arc<GuestRam>,
-    pub device: MmioDevice,
-    pub size: u16,
-    pub avail: u16,
+pub(crate) struct Driver {
+    pub(crate) ram: Arc<GuestRam>,
+    pub(crate) device: MmioDevice,
+    pub(crate) size: u16,
+    pub(crate) avail: u16,
     used: u16,
 }
 
 impl Driver {
     /// A driver that has accepted `features` and set up queue 0.
-    pub fn start(device: Arc<dyn Device>, features: u64) -> Self {
+    pub(crate) fn start(device: Arc<dyn Device>, features: u64) -> Self {
         let config = RamConfig { size: PageCount::from_bytes(RAM), ..RamConfig::default() };
         Self::start_in(Arc::new(GuestRam::new(&config).unwrap()), device, features)
     }
 
-    pub fn start_in(ram: Arc<GuestRam>, device: Arc<dyn Device>, features: u64) -> Self {
+    pub(crate) fn start_in(ram: Arc<GuestRam>, device: Arc<dyn Device>, features: u64) -> Self {
         let device = MmioDevice::new(device, &ram).unwrap();
         let mut driver = Self { ram, device, size: 0, avail: 0, used: 0 };
         driver.set_up(features);
@@ -49,7 +47,7 @@ impl Driver {
     }
 
     /// Brings the device up, from its reset on.
-    pub fn set_up(&mut self, features: u64) {
+    pub(crate) fn set_up(&mut self, features: u64) {
         self.write(register::VIRTIO_MMIO_STATUS, 0);
         self.write(register::VIRTIO_MMIO_STATUS, 3);
         for half in 0..2 {
@@ -62,7 +60,7 @@ impl Driver {
         self.write(register::VIRTIO_MMIO_STATUS, 15);
     }
 
-    pub fn set_up_queue(&mut self) {
+    pub(crate) fn set_up_queue(&mut self) {
         let most = self.read(register::VIRTIO_MMIO_QUEUE_NUM_MAX);
         self.size = u16::try_from(most).unwrap();
         (self.avail, self.used) = (0, 0);
@@ -80,32 +78,32 @@ impl Driver {
         self.write(register::VIRTIO_MMIO_QUEUE_READY, 1);
     }
 
-    pub fn read(&self, register: u32) -> u32 {
+    pub(crate) fn read(&self, register: u32) -> u32 {
         let mut value = [0; 4];
         self.device.read(register.into(), &mut value);
         u32::from_le_bytes(value)
     }
 
-    pub fn write(&self, register: u32, value: u32) {
+    pub(crate) fn write(&self, register: u32, value: u32) {
         self.device.write(register.into(), &value.to_le_bytes());
     }
 
-    pub fn status(&self) -> u32 {
+    pub(crate) fn status(&self) -> u32 {
         self.read(register::VIRTIO_MMIO_STATUS)
     }
 
-    pub fn put(&self, address: u64, bytes: &[u8]) {
+    pub(crate) fn put(&self, address: u64, bytes: &[u8]) {
         self.ram.memory().write_slice(bytes, GuestAddress(address)).unwrap();
     }
 
-    pub fn get(&self, address: u64, len: usize) -> Vec<u8> {
+    pub(crate) fn get(&self, address: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.ram.memory().read_slice(&mut bytes, GuestAddress(address)).unwrap();
         bytes
     }
 
     /// Writes entry `index` of the table at `table`.
-    pub fn describe(
+    pub(crate) fn describe(
         &self,
         table: u64,
         index: u16,
@@ -121,7 +119,7 @@ impl Driver {
     }
 
     /// Offers the chain that begins with entry `head`.
-    pub fn offer(&mut self, head: u16) {
+    pub(crate) fn offer(&mut self, head: u16) {
         let place = AVAIL + 4 + u64::from(self.avail % self.size) * 2;
         self.put(place, &head.to_le_bytes());
         self.avail = self.avail.wrapping_add(1);
@@ -129,7 +127,7 @@ impl Driver {
     }
 
     /// Offers a chain of these buffers, the readable ones first.
-    pub fn request(&mut self, buffers: &[(u64, u32, bool)]) {
+    pub(crate) fn request(&mut self, buffers: &[(u64, u32, bool)]) {
         let last = buffers.len() - 1;
         for (index, (address, len, writable)) in buffers.iter().enumerate() {
             let flags = if *writable { WRITE } else { 0 } | if index < last { NEXT } else { 0 };
@@ -140,7 +138,7 @@ impl Driver {
     }
 
     /// The next request that the device has completed: its head, and the bytes written.
-    pub fn completed(&mut self) -> Option<(u32, u32)> {
+    pub(crate) fn completed(&mut self) -> Option<(u32, u32)> {
         let word = |bytes: Vec<u8>| u32::from_le_bytes(bytes.try_into().unwrap());
         let index = u16::from_le_bytes(self.get(USED + 2, 2).try_into().unwrap());
         if index == self.used {
