@@ -414,3 +414,31 @@ fn borrowed_huge_pages_of_unknown_size_or_place_are_refused() {
     let error = BorrowedRam::new([&region]).unwrap_err();
     assert!(matches!(error.source, BorrowError::NotWhole { .. }), "{error}");
 }
+
+#[test]
+fn a_device_cannot_touch_pages_that_are_back_in_the_pool() {
+    let Some(_pool) = Pool::take() else { return };
+    let size = PageCount::new(4 * HUGE);
+    let config = RamConfig { size, huge_pages: HugePages::Pool2M, ..RamConfig::default() };
+    let ram = GuestRam::new(&config).unwrap();
+    let second = PageRange::new(Gpfn::new(HUGE).unwrap(), PageCount::new(HUGE)).unwrap();
+    let write = |address| ram.device_memory().write_slice(&[1; 16], GuestAddress(address));
+    write(HUGE_BYTES).unwrap();
+    ram.discard(&[second]).unwrap();
+    for address in [HUGE_BYTES, 2 * HUGE_BYTES - 8, HUGE_BYTES - 8] {
+        write(address).unwrap_err();
+    }
+    write(2 * HUGE_BYTES).unwrap();
+    ram.provide(&[second]).unwrap();
+    write(HUGE_BYTES - 8).unwrap();
+    // A discard waits for a device that works on the memory.
+    let memory = ram.device_memory();
+    std::thread::scope(|scope| {
+        let discard = scope.spawn(|| ram.discard(&[second]));
+        memory.write_slice(&[1; 16], GuestAddress(HUGE_BYTES)).unwrap();
+        assert!(!discard.is_finished());
+        drop(memory);
+        discard.join().unwrap().unwrap();
+    });
+    write(HUGE_BYTES).unwrap_err();
+}

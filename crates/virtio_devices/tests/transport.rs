@@ -1,6 +1,5 @@
 //! The transport and its queues, with a device that does little.
 
-#[expect(dead_code, reason = "shared with other tests")]
 mod driver;
 
 use std::sync::Arc;
@@ -288,7 +287,7 @@ fn memory_that_was_removed_is_not_written() {
     let added = PageRange::new(Gpfn::new(1 << 20).unwrap(), hot_add).unwrap();
     let buffers = [(DATA, 5, false), (1 << 32, 5, true)];
     driver.put(DATA, b"hello");
-    let mut served = |driver: &mut Driver| {
+    let served = |driver: &mut Driver| {
         driver.request(&buffers);
         driver.device.serve_now();
         driver.completed()
