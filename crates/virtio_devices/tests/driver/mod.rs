@@ -27,13 +27,15 @@ pub(crate) const RAM: u64 = 16 * MIB;
 pub(crate) struct Driver {
     pub(crate) ram: Arc<GuestRam>,
     pub(crate) device: MmioDevice,
+    /// The number of the queue that it uses.
+    pub(crate) queue: u32,
     pub(crate) size: u16,
     pub(crate) avail: u16,
     used: u16,
 }
 
 impl Driver {
-    /// A driver that has accepted `features` and set up queue 0.
+    /// A driver that has accepted `features` and set up a queue.
     pub(crate) fn start(device: Arc<dyn Device>, features: u64) -> Self {
         let config = RamConfig { size: PageCount::from_bytes(RAM), ..RamConfig::default() };
         Self::start_in(Arc::new(GuestRam::new(&config).unwrap()), device, features)
@@ -41,7 +43,7 @@ impl Driver {
 
     pub(crate) fn start_in(ram: Arc<GuestRam>, device: Arc<dyn Device>, features: u64) -> Self {
         let device = MmioDevice::new(device, &ram).unwrap();
-        let mut driver = Self { ram, device, size: 0, avail: 0, used: 0 };
+        let mut driver = Self { ram, device, queue: 0, size: 0, avail: 0, used: 0 };
         driver.set_up(features);
         driver
     }
@@ -61,6 +63,7 @@ impl Driver {
     }
 
     pub(crate) fn set_up_queue(&mut self) {
+        self.write(register::VIRTIO_MMIO_QUEUE_SEL, self.queue);
         let most = self.read(register::VIRTIO_MMIO_QUEUE_NUM_MAX);
         self.size = u16::try_from(most).unwrap();
         (self.avail, self.used) = (0, 0);

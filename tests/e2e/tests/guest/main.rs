@@ -11,6 +11,7 @@ mod kexec;
 mod life;
 mod minimal_vmm;
 mod monitor;
+mod network;
 mod pause;
 mod recording;
 mod reports;

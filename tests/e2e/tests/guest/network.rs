@@ -1,0 +1,121 @@
+//! A network card in a real guest. This program is at the other end of the link, in passt's place, and
+//! speaks to the guest's kernel in the few messages that it answers by itself: ICMPv6.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use e2e::{Vm, VmConfig, wait_for};
+
+const OURS: [u8; 6] = [0x52, 0x48, 0, 0, 0, 0x99];
+const GUESTS: [u8; 6] = [0x52, 0x48, 0, 0, 0, 1];
+const MAC: &str = "52:48:00:00:00:01";
+
+/// Types of ICMPv6 messages (RFC 4443, RFC 4861).
+const ECHO: u8 = 128;
+const ECHO_REPLY: u8 = 129;
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+const ICMPV6: u8 = 58;
+
+/// The address that a card has without being told: fe80, and what follows from its Ethernet address
+/// (RFC 4291, appendix A).
+fn link_local([a, b, c, d, e, f]: [u8; 6]) -> [u8; 16] {
+    [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]
+}
+
+/// An Ethernet frame to the guest with an ICMPv6 message.
+fn frame(to: [u8; 16], to_mac: [u8; 6], kind: u8, body: &[u8]) -> Result<Vec<u8>> {
+    let from = link_local(OURS);
+    let mut message = [&[kind, 0, 0, 0], body].concat();
+    let length = u16::try_from(message.len())?.to_be_bytes();
+    let pseudo = [&from[..], &to, &[0, 0], &length, &[0, 0, 0, ICMPV6], &message].concat();
+    let sum = pseudo.chunks(2).fold(0_u32, |sum, pair| {
+        let low = pair.get(1).copied().unwrap_or(0);
+        sum + u32::from(u16::from_be_bytes([pair[0], low]))
+    });
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = !u16::try_from((sum & 0xffff) + (sum >> 16))?;
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let header = [&[0x60, 0, 0, 0][..], &length, &[ICMPV6, 255], &from, &to].concat();
+    Ok([&to_mac[..], &OURS, &[0x86, 0xdd], &header, &message].concat())
+}
+
+/// The other end of the guest's link.
+struct Peer(UnixStream);
+
+impl Peer {
+    fn send(&mut self, frame: &[u8]) -> Result<()> {
+        self.0.write_all(&u32::try_from(frame.len())?.to_be_bytes())?;
+        Ok(self.0.write_all(frame)?)
+    }
+
+    /// Sends a frame again and again until the guest answers with an ICMPv6 message of this kind that
+    /// begins, behind its header, with `content`.
+    fn ask(&mut self, question: &[u8], kind: u8, content: &[u8]) -> Result<()> {
+        wait_for("an answer from the guest", || {
+            self.send(question)?;
+            for _ in 0..20 {
+                let Some(frame) = self.receive()? else { break };
+                ensure!(frame.get(6..12) == Some(&GUESTS), "a frame from elsewhere: {frame:x?}");
+                let is_kind = frame.get(20) == Some(&ICMPV6) && frame.get(54) == Some(&kind);
+                if is_kind && frame.get(58..).is_some_and(|it| it.starts_with(content)) {
+                    return Ok(Some(()));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// The next frame of the guest, if one comes within a second.
+    fn receive(&mut self) -> Result<Option<Vec<u8>>> {
+        self.0.set_read_timeout(Some(Duration::from_secs(1)))?;
+        let mut length = [0; 4];
+        match self.0.read_exact(&mut length) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+            other => other?,
+        }
+        let mut frame = vec![0; u32::from_be_bytes(length) as usize];
+        self.0.read_exact(&mut frame)?;
+        Ok(Some(frame))
+    }
+}
+
+/// Finds the guest by its address, and has it answer pings of many sizes.
+fn ping(vm: &mut Vm, peer: &mut Peer) -> Result<()> {
+    vm.agent.ask("load devices")?;
+    let mac = vm.agent.ask("cat /sys/class/net/eth0/address")?.lines;
+    ensure!(mac == [MAC], "{mac:?}");
+    vm.agent.ask("write /sys/class/net/eth0/flags 0x1003")?;
+    let guest = link_local(GUESTS);
+    let solicitation = [&[0; 4][..], &guest, &[1, 1], &OURS].concat();
+    let solicitation = frame(guest, GUESTS, SOLICITATION, &solicitation)?;
+    // Solicited, and to override what was known.
+    peer.ask(&solicitation, ADVERTISEMENT, &[&[0x60, 0, 0, 0], &guest[..]].concat())?;
+    for len in (0..=1400).step_by(200) {
+        let body: Vec<u8> = (0..=255).cycle().take(4 + len).collect();
+        peer.ask(&frame(guest, GUESTS, ECHO, &body)?, ECHO_REPLY, &body)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_guest_answers_pings_before_and_after_a_reset() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let socket = dir.path().join("passt");
+    let listener = UnixListener::bind(&socket)?;
+    let networks = vec![format!("passt={},mac={MAC}", socket.display())];
+    let mut vm = Vm::start(&VmConfig { networks, ..VmConfig::default() })?;
+    let mut peer = Peer(listener.accept()?.0);
+    ping(&mut vm, &mut peer)?;
+    vm.monitor.execute("system_reset", serde_json::json!({}))?;
+    vm.agent.wait_up()?;
+    ping(&mut vm, &mut peer)?;
+    drop(peer);
+    wait_for("a line about the lost link", || {
+        Ok(vm.log()?.contains("passt is gone").then_some(()))
+    })?;
+    vm.agent.ask("ping")?;
+    vm.power_off_after_complaints("passt")
+}
