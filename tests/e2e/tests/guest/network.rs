@@ -52,15 +52,15 @@ impl Peer {
     }
 
     /// Sends a frame again and again until the guest answers with an ICMPv6 message of this kind that
-    /// begins, behind its header, with `content`.
-    fn ask(&mut self, question: &[u8], kind: u8, content: &[u8]) -> Result<()> {
+    /// has `content` at this place behind its header.
+    fn ask(&mut self, question: &[u8], kind: u8, (at, content): (usize, &[u8])) -> Result<()> {
         wait_for("an answer from the guest", || {
             self.send(question)?;
             for _ in 0..20 {
                 let Some(frame) = self.receive()? else { break };
                 ensure!(frame.get(6..12) == Some(&GUESTS), "a frame from elsewhere: {frame:x?}");
                 let is_kind = frame.get(20) == Some(&ICMPV6) && frame.get(54) == Some(&kind);
-                if is_kind && frame.get(58..).is_some_and(|it| it.starts_with(content)) {
+                if is_kind && frame.get(58 + at..).is_some_and(|it| it.starts_with(content)) {
                     return Ok(Some(()));
                 }
             }
@@ -91,11 +91,10 @@ fn ping(vm: &mut Vm, peer: &mut Peer) -> Result<()> {
     let guest = link_local(GUESTS);
     let solicitation = [&[0; 4][..], &guest, &[1, 1], &OURS].concat();
     let solicitation = frame(guest, GUESTS, SOLICITATION, &solicitation)?;
-    // Solicited, and to override what was known.
-    peer.ask(&solicitation, ADVERTISEMENT, &[&[0x60, 0, 0, 0], &guest[..]].concat())?;
+    peer.ask(&solicitation, ADVERTISEMENT, (4, &guest))?;
     for len in (0..=1400).step_by(200) {
         let body: Vec<u8> = (0..=255).cycle().take(4 + len).collect();
-        peer.ask(&frame(guest, GUESTS, ECHO, &body)?, ECHO_REPLY, &body)?;
+        peer.ask(&frame(guest, GUESTS, ECHO, &body)?, ECHO_REPLY, (0, &body))?;
     }
     Ok(())
 }
