@@ -66,6 +66,7 @@ replayed!(
     qmp_lines,
     rings,
     saved_state,
+    virtio,
     vmbus_messages,
     vsp,
 );
