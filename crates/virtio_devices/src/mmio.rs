@@ -246,7 +246,7 @@ fn configure(queue: &VirtQueue, register: u32, value: u32) {
     let low = |address: u64| GuestAddress(address >> 32 << 32 | u64::from(value));
     let high = |address: u64| GuestAddress(u64::from(value) << 32 | u64::from(half(address, 0)));
     match register {
-        register::VIRTIO_MMIO_QUEUE_READY => return queue.set_ready(value == 1),
+        register::VIRTIO_MMIO_QUEUE_READY => queue.set_ready(value == 1),
         register::VIRTIO_MMIO_QUEUE_NUM => {
             queue.configure(|queue| queue.try_set_size(u16::try_from(value).unwrap_or_default()))
         }

@@ -212,7 +212,7 @@ fn garbled_headers_are_refused_or_make_a_disk_that_can_be_read() {
 #[test]
 fn a_backing_file_is_read_and_never_written() {
     let (dir, base) = scratch();
-    fs::write(&base, pattern(SIZE as usize, 6)).unwrap();
+    fs::write(&base, pattern(8 << 20, 6)).unwrap();
     let middle = dir.path().join("middle.qcow2");
     create_qcow2(&middle, Some(("disk.img", "raw")));
     let top = dir.path().join("top.qcow2");
@@ -226,7 +226,7 @@ fn a_backing_file_is_read_and_never_written() {
     let mut expected = pattern(4096, 6);
     expected[512..1024].fill(9);
     assert_eq!(machine.read(0, 4096), expected);
-    assert_eq!(fs::read(&base).unwrap(), pattern(SIZE as usize, 6));
+    assert_eq!(fs::read(&base).unwrap(), pattern(8 << 20, 6));
 }
 
 #[test]

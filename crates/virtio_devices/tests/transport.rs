@@ -136,8 +136,10 @@ fn the_driver_is_interrupted_where_it_wants_to_be() {
     }
 }
 
+type Breaks = fn(&mut Driver);
+
 /// Each breaks the rules of the ring in one way.
-fn broken_rings() -> Vec<(&'static str, fn(&mut Driver))> {
+fn broken_rings() -> Vec<(&'static str, Breaks)> {
     vec![
         ("a loop", |driver| {
             driver.describe(TABLE, 0, (DATA, 1), NEXT, 1);

@@ -28,7 +28,7 @@ const QUEUE: u16 = 128;
 /// Buffers of a request that hold data. The two others are for header and status.
 const SEGMENTS: u16 = QUEUE - 2;
 /// Bytes of a request's header.
-const HEADER: u64 = 16;
+const HEADER: usize = 16;
 /// Bytes of a range in a request that discards or writes zeros.
 const RANGE: usize = 16;
 /// The most ranges in such a request.
@@ -167,9 +167,9 @@ struct Request<'a> {
 
 impl Request<'_> {
     fn serve(&self, buffer: &mut [u8]) -> Result<u64, Failed> {
-        let mut header = [0; HEADER as usize];
+        let mut header = [0; HEADER];
         self.queue.copy_from(self.chain, 0, &mut header)?;
-        let data = self.chain.readable_len() - HEADER;
+        let data = self.chain.readable_len() - HEADER as u64;
         let [kind, _, low, high] = words(&header);
         let sector = u64::from(high) << 32 | u64::from(low);
         let writes = !matches!(kind, VIRTIO_BLK_T_IN | VIRTIO_BLK_T_GET_ID | VIRTIO_BLK_T_FLUSH);
@@ -209,7 +209,7 @@ impl Request<'_> {
     fn write(&self, (start, len): (u64, u64), buffer: &mut [u8]) -> Result<(), Failed> {
         for (at, count) in pieces(len) {
             let piece = buffer.get_mut(..count).ok_or(Failed::Senseless)?;
-            self.queue.copy_from(self.chain, HEADER + at, piece)?;
+            self.queue.copy_from(self.chain, HEADER as u64 + at, piece)?;
             self.disk.image.write(piece, start + at).map_err(Failed::host(Deed::Write))?;
         }
         Ok(())
@@ -226,7 +226,7 @@ impl Request<'_> {
         let mut ranges = [0; RANGE * RANGES as usize];
         let ranges = usize::try_from(len).ok().and_then(|len| ranges.get_mut(..len));
         let ranges = ranges.filter(|it| it.len().is_multiple_of(RANGE)).ok_or(Failed::Senseless)?;
-        self.queue.copy_from(self.chain, HEADER, ranges)?;
+        self.queue.copy_from(self.chain, HEADER as u64, ranges)?;
         for range in ranges.as_chunks::<RANGE>().0 {
             let [low, high, sectors, flags] = words(range);
             let known = if discards { 0 } else { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP };

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use guest_ram::{GuestRam, RamConfig};
 use page_range::PageCount;
 use virtio_bindings::virtio_mmio as register;
-use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_devices::{Device, MmioDevice};
 use vm_memory::{Bytes, GuestAddress};
 
 pub(crate) const VERSION_1: u64 = 1 << 32;
 pub(crate) const EVENT_IDX: u64 = 1 << 29;
-pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
-pub(crate) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
-pub(crate) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+// Flags of descriptors (virtio 1.2, 2.7.5).
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const INDIRECT: u16 = 4;
 pub(crate) const NEEDS_RESET: u32 = 64;
 pub(crate) const MIB: u64 = 1 << 20;
 

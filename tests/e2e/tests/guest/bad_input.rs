@@ -97,6 +97,36 @@ fn sizes_and_counts_that_are_none() -> Result<()> {
 }
 
 #[test]
+fn disks_and_networks_that_are_none() -> Result<()> {
+    let setup = Setup::from_env()?;
+    let dir = tempfile::tempdir()?;
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let [empty, text, named] = ["empty", "text", "disk.qcow2"].map(file);
+    fs::write(&empty, "")?;
+    fs::write(&text, "not a disk\n".repeat(1000))?;
+    fs::write(&named, "not a disk\n".repeat(1000))?;
+    let begins = file("begins");
+    fs::write(&begins, b"QFI\xfb\0\0\0\x03".repeat(512))?;
+    for (option, named) in [
+        (format!("--disk={}", file("none")), "none"),
+        (format!("--disk={}", dir.path().display()), "no disk image"),
+        (format!("--disk={empty}"), "truncate -s"),
+        (format!("--disk={text}"), "truncate -s"),
+        (format!("--disk={named}"), "format=raw"),
+        (format!("--disk={begins}"), "format=qcow2"),
+        (format!("--disk={begins},format=qcow2"), "cut off or damaged"),
+        (format!("--disk={text},format=vmdk"), "raw or qcow2"),
+        ("--net=passt,mac=zz".to_owned(), "mac=zz"),
+        ("--net=tap".to_owned(), "passt"),
+        (format!("--net=passt={}", file("none")), "passt --socket"),
+    ] {
+        let output = run_with(&setup.kernel, &setup.initrd, &[&option])?;
+        refuses(&output, &[named]).map_err(|error| error.context(option))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn socket_path_in_use() -> Result<()> {
     let setup = Setup::from_env()?;
     let vm = Vm::boot(1)?;

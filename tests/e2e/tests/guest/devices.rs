@@ -55,7 +55,7 @@ fn as_raw(path: &Path) -> Result<PathBuf> {
     let raw = path.with_extension("raw");
     let file = File::create(&raw)?;
     file.set_len(image.size())?;
-    let mut piece = vec![0; MIB as usize];
+    let mut piece = vec![0; 1 << 20];
     for offset in (0..image.size()).step_by(piece.len()) {
         image.read(&mut piece, offset)?;
         file.write_all_at(&piece, offset)?;
