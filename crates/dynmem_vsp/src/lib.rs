@@ -38,7 +38,6 @@ extern crate alloc;
 
 mod identity;
 mod machine;
-mod reminder;
 mod saved;
 mod trace;
 mod vsp;
@@ -50,5 +49,6 @@ pub use hv_balloon::{
 pub use identity::{DEFAULT_INSTANCE, INTERFACE};
 pub use machine::Kept;
 pub use saved::{RestoreError, SavedVsp};
-pub use trace::{Trace, TracedPacket};
+pub use trace::Trace;
+pub use vmbus::TracedPacket;
 pub use vsp::{BATCH, DynamicMemory, Work};

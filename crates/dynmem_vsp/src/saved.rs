@@ -5,11 +5,10 @@ use core::time::Duration;
 use hv_balloon::{Config, Device, SavedDevice, StateName};
 use saved_state::{Format, SavedState};
 use serde::{Deserialize, Serialize};
-use vmbus::{Channel, GuestMemory, OpenChannel, SavedChannel};
+use vmbus::{Channel, GuestMemory, OpenChannel, Reminder, SavedChannel};
 
 use crate::DynamicMemory;
 use crate::machine::Leaving;
-use crate::reminder::Reminder;
 use crate::vsp::Link;
 
 /// The saved state of a VSP, from [`DynamicMemory::save`], in one of its versions.

@@ -8,10 +8,9 @@ use hv_balloon::{Action, ConfigError, Device, Event, Job, JobId, Notice, Snapsho
 use page_range::{PageCount, PageRange};
 use vmbus::ring::RingError;
 use vmbus::{Channel, ChannelEvent, ChannelOutput, GuestMemory, Offer, OpenChannel, Received};
-use vmbus::{VmbusDevice, protocol::Guid};
+use vmbus::{Reminder, VmbusDevice, protocol::Guid};
 
 use crate::machine::Leaving;
-use crate::reminder::Reminder;
 use crate::trace::Trace;
 use crate::{Config, DEFAULT_INSTANCE, INTERFACE, TargetError};
 

@@ -29,16 +29,20 @@ mod channel;
 mod device;
 mod memory;
 pub mod protocol;
+mod reminder;
 pub mod ring;
 mod saved;
 mod server;
+mod trace;
 
 pub use channel::{Channel, GuestSignal, MAX_COMPLETIONS, Received, SavedChannel};
 pub use device::{ChannelEvent, ChannelOutput, VmbusDevice};
 pub use memory::{AccessError, GuestMemory};
+pub use reminder::Reminder;
 pub use saved::RestoreError;
 pub use saved_state::{FormatError, SavedState};
 pub use server::{
     Action, ChannelId, Faults, MAX_CHANNELS, MAX_GPADL_PAGES, MAX_GPADLS, MAX_QUEUED_MESSAGES,
     Offer, OfferError, OpenChannel, PostError, SavedServer, Server, ServerConfig,
 };
+pub use trace::TracedPacket;

@@ -1,7 +1,7 @@
-//! Reminders of packets that the guest left unread in the handshake.
+//! Reminders of packets that the guest left unread.
 //!
-//! The channel works, and the device answers, before the guest has heard that its channel is open. A
-//! guest that ignores interrupts until then misses the signal for the first answer, and later ones
+//! A channel works, and a device may write to it, before the guest has heard that its channel is open. A
+//! guest that ignores interrupts until then misses the signal for the first packet, and later signals
 //! come only if the ring was empty. It would wait for ever, so it is signalled again.
 
 use core::time::Duration;
@@ -12,25 +12,30 @@ const FIRST: Duration = Duration::from_secs(1);
 /// A guest that has ignored so many reminders, in two minutes, does not read.
 const MOST: u32 = 7;
 
-/// When the guest is to be reminded.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Reminder {
+/// When a device calls [`Channel::remind`](crate::Channel::remind) next: first after a second, then with
+/// growing pauses, for two minutes in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reminder {
     at: Duration,
     sent: u32,
 }
 
 impl Reminder {
-    /// The first reminder of a channel that opens `now`.
-    pub(crate) const fn new(now: Duration) -> Self {
+    /// The first reminder of a packet that is written `now`.
+    #[must_use]
+    pub const fn new(now: Duration) -> Self {
         Self { at: now.saturating_add(FIRST), sent: 0 }
     }
 
-    pub(crate) const fn at(self) -> Duration {
+    /// When it is due.
+    #[must_use]
+    pub const fn at(self) -> Duration {
         self.at
     }
 
     /// The reminder after this one, which is sent `now`; `None` if there were enough.
-    pub(crate) fn next(self, now: Duration) -> Option<Self> {
+    #[must_use]
+    pub fn next(self, now: Duration) -> Option<Self> {
         let sent = self.sent.saturating_add(1);
         let at = now.saturating_add(FIRST.saturating_mul(1 << sent.min(MOST)));
         (sent < MOST).then_some(Self { at, sent })
