@@ -2,9 +2,12 @@
 
 use page_range::{Gpfn, PageCount, PageRange, PageRangeSet};
 use vmbus::protocol::Version;
-use vmbus::{Action, ChannelEvent, ChannelOutput, ServerConfig};
+use vmbus::protocol::ring::PacketDescriptor;
+#[cfg(any(feature = "dynamic-memory", feature = "integration-services"))]
+use vmbus::protocol::ring::PacketKind;
+use vmbus::{Action, ChannelEvent, ChannelOutput, ServerConfig, TracedPacket};
 
-use crate::{BusSetup, Event, FromBus, FromDevice, InvalidSetup, Pages, ToDevice};
+use crate::{BusSetup, Event, FromBus, FromDevice, InvalidSetup, Packet, Pages, ToDevice};
 
 impl From<&ServerConfig> for BusSetup {
     fn from(config: &ServerConfig) -> Self {
@@ -81,6 +84,29 @@ impl Event {
     }
 }
 
+impl From<&TracedPacket> for Packet {
+    fn from(packet: &TracedPacket) -> Self {
+        let flags = if packet.completion_requested {
+            PacketDescriptor::COMPLETION_REQUESTED
+        } else {
+            0
+        };
+        Self {
+            kind: packet.kind.0,
+            flags,
+            transaction: packet.transaction_id,
+            bytes: packet.payload.clone(),
+        }
+    }
+}
+
+/// A packet that a device wrote.
+#[cfg(any(feature = "dynamic-memory", feature = "integration-services"))]
+fn written(kind: PacketKind, transaction: u64, bytes: &[u8]) -> Event {
+    let packet = Packet { kind: kind.0, flags: 0, transaction, bytes: bytes.to_vec() };
+    Event::FromDevice(FromDevice::Packet(packet))
+}
+
 /// Pages as a recording has them.
 #[must_use]
 pub fn pages(range: PageRange) -> Pages {
@@ -108,12 +134,12 @@ fn page(number: u64) -> Result<Gpfn, InvalidSetup> {
 mod device {
     use std::time::Duration;
 
-    use dynmem_vsp::{Config, HotAdd, Job, Prepare, Settle, Trace, TracedPacket, Work};
+    use dynmem_vsp::{Config, HotAdd, Job, Prepare, Settle, Trace, Work};
     use page_range::{PageCount, PageRange};
-    use vmbus::protocol::ring::{PacketDescriptor, PacketKind};
+    use vmbus::protocol::ring::PacketKind;
 
-    use super::{page_set, pages, range};
-    use crate::{DeviceSetup, Event, FromDevice, HotAddSetup, InvalidSetup, Packet, Task};
+    use super::{page_set, pages, range, written};
+    use crate::{DeviceSetup, Event, FromDevice, HotAddSetup, InvalidSetup, Task};
 
     impl From<&Config> for DeviceSetup {
         fn from(config: &Config) -> Self {
@@ -187,43 +213,21 @@ mod device {
         }
     }
 
-    impl From<&TracedPacket> for Packet {
-        fn from(packet: &TracedPacket) -> Self {
-            let flags = if packet.completion_requested {
-                PacketDescriptor::COMPLETION_REQUESTED
-            } else {
-                0
-            };
-            Self {
-                kind: packet.kind.0,
-                flags,
-                transaction: packet.transaction_id,
-                bytes: packet.payload.clone(),
-            }
-        }
-    }
-
     impl Event {
         /// What the device's work tells a recording: jobs, and the packets of a device
         /// [with a trace](dynmem_vsp::DynamicMemory::with_trace). Notices are for the operator, and the
         /// guest sees nothing of them.
         #[must_use]
         pub fn of_work(work: &Work) -> Option<Self> {
-            let written = |kind: PacketKind, transaction, bytes| {
-                let packet = Packet { kind: kind.0, flags: 0, transaction, bytes };
-                Some(Self::FromDevice(FromDevice::Packet(packet)))
-            };
             match work {
                 Work::Job(job) => Some(Self::FromDevice(job.into())),
                 Work::Trace(Trace::Received(packet) | Trace::Dropped(packet)) => {
                     Some(Self::FromGuest(packet.into()))
                 }
                 Work::Trace(Trace::Sent(message)) => {
-                    written(PacketKind::DATA_IN_BAND, 0, message.clone())
+                    Some(written(PacketKind::DATA_IN_BAND, 0, message))
                 }
-                Work::Trace(Trace::Completed(id)) => {
-                    written(PacketKind::COMPLETION, *id, Vec::new())
-                }
+                Work::Trace(Trace::Completed(id)) => Some(written(PacketKind::COMPLETION, *id, &[])),
                 Work::Notify(_)
                 | Work::Trace(
                     Trace::Opened | Trace::Closed | Trace::Emitted(_) | Trace::State(_),
@@ -234,5 +238,30 @@ mod device {
 
     fn micros(time: Duration) -> u64 {
         u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(feature = "integration-services")]
+mod services {
+    use integration_services::{Trace, Work};
+    use vmbus::protocol::ring::PacketKind;
+
+    use super::written;
+    use crate::Event;
+
+    impl Event {
+        /// What a service's work tells a recording: the packets of a service
+        /// [with a trace](integration_services::Service::with_trace).
+        #[must_use]
+        pub fn of_service(work: &Work) -> Option<Self> {
+            match work {
+                Work::Trace(Trace::Received(packet)) => Some(Self::FromGuest(packet.into())),
+                Work::Trace(Trace::Sent(message)) => {
+                    Some(written(PacketKind::DATA_IN_BAND, 0, message))
+                }
+                Work::Trace(Trace::Completed(id)) => Some(written(PacketKind::COMPLETION, *id, &[])),
+                Work::Notify(_) | Work::Sample => None,
+            }
+        }
     }
 }

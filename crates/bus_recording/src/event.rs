@@ -10,9 +10,18 @@ pub struct Line {
     /// The time since the VM started, in microseconds. For [`Event::ToDevice`] it is the time that the
     /// device was told. Threads read the clock before they take their turn, so it may go back a little.
     pub t: u64,
+    /// The device that it concerns, in the order of the offers, from 0; 0 for what concerns none. Files of
+    /// version 1 have one device, and none of them says so.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub device: u32,
     /// The event.
     #[serde(flatten)]
     pub event: Event,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_first(device: &u32) -> bool {
+    *device == 0
 }
 
 /// Something that bus or device were told or said.
@@ -151,6 +160,20 @@ pub enum ToDevice {
         target: Option<u64>,
         /// Whether the device accepted it.
         ok: bool,
+    },
+    /// A command to the shutdown service: the guest is to shut down.
+    RequestShutdown {
+        /// Whether there was a guest to ask.
+        ok: bool,
+    },
+    /// A command to the time synchronisation service: the guest's clock is to be set.
+    Resync,
+    /// The time that the time synchronisation service asked for.
+    TimeSample {
+        /// The wall clock, in units of 100 ns since 1601 UTC.
+        host: u64,
+        /// The guest's reference counter, in units of 100 ns, if it is known.
+        reference: Option<u64>,
     },
 }
 

@@ -7,7 +7,10 @@ use thiserror::Error;
 pub const FORMAT: &str = "hv-balloon bus recording";
 
 /// The version of the format. It changes when a reader of the old one would misread the new one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// The oldest version that can still be read: it has no device but the first.
+pub const OLDEST_VERSION: u32 = 1;
 
 /// The first line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,16 +23,42 @@ pub struct Header {
     pub time_unit: String,
     /// The bus.
     pub bus: BusSetup,
-    /// The device.
+    /// The first device.
     pub device: DeviceSetup,
+    /// The other devices, in the order of their offers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<ServiceSetup>,
 }
 
 impl Header {
     /// The header of a recording of this bus and device.
     #[must_use]
     pub fn new(bus: BusSetup, device: DeviceSetup) -> Self {
-        Self { format: FORMAT.into(), version: VERSION, time_unit: "us".into(), bus, device }
+        let (format, time_unit) = (FORMAT.into(), "us".into());
+        Self { format, version: VERSION, time_unit, bus, device, services: Vec::new() }
     }
+
+    /// With these further devices.
+    #[must_use]
+    pub fn with_services(mut self, services: &[ServiceSetup]) -> Self {
+        self.services = services.to_vec();
+        self
+    }
+}
+
+/// An integration service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceSetup {
+    /// Shutdown.
+    Shutdown,
+    /// Heartbeat.
+    Heartbeat,
+    /// Time synchronisation.
+    TimeSync {
+        /// Whether the host knows the guest's reference time.
+        has_reference: bool,
+    },
 }
 
 /// The configuration of the bus ([`vmbus::ServerConfig`]).

@@ -1,7 +1,8 @@
 #![forbid(unsafe_code)]
-//! The format of recordings of a guest's whole VMBus and Dynamic Memory conversation.
+//! The format of recordings of a guest's whole VMBus conversation.
 //!
-//! The bus ([`vmbus::Server`]) and the device (`dynmem_vsp::DynamicMemory`) are state machines: what
+//! The bus ([`vmbus::Server`]) and its devices (`dynmem_vsp::DynamicMemory`, and the services of
+//! `integration_services`) are state machines: what
 //! they are told determines what they say. A recording holds both, as [`Event`]s in their order, so
 //! that it can be replayed without the guest and what they say now can be compared with what they
 //! said then.
@@ -22,6 +23,7 @@ mod lines;
 pub use convert::{page_set, pages};
 pub use event::{Event, FromBus, FromDevice, Line, Packet, Task, ToBus, ToDevice};
 pub use header::{
-    BusSetup, DeviceSetup, FORMAT, Header, HotAddSetup, InvalidSetup, Pages, VERSION,
+    BusSetup, DeviceSetup, FORMAT, Header, HotAddSetup, InvalidSetup,
+    OLDEST_VERSION, Pages, ServiceSetup, VERSION,
 };
 pub use lines::{ReadError, ReadLine, Recording, read, write};

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::{Event, FORMAT, Header, Line, VERSION};
+use crate::{Event, FORMAT, Header, Line, OLDEST_VERSION, VERSION};
 
 /// A recording as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub enum ReadError {
     Header(#[source] serde_json::Error),
     /// Another format.
     #[error(
-        "the format is '{format}' version {version}, and only '{FORMAT}' version {VERSION} can be read"
+        "the format is '{format}' version {version}, and only '{FORMAT}' of versions {OLDEST_VERSION} to {VERSION} can be read"
     )]
     Format {
         /// Its name.
@@ -81,7 +81,7 @@ pub fn read(text: &[u8]) -> Result<Recording, ReadError> {
     let (first, _) =
         lines.next().filter(|(line, _)| !line.is_empty()).ok_or(ReadError::NoHeader)?;
     let header: Header = serde_json::from_slice(first).map_err(ReadError::Header)?;
-    if header.format != FORMAT || header.version != VERSION {
+    if header.format != FORMAT || !(OLDEST_VERSION..=VERSION).contains(&header.version) {
         return Err(ReadError::Format { format: header.format, version: header.version });
     }
     let mut recording = Recording { header, lines: Vec::new(), is_cut_off: true };
@@ -125,7 +125,7 @@ mod tests {
         let mut text = Vec::new();
         write(&mut text, &Header::new(bus, device));
         for (event, t) in events.into_iter().zip(1..) {
-            write(&mut text, &Line { t, event });
+            write(&mut text, &Line { t, device: 0, event });
         }
         text
     }

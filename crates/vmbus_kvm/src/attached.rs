@@ -7,7 +7,8 @@ use std::time::Duration;
 use bus_recording::{Event, ToDevice};
 use vmbus::{ChannelEvent, ChannelOutput, GuestMemory, Offer, VmbusDevice};
 
-use crate::shared::{Shared, lock};
+use crate::recording::DeviceRecording;
+use crate::shared::lock;
 
 /// The destination of a device's work or notices. Any `FnMut(T)` is a sink.
 ///
@@ -63,7 +64,7 @@ pub(crate) trait Attached<M>: Send {
 pub(crate) struct Device<D, S, W> {
     pub(crate) device: Arc<Mutex<D>>,
     pub(crate) sink: S,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) recording: Arc<DeviceRecording>,
     /// What the device's work tells a recording.
     pub(crate) of_work: fn(&W) -> Option<Event>,
 }
@@ -80,7 +81,7 @@ where
 
     fn handle(&mut self, now: Duration, event: ChannelEvent<M>) {
         let mut device = lock(&self.device);
-        self.shared.tell_recording(now, || ToDevice::from(&event));
+        self.recording.tell(now, || ToDevice::from(&event));
         device.handle(now, event);
     }
 
@@ -110,7 +111,7 @@ where
         {
             let mut device = lock(&self.device);
             if device.poll_timeout().is_some_and(|at| at <= now) {
-                self.shared.tell_recording(now, || ToDevice::Timeout);
+                self.recording.tell(now, || ToDevice::Timeout);
                 device.handle(now, ChannelEvent::Timeout);
             }
         }
@@ -143,9 +144,9 @@ impl<D, S, W> Device<D, S, W> {
         let output = device.poll_output();
         match &output {
             Some(output) => {
-                self.shared.record_output(|| Event::of_output(output, self.of_work));
+                self.recording.output(|| Event::of_output(output, self.of_work));
             }
-            None => self.shared.record_idle(|| device.waits_for_room()),
+            None => self.recording.idle(|| device.waits_for_room()),
         }
         drop(device);
         output

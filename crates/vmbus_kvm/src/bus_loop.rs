@@ -208,6 +208,8 @@ impl<P: Platform> BusLoop<P> {
                 self.report(Report::Acknowledgements { vp, source });
             }
         }
+        let clock = machine.clone();
+        self.shared.set_reference(Some(Box::new(move || clock.platform().reference_time())));
         self.machine = Some(machine);
     }
 
@@ -240,6 +242,7 @@ impl<P: Platform> BusLoop<P> {
         if self.resetting.is_none() || !self.slots.iter().all(is_quiet) {
             return;
         }
+        self.shared.set_reference(None);
         if let Some(machine) = self.machine.take() {
             for vp in machine.vps() {
                 if let Some(eventfd) = machine.platform().acknowledgement(vp) {

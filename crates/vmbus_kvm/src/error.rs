@@ -57,6 +57,10 @@ pub enum RestoreError {
     #[cfg(feature = "dynamic-memory")]
     #[error(transparent)]
     DynamicMemory(#[from] dynmem_vsp::RestoreError),
+    /// An integration service.
+    #[cfg(feature = "integration-services")]
+    #[error(transparent)]
+    Service(#[from] integration_services::RestoreError),
     /// The guest's signals could not be received.
     #[error("cannot receive the signals of an open channel{}", remedy(.0))]
     Signal(#[source] io::Error),

@@ -9,6 +9,7 @@ use vmbus::{ChannelId, Offer, OfferError, Server, ServerConfig, VmbusDevice};
 
 use crate::attached::{Attached, Device};
 use crate::bus_loop::{BusLoop, Request, Slot};
+use crate::recording::DeviceRecording;
 use crate::shared::Shared;
 use crate::sources::{Source, Sources};
 use crate::{
@@ -60,7 +61,14 @@ impl<P: Platform> HostBuilder<P> {
     where
         D: VmbusDevice<BusMemory<P>> + Send + 'static,
     {
-        self.attach_recorded(device, sink, |_| None)
+        let recording = self.next_recording();
+        self.attach_recorded(device, sink, recording, |_| None)
+    }
+
+    /// The recording of the device that is attached next.
+    pub(crate) fn next_recording(&self) -> Arc<DeviceRecording> {
+        let number = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        Arc::new(DeviceRecording::new(Arc::clone(&self.shared), number))
     }
 
     /// As [`HostBuilder::attach`], for a device whose work tells a recording something.
@@ -68,12 +76,13 @@ impl<P: Platform> HostBuilder<P> {
         &mut self,
         device: Arc<Mutex<D>>,
         sink: impl Sink<D::Work>,
+        recording: Arc<DeviceRecording>,
         of_work: fn(&D::Work) -> Option<Event>,
     ) -> Result<(), StartError>
     where
         D: VmbusDevice<BusMemory<P>> + Send + 'static,
     {
-        let device = Device { device, sink, shared: Arc::clone(&self.shared), of_work };
+        let device = Device { device, sink, recording, of_work };
         let offer = device.offer();
         let channel = self.channel(offer)?;
         self.slots.push(Slot { channel, offer, device: Box::new(device), link: None });
@@ -88,7 +97,7 @@ impl<P: Platform> HostBuilder<P> {
         known.filter(is_free).map_or_else(|| server.offer(offer), Ok)
     }
 
-    #[cfg(feature = "dynamic-memory")]
+    #[cfg(any(feature = "dynamic-memory", feature = "integration-services"))]
     pub(crate) const fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
@@ -99,6 +108,7 @@ impl<P: Platform> HostBuilder<P> {
     /// [`StartError::System`] if the system has no room for a thread or an event source.
     pub fn start(self) -> Result<Host<P>, StartError> {
         let Self { shared, vp_count, slots } = self;
+        shared.recording().set_channels(slots.iter().map(|slot| slot.channel).collect());
         let sources = Sources::new()
             .map_err(StartError::system("cannot create an epoll instance for the bus"))?;
         sources

@@ -43,6 +43,8 @@ mod clock;
 mod dynamic_memory;
 mod error;
 mod host;
+#[cfg(feature = "integration-services")]
+mod integration;
 mod kvm;
 mod machine;
 mod paused;
@@ -68,6 +70,12 @@ pub use dynmem_vsp::{
 };
 pub use error::{OpenError, RestoreError, StartError, Stopped};
 pub use host::{Host, HostBuilder};
+#[cfg(feature = "integration-services")]
+pub use integration::{
+    IntegrationServices, SavedServices, ServiceName, ServicesSnapshot, ShutdownError,
+};
+#[cfg(feature = "integration-services")]
+pub use integration_services;
 pub use kvm::{HasVm, KvmPlatform};
 pub use machine::Machine;
 pub use paused::{Paused, SavedBus};

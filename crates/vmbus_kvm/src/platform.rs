@@ -63,6 +63,15 @@ pub trait Platform: Send + Sync + 'static {
         let _ = vp;
         None
     }
+
+    /// Whether [`Platform::reference_time`] knows the time. The guest's clock is then set exactly, and not
+    /// late by as long as a message is under way.
+    const HAS_REFERENCE_TIME: bool = false;
+
+    /// The guest's reference counter (`HV_X64_MSR_TIME_REF_COUNT`) now, in units of 100 ns.
+    fn reference_time(&self) -> Option<u64> {
+        None
+    }
 }
 
 impl<P: Platform> Platform for Arc<P> {
@@ -90,5 +99,11 @@ impl<P: Platform> Platform for Arc<P> {
 
     fn acknowledgement(&self, vp: VpIndex) -> Option<&EventFd> {
         (**self).acknowledgement(vp)
+    }
+
+    const HAS_REFERENCE_TIME: bool = P::HAS_REFERENCE_TIME;
+
+    fn reference_time(&self) -> Option<u64> {
+        (**self).reference_time()
     }
 }

@@ -9,7 +9,7 @@ use vmbus::Server;
 use vmbus::protocol::ConnectionId;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-#[cfg(feature = "dynamic-memory")]
+#[cfg(any(feature = "dynamic-memory", feature = "integration-services"))]
 use crate::Stopped;
 use crate::clock::Clock;
 use crate::recording::Recording;
@@ -25,6 +25,8 @@ pub(crate) struct Shared {
     stop: AtomicBool,
     stopped: AtomicBool,
     recording: Recording,
+    /// Reads the guest's reference time, while there is a machine.
+    reference: Mutex<Option<ReferenceClock>>,
     pub(crate) supervisor: Box<dyn Supervisor>,
 }
 
@@ -41,6 +43,7 @@ impl Shared {
             stop: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             recording: Recording::new(supervisor.records()),
+            reference: Mutex::default(),
             supervisor: Box::new(supervisor),
         })
     }
@@ -80,7 +83,7 @@ impl Shared {
     }
 
     /// Calls a device on behalf of the VMM; waits while the host is paused.
-    #[cfg(feature = "dynamic-memory")]
+    #[cfg(any(feature = "dynamic-memory", feature = "integration-services"))]
     pub(crate) fn command<T>(&self, command: impl FnOnce() -> T) -> Result<T, Stopped> {
         let gate = lock(&self.gate);
         let gate = self.gate_opened.wait_while(gate, |gate| gate.is_closed);
@@ -97,7 +100,7 @@ impl Shared {
 
     /// As [`Shared::command`], for a command without a result, which is deferred while the host is
     /// paused.
-    #[cfg(feature = "dynamic-memory")]
+    #[cfg(any(feature = "dynamic-memory", feature = "integration-services"))]
     pub(crate) fn command_later(&self, command: impl FnOnce() + Send + 'static) {
         let mut gate = lock(&self.gate);
         if self.is_to_stop() {
@@ -110,6 +113,19 @@ impl Shared {
             drop(gate);
             self.wake();
         }
+    }
+
+    /// Sets the clock of the machine that runs now, or of none.
+    pub(crate) fn set_reference(&self, clock: Option<ReferenceClock>) {
+        // Dropped without the lock: it may be the last to hold the machine.
+        let old = std::mem::replace(&mut *lock(&self.reference), clock);
+        drop(old);
+    }
+
+    /// The guest's reference time, if there is a machine that tells.
+    #[cfg(feature = "integration-services")]
+    pub(crate) fn reference_time(&self) -> Option<u64> {
+        lock(&self.reference).as_ref().and_then(|read| read())
     }
 
     /// Blocks commands.
@@ -147,6 +163,9 @@ impl Shared {
     }
 }
 
+/// Reads the reference time of a machine's guest.
+pub(crate) type ReferenceClock = Box<dyn Fn() -> Option<u64> + Send>;
+
 /// The gate that keeps the VMM's commands from the devices while the host is paused.
 #[derive(Default)]
 struct Gate {
@@ -160,6 +179,8 @@ pub(crate) struct StopMark(pub(crate) Arc<Shared>);
 impl Drop for StopMark {
     fn drop(&mut self) {
         self.0.stopped.store(true, Ordering::Release);
+        // It holds the machine, which holds this.
+        self.0.set_reference(None);
     }
 }
 

@@ -67,14 +67,16 @@ pub trait Supervisor: Send + Sync + 'static {
     }
 
     /// Something was said on the bus, word for word, at this time of the host's clock
-    /// ([`BusHandle::now`](crate::BusHandle::now)). Called only if [`Supervisor::records`].
+    /// ([`BusHandle::now`](crate::BusHandle::now)). `device` is the number of the device that it concerns,
+    /// in the order in which they were attached, from 0; 0 for what concerns none. Called only if
+    /// [`Supervisor::records`].
     ///
     /// In contrast to [`Supervisor::trace`] this is a complete account: from the events, in the order
-    /// of the calls, the conversation can be replayed, if Dynamic Memory is the only device on the bus,
-    /// and the host was not restored. It is called under the locks of the bus and the device, also on
+    /// of the calls, the conversation can be replayed, if the devices are Dynamic Memory and the integration
+    /// services, and the host was not restored. It is called under the locks of the bus and the device, also on
     /// vCPU threads, so it must neither wait nor call the host.
-    fn record(&self, at: Duration, event: Event) {
-        let _ = (at, event);
+    fn record(&self, at: Duration, device: u32, event: Event) {
+        let _ = (at, device, event);
     }
 }
 
@@ -99,8 +101,8 @@ impl<S: Supervisor + ?Sized> Supervisor for Arc<S> {
         (**self).records()
     }
 
-    fn record(&self, at: Duration, event: Event) {
-        (**self).record(at, event);
+    fn record(&self, at: Duration, device: u32, event: Event) {
+        (**self).record(at, device, event);
     }
 }
 

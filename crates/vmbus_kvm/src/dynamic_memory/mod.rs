@@ -24,6 +24,7 @@ pub use backend::{BackendError, MemoryBackend, NoMachine, WorkError};
 pub use guest_ram::VmSlots;
 pub use inhibit::Inhibit;
 
+use crate::recording::DeviceRecording;
 use crate::shared::{Shared, lock};
 use crate::{BusMemory, HostBuilder, Paused, Platform, RestoreError, Sink, StartError, Stopped};
 use inhibit::Inhibits;
@@ -77,6 +78,7 @@ impl<P: Platform> HostBuilder<P> {
             device: Arc::new(Mutex::new(vsp)),
             discards_ended: Condvar::new(),
             inhibits: Mutex::new(inhibits),
+            recording: self.next_recording(),
             shared: Arc::clone(&shared),
         });
         let worker = Worker::start(Box::new(backend), shared, Arc::clone(&control))
@@ -87,7 +89,8 @@ impl<P: Platform> HostBuilder<P> {
         }
         let requests = worker.requests();
         let carrier = Carrier { worker, on_notice };
-        self.attach_recorded(Arc::clone(&control.device), carrier, Event::of_work)?;
+        let recording = Arc::clone(&control.recording);
+        self.attach_recorded(Arc::clone(&control.device), carrier, recording, Event::of_work)?;
         Ok(DynamicMemoryHandle { control, requests })
     }
 }
@@ -133,6 +136,7 @@ struct Control<P: Platform> {
     discards_ended: Condvar,
     /// Locked before the device.
     inhibits: Mutex<Inhibits>,
+    recording: Arc<DeviceRecording>,
     shared: Arc<Shared>,
 }
 
@@ -151,7 +155,7 @@ impl<P: Platform> Control<P> {
             let inhibits = lock(&control.inhibits);
             let mut device = lock(&control.device);
             let (now, inhibited) = (control.shared.now(), !inhibits.is_empty());
-            control.shared.tell_recording(now, || ToDevice::SetInhibited { inhibited });
+            control.recording.tell(now, || ToDevice::SetInhibited { inhibited });
             device.set_inhibited(now, inhibited);
         });
     }
@@ -167,7 +171,7 @@ impl<P: Platform> Control<P> {
     fn job_done(&self, id: JobId, ok: bool) {
         let mut device = lock(&self.device);
         let now = self.shared.now();
-        self.shared.tell_recording(now, || ToDevice::JobDone { id: id.get(), ok });
+        self.recording.tell(now, || ToDevice::JobDone { id: id.get(), ok });
         device.job_done(now, id, ok);
         drop(device);
         self.discards_ended.notify_all();
@@ -230,10 +234,10 @@ impl<P: Platform> DynamicMemoryHandle<P> {
     /// # Errors
     /// [`SetTargetError`]; the previous target stays in force.
     pub fn set_target(&self, target: PageCount) -> Result<PageCount, SetTargetError> {
-        let shared = &self.control.shared;
+        let recording = &self.control.recording;
         Ok(self.control.command(|device, now| {
             let result = device.set_target(now, target);
-            shared.tell_recording(now, || ToDevice::SetTarget {
+            recording.tell(now, || ToDevice::SetTarget {
                 pages: target.get(),
                 taken: result.ok().map(PageCount::get),
             });
@@ -268,7 +272,7 @@ impl<P: Platform> DynamicMemoryHandle<P> {
     pub fn announce_reset(&self) {
         // A host that has failed will not see the reset.
         let _ = self.control.command(|device, now| {
-            self.control.shared.tell_recording(now, || ToDevice::AnnounceReset);
+            self.control.recording.tell(now, || ToDevice::AnnounceReset);
             device.announce_reset();
         });
     }
@@ -282,7 +286,7 @@ impl<P: Platform> DynamicMemoryHandle<P> {
             let _ = wait.recv();
         }
         let mut device = lock(&self.control.device);
-        self.control.shared.tell_recording(self.control.shared.now(), || ToDevice::TakeKept);
+        self.control.recording.tell(self.control.shared.now(), || ToDevice::TakeKept);
         device.take_kept()
     }
 
@@ -308,7 +312,7 @@ impl<P: Platform> DynamicMemoryHandle<P> {
     /// [`Host::start_machine`](crate::Host::start_machine) then returns an error.
     pub fn next_machine(&self, memory: MachineMemory) -> Result<(), ReplaceError> {
         let MachineMemory { boot_ram, hot_add, target } = memory;
-        let mut told = self.control.shared.is_recording().then(|| {
+        let mut told = self.control.recording.is_on().then(|| {
             let boot_ram = boot_ram.iter().map(bus_recording::pages).collect();
             (boot_ram, hot_add.as_ref().map(Into::into))
         });
@@ -317,7 +321,7 @@ impl<P: Platform> DynamicMemoryHandle<P> {
                 let result = device.start_machine(now, boot_ram, hot_add, target);
                 if let Some((boot_ram, hot_add)) = told.take() {
                     let (target, ok) = (target.map(PageCount::get), result.is_ok());
-                    self.control.shared.tell_recording(now, || ToDevice::StartMachine {
+                    self.control.recording.tell(now, || ToDevice::StartMachine {
                         boot_ram,
                         hot_add,
                         target,
