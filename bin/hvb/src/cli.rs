@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Balloon(BalloonArgs),
     /// Show the state of a running virtual machine.
     Info(InfoArgs),
+    /// Ask the guest of a running virtual machine to shut down, and end the machine if it does not.
+    Stop(StopArgs),
 }
 
 /// `hvb run`
@@ -104,6 +106,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE", value_enum, default_value = "boot-size")]
     pub(crate) on_reset: OnReset,
 
+    /// How long a guest may take to shut down that SIGTERM or SIGHUP asks to; then the machine is ended.
+    /// A second SIGTERM ends it at once, and so does SIGINT.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = any_seconds)]
+    pub(crate) grace: Duration,
+
     /// System calls that hvb does not need: on ends hvb with a message, log has the kernel log
     /// them, off allows them.
     #[arg(long, value_name = "MODE", value_enum, default_value = "on")]
@@ -139,6 +146,19 @@ pub(crate) struct InfoArgs {
     /// and balloon, for a report on a guest that hangs.
     #[arg(long, value_name = "FILE")]
     pub(crate) dump: Option<PathBuf>,
+}
+
+/// `hvb stop`
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(after_help = "Exit status: 0 if the guest shut down, 3 if the machine was ended without it, \
+                        1 if the guest cannot be asked.")]
+pub(crate) struct StopArgs {
+    /// Monitor (QMP) socket of the virtual machine.
+    pub(crate) socket: PathBuf,
+
+    /// End the machine after this long; 0 ends it without asking the guest.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = any_seconds)]
+    pub(crate) timeout: Duration,
 }
 
 /// Destination of the guest's serial console.
@@ -232,6 +252,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("invalid time '{text}': give seconds from 1 to {MAX_SECONDS}"))
 }
 
+fn any_seconds(text: &str) -> Result<Duration, String> {
+    whole_seconds(text)
+        .ok_or_else(|| format!("invalid time '{text}': give seconds from 0 to {MAX_SECONDS}"))
+}
+
 fn whole_seconds(text: &str) -> Option<Duration> {
     let seconds = text.parse().ok().filter(|&seconds: &u64| seconds <= MAX_SECONDS)?;
     Some(Duration::from_secs(seconds))
@@ -273,6 +298,7 @@ mod tests {
             settle: None,
             hugepages: HugePages::Thp,
             on_reset: OnReset::BootSize,
+            grace: Duration::from_secs(60),
             seccomp: Seccomp::On,
         };
         assert_eq!(run(""), expected);
@@ -296,11 +322,12 @@ mod tests {
             settle: Some(Duration::from_secs(3)),
             hugepages: HugePages::Mib2,
             on_reset: OnReset::KeepSize,
+            grace: Duration::from_secs(5),
             seccomp: Seccomp::Log,
         };
         let arguments = "--initrd i --append -x=1 --cpus 4 --memory 512M --max-memory 4G --qmp q \
                          --serial file:log:1 --status-report --settle 3 --hugepages 2M \
-                         --on-reset keep-size --seccomp log --record-bus bus";
+                         --on-reset keep-size --grace 5 --seccomp log --record-bus bus";
         assert_eq!(run(arguments), expected);
         assert_eq!(run("--hugepages 1G --serial none").hugepages, HugePages::Gib1);
     }
@@ -317,6 +344,8 @@ mod tests {
         assert!(settle("86401").is_err());
         assert_eq!(settle("0"), Ok(Some(Duration::ZERO)));
         assert!(seconds("0").is_err());
+        assert_eq!(any_seconds("0"), Ok(Duration::ZERO));
+        assert!(any_seconds("soon").unwrap_err().starts_with("invalid time 'soon': give seconds"));
         assert!(page_multiple("4097").is_err());
         assert!(size("12Q").unwrap_err().starts_with("invalid size '12Q': "));
     }

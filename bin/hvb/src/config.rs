@@ -29,6 +29,7 @@ pub(crate) fn config(args: RunArgs) -> Result<Config> {
             OnReset::BootSize => vmm::OnReset::BootSize,
             OnReset::KeepSize => vmm::OnReset::KeepSize,
         },
+        grace: args.grace,
         qmp: args.qmp,
         serial: match args.serial {
             Serial::Stdio => SerialOutput::Stdio,

@@ -8,7 +8,10 @@ use crate::monitor::{connect, explain};
 use crate::report;
 use crate::size::human;
 use anyhow::Result;
-use qmp::{Client, ClientError, Value, XQueryDynamicMemory, qapi};
+use qmp::{
+    Client, ClientError, IntegrationServicesInfo, Value, XQueryDynamicMemory, XQueryIntegrationServices,
+    qapi,
+};
 
 /// The package name of our own server; QEMU reports its distribution's package here.
 const OUR_PACKAGE: &str = "hv-balloon ";
@@ -35,8 +38,23 @@ pub(crate) fn run(args: &InfoArgs) -> Result<()> {
         let (committed, available) = (human(report.committed), human(report.available));
         rows.push(("guest", format!("{committed} committed, {available} available")));
     }
+    if let Some(services) = optional(client.run(&XQueryIntegrationServices {}))? {
+        rows.push(("heartbeat", services.heartbeat.clone()));
+        rows.push(("services", services_of(&services)));
+    }
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     rows.iter().try_for_each(|(name, value)| report::line(&format!("{name:<width$} {value}")))
+}
+
+/// The services that the guest has, with their versions.
+fn services_of(services: &IntegrationServicesInfo) -> String {
+    let IntegrationServicesInfo { shutdown, time_sync, .. } = services;
+    let named = [("shutdown", shutdown), ("time sync", time_sync)];
+    let found: Vec<_> = named
+        .into_iter()
+        .filter_map(|(name, version)| Some(format!("{name} {}", version.as_ref()?)))
+        .collect();
+    if found.is_empty() { "none in the guest".to_owned() } else { found.join(", ") }
 }
 
 fn monitor(version: &qapi::VersionInfo) -> String {
@@ -83,6 +101,15 @@ mod tests {
     fn version(package: &str) -> qapi::VersionInfo {
         let qemu = qapi::VersionTriple { major: 10, minor: 0, micro: 2 };
         qapi::VersionInfo { qemu, package: package.to_owned() }
+    }
+
+    #[test]
+    fn services_are_told_with_their_versions() {
+        let mut services = IntegrationServicesInfo::default();
+        assert_eq!(services_of(&services), "none in the guest");
+        services.shutdown = Some("3.2".to_owned());
+        services.time_sync = Some("4.0".to_owned());
+        assert_eq!(services_of(&services), "shutdown 3.2, time sync 4.0");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod network;
 mod report;
 mod run;
 mod size;
+mod stop;
 
 use clap::Parser;
 use cli::{Cli, Command};
@@ -24,12 +25,10 @@ fn main() -> ExitCode {
         Err(error) => return report::usage(&error),
     };
     let result = report::start_logging().and_then(|log| match cli.command {
-        Command::Run(args) => run::run(args, &log),
-        Command::Balloon(args) => balloon::run(&args),
-        Command::Info(args) => info::run(&args),
+        Command::Run(args) => run::run(args, &log).map(|()| ExitCode::SUCCESS),
+        Command::Balloon(args) => balloon::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Info(args) => info::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Stop(args) => stop::run(&args),
     });
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report::failure(&error),
-    }
+    result.unwrap_or_else(|error| report::failure(&error))
 }

@@ -85,6 +85,8 @@ pub mod rights {
 pub mod features {
     /// The frequency MSRs are there.
     pub const FREQUENCIES: u32 = 1 << 8;
+    /// The crash MSRs are there; see [`crate::crash`].
+    pub const CRASH_MSRS: u32 = 1 << 10;
     /// Synthetic timers may raise a vector directly. Without this, Linux receives timer messages in
     /// the slot of SINT 2, which VMBus then shares.
     pub const DIRECT_TIMERS: u32 = 1 << 19;
@@ -158,6 +160,15 @@ pub fn add_hyperv_leaves(
         recommendations(supported),
         limits(supported),
     ]);
+}
+
+/// Offers the crash MSRs as well, if `supported` has them: the guest then says that it crashes, and why.
+/// The VMM must expect the exits in [`crate::crash`].
+pub fn add_crash_msrs(cpuid: &mut [kvm_cpuid_entry2], supported: &[kvm_cpuid_entry2]) {
+    let offered = leaf(supported, FEATURES).edx & features::CRASH_MSRS;
+    for entry in cpuid.iter_mut().filter(|entry| entry.function == FEATURES) {
+        entry.edx |= offered;
+    }
 }
 
 /// A VMM's table could not be completed.

@@ -9,7 +9,8 @@
 //! | [`KVM_GET_SUPPORTED_HV_CPUID`] | [`crate::cpuid::supported`] | the setup thread |
 //! | [`KVM_SET_GSI_ROUTING`], [`KVM_IRQFD`] | [`crate::sint::SintLines`] | the setup thread |
 //! | [`KVM_SET_SIGNAL_MASK`] | [`crate::kick::prepare_thread`] | the vCPU's |
-//! | [`KVM_GET_MSRS`] | [`crate::msr::guest_os_id`] | the vCPU's |
+//! | [`KVM_GET_MSRS`] | [`crate::msr::guest_os_id`], [`crate::crash`] | the vCPU's |
+//! | [`KVM_X86_SET_MSR_FILTER`] | [`crate::crash::intercept`] | the setup thread |
 //! | [`KVM_HYPERV_EVENTFD`] | [`crate::signal`] | the device's |
 //! | [`KVM_SET_USER_MEMORY_REGION`] | [`crate::vm::GuestVm`] | those that add memory, and the one that drops the VM |
 //!
@@ -17,7 +18,8 @@
 //! [`crate::kick::acknowledge`] calls `rt_sigpending` and `rt_sigtimedwait`.
 
 use kvm_bindings::{
-    KVMIO, kvm_cpuid2, kvm_hyperv_eventfd, kvm_irq_routing, kvm_irqfd, kvm_msrs, kvm_signal_mask,
+    KVMIO, kvm_cpuid2, kvm_hyperv_eventfd, kvm_irq_routing, kvm_irqfd, kvm_msr_filter, kvm_msrs,
+    kvm_signal_mask,
     kvm_userspace_memory_region,
 };
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
@@ -44,6 +46,8 @@ pub const KVM_GET_MSRS: u32 = request::<kvm_msrs>(_IOC_READ | _IOC_WRITE, 0x88);
 pub const KVM_SET_SIGNAL_MASK: u32 = request::<kvm_signal_mask>(_IOC_WRITE, 0x8b);
 /// Connects an eventfd to the guest's signals.
 pub const KVM_HYPERV_EVENTFD: u32 = request::<kvm_hyperv_eventfd>(_IOC_WRITE, 0xbd);
+/// Has accesses to some MSRs exit to the VMM.
+pub const KVM_X86_SET_MSR_FILTER: u32 = request::<kvm_msr_filter>(_IOC_WRITE, 0xc6);
 /// Reads the Hyper-V leaves that KVM can offer.
 pub const KVM_GET_SUPPORTED_HV_CPUID: u32 = request::<kvm_cpuid2>(_IOC_READ | _IOC_WRITE, 0xc1);
 
@@ -62,5 +66,6 @@ mod tests {
         assert_eq!(KVM_SET_SIGNAL_MASK, 0x4004_ae8b);
         assert_eq!(KVM_HYPERV_EVENTFD, 0x4018_aebd);
         assert_eq!(KVM_GET_SUPPORTED_HV_CPUID, 0xc008_aec1);
+        assert_eq!(KVM_X86_SET_MSR_FILTER, 0x4188_aec6);
     }
 }

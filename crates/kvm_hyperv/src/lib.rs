@@ -11,6 +11,7 @@
 //! - [`memory`]: any `vm-memory` backend as the memory of the bus.
 //! - [`vm`]: a VM with the memory it runs on.
 //! - [`kick`]: getting a vCPU thread out of `KVM_RUN` without a race.
+//! - [`crash`]: what a guest says of its crash.
 //! - [`msr`]: the MSRs that a VMM reads itself.
 //! - [`ioctl_numbers`]: the ioctls of this crate, for a VMM's system call filter.
 //!
@@ -25,6 +26,7 @@
 pub mod acpi;
 mod copy;
 pub mod cpuid;
+pub mod crash;
 pub mod exit;
 pub mod hypercall;
 mod ioctl;

@@ -13,12 +13,15 @@ const GUEST_OS_ID: u32 = 0x4000_0000;
 /// # Errors
 /// The kernel's error.
 pub fn guest_os_id(vcpu: &VcpuFd) -> io::Result<u64> {
-    let entry = kvm_msr_entry { index: GUEST_OS_ID, ..Default::default() };
+    read(vcpu, [GUEST_OS_ID]).map(|[id]| id)
+}
+
+/// Reads MSRs.
+pub(crate) fn read<const N: usize>(vcpu: &VcpuFd, indices: [u32; N]) -> io::Result<[u64; N]> {
+    let entries = indices.map(|index| kvm_msr_entry { index, ..Default::default() });
     let mut msrs =
-        Msrs::from_entries(&[entry]).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        Msrs::from_entries(&entries).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
     let read = vcpu.get_msrs(&mut msrs)?;
-    match msrs.as_slice().first() {
-        Some(entry) if read == 1 => Ok(entry.data),
-        _ => Err(io::ErrorKind::Unsupported.into()),
-    }
+    let values: Vec<_> = msrs.as_slice().iter().take(read).map(|entry| entry.data).collect();
+    values.try_into().map_err(|_| io::ErrorKind::Unsupported.into())
 }

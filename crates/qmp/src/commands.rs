@@ -6,6 +6,7 @@ use crate::hmp;
 use crate::machine::{Machine, MonitorError};
 use crate::schema::Member::{Optional, Required};
 use crate::schema::{self, Member, Type, types};
+use crate::services::IntegrationServicesInfo;
 use qapi_qmp::{
     BalloonInfo, CommandInfo, RunState, StatusInfo, VersionInfo, VersionTriple, balloon,
     human_monitor_command,
@@ -94,6 +95,7 @@ static COMMANDS: &[Command] = &[
         Ok(json!({}))
     }),
     plain("stop", NOTHING, |machine, _| machine.stop().map(nothing)),
+    plain("system_powerdown", NOTHING, |machine, _| machine.system_powerdown().map(nothing)),
     plain("system_reset", NOTHING, |machine, _| {
         machine.system_reset();
         Ok(json!({}))
@@ -102,6 +104,11 @@ static COMMANDS: &[Command] = &[
     plain("x-query-dynamic-memory", Type::Object(&types::DYNAMIC_MEMORY), |machine, _| {
         machine.dynamic_memory().map(value_of)
     }),
+    plain(
+        "x-query-integration-services",
+        Type::Object(&types::INTEGRATION_SERVICES),
+        |machine, _| machine.integration_services().map(value_of),
+    ),
 ];
 
 /// The row for this name.
@@ -167,6 +174,17 @@ impl qapi_spec::Command for XQueryDynamicMemory {
     type Ok = DynamicMemoryInfo;
 
     const NAME: &'static str = "x-query-dynamic-memory";
+    const ALLOW_OOB: bool = false;
+}
+
+/// `x-query-integration-services` as a typed command, for [`Client::run`](crate::Client::run).
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct XQueryIntegrationServices {}
+
+impl qapi_spec::Command for XQueryIntegrationServices {
+    type Ok = IntegrationServicesInfo;
+
+    const NAME: &'static str = "x-query-integration-services";
     const ALLOW_OOB: bool = false;
 }
 

@@ -4,8 +4,8 @@ use crate::schema::Member::{Optional, Required};
 use crate::schema::{Member, Type, types};
 use crate::server::Hub;
 use qapi_qmp::{
-    BALLOON_CHANGE, HV_BALLOON_STATUS_REPORT, HvBalloonInfo, MEMORY_DEVICE_SIZE_CHANGE, RESET,
-    RESUME, SHUTDOWN, STOP, ShutdownCause,
+    BALLOON_CHANGE, HV_BALLOON_STATUS_REPORT, HvBalloonInfo, MEMORY_DEVICE_SIZE_CHANGE, POWERDOWN,
+    RESET, RESUME, SHUTDOWN, STOP, ShutdownCause,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -51,6 +51,16 @@ pub enum Event {
     Stop,
     /// `RESUME`: the guest goes on.
     Resume,
+    /// `POWERDOWN`: the guest was asked to shut down.
+    Powerdown,
+    /// `GUEST_PANICKED`: the guest's kernel says that it crashed. The machine runs on, for the guest may
+    /// restart itself or write a dump.
+    GuestPanicked {
+        /// Hyper-V's crash parameters, as the guest gave them.
+        parameters: [u64; 5],
+        /// What the guest wrote for its host, if it did; `x-message` in the event, which QEMU's lacks.
+        message: Option<String>,
+    },
     /// `RESET`: the machine restarts.
     Reset {
         /// Whether the guest asked for it.
@@ -94,6 +104,20 @@ impl Event {
         match *self {
             Self::Stop => value_of(STOP {}),
             Self::Resume => value_of(RESUME {}),
+            Self::Powerdown => value_of(POWERDOWN {}),
+            Self::GuestPanicked { parameters: [arg1, arg2, arg3, arg4, arg5], ref message } => {
+                let mut data = json!({
+                    "action": "run",
+                    "info": {
+                        "type": "hyper-v",
+                        "arg1": arg1, "arg2": arg2, "arg3": arg3, "arg4": arg4, "arg5": arg5,
+                    },
+                });
+                if let Some(message) = message {
+                    data["x-message"] = json!(message);
+                }
+                data
+            }
             Self::BalloonChange { actual } => {
                 value_of(BALLOON_CHANGE { actual: i64::try_from(actual).unwrap_or(i64::MAX) })
             }
@@ -159,6 +183,15 @@ table! {
     ),
     Stop: news("STOP", &[]),
     Resume: news("RESUME", &[]),
+    Powerdown: news("POWERDOWN", &[]),
+    GuestPanicked: news(
+        "GUEST_PANICKED",
+        &[
+            Required("action", Type::Choice(&types::GUEST_PANIC_ACTION)),
+            Optional("info", Type::Object(&types::GUEST_PANIC_INFORMATION)),
+            Optional("x-message", Type::Text),
+        ],
+    ),
     Reset: news("RESET", CAUSE),
     Shutdown: news("SHUTDOWN", CAUSE),
 }
@@ -211,7 +244,9 @@ mod tests {
     #[test]
     fn an_event_without_data_has_none() {
         let at = Duration::new(1, 0);
-        for (event, name) in [(Event::Stop, "STOP"), (Event::Resume, "RESUME")] {
+        for (event, name) in
+            [(Event::Stop, "STOP"), (Event::Resume, "RESUME"), (Event::Powerdown, "POWERDOWN")]
+        {
             let timestamp = json!({ "seconds": 1, "microseconds": 0 });
             assert_eq!(event.to_json(at), json!({ "timestamp": timestamp, "event": name }));
         }
@@ -233,6 +268,9 @@ mod tests {
             sized(Some("b0")),
             Event::Stop,
             Event::Resume,
+            Event::Powerdown,
+            Event::GuestPanicked { parameters: [u64::MAX; 5], message: None },
+            Event::GuestPanicked { parameters: [0; 5], message: Some("m".to_owned()) },
             Event::Reset { guest, reason },
             Event::Shutdown { guest, reason },
         ] {
@@ -256,6 +294,10 @@ mod tests {
                 "data": { "guest": false, "reason": "host-qmp-system-reset" },
             })
         );
+        let panicked = Event::GuestPanicked { parameters: [1, 2, 3, 4, 5], message: None };
+        let info =
+            json!({ "type": "hyper-v", "arg1": 1, "arg2": 2, "arg3": 3, "arg4": 4, "arg5": 5 });
+        assert_eq!(panicked.data(), json!({ "action": "run", "info": info }));
         let quit = Event::Shutdown { guest: true, reason: ShutdownCause::guest_shutdown };
         assert_eq!(quit.data(), json!({ "guest": true, "reason": "guest-shutdown" }));
         assert_eq!(Event::BalloonChange { actual: 4096 }.data(), json!({ "actual": 4096 }));

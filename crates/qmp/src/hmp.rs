@@ -20,6 +20,7 @@ const COMMANDS: &[(&str, &str, &str)] = &[
     ("info status", " ", "show whether the machine runs"),
     ("quit", " ", "end the machine and its process"),
     ("stop", " ", "stop the machine until cont"),
+    ("system_powerdown", " ", "ask the guest to shut down"),
     ("system_reset", " ", "reset the machine"),
 ];
 
@@ -49,10 +50,13 @@ pub(crate) fn execute(machine: &dyn Machine, line: &str) -> String {
         ["cont" | "c"] => unless_failed(machine.cont()),
         ["quit" | "q"] => silently(|| machine.quit()),
         ["stop" | "s"] => unless_failed(machine.stop()),
+        ["system_powerdown"] => unless_failed(machine.system_powerdown()),
         ["system_reset"] => silently(|| machine.system_reset()),
-        [name @ ("cont" | "c" | "quit" | "q" | "stop" | "s" | "system_reset"), ..] => {
-            extraneous(name, name)
-        }
+        [
+            name @ ("cont" | "c" | "quit" | "q" | "stop" | "s" | "system_powerdown"
+            | "system_reset"),
+            ..,
+        ] => extraneous(name, name),
         [name, ..] => unknown(name),
     }
 }
@@ -214,6 +218,10 @@ mod tests {
         fn cont(&self) -> Result<(), MonitorError> {
             Err(MonitorError::generic("nothing to continue"))
         }
+        fn system_powerdown(&self) -> Result<(), MonitorError> {
+            self.note("powerdown");
+            Ok(())
+        }
         fn system_reset(&self) {
             self.note("reset");
         }
@@ -250,6 +258,7 @@ mod tests {
         assert_eq!(effects("balloon 64"), ["balloon 67108864"]);
         assert_eq!(effects(" balloon\t0x40\n"), ["balloon 67108864"]);
         assert_eq!(effects("balloon +5"), ["balloon 5242880"]);
+        assert_eq!(effects("system_powerdown"), ["powerdown"]);
         assert_eq!(effects("system_reset"), ["reset"]);
         assert_eq!(effects("quit"), ["quit"]);
         assert_eq!(effects("q"), ["quit"]);

@@ -27,11 +27,12 @@ mod memory_device;
 mod outbox;
 mod schema;
 mod server;
+mod services;
 mod session;
 mod socket;
 
 pub use client::{Client, ClientError, ReceivedEvent};
-pub use commands::XQueryDynamicMemory;
+pub use commands::{XQueryDynamicMemory, XQueryIntegrationServices};
 pub use conversation::Conversation;
 pub use dynamic_memory::{DynamicMemoryInfo, Faults, Refusal};
 pub use event::{Event, EventSender};
@@ -43,6 +44,7 @@ pub use qapi_spec::ErrorClass;
 pub use serde_json::Value;
 pub use server::{MAX_CLIENTS, Server, ServerThread};
 pub use session::MAX_COMMAND_BYTES;
+pub use services::IntegrationServicesInfo;
 pub use socket::ServerError;
 
 /// QEMU's typed commands and answers, for use with [`Client::run`].

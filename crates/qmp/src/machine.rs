@@ -2,6 +2,7 @@
 
 use crate::dynamic_memory::DynamicMemoryInfo;
 use crate::memory_device::MemoryDevice;
+use crate::services::IntegrationServicesInfo;
 use qapi_qmp::{HvBalloonInfo, MemoryInfo, RunState};
 use qapi_spec::ErrorClass;
 use serde_json::Value;
@@ -55,6 +56,19 @@ pub trait Machine: Send + Sync {
         Err(MonitorError::generic("this machine cannot be paused"))
     }
 
+    /// Asks the guest's operating system to shut down, as a power button does. Returns at once; the guest
+    /// follows later or not at all. The machine sends
+    /// [`Event::Powerdown`](crate::Event::Powerdown) when it has asked.
+    ///
+    /// # Errors
+    /// The guest cannot be asked: the text says why, and what to do. A machine without a way to ask need
+    /// not implement it.
+    fn system_powerdown(&self) -> Result<(), MonitorError> {
+        Err(MonitorError::generic(
+            "this machine cannot ask its guest to shut down; end it with quit",
+        ))
+    }
+
     /// Starts a reset of the whole machine.
     fn system_reset(&self);
 
@@ -69,6 +83,14 @@ pub trait Machine: Send + Sync {
     /// implement it.
     fn dynamic_memory(&self) -> Result<DynamicMemoryInfo, MonitorError> {
         Err(MonitorError::generic("this machine does not report its balloon's state"))
+    }
+
+    /// Which services the guest has, and whether it answers: `x-query-integration-services`.
+    ///
+    /// # Errors
+    /// A machine without such services need not implement it.
+    fn integration_services(&self) -> Result<IntegrationServicesInfo, MonitorError> {
+        Err(MonitorError::generic("this machine has no integration services"))
     }
 
     /// What the machine did last, thread by thread, as far as it keeps a record:

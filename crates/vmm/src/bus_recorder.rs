@@ -104,17 +104,17 @@ impl BusRecorder {
     }
 
     /// Takes an event. Does not wait for the disk.
-    pub(crate) fn record(&self, at: Duration, event: Event) {
+    pub(crate) fn record(&self, at: Duration, device: u32, event: Event) {
         let t = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
         let mut waiting = lock(&self.waiting);
         waiting.last = waiting.last.max(t);
-        waiting.add(&Line { t, event });
+        waiting.add(&Line { t, device, event });
     }
 
     /// Ends the recording, and waits for a limited time until all is written.
     pub(crate) fn finish(&self) {
         let mut waiting = lock(&self.waiting);
-        let end = Line { t: waiting.last, event: Event::End };
+        let end = Line { t: waiting.last, device: 0, event: Event::End };
         waiting.add(&end);
         drop(waiting);
         let (done, written) = channel();
@@ -191,7 +191,7 @@ mod tests {
 
     fn say(recorder: &BusRecorder, times: u64) {
         for t in 0..times {
-            recorder.record(Duration::from_micros(t), Event::ToDevice(ToDevice::Signalled));
+            recorder.record(Duration::from_micros(t), 0, Event::ToDevice(ToDevice::Signalled));
         }
     }
 
@@ -253,7 +253,7 @@ mod tests {
         let mut most = 0;
         // Twice as much, and what the thread has taken.
         for _ in 0..(3 * MOST_WAITING) >> 21 {
-            recorder.record(Duration::ZERO, event());
+            recorder.record(Duration::ZERO, 0, event());
             most = most.max(lock(&recorder.waiting).text.len());
         }
         assert!(lock(&recorder.waiting).has_ended);

@@ -82,6 +82,8 @@ pub struct Config {
     pub disks: Vec<DiskConfig>,
     /// The network cards, in the order in which the guest finds them.
     pub networks: Vec<NetConfig>,
+    /// How long a guest that `SIGTERM` asks to shut down may take.
+    pub grace: Duration,
     /// The pages that back guest memory.
     pub huge_pages: HugePages,
     /// How to treat system calls that none of the VM's threads needs. The calling thread is

@@ -2,6 +2,8 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use kvm_hyperv::crash::Crash;
+
 use crate::error::{MachineError, VmmError};
 
 /// The origin of a request.
@@ -9,6 +11,8 @@ use crate::error::{MachineError, VmmError};
 pub(crate) enum Cause {
     /// The guest itself.
     Guest,
+    /// The guest, by a restart where it was asked to shut down.
+    Restart,
     /// A client of the monitor.
     Monitor,
     /// A signal to the process.
@@ -26,15 +30,20 @@ pub(crate) enum Control {
     Shutdown(Cause),
     /// The machine failed.
     Failed(VmmError),
+    /// The guest was asked to shut down by a signal: end it if it does not.
+    EndInTime,
+    /// The guest says that it crashed.
+    Crashed(Box<Crash>),
 }
 
 impl Control {
     /// The more serious of two: a failure wins over a shutdown, a shutdown over a reset.
     pub(crate) fn graver(self, other: Self) -> Self {
         let weight = |control: &Self| match control {
-            Self::Reset(_) => 0,
-            Self::Shutdown(_) => 1,
-            Self::Failed(_) => 2,
+            Self::EndInTime | Self::Crashed(_) => 0,
+            Self::Reset(_) => 1,
+            Self::Shutdown(_) => 2,
+            Self::Failed(_) => 3,
         };
         if weight(&other) > weight(&self) { other } else { self }
     }

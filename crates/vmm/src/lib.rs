@@ -17,6 +17,7 @@ mod confine;
 mod console;
 mod control;
 mod devices;
+mod crash;
 mod error;
 pub mod flight_recorder;
 mod log_limit;
@@ -26,6 +27,8 @@ mod monitor;
 mod ports;
 mod power;
 mod run;
+mod services;
+mod signals;
 mod vcpu;
 mod watch;
 

@@ -3,12 +3,13 @@
 //! A reset builds a new machine with new memory: KVM does not reset Hyper-V state with a vCPU, and
 //! a new VM has none.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use guest_ram::{GuestRam, RamAddressSpace, RamRegion};
 use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
+use kvm_hyperv::crash;
 use kvm_hyperv::sint::SintLines;
 use kvm_hyperv::vm::GuestVm;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -138,6 +139,7 @@ impl Machine {
             recorder: Arc::clone(parts.recorder),
             desk: Arc::new(desk),
             brake: Arc::clone(parts.brake),
+            crashes: AtomicU8::new(0),
             stop: AtomicBool::new(false),
         });
         parts.console.connect(&shared.ports);
@@ -202,6 +204,9 @@ fn create_vm(parts: &Parts<'_>) -> Result<Vm, MachineError> {
     vm.create_irq_chip().map_err(failed)?;
     let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(timer).map_err(failed)?;
+    // Without it, there is only less to tell of a guest that crashes.
+    crash::intercept(&vm)
+        .map_err(MachineError::system("cannot have the guest's crash register leave the guest"))?;
     GuestVm::new(vm, parts.ram.boot_regions())
         .map_err(MachineError::kvm("cannot give the VM its memory"))
 }

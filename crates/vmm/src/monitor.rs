@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use page_range::PageCount;
 use qmp::{
-    DynamicMemoryInfo, Event, EventSender, HvBalloonInfo, Machine, MemoryDevice, MemoryInfo,
+    DynamicMemoryInfo, Event, EventSender, HvBalloonInfo, IntegrationServicesInfo, Machine, MemoryDevice, MemoryInfo,
     MonitorError, RunState, Value,
 };
 use vmbus_kvm::BusHandle;
@@ -15,6 +15,7 @@ use crate::error::VmmError;
 use crate::flight_recorder::Recorder;
 use crate::machine::Vm;
 use crate::memory::{BootMemory, Kept};
+use crate::services::Services;
 
 /// The balloon device, for the operator and for the code that resets the machine. Usable on any
 /// thread.
@@ -50,6 +51,7 @@ const PAUSED: &str = "the machine is paused; a target is kept until it continues
 pub(crate) struct Monitored {
     /// `None` in a program built without the device.
     pub(crate) balloon: Option<Arc<dyn Balloon>>,
+    pub(crate) services: Services,
     pub(crate) boot_memory: PageCount,
     pub(crate) control: ControlSender,
     pub(crate) recorder: Arc<Recorder>,
@@ -93,6 +95,7 @@ impl Machine for Monitored {
     fn cont(&self) -> Result<(), MonitorError> {
         self.brake.cont(|| {
             self.bus.continue_clock();
+            self.services.set_clock();
             self.emit(&Event::Resume);
         });
         Ok(())
@@ -104,6 +107,10 @@ impl Machine for Monitored {
 
     fn query_balloon(&self) -> Result<u64, MonitorError> {
         Ok(self.balloon()?.actual())
+    }
+
+    fn system_powerdown(&self) -> Result<(), MonitorError> {
+        Ok(self.services.power_down()?)
     }
 
     fn system_reset(&self) {
@@ -125,6 +132,10 @@ impl Machine for Monitored {
             memory.ready_in_ms = None;
         }
         Ok(memory)
+    }
+
+    fn integration_services(&self) -> Result<IntegrationServicesInfo, MonitorError> {
+        Ok(self.services.info())
     }
 
     fn status_report(&self) -> Result<HvBalloonInfo, MonitorError> {

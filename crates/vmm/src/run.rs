@@ -1,18 +1,18 @@
 //! The life of a VM, from start to end.
 
-use std::sync::mpsc::Receiver;
+use std::cell::Cell;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::Builder;
+use std::time::{Duration, Instant};
 
 use kvm_hyperv::kick;
 use kvm_hyperv::probe::{self, Capabilities, Irqchip};
 use kvm_ioctls::Kvm;
 use qmp::{Event, EventSender, ShutdownCause};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
-use signal_hook::iterator::{Handle, Signals};
+use signal_hook::consts::SIGXFSZ;
 use vmbus::ServerConfig;
 use vmbus_kvm::bus_recording::{DeviceSetup, Header};
-use vmbus_kvm::{Host, HostBuilder};
+use vmbus_kvm::{Host, HostBuilder, IntegrationServices};
 
 use crate::HAS_BALLOON;
 use crate::boot::linux::BootFiles;
@@ -29,6 +29,8 @@ use crate::log_limit::LogLimit;
 use crate::machine::{Machine, Parts, Platform};
 use crate::memory::{BootMemory, Kept, MemoryPlan};
 use crate::monitor::{Balloon, Monitored};
+use crate::services::Services;
+use crate::signals;
 use crate::vcpu::kick_signal;
 use crate::watch::{GuestLog, Watch};
 
@@ -55,7 +57,6 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     let confinement = Confinement::new(config.seccomp, control.clone())?;
     let recorder = Arc::new(Recorder::new(config.vcpus));
     flight_recorder::dump_on_panic(&recorder);
-    let signals = watch_signals(control.clone(), confinement.clone(), Arc::clone(&recorder))?;
     let mut console = Console::open(&config.serial, confinement.clone())?;
     let monitor_events = Arc::new(OnceLock::new());
     let log = Arc::new(Mutex::new(LogLimit::new("the guest's balloon driver")));
@@ -68,12 +69,17 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     let watch =
         Watch::new(confinement.clone(), Arc::clone(&log), Arc::clone(&recorder), recording.clone());
     let mut host = HostBuilder::new(server, watch)?;
-    let balloon = attach_balloon(&mut host, config, (&plan, &first), &monitor_events, log)?;
+    let to_log = Arc::clone(&log);
+    let balloon = attach_balloon(&mut host, config, (&plan, &first), &monitor_events, to_log)?;
+    let services = Services::attach(&mut host, &monitor_events, log)?;
     let host = host.start()?;
+    let to_signals = (control.clone(), services.clone(), Arc::clone(&recorder));
+    let signals = signals::watch(to_signals, confinement.clone())?;
     let boot_memory = first.ram.pages().len();
     let brake = Arc::<Brake>::default();
     let monitored = Monitored {
         balloon: balloon.clone(),
+        services,
         boot_memory,
         control: control.clone(),
         recorder: Arc::clone(&recorder),
@@ -101,6 +107,7 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
         recorder,
         brake,
         devices,
+        ends_at: Cell::new(None),
     };
     let emit = |event: &Event| {
         if let Some(sender) = monitor_events.get() {
@@ -131,6 +138,8 @@ struct Vm<'a> {
     recorder: Arc<Recorder>,
     brake: Arc<Brake>,
     devices: Devices,
+    /// When a guest that a signal has asked to shut down is ended.
+    ends_at: Cell<Option<Instant>>,
 }
 
 impl Vm<'_> {
@@ -143,7 +152,7 @@ impl Vm<'_> {
     ) -> Result<(), VmmError> {
         let mut memory = first;
         loop {
-            let (control, kept) = self.boot_once(memory, files)?;
+            let (control, kept) = self.boot_once(memory, files, emit)?;
             match control {
                 Control::Reset(cause) => {
                     tracing::info!(?cause, "the machine is reset");
@@ -155,11 +164,13 @@ impl Vm<'_> {
                 }
                 Control::Shutdown(cause) => {
                     tracing::info!(?cause, "the machine ends");
-                    let guest = cause == Cause::Guest;
+                    let guest = matches!(cause, Cause::Guest | Cause::Restart);
                     emit(&Event::Shutdown { guest, reason: shutdown_reason(cause) });
                     return Ok(());
                 }
                 Control::Failed(error) => return Err(error),
+                // They end no machine.
+                Control::EndInTime | Control::Crashed(_) => {}
             }
             memory = self.plan.after_reset(kept)?;
         }
@@ -171,6 +182,7 @@ impl Vm<'_> {
         &self,
         memory: BootMemory,
         files: &mut BootFiles,
+        emit: &impl Fn(&Event),
     ) -> Result<(Control, Kept), VmmError> {
         let parts = Parts {
             kvm: &self.kvm,
@@ -192,17 +204,70 @@ impl Vm<'_> {
             balloon.start_machine(&memory, machine.vm())?;
         }
         let started = machine.start();
-        // The senders outlive this function: one of them is in `self`.
-        let control =
-            started.map(|()| self.events.recv().unwrap_or(Control::Shutdown(Cause::Signal)));
+        let control = started.map(|()| self.wait_for_end(emit));
         machine.stop();
         // If the bus has failed there is nothing left to wait for, and `events` holds the reason.
         let _ = self.host.reset();
         let kept = self.balloon.as_ref().map_or_else(Kept::default, |it| it.stop_machine());
         // A second vCPU may have requested something before it was stopped.
-        let worst = self.events.try_iter().fold(control?, Control::graver);
+        let late = self.events.try_iter().filter_map(|late| self.heed(late, emit));
+        let worst = late.fold(control?, Control::graver);
         Ok((worst, kept))
     }
+
+    /// Waits until something ends the machine.
+    fn wait_for_end(&self, emit: &impl Fn(&Event)) -> Control {
+        loop {
+            let control = match self.ends_at.get() {
+                // The senders outlive this function: one of them is in `self`.
+                None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => self.events.recv_timeout(at.saturating_duration_since(Instant::now())),
+            };
+            match control {
+                Ok(control) => {
+                    if let Some(end) = self.heed(control, emit) {
+                        return end;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    tracing::warn!("{}", overdue(self.config.grace, self.brake.status()));
+                    return Control::Shutdown(Cause::Signal);
+                }
+                Err(RecvTimeoutError::Disconnected) => return Control::Shutdown(Cause::Signal),
+            }
+        }
+    }
+
+    /// Does what does not end the machine; returns what does.
+    fn heed(&self, control: Control, emit: &impl Fn(&Event)) -> Option<Control> {
+        match control {
+            Control::Crashed(crash) => {
+                crate::crash::tell(&crash);
+                emit(&crate::crash::event(&crash));
+                None
+            }
+            Control::EndInTime => {
+                self.ends_at.set(Instant::now().checked_add(self.config.grace));
+                None
+            }
+            Control::Reset(Cause::Guest) if self.ends_at.get().is_some() => {
+                Some(Control::Shutdown(Cause::Restart))
+            }
+            end => Some(end),
+        }
+    }
+}
+
+/// What the log says of a guest that did not shut down in time.
+fn overdue(grace: Duration, status: qmp::RunState) -> String {
+    let held = match status {
+        qmp::RunState::running => "",
+        _ => " (it is held by stop)",
+    };
+    format!(
+        "the guest has not shut down within the {} s of --grace{held}, and is ended",
+        grace.as_secs()
+    )
 }
 
 /// Starts the recording of the conversation with the guest, if that is wanted.
@@ -215,7 +280,8 @@ fn record_bus(
     let Some(path) = &config.record_bus else { return Ok(None) };
     // `check` has refused to record a machine without the device.
     let Some(device) = device_setup(config, memory) else { return Ok(None) };
-    let header = Header::new(server.into(), device);
+    let header =
+        Header::new(server.into(), device).with_services(&IntegrationServices::<Platform>::SETUP);
     Ok(Some(Arc::new(BusRecorder::start(path, &header, confinement.clone())?)))
 }
 
@@ -270,33 +336,6 @@ fn start_monitor(
     Ok(Some(server))
 }
 
-/// Ends the machine on a signal that asks the process to end, and writes what the flight recorder
-/// holds to the log on `SIGUSR1`.
-fn watch_signals(
-    control: ControlSender,
-    confinement: Confinement,
-    recorder: Arc<Recorder>,
-) -> Result<Handle, MachineError> {
-    let failed = MachineError::system("cannot handle signals");
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).map_err(failed)?;
-    let handle = signals.handle();
-    Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            if confinement.enter(Thread::Signals).is_err() {
-                return;
-            }
-            for signal in signals.forever() {
-                match signal {
-                    SIGUSR1 => tracing::warn!("flight recorder: {}", recorder.dump()),
-                    _ => control.send(Control::Shutdown(Cause::Signal)),
-                }
-            }
-        })
-        .map_err(failed)?;
-    Ok(handle)
-}
-
 /// Makes a write beyond the file size limit fail. By default it would kill the process, and the
 /// guest with it.
 fn survive_file_limits() -> Result<(), MachineError> {
@@ -315,6 +354,7 @@ fn reset_reason(cause: Cause) -> ShutdownCause {
 fn shutdown_reason(cause: Cause) -> ShutdownCause {
     match cause {
         Cause::Guest => ShutdownCause::guest_shutdown,
+        Cause::Restart => ShutdownCause::guest_reset,
         Cause::Monitor => ShutdownCause::host_qmp_quit,
         Cause::Signal => ShutdownCause::host_signal,
         Cause::Console => ShutdownCause::host_ui,

@@ -1,13 +1,16 @@
 //! A vCPU thread.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_hyperv::exit::{HypervExit, complete_hypercall};
+use kvm_hyperv::crash::{self, Crash};
 use kvm_hyperv::{kick, msr};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmbus::protocol::VpIndex;
+use vmbus_kvm::Platform as _;
 use vmm_sys_util::signal::SIGRTMIN;
 
 use crate::brake::Brake;
@@ -19,6 +22,10 @@ use crate::flight_recorder::{Answered, Desk, Exit, Recorder};
 use crate::machine::Platform;
 use crate::ports::{self, Ports};
 use crate::power::PowerRequest;
+
+/// How many crashes of a machine are told: a guest could say so all the time. A kernel for a dump that
+/// crashes as well is the second.
+const MOST_CRASHES: u8 = 8;
 
 /// The signal that gets a vCPU's thread out of the guest.
 pub(crate) fn kick_signal() -> i32 {
@@ -35,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) desk: Arc<Desk>,
     pub(crate) brake: Arc<Brake>,
+    /// How many times the guest has said that it crashed.
+    pub(crate) crashes: AtomicU8,
     /// Set when the threads are to end.
     pub(crate) stop: AtomicBool,
 }
@@ -111,6 +120,13 @@ impl Vcpu {
             VcpuExit::MmioWrite(at, data) => self.shared.devices.write(at, data),
             VcpuExit::Intr | VcpuExit::Hlt => {}
             VcpuExit::Hyperv => self.hyperv_exit(),
+            VcpuExit::X86Rdmsr(read) if read.index == crash::CONTROL => {
+                *read.data = crash::SUPPORTED;
+            }
+            VcpuExit::X86Wrmsr(write) if write.index == crash::CONTROL => {
+                let control = write.data;
+                self.crash(control);
+            }
             // A triple fault, to which a PC responds with a reset.
             VcpuExit::Shutdown => {
                 tracing::warn!(vcpu = self.id, "the guest reset itself by a triple fault");
@@ -135,13 +151,36 @@ impl Vcpu {
             KVM_SYSTEM_EVENT_RESET => self.shared.control.send(Control::Reset(Cause::Guest)),
             // The guest only announces that it crashes; what it does next, a reset for example,
             // arrives separately.
-            KVM_SYSTEM_EVENT_CRASH => return Ok(Next::Run),
+            KVM_SYSTEM_EVENT_CRASH => {
+                self.tell_of_crash(Crash::without_text(&self.fd).map(Some));
+                return Ok(Next::Run);
+            }
             other => {
                 let reason = format!("system event {other}");
                 return Err(MachineError::VcpuStopped { vcpu: self.id, reason });
             }
         }
         Ok(Next::Stop)
+    }
+
+    /// The guest wrote `control` to its crash register.
+    fn crash(&self, control: u64) {
+        let memory = self.shared.bus.platform().memory();
+        self.tell_of_crash(Crash::read(&self.fd, &*memory, control));
+    }
+
+    fn tell_of_crash(&self, crash: io::Result<Option<Crash>>) {
+        match crash {
+            Ok(Some(_)) if !self.may_tell_of_crash() => {}
+            Ok(Some(crash)) => self.shared.control.send(Control::Crashed(Box::new(crash))),
+            Ok(None) => {}
+            Err(error) => tracing::error!("cannot read what a crashing guest says: {error}"),
+        }
+    }
+
+    fn may_tell_of_crash(&self) -> bool {
+        let one_more = |told: u8| (told < MOST_CRASHES).then_some(told.saturating_add(1));
+        self.shared.crashes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
     fn interrupted(&self, error: kvm_ioctls::Error) -> Result<Next, MachineError> {
@@ -189,7 +228,12 @@ fn kind(result: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> Exit {
         Ok(VcpuExit::MmioWrite(at, _)) => Exit::MmioWrite(*at),
         Ok(VcpuExit::Hyperv) => Exit::Hyperv,
         Ok(VcpuExit::Hlt) => Exit::Halted,
-        Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => Exit::SystemEvent,
+        Ok(
+            VcpuExit::Shutdown
+            | VcpuExit::SystemEvent(..)
+            | VcpuExit::X86Rdmsr(_)
+            | VcpuExit::X86Wrmsr(_),
+        ) => Exit::SystemEvent,
         Ok(VcpuExit::Intr) => Exit::Interrupted,
         Ok(_) => Exit::Failed,
         Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,

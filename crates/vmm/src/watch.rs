@@ -76,9 +76,9 @@ impl Supervisor for Watch {
         self.bus.is_some()
     }
 
-    fn record(&self, at: Duration, event: Event) {
+    fn record(&self, at: Duration, device: u32, event: Event) {
         if let Some(bus) = &self.bus {
-            bus.record(at, event);
+            bus.record(at, device, event);
         }
     }
 }

@@ -1,7 +1,8 @@
 #![forbid(unsafe_code)]
-//! Replays a recorded guest ([`bus_recording`]) against bus and device.
+//! Replays a recorded guest ([`bus_recording`]) against bus and devices.
 //!
-//! [`replay`] tells a fresh [`vmbus::Server`] and a fresh [`dynmem_vsp::DynamicMemory`] what they were
+//! [`replay`] tells a fresh [`vmbus::Server`], a fresh [`dynmem_vsp::DynamicMemory`] and, if the recording
+//! has them, fresh [`integration_services`] what they were
 //! told when the recording was made, at the same times and in the same order, and compares everything
 //! they say: messages and packets byte by byte, the statuses of hypercalls, jobs, and that nothing more
 //! is said. So a change of bus or device that the recorded guest would notice is a [`Difference`].
@@ -16,6 +17,7 @@
 //! - what is for the operator only (`dynmem_vsp::Notice`), since no guest sees it.
 
 mod describe;
+mod devices;
 mod replayer;
 mod ring;
 

@@ -1,57 +1,58 @@
 //! Bus and device, told what a recording says.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bus_recording::{
-    Event, FromBus, FromDevice, Header, Packet, ReadLine, Task, ToBus, ToDevice, page_set,
-};
-use dynmem_vsp::{Config, DynamicMemory, HotAdd, JobId, Work};
-use page_range::PageCount;
+use bus_recording::{Event, FromBus, FromDevice, Header, Packet, ReadLine, Task, ToBus, ToDevice};
 use vmbus::protocol::{ConnectionId, VpIndex};
-use vmbus::{
-    Action, ChannelEvent, ChannelId, ChannelOutput, OpenChannel, Server, ServerConfig, VmbusDevice,
-};
+use vmbus::{Action, ChannelEvent, ChannelId, OpenChannel, Server, ServerConfig};
 
 use crate::describe::describe;
-use crate::ring::{Memory, Rings};
+use crate::devices::{self, Replayed};
+use crate::ring::Rings;
 use crate::{Compared, Difference, ReplayError};
 
 pub(crate) struct Replayer {
     server: Server,
+    /// By the device's number.
+    seats: Vec<Seat>,
+    compared: Compared,
+}
+
+/// A device on the bus.
+struct Seat {
     channel: ChannelId,
-    vsp: DynamicMemory<Memory>,
+    device: Box<dyn Replayed>,
     /// The channel that the bus wants to be opened.
     to_open: Option<OpenChannel>,
     rings: Option<Rings>,
     /// The recorded guest's ring was full at some time before its channel is opened again.
     fills_its_ring: bool,
-    jobs: BTreeMap<u64, JobId>,
     /// The VP and the flag by which the guest is signalled, since the channel was opened or directed to
     /// another VP; `None` if the recording has no signal until the next such event.
     signal: Option<(u32, u16)>,
-    compared: Compared,
 }
 
 impl Replayer {
     pub(crate) fn new(header: &Header) -> Result<Self, ReplayError> {
         let mut server = Server::new(ServerConfig::try_from(&header.bus)?);
-        let config = Config::try_from(&header.device)?;
-        let vsp =
-            DynamicMemory::new(config).map_err(|error| ReplayError::Setup(error.to_string()))?;
-        let vsp = vsp.with_trace();
-        let channel = server.offer(vsp.offer()).expect("the only device");
-        Ok(Self {
-            server,
-            channel,
-            vsp,
-            to_open: None,
-            rings: None,
-            fills_its_ring: false,
-            jobs: BTreeMap::new(),
-            signal: None,
-            compared: Compared::default(),
-        })
+        let services = header.services.iter().map(|setup| Ok(devices::of_service(*setup)));
+        let seats = std::iter::once_with(|| devices::of_memory(&header.device)).chain(services);
+        let seats = seats.map(|device| {
+            let device = device?;
+            let channel = server
+                .offer(device.offer())
+                .map_err(|error| ReplayError::Setup(error.to_string()))?;
+            Ok(Seat {
+                channel,
+                device,
+                to_open: None,
+                rings: None,
+                fills_its_ring: false,
+                signal: None,
+            })
+        });
+        let seats = seats.collect::<Result<_, ReplayError>>()?;
+        Ok(Self { server, seats, compared: Compared::default() })
     }
 
     pub(crate) const fn compared(&self) -> Compared {
@@ -62,47 +63,36 @@ impl Replayer {
     pub(crate) fn step(&mut self, lines: &[ReadLine], index: usize) -> Result<(), ReplayError> {
         let ReadLine { number, line } = &lines[index];
         let told = Line { number: *number, event: &line.event };
-        let later = lines[index..].iter().skip(1).map(|line| &line.line.event);
+        let seat = usize::try_from(line.device).ok().and_then(|at| self.seats.get_mut(at));
+        let seat = seat.ok_or_else(|| told.impossible("no such device"))?;
+        // What happens to this device afterwards.
+        let later = lines[index..].iter().skip(1).map(|later| &later.line);
+        let later = later.filter(|later| later.device == line.device).map(|later| &later.event);
         match &line.event {
-            Event::ToBus(event) => self.tell_bus(told, event),
+            Event::ToBus(event) => tell_bus(&mut self.server, seat.channel, told, event),
             Event::FromBus(event) => self.hear_bus(told, event),
             Event::ToDevice(event) => {
-                self.make_room(later.clone());
+                seat.make_room(later.clone());
                 if matches!(event, ToDevice::Open { .. }) {
-                    self.fills_its_ring = fills_its_ring(later.clone());
+                    seat.fills_its_ring = fills_its_ring(later.clone());
                 }
                 if matches!(event, ToDevice::Open { .. } | ToDevice::SetTargetVp { .. }) {
-                    self.signal = next_signal(later);
+                    seat.signal = next_signal(later);
                 }
-                self.tell_device(told, Duration::from_micros(line.t), event)
+                seat.tell(told, Duration::from_micros(line.t), event)
             }
             Event::FromGuest(packet) => {
-                self.make_room(later);
+                seat.make_room(later);
                 let rings =
-                    self.rings.as_ref().ok_or_else(|| told.impossible("no open channel"))?;
+                    seat.rings.as_ref().ok_or_else(|| told.impossible("no open channel"))?;
                 rings.write(packet).map_err(|why| told.impossible(&why))?;
-                self.hear_device(told).map(drop)
+                seat.hear(told)
             }
             // How many there are is a matter of the guest's timing.
             Event::FromDevice(FromDevice::Signal { .. }) => Ok(()),
-            Event::FromDevice(event) => self.expect_of_device(told, event),
+            Event::FromDevice(event) => seat.expect(told, event, &mut self.compared),
             Event::End => Ok(()),
         }
-    }
-
-    fn tell_bus(&mut self, told: Line<'_>, event: &ToBus) -> Result<(), ReplayError> {
-        match event {
-            ToBus::Message { connection, bytes, .. } => {
-                let result = self.server.handle_message(ConnectionId::new(*connection), bytes);
-                let status = result.map_or_else(|error| error.hypercall_status(), |()| 0);
-                let (connection, bytes) = (*connection, bytes.clone());
-                told.compare(&Event::ToBus(ToBus::Message { connection, status, bytes }))?;
-            }
-            ToBus::OpenFinished { ok } => self.server.open_finished(self.channel, *ok),
-            ToBus::CloseFinished => self.server.close_finished(self.channel),
-            ToBus::Reset => self.server.reset(),
-        }
-        Ok(())
     }
 
     fn hear_bus(&mut self, told: Line<'_>, event: &FromBus) -> Result<(), ReplayError> {
@@ -112,74 +102,88 @@ impl Replayer {
         if matches!(event, FromBus::Message { .. }) {
             self.compared.messages += 1;
         }
-        if let Some(Action::Open { rings, target_vp, relid, connection_id, is_reopened, .. }) =
-            action
+        if let Some(Action::Open {
+            channel,
+            rings,
+            target_vp,
+            relid,
+            connection_id,
+            is_reopened,
+        }) = action
+            && let Some(seat) = self.seats.iter_mut().find(|seat| seat.channel == channel)
         {
-            self.to_open =
+            seat.to_open =
                 Some(OpenChannel { rings, target_vp, relid, connection_id, is_reopened });
         }
         Ok(())
     }
+}
 
-    fn tell_device(
+fn tell_bus(
+    server: &mut Server,
+    channel: ChannelId,
+    told: Line<'_>,
+    event: &ToBus,
+) -> Result<(), ReplayError> {
+    match event {
+        ToBus::Message { connection, bytes, .. } => {
+            let result = server.handle_message(ConnectionId::new(*connection), bytes);
+            let status = result.map_or_else(|error| error.hypercall_status(), |()| 0);
+            let (connection, bytes) = (*connection, bytes.clone());
+            told.compare(&Event::ToBus(ToBus::Message { connection, status, bytes }))?;
+        }
+        ToBus::OpenFinished { ok } => server.open_finished(channel, *ok),
+        ToBus::CloseFinished => server.close_finished(channel),
+        ToBus::Reset => server.reset(),
+    }
+    Ok(())
+}
+
+impl Seat {
+    fn tell(
         &mut self,
         told: Line<'_>,
         now: Duration,
         event: &ToDevice,
     ) -> Result<(), ReplayError> {
-        let vsp = &mut self.vsp;
-        match event {
+        let event = match event {
             ToDevice::Open { guest_os_id } => {
                 let channel = self.to_open.take();
                 let channel = channel.ok_or_else(|| told.impossible("the bus opens no channel"))?;
                 let (rings, channel) = Rings::new(&channel, self.fills_its_ring);
                 let memory = rings.memory();
                 self.rings = Some(rings);
-                let guest_os_id = *guest_os_id;
-                vsp.handle(now, ChannelEvent::Open { memory, channel, guest_os_id });
+                ChannelEvent::Open { memory, channel, guest_os_id: *guest_os_id }
             }
-            ToDevice::SetTargetVp { vp } => {
-                vsp.handle(now, ChannelEvent::SetTargetVp(VpIndex::new(*vp)));
+            ToDevice::SetTargetVp { vp } => ChannelEvent::SetTargetVp(VpIndex::new(*vp)),
+            ToDevice::Signalled => ChannelEvent::Signalled,
+            ToDevice::Close => ChannelEvent::Close,
+            ToDevice::Timeout => ChannelEvent::Timeout,
+            ToDevice::Reset => ChannelEvent::Reset,
+            command => {
+                let actual = self.device.command(now, command)?;
+                let actual =
+                    actual.ok_or_else(|| told.impossible("not a command for this device"))?;
+                return Ok(told.compare(&Event::ToDevice(actual))?);
             }
-            ToDevice::Signalled => vsp.handle(now, ChannelEvent::Signalled),
-            ToDevice::Close => vsp.handle(now, ChannelEvent::Close),
-            ToDevice::Timeout => vsp.handle(now, ChannelEvent::Timeout),
-            ToDevice::Reset => vsp.handle(now, ChannelEvent::Reset),
-            ToDevice::SetTarget { pages, .. } => {
-                let taken = vsp.set_target(now, PageCount::new(*pages));
-                let (pages, taken) = (*pages, taken.ok().map(PageCount::get));
-                told.compare(&Event::ToDevice(ToDevice::SetTarget { pages, taken }))?;
-            }
-            ToDevice::JobDone { id, ok } => {
-                let job = self.jobs.remove(id).ok_or_else(|| told.impossible("no such job"))?;
-                vsp.job_done(now, job, *ok);
-            }
-            ToDevice::SetInhibited { inhibited } => vsp.set_inhibited(now, *inhibited),
-            ToDevice::AnnounceReset => vsp.announce_reset(),
-            ToDevice::TakeKept => drop(vsp.take_kept()),
-            ToDevice::StartMachine { boot_ram, hot_add, target, .. } => {
-                let ram = page_set(boot_ram)?;
-                let more = hot_add.as_ref().map(HotAdd::try_from).transpose()?;
-                let result = vsp.start_machine(now, ram, more, target.map(PageCount::new));
-                told.compare(&Event::ToDevice(ToDevice::StartMachine {
-                    boot_ram: boot_ram.clone(),
-                    hot_add: hot_add.clone(),
-                    target: *target,
-                    ok: result.is_ok(),
-                }))?;
-            }
-        }
+        };
+        self.device.handle(now, event);
         Ok(())
     }
 
-    fn expect_of_device(&mut self, told: Line<'_>, event: &FromDevice) -> Result<(), ReplayError> {
+    fn expect(
+        &mut self,
+        told: Line<'_>,
+        event: &FromDevice,
+        compared: &mut Compared,
+    ) -> Result<(), ReplayError> {
         if let FromDevice::Broken { reason } = event {
             return Err(told.impossible(&format!("the guest broke its ring ({reason})")));
         }
-        let output = self.hear_device(told)?;
+        self.hear(told)?;
         match event {
             FromDevice::Packet(packet) => {
-                self.compared.packets += 1;
+                compared.packets += 1;
                 let written = self.rings.as_ref().and_then(Rings::read);
                 let mut expected = packet.clone();
                 expected.bytes.resize(packet.bytes.len().next_multiple_of(8), 0);
@@ -193,11 +197,8 @@ impl Replayer {
                 }
             }
             FromDevice::Job { task, .. } => {
-                self.compared.jobs += 1;
-                self.compared.added += usize::from(matches!(task, Task::Add { .. }));
-                if let Some(ChannelOutput::Work(Work::Job(job))) = output {
-                    self.jobs.insert(job.id.get(), job.id);
-                }
+                compared.jobs += 1;
+                compared.added += usize::from(matches!(task, Task::Add { .. }));
             }
             _ => {}
         }
@@ -205,9 +206,9 @@ impl Replayer {
     }
 
     /// Takes the device's next output of which recordings speak, and compares it.
-    fn hear_device(&mut self, told: Line<'_>) -> Result<Option<ChannelOutput<Work>>, ReplayError> {
-        while let Some(output) = self.vsp.poll_output() {
-            match Event::of_output(&output, Event::of_work) {
+    fn hear(&mut self, told: Line<'_>) -> Result<(), ReplayError> {
+        while let Some(output) = self.device.poll() {
+            match output {
                 None => {}
                 Some(Event::FromDevice(FromDevice::Signal { vp, flag })) => {
                     if let Some(expected) = self.signal
@@ -217,19 +218,16 @@ impl Replayer {
                         return Err(told.differs(signal(expected), signal((vp, flag))).into());
                     }
                 }
-                Some(actual) => {
-                    told.compare(&actual)?;
-                    return Ok(Some(output));
-                }
+                Some(actual) => return Ok(told.compare(&actual)?),
             }
         }
-        let waits_for_room = self.vsp.waits_for_room();
+        let waits_for_room = self.device.waits_for_room();
         let actual = Event::FromDevice(FromDevice::Idle { waits_for_room });
         if *told.event == actual {
-            return Ok(None);
+            return Ok(());
         }
-        let waiting = self.vsp.unsent().map_or_else(String::new, |message| {
-            let message = dynmem_protocol::HostMessage::parse(message);
+        let waiting = self.device.unsent().map_or_else(String::new, |message| {
+            let message = dynmem_protocol::HostMessage::parse(&message);
             format!("; without room: {message:?}")
         });
         Err(told.differs(describe(told.event), describe(&actual) + &waiting).into())

@@ -37,6 +37,8 @@ pub struct VmConfig {
     pub auto_online: bool,
     /// Whether the guest has what it needs to start its kernel again with `kexec`.
     pub kexec: bool,
+    /// How many seconds a guest that is asked to shut down by a signal may take.
+    pub grace: Option<u32>,
     /// Additions to the kernel command line.
     pub append: &'static str,
 }
@@ -56,6 +58,7 @@ impl Default for VmConfig {
             status_report: false,
             auto_online: true,
             kexec: false,
+            grace: None,
             append: "",
         }
     }
@@ -96,6 +99,9 @@ impl VmConfig {
         }
         for network in &self.networks {
             add("--net", network.clone());
+        }
+        if let Some(seconds) = self.grace {
+            add("--grace", seconds.to_string());
         }
         if self.status_report {
             arguments.push("--status-report".to_owned());

@@ -28,6 +28,8 @@ pub struct Vm {
     /// A client of the monitor.
     pub monitor: Client,
     dir: TempDir,
+    /// How often the test has made the guest's kernel crash.
+    crashes: usize,
     ended: bool,
 }
 
@@ -71,7 +73,7 @@ impl Vm {
                 return Err(error.context(words));
             }
         };
-        let mut vm = Self { child, agent, monitor, dir, ended: false };
+        let mut vm = Self { child, agent, monitor, dir, crashes: 0, ended: false };
         vm.agent.wait_up()?;
         Ok(vm)
     }
@@ -212,10 +214,12 @@ impl Vm {
     ///
     /// The guest refuses.
     pub fn unbind_driver(&mut self) -> Result<String> {
-        let devices = self.agent.ask("ls /sys/bus/vmbus/devices")?.lines;
-        let [device] = devices.as_slice() else { anyhow::bail!("on the bus: {devices:?}") };
+        let links = self.agent.ask(&format!("ls {DRIVER}"))?.lines;
+        // The others are the driver's own files. A device is named by its GUID.
+        let devices: Vec<_> = links.iter().filter(|name| name.len() == 36).collect();
+        let [device] = devices.as_slice() else { anyhow::bail!("of the driver: {links:?}") };
         self.agent.ask(&format!("write {DRIVER}/unbind {device}"))?;
-        Ok(device.clone())
+        Ok((*device).clone())
     }
 
     /// Waits for an event with this name and returns its data.
@@ -252,13 +256,28 @@ impl Vm {
         self.child.id()
     }
 
-    /// The log of `hvb` so far.
+    /// What `hvb` complains of in its log so far, without the crashes that the test has caused.
     ///
     /// # Errors
     ///
-    /// The log cannot be read.
+    /// The log cannot be read, or tells of other crashes.
     pub fn complaints(&self) -> Result<String> {
-        Ok(fs::read_to_string(self.dir.path().join("stderr"))?)
+        let log = self.log()?;
+        let (crashes, rest): (Vec<_>, Vec<_>) =
+            log.split_inclusive('\n').partition(|line| line.contains(CRASHED));
+        ensure!(crashes.len() <= self.crashes, "crashes that nobody caused: {crashes:?}");
+        Ok(rest.concat())
+    }
+
+    /// Makes the guest's kernel crash. With `panic=-1` and without a crash kernel, the guest then resets
+    /// its machine.
+    ///
+    /// # Errors
+    ///
+    /// The console is closed.
+    pub fn crash(&mut self) -> Result<()> {
+        self.crashes += 1;
+        self.agent.tell("sysrq c")
     }
 
     /// Makes the guest power itself off and checks that everything ends well.
@@ -335,6 +354,15 @@ impl Vm {
     /// The end is not clean, or there was another log line, or none.
     pub fn power_off_after_complaints(mut self, word: &str) -> Result<()> {
         self.agent.ask("poweroff")?;
+        self.end_after_complaints(word)
+    }
+
+    /// As [`Vm::end`], if `hvb` had problems to log: each line must contain `word`.
+    ///
+    /// # Errors
+    ///
+    /// The end is not clean, or there was another log line, or none.
+    pub fn end_after_complaints(mut self, word: &str) -> Result<()> {
         let words = self.last_words()?;
         ensure!(!words.is_empty(), "hvb did not complain");
         ensure!(words.lines().all(|line| line.contains(word)), "hvb complained: {words}");
@@ -380,10 +408,11 @@ impl Vm {
     /// Waits for the end and returns the log.
     fn last_words(&mut self) -> Result<String> {
         let status = self.wait()?;
-        let words = fs::read_to_string(self.dir.path().join("stderr"))?;
-        ensure!(status.success(), "hvb ended with {status}: {words}");
+        let log = self.log()?;
+        ensure!(status.success(), "hvb ended with {status}: {log}");
         ensure!(!self.socket().exists(), "hvb left its socket behind");
-        Ok(words)
+        ensure!(log.matches(CRASHED).count() == self.crashes, "not {} crashes: {log}", self.crashes);
+        self.complaints()
     }
 
     fn wait(&mut self) -> Result<ExitStatus> {
@@ -443,6 +472,9 @@ fn shorten(value: &mut serde_json::Value) {
         _ => {}
     }
 }
+
+/// What `hvb` logs when a guest's kernel crashes.
+const CRASHED: &str = "the guest's kernel crashed";
 
 const DRIVER: &str = "/sys/bus/vmbus/drivers/hv_balloon";
 

@@ -18,6 +18,9 @@ pub const MODULE_ORDER: &str = "order-";
 /// The list of modules that these images load by default.
 pub const USUAL_MODULES: &str = "usual";
 
+/// The list of modules with the integration services as well.
+pub const SERVICES_MODULES: &str = "services";
+
 /// Mounts `proc`, `sysfs` and `devtmpfs` at their usual places.
 ///
 /// # Errors

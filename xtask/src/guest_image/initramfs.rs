@@ -38,6 +38,15 @@ impl Initramfs {
         self.add(path, 0o100_644, content)
     }
 
+    /// Adds a symbolic link.
+    ///
+    /// # Errors
+    ///
+    /// None, for a path that the format can hold.
+    pub(crate) fn add_link(&mut self, path: &str, target: &str) -> Result<()> {
+        self.add(path, 0o120_777, target.as_bytes())
+    }
+
     /// Adds a list of modules in the order to load them, and the listed modules that are not yet in
     /// the image, where the init programs look for them.
     ///

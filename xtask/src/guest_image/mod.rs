@@ -8,7 +8,7 @@ pub(crate) mod modules;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use guest_agent::boot::USUAL_MODULES;
+use guest_agent::boot::{SERVICES_MODULES, USUAL_MODULES};
 
 use crate::debian::cache::write_whole;
 use crate::workspace;
@@ -19,6 +19,8 @@ const MODULES: [&str; 2] = ["hv_vmbus", "hv_balloon"];
 
 /// The drivers of `hvb`'s virtio devices, which tests load that need them.
 const DEVICE_MODULES: [&str; 4] = ["virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng"];
+/// Those, and the drivers of the integration services.
+const WITH_SERVICES: [&str; 3] = ["hv_vmbus", "hv_balloon", "hv_utils"];
 
 /// The drivers of the balloon that is compared with this project's, in place of those.
 const VIRTIO_MODULES: [&str; 2] = ["virtio_pci", "virtio_balloon"];
@@ -110,6 +112,9 @@ fn usual_image(kernel: &kernels::Kernel) -> Result<Initramfs> {
     let with_dependencies = |names: &[&str]| modules::with_dependencies(&kernel.modules, names);
     image.add_modules(USUAL_MODULES, &with_dependencies(&MODULES)?)?;
     image.add_modules("devices", &with_dependencies(&DEVICE_MODULES)?)?;
+    // The kernel runs this when the host asks for a shutdown.
+    image.add_link("/sbin/poweroff", "/init")?;
+    image.add_modules(SERVICES_MODULES, &with_dependencies(&WITH_SERVICES)?)?;
     image.add_modules("virtio", &with_dependencies(&VIRTIO_MODULES)?)?;
     Ok(image)
 }

@@ -1,8 +1,11 @@
 //! A monitor with a make-believe guest, and the program under test.
 
-use qmp::{DynamicMemoryInfo, Faults, Machine, MonitorError, Refusal, RunState, Server};
+use qmp::{
+    DynamicMemoryInfo, Event, Faults, Machine, MonitorError, Refusal, RunState, Server, ShutdownCause,
+};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 /// A guest that takes one step towards its target whenever it is looked at.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +19,16 @@ pub(crate) struct Guest {
     waiting: Option<&'static str>,
     stops: &'static str,
     refuses_late: bool,
+    on_powerdown: OnPowerdown,
+}
+
+/// What a guest does that is asked to shut down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnPowerdown {
+    /// It cannot be asked.
+    CannotBeAsked,
+    Ignores,
+    ShutsDown,
 }
 
 impl Guest {
@@ -31,7 +44,12 @@ impl Guest {
             waiting: None,
             stops: "no more to give",
             refuses_late: false,
+            on_powerdown: OnPowerdown::CannotBeAsked,
         }
+    }
+
+    pub(crate) fn on_powerdown(self, on_powerdown: OnPowerdown) -> Self {
+        Self { on_powerdown, ..self }
     }
 
     pub(crate) fn with_step(self, step: u64) -> Self {
@@ -75,12 +93,35 @@ impl Guest {
 }
 
 /// The guest behind its monitor.
-pub(crate) struct SharedGuest(Mutex<Guest>);
+pub(crate) struct SharedGuest {
+    guest: Mutex<Guest>,
+    /// How often it was asked to shut down.
+    asked: Mutex<u32>,
+    /// Gone when the machine has ended.
+    server: Arc<Mutex<Option<Server>>>,
+}
 
 impl SharedGuest {
     /// The size last asked for.
     pub(crate) fn target(&self) -> u64 {
-        self.0.lock().unwrap().target
+        self.guest.lock().unwrap().target
+    }
+}
+
+impl SharedGuest {
+    pub(crate) fn times_asked(&self) -> u32 {
+        *self.asked.lock().unwrap()
+    }
+
+    /// Ends the machine, on a thread of its own as the server demands.
+    fn end(&self, guest: bool, reason: ShutdownCause) {
+        let server = Arc::clone(&self.server);
+        thread::spawn(move || {
+            let server = server.lock().unwrap().take();
+            if let Some(server) = server {
+                server.events().emit(&Event::Shutdown { guest, reason });
+            }
+        });
     }
 }
 
@@ -90,7 +131,7 @@ impl Machine for SharedGuest {
     }
 
     fn balloon(&self, bytes: u64) -> Result<(), MonitorError> {
-        let mut guest = self.0.lock().unwrap();
+        let mut guest = self.guest.lock().unwrap();
         if bytes > guest.boot {
             return Err(MonitorError::generic("more than the guest has"));
         }
@@ -101,18 +142,33 @@ impl Machine for SharedGuest {
     }
 
     fn query_balloon(&self) -> Result<u64, MonitorError> {
-        match self.0.lock().unwrap().look() {
+        match self.guest.lock().unwrap().look() {
             0 => Err(MonitorError::no_balloon_device()),
             bytes => Ok(bytes),
         }
     }
 
+    fn system_powerdown(&self) -> Result<(), MonitorError> {
+        match self.guest.lock().unwrap().on_powerdown {
+            OnPowerdown::CannotBeAsked => Err(MonitorError::generic("nobody to ask; try quit")),
+            on_powerdown => {
+                *self.asked.lock().unwrap() += 1;
+                if on_powerdown == OnPowerdown::ShutsDown {
+                    self.end(true, ShutdownCause::guest_shutdown);
+                }
+                Ok(())
+            }
+        }
+    }
+
     fn system_reset(&self) {}
 
-    fn quit(&self) {}
+    fn quit(&self) {
+        self.end(false, ShutdownCause::host_qmp_quit);
+    }
 
     fn dynamic_memory(&self) -> Result<DynamicMemoryInfo, MonitorError> {
-        let mut guest = self.0.lock().unwrap();
+        let mut guest = self.guest.lock().unwrap();
         if !guest.tells_status {
             return Err(MonitorError::generic("no status"));
         }
@@ -143,18 +199,27 @@ impl Machine for SharedGuest {
 pub(crate) struct Monitor {
     pub(crate) guest: Arc<SharedGuest>,
     path: String,
-    _server: Server,
     _directory: tempfile::TempDir,
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // The server holds the guest, and the guest the server.
+        drop(self.guest.server.lock().unwrap().take());
+    }
 }
 
 impl Monitor {
     pub(crate) fn start(guest: Guest) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("qmp");
-        let guest = Arc::new(SharedGuest(Mutex::new(guest)));
+        let server = Arc::default();
+        let guest = Mutex::new(guest);
+        let guest = Arc::new(SharedGuest { guest, asked: Mutex::default(), server });
         let server = Server::start(&path, guest.clone()).unwrap();
+        *guest.server.lock().unwrap() = Some(server);
         let path = path.to_str().unwrap().to_owned();
-        Self { guest, path, _server: server, _directory: directory }
+        Self { guest, path, _directory: directory }
     }
 
     pub(crate) fn path(&self) -> &str {

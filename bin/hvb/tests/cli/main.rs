@@ -3,3 +3,4 @@
 mod balloon;
 mod common;
 mod errors;
+mod stop;

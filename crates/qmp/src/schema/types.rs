@@ -3,7 +3,7 @@
 use super::Member::{Optional, Required};
 use super::Type::{Any, Flag, Int, Size, Text};
 use super::{Choice, EMPTY, Object, Type, Variants};
-use qapi_qmp::{JSONType, RunState, SchemaMetaType, ShutdownCause};
+use qapi_qmp::{GuestPanicAction, JSONType, RunState, SchemaMetaType, ShutdownCause};
 use qapi_spec::Enum;
 
 /// No capability is optional in this server.
@@ -97,6 +97,36 @@ pub(crate) static DYNAMIC_MEMORY: Object = Object::new(
 
 static REFUSAL: Object =
     Object::new("XDynamicMemoryRefusal", &[Required("target", Size), Required("reason", Text)]);
+
+/// [`IntegrationServicesInfo`](crate::IntegrationServicesInfo).
+pub(crate) static INTEGRATION_SERVICES: Object = Object::new(
+    "XIntegrationServicesInfo",
+    &[Required("heartbeat", Text), Optional("shutdown", Text), Optional("time-sync", Text)],
+);
+
+pub(crate) static GUEST_PANIC_ACTION: Choice =
+    Choice { name: "GuestPanicAction", words: <GuestPanicAction as Enum>::NAMES };
+
+/// What a guest says of its end. QEMU knows of other kinds as well.
+pub(crate) static GUEST_PANIC_INFORMATION: Object = Object {
+    name: "GuestPanicInformation",
+    members: &[Required("type", Type::Choice(&GUEST_PANIC_KIND))],
+    variants: Some(Variants { tag: "type", cases: &[("hyper-v", &GUEST_PANIC_HYPER_V)] }),
+};
+
+static GUEST_PANIC_KIND: Choice =
+    Choice { name: "GuestPanicInformationType", words: &["hyper-v"] };
+
+static GUEST_PANIC_HYPER_V: Object = Object::new(
+    "GuestPanicInformationHyperV",
+    &[
+        Required("arg1", Size),
+        Required("arg2", Size),
+        Required("arg3", Size),
+        Required("arg4", Size),
+        Required("arg5", Size),
+    ],
+);
 
 /// An entry of the schema itself.
 pub(crate) static SCHEMA_INFO: Object = Object {

@@ -13,3 +13,5 @@ mod platform;
 mod recording;
 #[cfg(feature = "dynamic-memory")]
 mod resize;
+#[cfg(all(feature = "dynamic-memory", feature = "integration-services"))]
+mod services;

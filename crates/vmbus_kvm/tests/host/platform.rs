@@ -18,6 +18,9 @@ pub(crate) const VPS: u32 = 2;
 /// Guest memory of every machine here, in bytes.
 pub(crate) const MEMORY: usize = 1 << 20;
 
+/// What every guest's reference counter shows.
+pub(crate) const REFERENCE_TIME: u64 = 4_000_000;
+
 pub(crate) type Memory = Arc<GuestMemoryMmap<()>>;
 
 /// How a machine differs from an obliging one.
@@ -110,6 +113,12 @@ impl Platform for FakePlatform {
     fn acknowledgement(&self, vp: VpIndex) -> Option<&EventFd> {
         (!self.quirks.no_acknowledgement).then(|| &self.acknowledged[vp.get() as usize])
     }
+
+    const HAS_REFERENCE_TIME: bool = true;
+
+    fn reference_time(&self) -> Option<u64> {
+        Some(REFERENCE_TIME)
+    }
 }
 
 /// What the supervisor was told.
@@ -155,10 +164,10 @@ impl Supervisor for Seen {
         self.recorded.is_some()
     }
 
-    fn record(&self, at: Duration, event: Event) {
+    fn record(&self, at: Duration, device: u32, event: Event) {
         let t = u64::try_from(at.as_micros()).unwrap();
         assert_eq!(Duration::from_micros(t), at, "a recording does not tell the time exactly");
-        self.recorded.as_ref().unwrap().lock().unwrap().push(Line { t, event });
+        self.recorded.as_ref().unwrap().lock().unwrap().push(Line { t, device, event });
     }
 }
 

@@ -62,7 +62,7 @@ fn session() -> Vec<u8> {
     for line in &*seen.recorded.as_ref().unwrap().lock().unwrap() {
         bus_recording::write(&mut text, line);
     }
-    bus_recording::write(&mut text, &Line { t: 0, event: Event::End });
+    bus_recording::write(&mut text, &Line { t: 0, device: 0, event: Event::End });
     text
 }
 

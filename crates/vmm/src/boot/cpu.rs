@@ -4,7 +4,7 @@ use guest_ram::GuestRam;
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_segment,
 };
-use kvm_hyperv::cpuid::{SyntheticTimers, add_hyperv_leaves};
+use kvm_hyperv::cpuid::{SyntheticTimers, add_crash_msrs, add_hyperv_leaves};
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -124,6 +124,7 @@ pub(crate) fn cpuid(kvm: &Kvm, vcpu: &VcpuFd, id: u8, vcpus: u8) -> Result<CpuId
     set_topology(&mut entries, id, vcpus);
     // The guest is Linux, which is better off without them.
     add_hyperv_leaves(&mut entries, hyperv.as_slice(), SyntheticTimers::Withheld);
+    add_crash_msrs(&mut entries, hyperv.as_slice());
     CpuId::from_entries(&entries).map_err(|_| MachineError::Resource("memory for CPUID leaves"))
 }
 

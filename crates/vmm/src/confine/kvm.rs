@@ -1,12 +1,12 @@
 //! The KVM ioctls that this program makes (Linux `include/uapi/linux/kvm.h`), for its filters.
 
 use kvm_bindings::{
-    KVMIO, kvm_cpuid2, kvm_enable_cap, kvm_ioeventfd, kvm_lapic_state, kvm_mp_state, kvm_msrs,
-    kvm_pit_config, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    KVMIO, kvm_clock_data, kvm_cpuid2, kvm_enable_cap, kvm_ioeventfd, kvm_lapic_state, kvm_mp_state,
+    kvm_msrs, kvm_pit_config, kvm_regs, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_hyperv::ioctl_numbers::{
     KVM_CHECK_EXTENSION, KVM_GET_MSRS, KVM_GET_SUPPORTED_HV_CPUID, KVM_HYPERV_EVENTFD, KVM_IRQFD,
-    KVM_SET_GSI_ROUTING, KVM_SET_SIGNAL_MASK, KVM_SET_USER_MEMORY_REGION,
+    KVM_SET_GSI_ROUTING, KVM_SET_SIGNAL_MASK, KVM_SET_USER_MEMORY_REGION, KVM_X86_SET_MSR_FILTER,
 };
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 
@@ -49,7 +49,11 @@ pub(super) const OF_VCPUS: [Request; 7] = [
 ];
 
 /// Requests of the bus thread on the VM.
-pub(super) const OF_THE_BUS: [Request; 1] = [known("KVM_HYPERV_EVENTFD", KVM_HYPERV_EVENTFD)];
+pub(super) const OF_THE_BUS: [Request; 2] = [
+    known("KVM_HYPERV_EVENTFD", KVM_HYPERV_EVENTFD),
+    // To set the guest's clock.
+    request::<kvm_clock_data>("KVM_GET_CLOCK", _IOC_READ, 0x7c),
+];
 
 /// Requests of the memory thread on the VM.
 pub(super) const OF_THE_MEMORY: [Request; 1] = [SET_USER_MEMORY_REGION];
@@ -78,6 +82,7 @@ pub(super) const TO_BUILD: [Request; 22] = [
     request::<kvm_cpuid2>("KVM_SET_CPUID2", _IOC_WRITE, 0x90),
     request::<kvm_enable_cap>("KVM_ENABLE_CAP", _IOC_WRITE, 0xa3),
     known("KVM_GET_SUPPORTED_HV_CPUID", KVM_GET_SUPPORTED_HV_CPUID),
+    known("KVM_X86_SET_MSR_FILTER", KVM_X86_SET_MSR_FILTER),
 ];
 
 #[cfg(test)]

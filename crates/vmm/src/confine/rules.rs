@@ -106,7 +106,9 @@ pub(super) fn its_own(thread: Thread) -> Rules {
         Thread::Signals => reads_a_socket()
             .allow_where(Sysno::recvfrom, "MSG_DONTWAIT", receive(libc::MSG_DONTWAIT))
             // To dump the flight recorder.
-            .and(&kicks_vcpus()),
+            .and(&kicks_vcpus())
+            // For the event that the guest was asked to shut down; see `bus`.
+            .allow([Sysno::shutdown]),
     }
 }
 

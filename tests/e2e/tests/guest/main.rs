@@ -17,6 +17,7 @@ mod recording;
 mod reports;
 mod reset;
 mod resize;
+mod services;
 mod soak;
 
 /// Defines two tests for each function: with one and with two vCPUs.

@@ -37,7 +37,7 @@ fn reset(vm: &mut Vm, how: &str) -> Result<()> {
         "system_reset" => drop(vm.monitor.execute("system_reset", Value::Null)?),
         "reboot" => drop(vm.agent.ask("reboot")?),
         // No crash kernel is loaded and `panic=-1` is set, so the guest reboots.
-        _ => vm.agent.tell("sysrq c")?,
+        _ => vm.crash()?,
     }
     vm.wait_event("RESET")?;
     vm.agent.wait_up().map(drop)

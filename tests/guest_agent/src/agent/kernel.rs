@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::kmod::{DeleteModuleFlags, delete_module};
+use nix::time::{ClockId, clock_settime};
 
 use crate::boot::USUAL_MODULES;
 
@@ -76,6 +77,18 @@ pub(super) fn list(path: &str) -> io::Result<String> {
 pub(super) fn uptime() -> io::Result<String> {
     let text = fs::read_to_string("/proc/uptime")?;
     Ok(text.split(' ').next().unwrap_or_default().to_owned())
+}
+
+/// The wall clock, in milliseconds since 1970.
+pub(super) fn clock() -> io::Result<String> {
+    let now = ClockId::CLOCK_REALTIME.now()?;
+    Ok(Duration::from(now).as_millis().to_string())
+}
+
+/// Sets the wall clock, in seconds since 1970.
+pub(super) fn set_clock(seconds: u64) -> io::Result<String> {
+    clock_settime(ClockId::CLOCK_REALTIME, Duration::from_secs(seconds).into())?;
+    Ok(String::new())
 }
 
 pub(super) fn meminfo() -> io::Result<String> {

@@ -22,6 +22,8 @@
 //! | `checker verify` | it verifies all it has; what it did so far, as `NAME=VALUE`, and the first mismatch |
 //! | `checker stop` | it ends |
 //! | `online-all` | how many offline blocks of added memory came online |
+//! | `clock` | the wall clock, in milliseconds since 1970 |
+//! | `set-clock SECONDS` | the wall clock is set to that, in seconds since 1970 |
 //! | `insmod NAME`, `rmmod NAME` | |
 //! | `dmesg [FILTER]` | kernel messages that hold FILTER, as `\| ` lines, and their count |
 //! | `debugfs-balloon` | what the guest's driver says of itself, as `\| ` lines |
@@ -41,6 +43,7 @@ pub mod checker;
 mod kernel;
 pub mod memory;
 pub mod storage;
+pub mod power;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -125,6 +128,8 @@ impl Agent {
         match *words.as_slice() {
             ["ping"] => Ok(String::new()),
             ["uptime"] => kernel::uptime(),
+            ["clock"] => kernel::clock(),
+            ["set-clock", seconds] => kernel::set_clock(number(seconds)?),
             ["meminfo"] => kernel::meminfo(),
             ["fill", seed, mib] => self.holders.fill(number(seed)?, number(mib)?),
             ["check", seed] => self.holders.check(number(seed)?),

@@ -231,7 +231,7 @@ impl Session {
         match how {
             ResetBy::Monitor => drop(self.vm.monitor.execute("system_reset", Value::Null)?),
             ResetBy::Reboot => drop(self.vm.agent.ask("reboot")?),
-            ResetBy::Crash => self.vm.agent.tell("sysrq c")?,
+            ResetBy::Crash => self.vm.crash()?,
         }
         let event = self.vm.wait_event("RESET")?;
         let by_guest = how != ResetBy::Monitor;
