@@ -150,8 +150,10 @@ pub(crate) struct InfoArgs {
 
 /// `hvb stop`
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
-#[command(after_help = "Exit status: 0 if the guest shut down, 3 if the machine was ended without it, \
-                        1 if the guest cannot be asked.")]
+#[command(
+    after_help = "Exit status: 0 if the guest shut down, 3 if the machine was ended without it, \
+                        1 if the guest cannot be asked."
+)]
 pub(crate) struct StopArgs {
     /// Monitor (QMP) socket of the virtual machine.
     pub(crate) socket: PathBuf,

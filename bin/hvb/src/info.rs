@@ -9,8 +9,8 @@ use crate::report;
 use crate::size::human;
 use anyhow::Result;
 use qmp::{
-    Client, ClientError, IntegrationServicesInfo, Value, XQueryDynamicMemory, XQueryIntegrationServices,
-    qapi,
+    Client, ClientError, IntegrationServicesInfo, Value, XQueryDynamicMemory,
+    XQueryIntegrationServices, qapi,
 };
 
 /// The package name of our own server; QEMU reports its distribution's package here.

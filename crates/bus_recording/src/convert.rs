@@ -86,11 +86,8 @@ impl Event {
 
 impl From<&TracedPacket> for Packet {
     fn from(packet: &TracedPacket) -> Self {
-        let flags = if packet.completion_requested {
-            PacketDescriptor::COMPLETION_REQUESTED
-        } else {
-            0
-        };
+        let flags =
+            if packet.completion_requested { PacketDescriptor::COMPLETION_REQUESTED } else { 0 };
         Self {
             kind: packet.kind.0,
             flags,
@@ -227,7 +224,9 @@ mod device {
                 Work::Trace(Trace::Sent(message)) => {
                     Some(written(PacketKind::DATA_IN_BAND, 0, message))
                 }
-                Work::Trace(Trace::Completed(id)) => Some(written(PacketKind::COMPLETION, *id, &[])),
+                Work::Trace(Trace::Completed(id)) => {
+                    Some(written(PacketKind::COMPLETION, *id, &[]))
+                }
                 Work::Notify(_)
                 | Work::Trace(
                     Trace::Opened | Trace::Closed | Trace::Emitted(_) | Trace::State(_),
@@ -259,7 +258,9 @@ mod services {
                 Work::Trace(Trace::Sent(message)) => {
                     Some(written(PacketKind::DATA_IN_BAND, 0, message))
                 }
-                Work::Trace(Trace::Completed(id)) => Some(written(PacketKind::COMPLETION, *id, &[])),
+                Work::Trace(Trace::Completed(id)) => {
+                    Some(written(PacketKind::COMPLETION, *id, &[]))
+                }
                 Work::Notify(_) | Work::Sample => None,
             }
         }

@@ -23,7 +23,7 @@ mod lines;
 pub use convert::{page_set, pages};
 pub use event::{Event, FromBus, FromDevice, Line, Packet, Task, ToBus, ToDevice};
 pub use header::{
-    BusSetup, DeviceSetup, FORMAT, Header, HotAddSetup, InvalidSetup,
-    OLDEST_VERSION, Pages, ServiceSetup, VERSION,
+    BusSetup, DeviceSetup, FORMAT, Header, HotAddSetup, InvalidSetup, OLDEST_VERSION, Pages,
+    ServiceSetup, VERSION,
 };
 pub use lines::{ReadError, ReadLine, Recording, read, write};

@@ -45,7 +45,12 @@ pub trait Kind: sealed::Sealed + Debug {
 
     /// The guest answered.
     #[doc(hidden)]
-    fn answered(&mut self, now: Duration, status: u32, body: &[u8]) -> Result<Option<Notice>, Fault>;
+    fn answered(
+        &mut self,
+        now: Duration,
+        status: u32,
+        body: &[u8],
+    ) -> Result<Option<Notice>, Fault>;
 
     /// When [`Kind::on_time`] has something to do. `is_free` says whether a message could be sent.
     #[doc(hidden)]

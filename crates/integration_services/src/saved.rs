@@ -168,7 +168,8 @@ impl<M: GuestMemory, K: Kind + Default> Service<M, K> {
             Phase::Ready { .. } => self.asked.is_none_or(|asked| asked == T::MESSAGE),
             Phase::Refused => self.asked.is_none(),
         };
-        let sends = self.unsent.as_ref().is_none_or(|it| self.asked.is_some() && it.len() <= LONGEST);
+        let sends =
+            self.unsent.as_ref().is_none_or(|it| self.asked.is_some() && it.len() <= LONGEST);
         if asks && sends {
             Ok(())
         } else {

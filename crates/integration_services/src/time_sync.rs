@@ -95,7 +95,8 @@ impl Kind for TimeSyncKind {
         } else {
             let reference = reference?.into();
             let (leap, stratum, reserved) = (0, 0, [0; 3]);
-            TimeReferenceBody { host: host.into(), reference, flags, leap, stratum, reserved }.emit()
+            TimeReferenceBody { host: host.into(), reference, flags, leap, stratum, reserved }
+                .emit()
         };
         self.sets_clock = false;
         Some(body)

@@ -20,8 +20,7 @@ use crate::msr;
 pub const CONTROL: u32 = 0x4000_0105;
 
 /// `HV_X64_MSR_CRASH_P0` to `P4`.
-const PARAMETERS: [u32; 5] =
-    [0x4000_0100, 0x4000_0101, 0x4000_0102, 0x4000_0103, 0x4000_0104];
+const PARAMETERS: [u32; 5] = [0x4000_0100, 0x4000_0101, 0x4000_0102, 0x4000_0103, 0x4000_0104];
 
 /// Bit of the control MSR: the guest has crashed, or may say so.
 const NOTIFY: u64 = 1 << 63;
@@ -122,9 +121,14 @@ mod tests {
         let at = |address, length| text(&memory, [7, 7, 7, address, length]);
         assert_eq!(at(0x1ffb, 5).as_deref(), Some(&b"panic"[..]));
         assert_eq!(at(0x1000, 4096).map(|text| text.len()), Some(4096));
-        for (address, length) in
-            [(0x1ffb, 6), (0x1000, 4097), (0, 0), (u64::MAX, 2), (u64::MAX - 1, 4096), (0, u64::MAX)]
-        {
+        for (address, length) in [
+            (0x1ffb, 6),
+            (0x1000, 4097),
+            (0, 0),
+            (u64::MAX, 2),
+            (u64::MAX - 1, 4096),
+            (0, u64::MAX),
+        ] {
             assert_eq!(at(address, length), None, "{address:#x} {length}");
         }
     }

@@ -19,8 +19,7 @@
 
 use kvm_bindings::{
     KVMIO, kvm_cpuid2, kvm_hyperv_eventfd, kvm_irq_routing, kvm_irqfd, kvm_msr_filter, kvm_msrs,
-    kvm_signal_mask,
-    kvm_userspace_memory_region,
+    kvm_signal_mask, kvm_userspace_memory_region,
 };
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 

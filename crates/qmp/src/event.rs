@@ -184,17 +184,16 @@ table! {
     Stop: news("STOP", &[]),
     Resume: news("RESUME", &[]),
     Powerdown: news("POWERDOWN", &[]),
-    GuestPanicked: news(
-        "GUEST_PANICKED",
-        &[
-            Required("action", Type::Choice(&types::GUEST_PANIC_ACTION)),
-            Optional("info", Type::Object(&types::GUEST_PANIC_INFORMATION)),
-            Optional("x-message", Type::Text),
-        ],
-    ),
+    GuestPanicked: news("GUEST_PANICKED", PANIC),
     Reset: news("RESET", CAUSE),
     Shutdown: news("SHUTDOWN", CAUSE),
 }
+
+const PANIC: &[Member] = &[
+    Required("action", Type::Choice(&types::GUEST_PANIC_ACTION)),
+    Optional("info", Type::Object(&types::GUEST_PANIC_INFORMATION)),
+    Optional("x-message", Type::Text),
+];
 
 const CAUSE: &[Member] =
     &[Required("guest", Type::Flag), Required("reason", Type::Choice(&types::SHUTDOWN_CAUSE))];

@@ -43,8 +43,8 @@ pub use qapi_qmp::{HvBalloonInfo, MemoryInfo, RunState, ShutdownCause};
 pub use qapi_spec::ErrorClass;
 pub use serde_json::Value;
 pub use server::{MAX_CLIENTS, Server, ServerThread};
-pub use session::MAX_COMMAND_BYTES;
 pub use services::IntegrationServicesInfo;
+pub use session::MAX_COMMAND_BYTES;
 pub use socket::ServerError;
 
 /// QEMU's typed commands and answers, for use with [`Client::run`].

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use bus_recording::{Event, ServiceSetup, ToDevice};
 use integration_services::protocol::Version;
 use integration_services::{
-    Contact, HeartbeatKind, Kind, NotReady, Notice, SavedService, Service, ShutdownKind, TimeSample,
-    TimeSync, TimeSyncKind, Work,
+    Contact, HeartbeatKind, Kind, NotReady, Notice, SavedService, Service, ShutdownKind,
+    TimeSample, TimeSync, TimeSyncKind, Work,
 };
 use saved_state::{Format, SavedState};
 use serde::{Deserialize, Serialize};

@@ -38,7 +38,8 @@ impl Recording {
     /// other channels.
     fn device(&self, id: ChannelId) -> u32 {
         let channels = self.channels.get().into_iter().flatten();
-        let number = channels.zip(0..).find_map(|(channel, number)| (*channel == id).then_some(number));
+        let number =
+            channels.zip(0..).find_map(|(channel, number)| (*channel == id).then_some(number));
         number.unwrap_or_default()
     }
 }

@@ -13,7 +13,12 @@ pub(crate) fn tell(crash: &Crash) {
     let Crash { parameters, text } = crash;
     match text.as_deref().map(words) {
         Some(text) => tracing::warn!("the guest's kernel crashed; it says: {text:?}"),
-        None => { let [error, id, ip, ax, sp] = parameters; tracing::warn!("the guest's kernel crashed, with parameters {error:#x} {id:#x} {ip:#x} {ax:#x} {sp:#x}"); },
+        None => {
+            let [error, id, ip, ax, sp] = parameters;
+            tracing::warn!(
+                "the guest's kernel crashed, with parameters {error:#x} {id:#x} {ip:#x} {ax:#x} {sp:#x}"
+            );
+        }
     }
 }
 
@@ -29,7 +34,10 @@ mod tests {
 
     #[test]
     fn text_has_no_control_characters_and_any_bytes_are_text() {
-        assert_eq!(words(b"<0>Kernel panic\n\x1b[2J\0\0tail\xff\n\0"), "<0>Kernel panic\n[2Jtail\u{fffd}");
+        assert_eq!(
+            words(b"<0>Kernel panic\n\x1b[2J\0\0tail\xff\n\0"),
+            "<0>Kernel panic\n[2Jtail\u{fffd}"
+        );
         assert_eq!(words(&[0; 4096]), "");
     }
 }

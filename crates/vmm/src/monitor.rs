@@ -4,8 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use page_range::PageCount;
 use qmp::{
-    DynamicMemoryInfo, Event, EventSender, HvBalloonInfo, IntegrationServicesInfo, Machine, MemoryDevice, MemoryInfo,
-    MonitorError, RunState, Value,
+    DynamicMemoryInfo, Event, EventSender, HvBalloonInfo, IntegrationServicesInfo, Machine,
+    MemoryDevice, MemoryInfo, MonitorError, RunState, Value,
 };
 use vmbus_kvm::BusHandle;
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
-use kvm_hyperv::exit::{HypervExit, complete_hypercall};
 use kvm_hyperv::crash::{self, Crash};
+use kvm_hyperv::exit::{HypervExit, complete_hypercall};
 use kvm_hyperv::{kick, msr};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmbus::protocol::VpIndex;

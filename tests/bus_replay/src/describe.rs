@@ -36,6 +36,11 @@ pub(crate) fn describe(event: &Event) -> String {
 fn of_packet<M: Debug, E: Debug>(what: &str, packet: &Packet, message: &Result<M, E>) -> String {
     let Packet { kind, flags, transaction, bytes } = packet;
     let head = format!("{what}, kind {kind}, flags {flags}, transaction {transaction}:");
+    if message.is_err()
+        && let Ok(service) = integration_services::protocol::Message::parse(bytes)
+    {
+        return with_bytes(head, &Ok::<_, E>(service), bytes);
+    }
     if PacketKind(*kind) == PacketKind::DATA_IN_BAND {
         with_bytes(head, message, bytes)
     } else {

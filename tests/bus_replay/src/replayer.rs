@@ -102,14 +102,8 @@ impl Replayer {
         if matches!(event, FromBus::Message { .. }) {
             self.compared.messages += 1;
         }
-        if let Some(Action::Open {
-            channel,
-            rings,
-            target_vp,
-            relid,
-            connection_id,
-            is_reopened,
-        }) = action
+        if let Some(Action::Open { channel, rings, target_vp, relid, connection_id, is_reopened }) =
+            action
             && let Some(seat) = self.seats.iter_mut().find(|seat| seat.channel == channel)
         {
             seat.to_open =
@@ -140,12 +134,7 @@ fn tell_bus(
 }
 
 impl Seat {
-    fn tell(
-        &mut self,
-        told: Line<'_>,
-        now: Duration,
-        event: &ToDevice,
-    ) -> Result<(), ReplayError> {
+    fn tell(&mut self, told: Line<'_>, now: Duration, event: &ToDevice) -> Result<(), ReplayError> {
         let event = match event {
             ToDevice::Open { guest_os_id } => {
                 let channel = self.to_open.take();

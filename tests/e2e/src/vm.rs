@@ -411,7 +411,11 @@ impl Vm {
         let log = self.log()?;
         ensure!(status.success(), "hvb ended with {status}: {log}");
         ensure!(!self.socket().exists(), "hvb left its socket behind");
-        ensure!(log.matches(CRASHED).count() == self.crashes, "not {} crashes: {log}", self.crashes);
+        ensure!(
+            log.matches(CRASHED).count() == self.crashes,
+            "not {} crashes: {log}",
+            self.crashes
+        );
         self.complaints()
     }
 

@@ -16,6 +16,7 @@ mod page_set;
 mod qmp_lines;
 mod rings;
 mod saved_state;
+mod services;
 mod virtio;
 mod vmbus_messages;
 mod vsp;
@@ -61,6 +62,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "qmp_lines", run: qmp_lines::run },
     Target { name: "rings", run: rings::run },
     Target { name: "saved_state", run: saved_state::run },
+    Target { name: "services", run: services::run },
     Target { name: "virtio", run: virtio::run },
     Target { name: "vmbus_messages", run: vmbus_messages::run },
     Target { name: "vsp", run: vsp::run },

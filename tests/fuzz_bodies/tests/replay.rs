@@ -66,6 +66,7 @@ replayed!(
     qmp_lines,
     rings,
     saved_state,
+    services,
     virtio,
     vmbus_messages,
     vsp,

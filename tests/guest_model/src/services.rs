@@ -111,7 +111,8 @@ impl ServiceDriver {
         self.chosen = newest(&self.versions, &offered.service).filter(|_| framework.is_some());
         self.heard.push(self.chosen.map_or(Heard::NoVersion, Heard::Chosen));
         let (framework, service) = (framework.into_iter(), self.chosen.into_iter());
-        let some = |versions: Vec<Version>| if self.chosen.is_some() { versions } else { Vec::new() };
+        let some =
+            |versions: Vec<Version>| if self.chosen.is_some() { versions } else { Vec::new() };
         let answer =
             Negotiation { framework: some(framework.collect()), service: some(service.collect()) };
         *body = answer.emit();

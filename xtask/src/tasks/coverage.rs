@@ -36,6 +36,7 @@ const PACKAGES: &[&str] = &[
     "hv_balloon",
     "vmbus",
     "dynmem_vsp",
+    "integration_services",
     "guest_model",
     "sim",
     "fuzz_bodies",

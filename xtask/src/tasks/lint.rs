@@ -19,7 +19,8 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("hv_balloon", &["dynmem_protocol", "page_range", "saved_state"]),
     ("vmbus", &["page_range", "saved_state"]),
     ("dynmem_vsp", &["hv_balloon", "page_range", "saved_state", "vmbus"]),
-    ("bus_recording", &["dynmem_vsp", "page_range", "vmbus"]),
+    ("integration_services", &["saved_state", "vmbus"]),
+    ("bus_recording", &["dynmem_vsp", "integration_services", "page_range", "vmbus"]),
     ("guest_ram", &["page_range"]),
     ("kvm_hyperv", &["page_range", "vmbus"]),
     (
@@ -28,6 +29,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
             "bus_recording",
             "dynmem_vsp",
             "guest_ram",
+            "integration_services",
             "kvm_hyperv",
             "page_range",
             "saved_state",
@@ -60,13 +62,14 @@ const LAYERS: [(&str, &[&str]); 16] = [
 const SHIPPED: [&str; 3] = ["crates", "bin", "examples"];
 
 /// Crates without input, output, clock or unsafe code.
-const PURE: [&str; 7] = [
+const PURE: [&str; 8] = [
     "page_range",
     "saved_state",
     "dynmem_protocol",
     "hv_balloon",
     "vmbus",
     "dynmem_vsp",
+    "integration_services",
     "guest_model",
 ];
 

@@ -1,7 +1,8 @@
 //! A monitor with a make-believe guest, and the program under test.
 
 use qmp::{
-    DynamicMemoryInfo, Event, Faults, Machine, MonitorError, Refusal, RunState, Server, ShutdownCause,
+    DynamicMemoryInfo, Event, Faults, Machine, MonitorError, Refusal, RunState, Server,
+    ShutdownCause,
 };
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};

@@ -42,8 +42,7 @@ fn a_guest_that_cannot_be_asked_runs_on() {
     let monitor = monitor(OnPowerdown::CannotBeAsked);
     let output = hvb(&["stop", monitor.path()]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let expected =
-        format!("hvb: {}: system_powerdown: nobody to ask; try quit\n", monitor.path());
+    let expected = format!("hvb: {}: system_powerdown: nobody to ask; try quit\n", monitor.path());
     assert_eq!(stderr(&output), expected);
     assert!(hvb(&["info", monitor.path()]).status.success(), "the machine is gone");
 }

@@ -19,7 +19,9 @@ pub mod shutdown_flags {
 }
 
 /// A request to shut down. Linux `struct shutdown_msg_data`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct ShutdownBody {
     /// A reason for the guest's log, as Windows' `ExitWindowsEx` takes it.
@@ -33,7 +35,9 @@ pub struct ShutdownBody {
 }
 
 /// A heartbeat. Linux `struct heartbeat_msg_data`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct HeartbeatBody {
     /// A number, to which the guest adds one.
@@ -51,7 +55,9 @@ pub mod time_flags {
 }
 
 /// A sample of the host's time, in versions before 4.0. Linux `struct ictimesync_data`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct TimeBody {
     /// The host's time, in units of 100 ns since 1601 UTC.
@@ -65,7 +71,9 @@ pub struct TimeBody {
 }
 
 /// A sample of the host's time from version 4.0 on. Linux `struct ictimesync_ref_data`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct TimeReferenceBody {
     /// The host's time, in units of 100 ns since 1601 UTC.
@@ -132,8 +140,12 @@ mod tests {
         assert_eq!(TimeReferenceBody::parse(&bytes), Ok(time));
         let older = TimeBody { host: 1.into(), guest: 2.into(), round_trip: 3.into(), flags: 2 };
         assert_eq!(older.emit()[24], 2);
-        let shutdown =
-            ShutdownBody { reason: 1.into(), timeout_seconds: 2.into(), flags: 5.into(), text: [0; 2048] };
+        let shutdown = ShutdownBody {
+            reason: 1.into(),
+            timeout_seconds: 2.into(),
+            flags: 5.into(),
+            text: [0; 2048],
+        };
         let bytes = shutdown.emit();
         assert_eq!((bytes[0], bytes[4], bytes[8]), (1, 2, 5));
         assert!(ShutdownBody::parse(&bytes[..2059]).is_err());

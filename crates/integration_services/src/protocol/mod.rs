@@ -160,12 +160,11 @@ impl<'a> Message<'a> {
             .ok()
             .and_then(|size| rest.get(..size))
             .ok_or(ParseError::PipeSize { size, len })?;
-        let (header, body) = Header::ref_from_prefix(inside)
-            .map_err(|_| ParseError::PipeSize { size, len })?;
+        let (header, body) =
+            Header::ref_from_prefix(inside).map_err(|_| ParseError::PipeSize { size, len })?;
         let size = header.size.get();
-        let body = body
-            .get(..usize::from(size))
-            .ok_or(ParseError::BodySize { size, len: body.len() })?;
+        let body =
+            body.get(..usize::from(size)).ok_or(ParseError::BodySize { size, len: body.len() })?;
         Ok(Self {
             framework: header.framework.into(),
             message_type: MessageType(header.message_type.get()),
@@ -197,7 +196,8 @@ impl<'a> Message<'a> {
         #[expect(clippy::cast_possible_truncation, reason = "it is 20")]
         let inside = u32::from(size).saturating_add(HEADER as u32);
         let pipe = PipeHeader { kind: PIPE_DATA.into(), size: inside.into() };
-        let mut bytes = Vec::with_capacity(PIPE_HEADER.saturating_add(HEADER).saturating_add(body.len()));
+        let mut bytes =
+            Vec::with_capacity(PIPE_HEADER.saturating_add(HEADER).saturating_add(body.len()));
         bytes.extend_from_slice(pipe.as_bytes());
         bytes.extend_from_slice(header.as_bytes());
         bytes.extend_from_slice(body);

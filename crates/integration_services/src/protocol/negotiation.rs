@@ -35,9 +35,8 @@ impl Negotiation {
     /// The body of a message that says so. The counts saturate at 65,535; no caller has as many.
     #[must_use]
     pub fn emit(&self) -> Vec<u8> {
-        let count = |versions: &[Version]| {
-            U16::new(u16::try_from(versions.len()).unwrap_or(u16::MAX))
-        };
+        let count =
+            |versions: &[Version]| U16::new(u16::try_from(versions.len()).unwrap_or(u16::MAX));
         let counts = Counts {
             framework: count(&self.framework),
             service: count(&self.service),
@@ -66,8 +65,8 @@ impl Negotiation {
             }
             let mut versions = Vec::new();
             for _ in 0..count {
-                let (version, more) = WireVersion::ref_from_prefix(rest)
-                    .map_err(|_| short(usize::from(count)))?;
+                let (version, more) =
+                    WireVersion::ref_from_prefix(rest).map_err(|_| short(usize::from(count)))?;
                 versions.push((*version).into());
                 rest = more;
             }

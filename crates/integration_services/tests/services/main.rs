@@ -9,7 +9,8 @@ use std::time::Duration;
 use guest_model::services::{Heard, ServiceDriver};
 use integration_services::protocol::{STATUS_FAILED, STATUS_OK, Version, time_flags};
 use integration_services::{
-    Contact, HeartbeatKind, NotReady, Notice, ShutdownKind, TimeSample, TimeSync, TimeSyncKind, Work,
+    Contact, HeartbeatKind, NotReady, Notice, ShutdownKind, TimeSample, TimeSync, TimeSyncKind,
+    Work,
 };
 use vmbus::{ChannelEvent, VmbusDevice};
 
@@ -120,10 +121,8 @@ fn a_guest_that_closes_its_channel_is_no_contact() {
 /// The first sample, and the first after the guest stood still, sets its clock.
 #[test]
 fn samples_set_the_clock_when_they_must_and_otherwise_inform() {
-    let mut pair = Pair::<TimeSyncKind>::with(
-        TimeSync::new().with_reference_time(),
-        ServiceDriver::linux(),
-    );
+    let mut pair =
+        Pair::<TimeSyncKind>::with(TimeSync::new().with_reference_time(), ServiceDriver::linux());
     pair.sample = Some(SAMPLE);
     pair.pass(seconds(11));
     let time = |flags| Heard::Time { host: SAMPLE.host, reference: SAMPLE.reference, flags };
@@ -151,10 +150,8 @@ fn a_guest_is_offered_version_4_only_by_a_host_that_knows_the_reference_time() {
 /// A host whose clock fails is asked again, and a clock that must be set is set then.
 #[test]
 fn a_sample_that_does_not_come_is_asked_for_again() {
-    let mut pair = Pair::<TimeSyncKind>::with(
-        TimeSync::new().with_reference_time(),
-        ServiceDriver::linux(),
-    );
+    let mut pair =
+        Pair::<TimeSyncKind>::with(TimeSync::new().with_reference_time(), ServiceDriver::linux());
     pair.pass(seconds(4));
     assert_eq!(pair.asked_for_samples, 1);
     // Without the reference time that was promised, there is nothing to send.

@@ -114,8 +114,7 @@ pub(crate) static GUEST_PANIC_INFORMATION: Object = Object {
     variants: Some(Variants { tag: "type", cases: &[("hyper-v", &GUEST_PANIC_HYPER_V)] }),
 };
 
-static GUEST_PANIC_KIND: Choice =
-    Choice { name: "GuestPanicInformationType", words: &["hyper-v"] };
+static GUEST_PANIC_KIND: Choice = Choice { name: "GuestPanicInformationType", words: &["hyper-v"] };
 
 static GUEST_PANIC_HYPER_V: Object = Object::new(
     "GuestPanicInformationHyperV",

@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bus_replay::replay;
 use guest_model::services::{Heard, ServiceDriver, ServiceGuest};
 use integration_services::protocol::{STATUS_OK, time_flags};
-use integration_services::{Contact, HeartbeatKind, Kind, NotReady, Notice, ShutdownKind, TimeSyncKind};
+use integration_services::{
+    Contact, HeartbeatKind, Kind, NotReady, Notice, ShutdownKind, TimeSyncKind,
+};
 use kvm_hyperv::memory::GuestBusMemory;
 use vmbus::protocol::Guid;
 use vmbus_kvm::bus_recording::{self, Event, Header, Line, ToDevice};
@@ -174,11 +176,9 @@ fn services_move_to_another_host() {
     let saved = postcard::to_allocvec(&(paused.save(), services.save(&paused))).unwrap();
     paused.stop();
     let (bus, saved): (SavedBus, SavedServices) = postcard::from_bytes(&saved).unwrap();
-    let platform =
-        FakePlatform::with_memory(Quirks::default(), Arc::clone(&guest.platform.memory));
+    let platform = FakePlatform::with_memory(Quirks::default(), Arc::clone(&guest.platform.memory));
     let mut builder = HostBuilder::restore(config(), Seen::default(), &bus).unwrap();
-    let services =
-        builder.restore_integration_services(|_, _| {}, &platform, &saved).unwrap();
+    let services = builder.restore_integration_services(|_, _| {}, &platform, &saved).unwrap();
     let host = builder.start().unwrap();
     guest.machine = host.restore_machine(Arc::clone(&platform), &bus).unwrap();
     guest.platform = platform;

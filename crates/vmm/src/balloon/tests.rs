@@ -13,6 +13,7 @@ use crate::control::control_channel;
 use crate::flight_recorder::Recorder;
 use crate::log_limit::LogLimit;
 use crate::monitor::Monitored;
+use crate::services::Services;
 use crate::watch::Watch;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,6 +37,7 @@ fn config() -> Config {
         settle: None,
         huge_pages: guest_ram::HugePages::Off,
         seccomp: Seccomp::Off,
+        grace: PATIENCE,
     }
 }
 
@@ -50,11 +52,14 @@ fn with_a_client(test: impl FnOnce(&mut Client, &Brake)) {
     let plan = MemoryPlan::fixed(SIZE);
     let first = plan.first().unwrap();
     let events = Arc::default();
-    let balloon = attach(&mut builder, &config(), &plan, &first, &events, log).unwrap();
+    let to_log = Arc::clone(&log);
+    let balloon = attach(&mut builder, &config(), &plan, &first, &events, to_log).unwrap();
+    let services = Services::attach(&mut builder, &events, log).unwrap();
     let host = builder.start().unwrap();
     let brake = Arc::<Brake>::default();
     let machine = Monitored {
         balloon: Some(balloon),
+        services,
         boot_memory: SIZE,
         control,
         recorder,
@@ -109,5 +114,15 @@ fn a_held_machine_takes_a_target_and_says_what_it_waits_for() {
         assert_eq!(status, serde_json::json!({ "status": "running", "running": true }));
         let memory = ask(client, "x-query-dynamic-memory");
         assert!(memory["waiting"].as_str().unwrap().contains("driver"), "{memory}");
+    });
+}
+
+#[test]
+fn a_guest_without_services_cannot_be_asked_to_shut_down_and_the_client_hears_what_to_do() {
+    with_a_client(|client, _| {
+        let error = client.execute("system_powerdown", qmp::Value::Null).unwrap_err().to_string();
+        assert!(error.contains("modprobe hv_utils") && error.ends_with("quit"), "{error}");
+        let services = client.execute("x-query-integration-services", qmp::Value::Null).unwrap();
+        assert_eq!(services, serde_json::json!({ "heartbeat": "No Contact" }));
     });
 }

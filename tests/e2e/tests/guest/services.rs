@@ -36,7 +36,10 @@ fn a_crashing_guest_says_why(cpus: u32) -> Result<()> {
     let event = vm.wait_event("GUEST_PANICKED")?;
     let text = event["x-message"].as_str().with_context(|| event.to_string())?;
     ensure!(text.contains("Kernel panic - not syncing: sysrq triggered crash"), "{text}");
-    ensure!(event["action"] == json!("run") && event["info"]["type"] == json!("hyper-v"), "{event}");
+    ensure!(
+        event["action"] == json!("run") && event["info"]["type"] == json!("hyper-v"),
+        "{event}"
+    );
     vm.wait_event("RESET")?;
     vm.agent.wait_up()?;
     let log = vm.log()?;
