@@ -18,3 +18,20 @@ pub struct IntegrationServicesInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_sync: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::types::INTEGRATION_SERVICES;
+
+    #[test]
+    fn the_schema_has_every_field() {
+        let full = IntegrationServicesInfo {
+            heartbeat: "OK".to_owned(),
+            shutdown: Some("3.2".to_owned()),
+            time_sync: Some("4.0".to_owned()),
+        };
+        let full = serde_json::to_value(full).unwrap();
+        INTEGRATION_SERVICES.assert_names(&full, &IntegrationServicesInfo::default());
+    }
+}

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::{ParseError, Version, WireVersion, fixed};
 
 /// The most versions of each kind in a negotiation (Linux `IC_VERSION_NEGOTIATION_MAX_VER_COUNT`).
-pub const MOST_VERSIONS: u16 = 100;
+pub(super) const MOST_VERSIONS: u16 = 100;
 
 /// Linux `struct icmsg_negotiate`; the versions follow, those of the framework first.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -52,7 +52,7 @@ impl Negotiation {
     /// Reads such a body.
     ///
     /// # Errors
-    /// [`ParseError`] if it is too short for its counts, or these exceed [`MOST_VERSIONS`].
+    /// [`ParseError`] if it is too short for its counts, or these exceed 100 (Linux `IC_VERSION_NEGOTIATION_MAX_VER_COUNT`).
     pub fn parse(body: &[u8]) -> Result<Self, ParseError> {
         let (counts, mut rest) = fixed::<Counts>(body)?;
         let short = |len: usize| ParseError::BodySize {

@@ -4,7 +4,8 @@ use crate::commands;
 use crate::event::EVENTS;
 use crate::machine::Machine;
 use crate::{
-    DynamicMemoryInfo, HvBalloonDevice, HvBalloonInfo, MemoryDevice, MemoryInfo, RunState, qapi,
+    DynamicMemoryInfo, HvBalloonDevice, HvBalloonInfo, IntegrationServicesInfo, MemoryDevice,
+    MemoryInfo, RunState, qapi,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -46,8 +47,14 @@ impl Machine for Answering {
     fn cont(&self) -> Result<(), MonitorError> {
         Ok(())
     }
+    fn system_powerdown(&self) -> Result<(), MonitorError> {
+        Ok(())
+    }
     fn system_reset(&self) {}
     fn quit(&self) {}
+    fn integration_services(&self) -> Result<IntegrationServicesInfo, MonitorError> {
+        Ok(IntegrationServicesInfo::default())
+    }
     fn dynamic_memory(&self) -> Result<DynamicMemoryInfo, MonitorError> {
         Ok(DynamicMemoryInfo::default())
     }
