@@ -84,7 +84,7 @@ fn a_request_dies_with_the_channel() {
 
 #[test]
 fn heartbeats_come_every_two_seconds_and_their_absence_is_noticed() {
-    let mut pair = Pair::<HeartbeatKind>::ready();
+    let mut pair = Pair::<HeartbeatKind>::open(ServiceDriver::linux());
     assert_eq!(pair.service.contact(), Contact::NoContact);
     pair.pass(seconds(9));
     assert_eq!(pair.service.contact(), Contact::Ok);
@@ -92,7 +92,7 @@ fn heartbeats_come_every_two_seconds_and_their_absence_is_noticed() {
         pair.heard().iter().filter(|heard| **heard == Heard::Heartbeat).count()
     };
     assert_eq!(beats(&mut pair), 5, "at 0, 2, 4, 6 and 8 s");
-    assert_eq!(pair.notices(), [Notice::Contact(Contact::Ok)]);
+    assert_eq!(pair.notices()[1..], [Notice::Contact(Contact::Ok)], "after the versions");
 
     pair.is_deaf = true;
     pair.pass(seconds(19));

@@ -29,9 +29,9 @@ type Notices = Arc<Mutex<Vec<(ServiceName, Notice)>>>;
 const CLASSES: [Guid; 3] =
     [ShutdownKind::INTERFACE, HeartbeatKind::INTERFACE, TimeSyncKind::INTERFACE];
 
-/// Where the rings of a service begin.
+/// Where the rings of a service begin: behind those of the Dynamic Memory device.
 const fn page(index: u64) -> u64 {
-    0x40 + 0x10 * index
+    0x90 + 0x10 * index
 }
 
 /// A service in the guest.
