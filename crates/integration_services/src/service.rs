@@ -72,6 +72,8 @@ pub struct Service<M, K> {
     pub(crate) unsent: Option<Vec<u8>>,
     /// Until the guest has answered.
     pub(crate) reminder: Option<Reminder>,
+    /// Packets that may still be taken before the driver has its turn.
+    batch_left: u32,
     /// The last batch ended before the ring was found empty.
     looks_again: bool,
     is_traced: bool,
@@ -97,6 +99,7 @@ impl<M: GuestMemory, K: Kind + Default> Service<M, K> {
             asked: None,
             unsent: None,
             reminder: None,
+            batch_left: 0,
             looks_again: false,
             is_traced: false,
             outputs: VecDeque::new(),
@@ -162,6 +165,8 @@ impl<M: GuestMemory, K: Kind> Service<M, K> {
                     service: self.kind.versions().to_vec(),
                 };
                 self.ask(MessageType::NEGOTIATE, &versions.emit());
+                // The guest may have written before it heard that the channel is open.
+                self.batch_left = BATCH;
             }
             Err(error) => self.outputs.push_back(Output::OpenFinished(Err(error))),
         }
@@ -175,6 +180,7 @@ impl<M: GuestMemory, K: Kind> Service<M, K> {
         self.asked = None;
         self.unsent = None;
         self.reminder = None;
+        self.batch_left = 0;
         self.looks_again = false;
         let notice = self.kind.gone();
         self.notify(notice);
@@ -238,29 +244,30 @@ impl<M: GuestMemory, K: Kind> Service<M, K> {
         Ok(())
     }
 
-    fn receive(&mut self) {
-        for _ in 0..BATCH {
-            match self.try_receive() {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => return self.break_channel(error),
-            }
+    /// Takes one packet of the batch; returns false if there is none to take.
+    fn receive(&mut self) -> bool {
+        if self.batch_left == 0 {
+            return false;
         }
-        if let Some(channel) = self.channel() {
-            channel.end_receive();
-            self.looks_again = true;
+        if let Err(error) = self.try_receive() {
+            self.break_channel(error);
         }
+        self.work();
+        true
     }
 
-    /// Takes one packet; returns false if there is none.
-    fn try_receive(&mut self) -> Result<bool, RingError> {
-        let Link::Open(channel) = &mut self.link else { return Ok(false) };
+    fn try_receive(&mut self) -> Result<(), RingError> {
+        let Link::Open(channel) = &mut self.link else {
+            self.batch_left = 0;
+            return Ok(());
+        };
         let (packet, is_data) = match channel.receive()? {
             Received::Data(packet) => (packet, true),
             Received::Other(packet) => (packet, false),
             Received::Nothing => {
+                self.batch_left = 0;
                 channel.end_receive();
-                return Ok(false);
+                return Ok(());
             }
         };
         if self.is_traced {
@@ -284,7 +291,14 @@ impl<M: GuestMemory, K: Kind> Service<M, K> {
             let notice = notice.unwrap_or_else(|fault| Some(Notice::Fault(fault)));
             self.notify(notice);
         }
-        Ok(true)
+        self.batch_left = self.batch_left.saturating_sub(1);
+        if self.batch_left == 0 {
+            if let Some(channel) = self.channel() {
+                channel.end_receive();
+            }
+            self.looks_again = true;
+        }
+        Ok(())
     }
 
     /// Signals a guest again that has left a message unread.
@@ -358,7 +372,7 @@ impl<M: GuestMemory, K: Kind> VmbusDevice<M> for Service<M, K> {
             }
             ChannelEvent::Signalled => {
                 self.looks_again = false;
-                self.receive();
+                self.batch_left = BATCH;
             }
             ChannelEvent::Close => {
                 self.leave();
@@ -367,7 +381,7 @@ impl<M: GuestMemory, K: Kind> VmbusDevice<M> for Service<M, K> {
             }
             ChannelEvent::Timeout => {
                 if core::mem::take(&mut self.looks_again) {
-                    self.receive();
+                    self.batch_left = BATCH;
                 }
                 self.remind();
                 let notice = self.kind.on_time(self.now, self.is_free());
@@ -381,8 +395,17 @@ impl<M: GuestMemory, K: Kind> VmbusDevice<M> for Service<M, K> {
         self.work();
     }
 
+    /// Takes packets one by one, so that the outputs that each causes are returned before the next
+    /// packet is read.
     fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        loop {
+            if let Some(output) = self.outputs.pop_front() {
+                return Some(output);
+            }
+            if !self.receive() {
+                return None;
+            }
+        }
     }
 
     fn poll_timeout(&self) -> Option<Duration> {
