@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use qmp::{Event, EventSender, IntegrationServicesInfo, MonitorError};
-use vmbus_kvm::integration_services::{Contact, NotReady, Notice, protocol::STATUS_OK};
+use vmbus_kvm::integration_services::{NotReady, Notice, protocol::STATUS_OK};
 use vmbus_kvm::{HostBuilder, IntegrationServices, ServiceName, ShutdownError};
 
 use crate::error::VmmError;
@@ -92,9 +92,7 @@ const fn text(error: &ShutdownError) -> &'static str {
 fn tell(guest_log: &GuestLog, name: ServiceName, notice: Notice) {
     log(guest_log, || match notice {
         Notice::Fault(fault) => tracing::warn!("the guest's {name}: {fault}"),
-        Notice::NoCommonVersion | Notice::Contact(Contact::LostCommunication) => {
-            tracing::warn!("the guest's {name}: {notice}");
-        }
+        Notice::NoCommonVersion => tracing::warn!("the guest's {name}: {notice}"),
         Notice::ShutdownAnswered { status } if status != STATUS_OK => {
             tracing::warn!("the guest's {name}: {notice}");
         }

@@ -92,7 +92,7 @@ fn altered_state_is_refused_or_harmless() {
             match Service::<Memory, HeartbeatKind>::new().restored(&saved, open, pair.now) {
                 Err(_) => refused += 1,
                 Ok(mut service) => {
-                    for second in 0..40 {
+                    for second in 0..100 {
                         service.handle(seconds(second), ChannelEvent::Timeout);
                         while service.poll_output().is_some() {}
                     }

@@ -129,7 +129,7 @@ fn the_guests_clock_is_right_at_boot_and_after_a_pause() -> Result<()> {
 fn heartbeats_go_on_after_a_pause_and_a_reset() -> Result<()> {
     let mut vm = with_services(1, None)?;
     vm.monitor.execute("stop", Value::Null)?;
-    std::thread::sleep(Duration::from_secs(15));
+    std::thread::sleep(Duration::from_secs(40));
     ensure!(heartbeat(&mut vm)? == "OK", "{}", heartbeat(&mut vm)?);
     vm.monitor.execute("cont", Value::Null)?;
     vm.monitor.execute("system_reset", Value::Null)?;
