@@ -15,8 +15,11 @@ pub(crate) struct Source {
     backports: bool,
 }
 
-/// The rig's kernel; the cloud kernel lacks 9p.
+/// A kernel for the rig; the cloud kernel lacks 9p.
 pub(crate) const RIG: Source = Source { package: "linux-image-amd64", backports: false };
+
+/// A newer kernel for the rig.
+pub(crate) const NEWER_RIG: Source = Source { backports: true, ..RIG };
 
 /// The test guest's kernel.
 pub(crate) const GUEST: Source = Source { package: "linux-image-cloud-amd64", backports: false };
@@ -76,7 +79,7 @@ pub(crate) fn get(source: Source) -> Result<Kernel> {
 /// The cache cannot be written to.
 pub(crate) fn forget_choices() -> Result<()> {
     let cache = Cache::open()?;
-    for source in [RIG, GUEST, NEWER_GUEST] {
+    for source in [RIG, NEWER_RIG, GUEST, NEWER_GUEST] {
         let choice = cache.path(&choice_name(source));
         if choice.exists() {
             fs::remove_file(choice)?;

@@ -25,7 +25,7 @@ const WITH_SERVICES: [&str; 3] = ["hv_vmbus", "hv_balloon", "hv_utils"];
 /// The drivers of the balloon that is compared with this project's, in place of those.
 const VIRTIO_MODULES: [&str; 2] = ["virtio_pci", "virtio_balloon"];
 
-/// The kernel of a test guest.
+/// The kernel of a test guest, or of the rig.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum GuestKernel {
     /// The kernel of this machine's Debian release.
@@ -42,6 +42,14 @@ impl GuestKernel {
         match self {
             Self::Stable => kernels::GUEST,
             Self::Backports => kernels::NEWER_GUEST,
+        }
+    }
+
+    /// The same for the rig, with more drivers.
+    pub(crate) fn for_rig(self) -> kernels::Source {
+        match self {
+            Self::Stable => kernels::RIG,
+            Self::Backports => kernels::NEWER_RIG,
         }
     }
 

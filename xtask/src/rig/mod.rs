@@ -21,12 +21,15 @@ use guest_agent::boot::USUAL_MODULES;
 use guest_agent::rig::{JOB_FILE, Job};
 
 use crate::guest_image::initramfs::Initramfs;
-use crate::guest_image::{self, kernels, modules};
+use crate::guest_image::{self, GuestKernel, kernels, modules};
 use host::HyperV;
 use machine::Machine;
 
 /// The exit status when the rig itself failed, not the command in it.
 const RIG_FAILED: u8 = 125;
+
+/// The emulated machine's kernel, if no other is asked for.
+const KERNEL: GuestKernel = GuestKernel::Backports;
 
 /// `cargo xtask rig`.
 #[derive(Debug, clap::Args)]
@@ -48,6 +51,10 @@ pub(crate) struct RigArgs {
     /// Emulates all processors in one host thread, or each in its own.
     #[arg(long, value_enum, default_value = "multi")]
     pub(crate) threads: machine::Threads,
+    /// The kernel of the emulated machine. The stable one of Debian 12 (Linux 6.1) does not pass
+    /// extended hypercalls on, so guests cannot report free pages.
+    #[arg(long, value_enum, default_value_t = KERNEL)]
+    pub(crate) kernel: GuestKernel,
     /// A kernel parameter for the emulated machine; may be given several times.
     #[arg(long, value_name = "PARAMETER")]
     pub(crate) append: Vec<String>,
@@ -79,7 +86,7 @@ pub(crate) fn main(args: &RigArgs) -> ExitCode {
 /// Something cannot be installed, downloaded or built.
 pub(crate) fn prepare() -> Result<()> {
     emulator::get()?;
-    initramfs(None).map(drop)
+    initramfs(KERNEL, None).map(drop)
 }
 
 fn exec(command: &[String]) -> Result<ExitCode> {
@@ -114,8 +121,8 @@ fn emulate(args: &RigArgs, reason: &str) -> Result<ExitCode> {
     );
     let spec = machine::Spec {
         emulator: emulator::get()?,
-        kernel: kernels::get(kernels::RIG)?.image,
-        initramfs: initramfs(Some(&job))?,
+        kernel: kernels::get(args.kernel.for_rig())?.image,
+        initramfs: initramfs(args.kernel, Some(&job))?,
         cpus: args.cpus,
         memory_mib,
         threads: args.threads,
@@ -127,10 +134,10 @@ fn emulate(args: &RigArgs, reason: &str) -> Result<ExitCode> {
     link::relay(machine, terminal, args.timeout.map(Duration::from_secs))
 }
 
-fn initramfs(job: Option<&Job>) -> Result<Vec<u8>> {
+fn initramfs(kernel: GuestKernel, job: Option<&Job>) -> Result<Vec<u8>> {
     const MODULES: [&str; 7] =
         ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm", "kvm_amd"];
-    let kernel = kernels::get(kernels::RIG)?;
+    let kernel = kernels::get(kernel.for_rig())?;
     let mut image = Initramfs::default();
     image.add_program("/init", &guest_image::static_program("rig_init")?)?;
     image.add_modules(USUAL_MODULES, &modules::with_dependencies(&kernel.modules, &MODULES)?)?;
