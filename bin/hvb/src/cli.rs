@@ -102,6 +102,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "KIND", value_enum, default_value = "thp")]
     pub(crate) hugepages: HugePages,
 
+    /// Lets the guest report memory that it frees, which the host then has back without a target:
+    /// [default: on, where the host can].
+    #[arg(long, value_name = "SWITCH", value_enum)]
+    pub(crate) free_page_reporting: Option<Switch>,
+
     /// Memory of the guest after a reset.
     #[arg(long, value_name = "SIZE", value_enum, default_value = "boot-size")]
     pub(crate) on_reset: OnReset,
@@ -161,6 +166,15 @@ pub(crate) struct StopArgs {
     /// End the machine after this long; 0 ends it without asking the guest.
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = any_seconds)]
     pub(crate) timeout: Duration,
+}
+
+/// Whether to do something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// Do it.
+    On,
+    /// Do not.
+    Off,
 }
 
 /// Destination of the guest's serial console.
@@ -299,6 +313,7 @@ mod tests {
             record_bus: None,
             settle: None,
             hugepages: HugePages::Thp,
+            free_page_reporting: None,
             on_reset: OnReset::BootSize,
             grace: Duration::from_secs(60),
             seccomp: Seccomp::On,
@@ -323,13 +338,15 @@ mod tests {
             record_bus: Some("bus".into()),
             settle: Some(Duration::from_secs(3)),
             hugepages: HugePages::Mib2,
+            free_page_reporting: Some(Switch::Off),
             on_reset: OnReset::KeepSize,
             grace: Duration::from_secs(5),
             seccomp: Seccomp::Log,
         };
         let arguments = "--initrd i --append -x=1 --cpus 4 --memory 512M --max-memory 4G --qmp q \
                          --serial file:log:1 --status-report --settle 3 --hugepages 2M \
-                         --on-reset keep-size --grace 5 --seccomp log --record-bus bus";
+                         --on-reset keep-size --grace 5 --seccomp log --record-bus bus \
+                         --free-page-reporting off";
         assert_eq!(run(arguments), expected);
         assert_eq!(run("--hugepages 1G --serial none").hugepages, HugePages::Gib1);
     }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use vmm::{Config, SerialOutput};
 
-use crate::cli::{HugePages, OnReset, RunArgs, Seccomp, Serial};
+use crate::cli::{HugePages, OnReset, RunArgs, Seccomp, Serial, Switch};
 use crate::size::ByteSize;
 
 /// The machine that the options describe.
@@ -46,6 +46,11 @@ pub(crate) fn config(args: RunArgs) -> Result<Config> {
             HugePages::Thp => vmm::HugePages::Transparent,
             HugePages::Mib2 => vmm::HugePages::Pool2M,
             HugePages::Gib1 => vmm::HugePages::Pool1G,
+        },
+        free_page_reporting: match args.free_page_reporting {
+            None => vmm::FreePageReporting::Auto,
+            Some(Switch::On) => vmm::FreePageReporting::On,
+            Some(Switch::Off) => vmm::FreePageReporting::Off,
         },
         seccomp: match args.seccomp {
             Seccomp::On => vmm::Seccomp::On,
@@ -114,6 +119,14 @@ mod tests {
         assert_eq!(seccomp("--seccomp on"), vmm::Seccomp::On);
         assert_eq!(seccomp("--seccomp log"), vmm::Seccomp::Log);
         assert_eq!(seccomp("--seccomp off"), vmm::Seccomp::Off);
+    }
+
+    #[test]
+    fn free_pages_are_reported_where_that_is_possible_unless_the_user_says_otherwise() {
+        let reporting = |arguments| configured(arguments).unwrap().free_page_reporting;
+        assert_eq!(reporting(""), vmm::FreePageReporting::Auto);
+        assert_eq!(reporting("--free-page-reporting on"), vmm::FreePageReporting::On);
+        assert_eq!(reporting("--free-page-reporting off"), vmm::FreePageReporting::Off);
     }
 
     #[test]

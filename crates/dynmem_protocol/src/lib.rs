@@ -27,6 +27,7 @@ extern crate std;
 mod balloon;
 mod error;
 mod header;
+mod heat_hint;
 mod hot_add;
 mod hot_remove;
 mod info;
@@ -41,6 +42,9 @@ mod version;
 pub use balloon::{BalloonRequest, BalloonResponse, UnballoonRequest, UnballoonResponse};
 pub use error::ParseError;
 pub use header::MAX_HOST_MESSAGE;
+pub use heat_hint::{
+    CAN_DISCARD, FreePages, GpaPageRange, HeatHint, MEMORY_HEAT_HINT, QUERY_CAPABILITIES,
+};
 pub use hot_add::{HotAddRequest, HotAddResponse, HotAddResult};
 pub use hot_remove::{HotRemoveRequest, HotRemoveResponse};
 pub use info::InfoMessage;

@@ -149,6 +149,15 @@ impl BorrowedRam {
         self.extents().discard(ranges)
     }
 
+    /// As [`BorrowedRam::discard`], for pages that remain the guest's, and that it may touch at any
+    /// time: those that it reports as free. Pages of the host's pool stay as they are.
+    ///
+    /// # Errors
+    /// As [`BorrowedRam::discard`].
+    pub fn discard_free(&self, ranges: &[PageRange]) -> Result<(), DiscardError> {
+        self.extents().discard_free(ranges)
+    }
+
     /// As [`BorrowedRam::discard`], for a caller that leaves all pages with the guest after a
     /// failure: provides pool pages again that are already gone, if the pool still has them.
     ///

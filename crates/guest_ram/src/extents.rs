@@ -22,6 +22,21 @@ impl<'a> Extents<'a> {
 
     /// Gives pages back to the host. Every range is tried; the first failure is reported.
     pub(crate) fn discard(self, ranges: &[PageRange]) -> Result<(), DiscardError> {
+        self.discard_in(ranges, |_| true)
+    }
+
+    /// As [`Extents::discard`], for pages that the guest may touch at any time: pages of the host's
+    /// pool, of which there may be no other by then, stay.
+    pub(crate) fn discard_free(self, ranges: &[PageRange]) -> Result<(), DiscardError> {
+        self.discard_in(ranges, |extent| !extent.has_pool_pages())
+    }
+
+    /// Gives those pages back to the host that lie in extents that are `wanted`.
+    fn discard_in(
+        self,
+        ranges: &[PageRange],
+        wanted: impl Fn(&Extent) -> bool,
+    ) -> Result<(), DiscardError> {
         let mut plan =
             Planner::new(ranges.len(), |place: Place<'_>, spans: &[Span]| place.0.discard(spans));
         let mut result = Ok(());
@@ -32,9 +47,11 @@ impl<'a> Extents<'a> {
                 last = self.all().find(|extent| extent.holds(run));
             }
             result = result.and(match last {
-                Some(extent) => plan_part(&mut plan, extent, run),
+                Some(extent) if wanted(extent) => plan_part(&mut plan, extent, run),
+                Some(_) => Ok(()),
                 None if self.hold(run) => self
                     .parts(run)
+                    .filter(|(extent, _)| wanted(extent))
                     .map(|(extent, part)| plan_part(&mut plan, extent, part))
                     .fold(Ok(()), Result::and),
                 None => plan.flush().and(Err(DiscardError::NotRam(run))),

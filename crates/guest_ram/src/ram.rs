@@ -263,6 +263,25 @@ impl GuestRam {
         self.extents().discard(ranges)
     }
 
+    /// As [`GuestRam::discard`], for pages that remain the guest's, and that it may touch at any time:
+    /// those that it reports as free. Pages of the host's pool stay as they are, since a touch would
+    /// end the process if the pool is empty by then.
+    ///
+    /// May be called on the thread of a vCPU, while another thread changes the memory. A range that is
+    /// not aligned to 2 MiB costs mappings, as in a balloon, until the next [`GuestRam::settle`].
+    ///
+    /// # Errors
+    /// As [`GuestRam::discard`].
+    pub fn discard_free(&self, ranges: &[PageRange]) -> Result<(), DiscardError> {
+        self.extents().discard_free(ranges)
+    }
+
+    /// Whether [`GuestRam::discard_free`] has any effect: not on pages of the host's pool.
+    #[must_use]
+    pub fn can_discard_free(&self) -> bool {
+        self.boot.iter().any(|extent| !extent.has_pool_pages())
+    }
+
     /// As [`GuestRam::discard`], for a caller that leaves all pages with the guest after a failure:
     /// provides pool pages again that are already gone. If the pool has given them to others in the
     /// meantime, the guest's next touch needs a free huge page.

@@ -70,6 +70,8 @@ pub mod rights {
     pub const POST_MESSAGES: u32 = 1 << 4;
     /// `HvSignalEvent`: the guest's signals on open channels.
     pub const SIGNAL_EVENTS: u32 = 1 << 5;
+    /// Extended hypercalls: see [`super::offer_extended_hypercalls`].
+    pub const EXTENDED_HYPERCALLS: u32 = 1 << 20;
     /// CPU management. It makes Linux believe that it is the root partition.
     pub const CPU_MANAGEMENT: u32 = 1 << 12;
     /// Isolation. It makes Linux believe that it is a confidential VM.
@@ -168,6 +170,30 @@ pub fn add_crash_msrs(cpuid: &mut [kvm_cpuid_entry2], supported: &[kvm_cpuid_ent
     let offered = leaf(supported, FEATURES).edx & features::CRASH_MSRS;
     for entry in cpuid.iter_mut().filter(|entry| entry.function == FEATURES) {
         entry.edx |= offered;
+    }
+}
+
+/// Whether this KVM leaves extended hypercalls to the VMM, as Linux does from 6.3 on.
+pub(crate) fn passes_extended_hypercalls(supported: &[kvm_cpuid_entry2]) -> bool {
+    leaf(supported, FEATURES).ebx & rights::EXTENDED_HYPERCALLS != 0
+}
+
+/// Offers the guest extended hypercalls, in a table that [`add_hyperv_leaves`] or
+/// [`merge_hyperv_leaves`] has completed. The VMM must answer `HvExtCallQueryCapabilities` then, as
+/// `vmbus_kvm` does.
+///
+/// Returns whether they are offered: not if `supported` lacks them.
+pub fn offer_extended_hypercalls(
+    cpuid: &mut [kvm_cpuid_entry2],
+    supported: &[kvm_cpuid_entry2],
+) -> bool {
+    let entry = cpuid.iter_mut().find(|entry| entry.function == FEATURES);
+    match entry {
+        Some(entry) if passes_extended_hypercalls(supported) => {
+            entry.ebx |= rights::EXTENDED_HYPERCALLS;
+            true
+        }
+        _ => false,
     }
 }
 
@@ -341,6 +367,21 @@ mod tests {
         let before = cpuid.clone();
         merge_hyperv_leaves(&mut cpuid, &supported).unwrap();
         assert_eq!(cpuid, before, "merging again changes nothing");
+    }
+
+    #[test]
+    fn extended_hypercalls_are_offered_only_where_asked_for_and_possible() {
+        let newer = entry(FEATURES, [u32::MAX; 4]);
+        let older = entry(FEATURES, [u32::MAX, !rights::EXTENDED_HYPERCALLS, 0, 0]);
+        for (supported, expected) in [(newer, true), (older, false)] {
+            let mut cpuid = Vec::new();
+            add_hyperv_leaves(&mut cpuid, &[supported], SyntheticTimers::Offered);
+            assert_eq!(leaf(&cpuid, FEATURES).ebx, rights::NEEDED);
+            assert_eq!(offer_extended_hypercalls(&mut cpuid, &[supported]), expected);
+            let bit = if expected { rights::EXTENDED_HYPERCALLS } else { 0 };
+            assert_eq!(leaf(&cpuid, FEATURES).ebx, rights::NEEDED | bit);
+        }
+        assert!(!offer_extended_hypercalls(&mut [], &[newer]));
     }
 
     #[test]

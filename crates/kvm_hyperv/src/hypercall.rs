@@ -1,16 +1,22 @@
-//! `HvPostMessage` and `HvSignalEvent`, decoded from a hypercall exit (TLFS 11.8).
+//! `HvPostMessage`, `HvSignalEvent` (TLFS 11.8) and extended hypercalls, decoded from a hypercall exit.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{Ordering, fence};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
+
+pub use crate::extended::ExtendedCall;
 
 /// Call code of `HvPostMessage`.
 const POST_MESSAGE: u64 = 0x5c;
 /// Call code of `HvSignalEvent`.
 const SIGNAL_EVENT: u64 = 0x5d;
+/// Call codes of extended hypercalls: `HvExtCallQueryCapabilities`, and one for each bit of its
+/// answer.
+const EXTENDED: RangeInclusive<u64> = 0x8001..=0x8041;
 
 /// Bit of the control word that says that the input is in registers.
-const FAST: u64 = 1 << 16;
+pub(crate) const FAST: u64 = 1 << 16;
 
 /// The most payload bytes in a message.
 pub const MAX_PAYLOAD: usize = 240;
@@ -48,6 +54,13 @@ impl Status {
     pub fn result(self) -> u64 {
         self.0.into()
     }
+
+    /// The result value of a rep hypercall with this status, of which the reps before `completed`,
+    /// at most 4095, are done (TLFS 3.8).
+    #[must_use]
+    pub fn result_of_reps(self, completed: u16) -> u64 {
+        self.result() | u64::from(completed & 0xfff) << 32
+    }
 }
 
 /// A hypercall, with its input copied out of guest memory and checked.
@@ -65,6 +78,8 @@ pub enum Hypercall {
         /// The connection, 24 bits.
         connection_id: u32,
     },
+    /// An extended hypercall, of which only the form was checked.
+    Extended(ExtendedCall),
 }
 
 /// The call code in a hypercall's control word (TLFS 3.10).
@@ -87,6 +102,9 @@ impl Hypercall {
         match u64::from(call_code(control)) {
             POST_MESSAGE => post_message(memory, control, parameters[0]),
             SIGNAL_EVENT => signal_event(parameters[0]),
+            code if EXTENDED.contains(&code) => {
+                ExtendedCall::decode(control, parameters).map(Hypercall::Extended)
+            }
             _ => Err(Status::INVALID_CODE),
         }
     }

@@ -15,14 +15,15 @@ use crate::ioctl_numbers::{KVM_GET_SUPPORTED_HV_CPUID, KVM_HYPERV_EVENTFD, KVM_S
 /// Room for the leaves KVM returns: ten in Linux 6.12.
 const MAX_HV_LEAVES: usize = 32;
 
-/// Everything that KVM can offer in Hyper-V leaves: a maximum, not a table for a guest.
-pub(crate) fn supported_hv_cpuid(vcpu: &VcpuFd) -> io::Result<CpuId> {
+/// Everything that KVM can offer in Hyper-V leaves: a maximum, not a table for a guest. `fd` is a
+/// vCPU, or with `KVM_CAP_SYS_HYPERV_CPUID` KVM itself.
+pub(crate) fn supported_hv_cpuid(fd: &impl AsRawFd) -> io::Result<CpuId> {
     let mut leaves =
         CpuId::new(MAX_HV_LEAVES).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
     let pointer = leaves.as_mut_fam_struct_ptr();
     // SAFETY: the structure has room for the number of entries that it states; the kernel writes at
     // most that many and then corrects the number.
-    let result = unsafe { ioctl_with_mut_ptr(vcpu, KVM_GET_SUPPORTED_HV_CPUID.into(), pointer) };
+    let result = unsafe { ioctl_with_mut_ptr(fd, KVM_GET_SUPPORTED_HV_CPUID.into(), pointer) };
     check(result)?;
     Ok(leaves)
 }

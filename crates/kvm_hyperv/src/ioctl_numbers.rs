@@ -6,7 +6,7 @@
 //! | Number | Made by | On which thread |
 //! |---|---|---|
 //! | [`KVM_CHECK_EXTENSION`] | [`crate::probe`], [`crate::vm::slot_limit`] | the setup thread |
-//! | [`KVM_GET_SUPPORTED_HV_CPUID`] | [`crate::cpuid::supported`] | the setup thread |
+//! | [`KVM_GET_SUPPORTED_HV_CPUID`] | [`crate::probe`], [`crate::cpuid::supported`] | the setup thread |
 //! | [`KVM_SET_GSI_ROUTING`], [`KVM_IRQFD`] | [`crate::sint::SintLines`] | the setup thread |
 //! | [`KVM_SET_SIGNAL_MASK`] | [`crate::kick::prepare_thread`] | the vCPU's |
 //! | [`KVM_GET_MSRS`] | [`crate::msr::guest_os_id`], [`crate::crash`] | the vCPU's |

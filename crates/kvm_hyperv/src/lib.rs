@@ -3,7 +3,8 @@
 //! - [`probe`]: whether this KVM is capable of it.
 //! - [`cpuid`]: the Hyper-V leaves a guest must see, written or completed.
 //! - [`acpi`]: the device by which it finds VMBus.
-//! - [`exit`] and [`hypercall`]: `KVM_EXIT_HYPERV` decoded, `HvPostMessage` and `HvSignalEvent`.
+//! - [`exit`] and [`hypercall`]: `KVM_EXIT_HYPERV` decoded, `HvPostMessage`, `HvSignalEvent`, and
+//!   extended hypercalls.
 //! - [`synic`]: the message slot and the event flags of each virtual processor (VP), and its saved
 //!   state.
 //! - [`sint`]: SINT 2 interrupts through irqfd, with a full or a split irqchip.
@@ -28,6 +29,7 @@ mod copy;
 pub mod cpuid;
 pub mod crash;
 pub mod exit;
+mod extended;
 pub mod hypercall;
 mod ioctl;
 pub mod ioctl_numbers;

@@ -9,16 +9,20 @@
 //! | [`Irqchip::Full`] | `KVM_CAP_IRQCHIP`, and `KVM_CAP_IRQFD_RESAMPLE` for acknowledgements |
 //! | [`Irqchip::Split`] | `KVM_CAP_SPLIT_IRQCHIP` |
 //! | for speed | `KVM_CAP_HYPERV_EVENTFD`: see [`Capabilities::eventfd`] |
+//! | for free page reports | `KVM_CAP_SYS_HYPERV_CPUID`, and what it then shows: see [`Capabilities::extended_hypercalls`] |
 
 use std::fmt;
 
 use kvm_bindings::{
     KVM_CAP_HYPERV, KVM_CAP_HYPERV_CPUID, KVM_CAP_HYPERV_EVENTFD, KVM_CAP_HYPERV_SYNIC2,
     KVM_CAP_HYPERV_TIME, KVM_CAP_HYPERV_VP_INDEX, KVM_CAP_IRQ_ROUTING, KVM_CAP_IRQCHIP,
-    KVM_CAP_IRQFD, KVM_CAP_IRQFD_RESAMPLE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_USER_MEMORY,
+    KVM_CAP_IRQFD, KVM_CAP_IRQFD_RESAMPLE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_SYS_HYPERV_CPUID,
+    KVM_CAP_USER_MEMORY,
 };
 use kvm_ioctls::Kvm;
 use thiserror::Error;
+
+use crate::{cpuid, ioctl};
 
 const DEVICE: &str = "/dev/kvm";
 
@@ -69,6 +73,9 @@ pub struct Capabilities {
     /// An irqfd can signal that the guest acknowledged an interrupt (`KVM_CAP_IRQFD_RESAMPLE`).
     /// Whatever this says, KVM refuses such irqfds with a split irqchip.
     pub resample: bool,
+    /// Extended hypercalls reach the VMM (Linux 6.3 and later), so that a guest can
+    /// [be offered](crate::cpuid::offer_extended_hypercalls) them.
+    pub extended_hypercalls: bool,
 }
 
 /// KVM cannot be used on this host.
@@ -123,7 +130,7 @@ pub fn open(irqchip: Irqchip) -> Result<(Kvm, Capabilities), ProbeError> {
 /// # Errors
 /// [`ProbeError::Missing`].
 pub fn check(kvm: &Kvm) -> Result<Capabilities, ProbeError> {
-    check_all(|capability| has(kvm, capability), &[])
+    check_all(|capability| has(kvm, capability), &[], || passes_extended_hypercalls(kvm))
 }
 
 /// Checks for all that a VMM with this `irqchip` needs.
@@ -131,20 +138,30 @@ pub fn check(kvm: &Kvm) -> Result<Capabilities, ProbeError> {
 /// # Errors
 /// [`ProbeError::Missing`].
 pub fn check_for(kvm: &Kvm, irqchip: Irqchip) -> Result<Capabilities, ProbeError> {
-    check_all(|capability| has(kvm, capability), irqchip.needed())
+    let needed = irqchip.needed();
+    check_all(|capability| has(kvm, capability), needed, || passes_extended_hypercalls(kvm))
 }
 
 fn has(kvm: &Kvm, capability: u32) -> bool {
     kvm.check_extension_raw(capability.into()) > 0
 }
 
-fn check_all(has: impl Fn(u32) -> bool, more: &[Needed]) -> Result<Capabilities, ProbeError> {
+fn passes_extended_hypercalls(kvm: &Kvm) -> bool {
+    ioctl::supported_hv_cpuid(kvm).is_ok_and(|it| cpuid::passes_extended_hypercalls(it.as_slice()))
+}
+
+fn check_all(
+    has: impl Fn(u32) -> bool,
+    more: &[Needed],
+    passes_extended_hypercalls: impl FnOnce() -> bool,
+) -> Result<Capabilities, ProbeError> {
     let missing: Vec<_> =
         ALWAYS.iter().chain(more).filter(|(number, _)| !has(*number)).map(|(_, n)| *n).collect();
     if missing.is_empty() {
         Ok(Capabilities {
             eventfd: has(KVM_CAP_HYPERV_EVENTFD),
             resample: has(KVM_CAP_IRQFD_RESAMPLE),
+            extended_hypercalls: has(KVM_CAP_SYS_HYPERV_CPUID) && passes_extended_hypercalls(),
         })
     } else {
         Err(ProbeError::Missing(MissingCapabilities(missing)))
@@ -157,7 +174,7 @@ mod tests {
 
     fn without(missing: &[u32], irqchip: Option<Irqchip>) -> Result<Capabilities, ProbeError> {
         let more = irqchip.map_or(&[][..], Irqchip::needed);
-        check_all(|capability| !missing.contains(&capability), more)
+        check_all(|capability| !missing.contains(&capability), more, || true)
     }
 
     #[test]
@@ -174,10 +191,12 @@ mod tests {
     }
 
     #[test]
-    fn an_eventfd_and_acknowledgements_are_optional() {
-        let capabilities =
-            without(&[KVM_CAP_HYPERV_EVENTFD, KVM_CAP_IRQFD_RESAMPLE], None).unwrap();
-        assert_eq!(capabilities, Capabilities { eventfd: false, resample: false });
+    fn eventfds_acknowledgements_and_extended_hypercalls_are_optional() {
+        let optional = [KVM_CAP_HYPERV_EVENTFD, KVM_CAP_IRQFD_RESAMPLE, KVM_CAP_SYS_HYPERV_CPUID];
+        let none = Capabilities { eventfd: false, resample: false, extended_hypercalls: false };
+        assert_eq!(without(&optional, None).unwrap(), none);
+        let all = Capabilities { eventfd: true, resample: true, extended_hypercalls: true };
+        assert_eq!(without(&[], None).unwrap(), all);
         without(&[KVM_CAP_IRQCHIP, KVM_CAP_SPLIT_IRQCHIP], None).unwrap();
     }
 

@@ -54,6 +54,10 @@ pub struct DynamicMemoryInfo {
     /// Memory that the guest gave up although it was never assigned to it.
     #[serde(default)]
     pub foreign: u64,
+    /// What the guest has reported as free, on its own account, since the machine was created. It is
+    /// still the guest's, and part of `actual`. Absent if the guest cannot report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reported: Option<Reported>,
     /// Memory of the host that the process has, for the guest and for itself; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resident: Option<u64>,
@@ -94,6 +98,16 @@ pub struct DynamicMemoryInfo {
     /// Protocol violations by the guest since the machine was created.
     #[serde(default)]
     pub faults: Faults,
+}
+
+/// What a guest has reported as free.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Reported {
+    /// The memory that the host took back, each time that the guest reported it.
+    pub bytes: u64,
+    /// The guest's reports of which memory was taken back.
+    pub calls: u64,
 }
 
 /// A target that the device refused.
@@ -151,6 +165,7 @@ mod tests {
             held: 9,
             undiscarded: 10,
             foreign: 11,
+            reported: Some(Reported { bytes: 18, calls: 19 }),
             resident: Some(15),
             unexplained: 16,
             ready_in_ms: Some(12),
@@ -171,7 +186,8 @@ mod tests {
         let expected = json!({
             "state": "idle", "actual": 1, "target": 2, "maximum": 3, "boot": 4, "hot-added": 5,
             "assigned": 6, "ballooned": 7, "unconfirmed": 17, "in-flight": 8, "held": 9, "undiscarded": 10,
-            "foreign": 11, "resident": 15, "unexplained": 16, "ready-in-ms": 12, "waiting": "w", "stopped": "s",
+            "foreign": 11,
+            "reported": { "bytes": 18, "calls": 19 }, "resident": 15, "unexplained": 16, "ready-in-ms": 12, "waiting": "w", "stopped": "s",
             "last-refusal": { "target": 13, "reason": "r" }, "guest-os-id": u64::MAX,
             "guest-os": "Linux 6.1", "protocol-version": "2.0", "hot-add-alignment": 14,
             "faults": { "malformed": 20, "odd-hot-adds": u64::MAX },

@@ -34,7 +34,7 @@ mod socket;
 pub use client::{Client, ClientError, ReceivedEvent};
 pub use commands::{XQueryDynamicMemory, XQueryIntegrationServices};
 pub use conversation::Conversation;
-pub use dynamic_memory::{DynamicMemoryInfo, Faults, Refusal};
+pub use dynamic_memory::{DynamicMemoryInfo, Faults, Refusal, Reported};
 pub use event::{Event, EventSender};
 pub use machine::{Machine, MonitorError};
 pub use memory_device::{HvBalloonDevice, MemoryDevice};

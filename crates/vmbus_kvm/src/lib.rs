@@ -33,7 +33,7 @@
 //! | `memory` | calls the [`MemoryBackend`], in the order in which the device asks |
 //!
 //! A hypercall is answered on the vCPU's thread, under a lock that no thread holds over a system
-//! call. Messages go into the guest's message page on the vCPU's own thread, because KVM writes
+//! call. Pages that the guest reports as free are discarded on that thread as well, without a lock. Messages go into the guest's message page on the vCPU's own thread, because KVM writes
 //! timer messages into the same page on that thread.
 
 mod attached;
@@ -50,6 +50,8 @@ mod machine;
 mod paused;
 mod platform;
 mod recording;
+#[cfg(feature = "dynamic-memory")]
+mod reporting;
 mod shared;
 mod sources;
 mod supervisor;
@@ -80,6 +82,8 @@ pub use kvm::{HasVm, KvmPlatform};
 pub use machine::Machine;
 pub use paused::{Paused, SavedBus};
 pub use platform::{Bound, BusMemory, MemoryGuard, Platform};
+#[cfg(feature = "dynamic-memory")]
+pub use reporting::{FreePages, Reported};
 pub use saved_state::{FormatError, SavedState};
 pub use shared::BusHandle;
 pub use supervisor::{HostFailure, Report, Supervisor, Thread};

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kvm_hyperv::exit::HypervExit;
-use kvm_hyperv::hypercall::{Hypercall, Status, call_code};
+use kvm_hyperv::hypercall::{ExtendedCall, Hypercall, Status, call_code};
 use kvm_hyperv::synic::{Delivery, SavedSynic, SavedSynicError, VpSynic};
 use vmbus::GuestSignal;
 use vmbus::protocol::{ConnectionId, VpIndex};
@@ -14,6 +14,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::shared::{Shared, lock};
 use crate::{Platform, Trace};
+#[cfg(feature = "dynamic-memory")]
+use crate::{Report, WorkError};
 
 /// A machine's connection to the bus; [`Host::start_machine`](crate::Host::start_machine) makes it.
 /// Each vCPU thread has a clone.
@@ -103,9 +105,9 @@ impl<P: Platform> Machine<P> {
                 None
             }
             HypervExit::Hypercall { control, parameters } => {
-                let status = self.hypercall(control, parameters);
+                let (status, reps) = self.hypercall(control, parameters);
                 self.trace(Trace::Hypercall { vp, code: call_code(control), status: status.0 });
-                Some(status.result())
+                Some(status.result_of_reps(reps))
             }
             HypervExit::Other(_) => None,
         }
@@ -131,16 +133,33 @@ impl<P: Platform> Machine<P> {
         self.0.shared.supervisor.trace(trace);
     }
 
-    fn hypercall(&self, control: u64, parameters: [u64; 2]) -> Status {
-        match Hypercall::decode(&*self.0.platform.memory(), control, parameters) {
+    /// The status, and of a rep hypercall the reps that are done.
+    fn hypercall(&self, control: u64, parameters: [u64; 2]) -> (Status, u16) {
+        let status = match Hypercall::decode(&*self.0.platform.memory(), control, parameters) {
             Ok(Hypercall::PostMessage { connection_id, payload }) => {
                 self.0.shared.post(ConnectionId::new(connection_id), &payload)
             }
             Ok(Hypercall::SignalEvent { connection_id }) => {
                 self.signal(ConnectionId::new(connection_id))
             }
+            Ok(Hypercall::Extended(call)) => return self.extended(&call),
             Err(status) => status,
-        }
+        };
+        (status, 0)
+    }
+
+    #[cfg(feature = "dynamic-memory")]
+    fn extended(&self, call: &ExtendedCall) -> (Status, u16) {
+        let shared = &self.0.shared;
+        shared.reporting.answer(call, &*self.0.platform.memory(), |source| {
+            let what = "give free pages back to the host";
+            shared.supervisor.report(Report::Work(WorkError { what, source }));
+        })
+    }
+
+    #[cfg(not(feature = "dynamic-memory"))]
+    fn extended(&self, _: &ExtendedCall) -> (Status, u16) {
+        (Status::INVALID_CODE, 0)
     }
 
     /// Handles a signal that KVM did not deliver to an eventfd.

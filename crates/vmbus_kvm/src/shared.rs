@@ -13,6 +13,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::Stopped;
 use crate::clock::Clock;
 use crate::recording::Recording;
+#[cfg(feature = "dynamic-memory")]
+use crate::reporting::Reporting;
 use crate::{StartError, Supervisor};
 
 /// The bus, its clock, and the way to wake its thread.
@@ -27,6 +29,8 @@ pub(crate) struct Shared {
     recording: Recording,
     /// Reads the guest's reference time, while there is a machine.
     reference: Mutex<Option<ReferenceClock>>,
+    #[cfg(feature = "dynamic-memory")]
+    pub(crate) reporting: Reporting,
     pub(crate) supervisor: Box<dyn Supervisor>,
 }
 
@@ -44,6 +48,8 @@ impl Shared {
             stopped: AtomicBool::new(false),
             recording: Recording::new(supervisor.records()),
             reference: Mutex::default(),
+            #[cfg(feature = "dynamic-memory")]
+            reporting: Reporting::default(),
             supervisor: Box::new(supervisor),
         })
     }

@@ -48,6 +48,19 @@ pub enum LinkConfig {
     Passt(Option<PathBuf>),
 }
 
+/// Whether the guest can report the memory that it frees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FreePageReporting {
+    /// Yes, where the host can take reports: where KVM leaves extended hypercalls to this program,
+    /// and guest memory is not of the host's huge page pool.
+    #[default]
+    Auto,
+    /// Yes; it is an error if the host cannot take reports.
+    On,
+    /// No.
+    Off,
+}
+
 /// The configuration of a VM.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -86,6 +99,9 @@ pub struct Config {
     pub grace: Duration,
     /// The pages that back guest memory.
     pub huge_pages: HugePages,
+    /// Whether the guest can report the memory that it frees, so that the host has it back without
+    /// being asked for a target.
+    pub free_page_reporting: FreePageReporting,
     /// How to treat system calls that none of the VM's threads needs. The calling thread is
     /// confined for good, and so is every thread it starts afterwards.
     pub seccomp: Seccomp,

@@ -302,6 +302,9 @@ pub enum VmmError {
         /// The option that needs it.
         option: &'static str,
     },
+    /// The host cannot take the guest's reports.
+    #[error("--free-page-reporting on is impossible here, for {0}, or leave the option out")]
+    NoReporting(NoReporting),
 }
 
 /// Adds the names of `hvb`'s options, which the library does not know.
@@ -426,4 +429,20 @@ mod tests {
         assert!(chain(&kvm).contains("; free memory on the host"), "{kvm}");
         assert_eq!(text(libc::EPERM), "cannot do it: Operation not permitted (os error 1)");
     }
+}
+
+/// Why the host cannot take a guest's reports of free pages, and what to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoReporting {
+    /// KVM answers the hypercalls itself.
+    #[error(
+        "this host's KVM does not leave extended hypercalls to hvb: use a host with Linux 6.3 or later"
+    )]
+    Kvm,
+    /// The pool may have no other pages when the guest uses them again.
+    #[error(
+        "memory of the host's huge page pool cannot be discarded while a guest may touch it: choose \
+         --hugepages thp or off"
+    )]
+    Pool,
 }

@@ -47,6 +47,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) host: &'a Host<Platform>,
     /// KVM can signal eventfds itself.
     pub(crate) signals_in_kernel: bool,
+    /// The guest can report free pages.
+    pub(crate) takes_reports: bool,
     pub(crate) confinement: Confinement,
     pub(crate) control: ControlSender,
     pub(crate) vcpus: u8,
@@ -216,7 +218,7 @@ fn create_vcpus(parts: &Parts<'_>, vm: &VmFd) -> Result<Vec<VcpuFd>, MachineErro
         .map(|id| {
             let vcpu =
                 vm.create_vcpu(id.into()).map_err(MachineError::kvm("cannot create a vCPU"))?;
-            let cpuid = cpu::cpuid(parts.kvm, &vcpu, id, parts.vcpus)?;
+            let cpuid = cpu::cpuid(parts, &vcpu, id)?;
             vcpu.set_cpuid2(&cpuid).map_err(MachineError::kvm("cannot set a vCPU's CPUID"))?;
             let synic = kvm_enable_cap { cap: KVM_CAP_HYPERV_SYNIC2, ..Default::default() };
             vcpu.enable_cap(&synic)

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use guest_ram::{GuestRam, HIGH_RAM_START, HugePages, MemoryKind, RamConfig, RamError};
+use kvm_hyperv::probe::Capabilities;
 use kvm_ioctls::Kvm;
 use page_range::{Gpa, Gpfn, PageCount};
 
+use crate::HAS_BALLOON;
 use crate::boot::cpu;
-use crate::config::{Config, OnReset};
-use crate::error::VmmError;
+use crate::config::{Config, FreePageReporting, OnReset};
+use crate::error::{NoReporting, VmmError};
 
 /// The most memory slots for added memory. A machine that can add more has larger blocks.
 const MAX_PIECES: u32 = 1024;
@@ -27,6 +29,8 @@ pub(crate) struct MemoryPlan {
     pub(crate) address_end: Gpfn,
     /// The most pieces in which memory can be added.
     pub(crate) max_pieces: u32,
+    /// The guest can report free pages.
+    pub(crate) takes_reports: bool,
 }
 
 /// The memory of one machine.
@@ -50,7 +54,11 @@ pub(crate) struct Kept {
 
 impl MemoryPlan {
     /// Checks the requested sizes against what the guest can address.
-    pub(crate) fn new(config: &Config, kvm: &Kvm) -> Result<Self, VmmError> {
+    pub(crate) fn new(
+        config: &Config,
+        kvm: &Kvm,
+        capabilities: Capabilities,
+    ) -> Result<Self, VmmError> {
         let bits = cpu::address_bits(kvm)?;
         let address_end = Gpa::new(1_u64.checked_shl(bits).unwrap_or(u64::MAX));
         let plan = Self {
@@ -60,6 +68,7 @@ impl MemoryPlan {
             on_reset: config.on_reset,
             address_end: address_end.gpfn().unwrap_or(Gpfn::MAX),
             max_pieces: kvm_hyperv::vm::slot_limit(kvm).saturating_sub(OTHER_SLOTS).min(MAX_PIECES),
+            takes_reports: takes_reports(config, capabilities)?,
         };
         // The hole below 4 GiB takes part of the address space.
         let room = Gpfn::distance_from(plan.address_end, Gpfn::default());
@@ -116,6 +125,25 @@ impl MemoryPlan {
     }
 }
 
+/// Whether the guest can report free pages. Where it was left open and the host cannot take reports,
+/// the log says so.
+fn takes_reports(config: &Config, capabilities: Capabilities) -> Result<bool, VmmError> {
+    let obstacle = match config {
+        _ if config.huge_pages.from_pool() => Some(NoReporting::Pool),
+        _ if !capabilities.extended_hypercalls => Some(NoReporting::Kvm),
+        _ => None,
+    };
+    match (config.free_page_reporting, obstacle) {
+        (FreePageReporting::Off, _) => Ok(false),
+        (FreePageReporting::On, Some(obstacle)) => Err(VmmError::NoReporting(obstacle)),
+        (FreePageReporting::Auto, Some(obstacle)) => {
+            tracing::info!("the guest cannot report free pages, for {obstacle}");
+            Ok(false)
+        }
+        (_, None) => Ok(HAS_BALLOON),
+    }
+}
+
 #[cfg(test)]
 impl MemoryPlan {
     /// The plan of a machine that boots with this much and cannot grow.
@@ -127,6 +155,7 @@ impl MemoryPlan {
             on_reset: OnReset::BootSize,
             address_end: Gpfn::MAX,
             max_pieces: 1,
+            takes_reports: false,
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::HAS_BALLOON;
 use crate::boot::linux::BootFiles;
 use crate::brake::Brake;
 use crate::bus_recorder::BusRecorder;
-use crate::config::{Config, OnReset};
+use crate::config::{Config, FreePageReporting, OnReset};
 use crate::confine::{Confinement, Thread};
 use crate::console::Console;
 use crate::control::{Cause, Control, ControlSender, control_channel};
@@ -51,7 +51,7 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     kick::install_handler(kick_signal())
         .map_err(MachineError::system("cannot handle the vCPUs' signal"))?;
     survive_file_limits()?;
-    let plan = MemoryPlan::new(config, &kvm)?;
+    let plan = MemoryPlan::new(config, &kvm, capabilities)?;
     let first = plan.first()?;
     let (control, events) = control_channel();
     let confinement = Confinement::new(config.seccomp, control.clone())?;
@@ -190,6 +190,7 @@ impl Vm<'_> {
             console: &self.console,
             host: &self.host,
             signals_in_kernel: self.capabilities.eventfd,
+            takes_reports: self.plan.takes_reports,
             confinement: self.confinement.clone(),
             control: self.control.clone(),
             vcpus: self.config.vcpus,
@@ -374,6 +375,9 @@ fn check(config: &Config) -> Result<(), VmmError> {
             _ if config.status_reports => Some("--status-report"),
             _ if config.record_bus.is_some() => Some("--record-bus"),
             _ if config.on_reset == OnReset::KeepSize => Some("--on-reset keep-size"),
+            _ if config.free_page_reporting == FreePageReporting::On => {
+                Some("--free-page-reporting on")
+            }
             _ => None,
         };
         return option.map_or(Ok(()), |option| Err(VmmError::NoBalloon { option }));

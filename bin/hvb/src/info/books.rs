@@ -2,7 +2,7 @@
 
 use super::Row;
 use crate::size::human;
-use qmp::{DynamicMemoryInfo, Faults};
+use qmp::{DynamicMemoryInfo, Faults, Reported};
 use std::time::Duration;
 
 /// The rows on the device: activity first, then sizes, then the guest. Values that are normally
@@ -47,6 +47,7 @@ fn sizes(books: &DynamicMemoryInfo) -> Vec<Row> {
         .map(|(name, bytes, meaning)| (name, format!("{} {meaning}", human(bytes))));
     let mut rows: Vec<Row> = always.into_iter().map(|(name, bytes)| (name, human(bytes))).collect();
     rows.push(("ballooned", human(books.ballooned)));
+    rows.extend(books.reported.map(|reported| ("reported", reports(reported))));
     rows.extend(exceptions);
     rows
 }
@@ -69,6 +70,11 @@ fn guest(books: &DynamicMemoryInfo) -> Vec<Row> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// What the guest has reported as free.
+fn reports(Reported { bytes, calls }: Reported) -> String {
+    format!("{} as free, in {calls} reports", human(bytes))
 }
 
 /// The guest's faults; `None` if there were none.
@@ -106,6 +112,13 @@ mod tests {
             "ballooned: 0 B",
         ];
         assert_eq!(shown(&books), expected);
+    }
+
+    #[test]
+    fn what_a_guest_has_reported_is_shown_if_it_can() {
+        let reported = Some(Reported { bytes: 3 << 30, calls: 24 });
+        let books = DynamicMemoryInfo { reported, ..idle() };
+        assert_eq!(shown(&books)[6..], ["reported: 3 GiB as free, in 24 reports"]);
     }
 
     #[test]

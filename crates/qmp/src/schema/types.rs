@@ -80,6 +80,7 @@ pub(crate) static DYNAMIC_MEMORY: Object = Object::new(
         Required("held", Size),
         Required("undiscarded", Size),
         Required("foreign", Size),
+        Optional("reported", Type::Object(&REPORTED)),
         Optional("resident", Size),
         Required("unexplained", Size),
         Optional("ready-in-ms", Size),
@@ -94,6 +95,9 @@ pub(crate) static DYNAMIC_MEMORY: Object = Object::new(
         Required("faults", Any),
     ],
 );
+
+static REPORTED: Object =
+    Object::new("XDynamicMemoryReported", &[Required("bytes", Size), Required("calls", Size)]);
 
 static REFUSAL: Object =
     Object::new("XDynamicMemoryRefusal", &[Required("target", Size), Required("reason", Text)]);

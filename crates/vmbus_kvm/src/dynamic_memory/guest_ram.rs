@@ -1,14 +1,15 @@
 //! The memory types of the crate `guest_ram` as backends.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use guest_ram::{BorrowedRam, MemorySlots, RamBackend, RamRegion};
+use guest_ram::{BorrowedRam, GuestRam, MemorySlots, RamBackend, RamRegion};
 use kvm_hyperv::vm::GuestVm;
 use page_range::{PageCount, PageRange, PageRangeSet};
 use vm_memory::GuestAddress;
 
 use super::backend::{BackendError, MemoryBackend};
+use crate::FreePages;
 
 impl<S: MemorySlots + Send + 'static> MemoryBackend for RamBackend<S> {
     fn discard(&mut self, ranges: &[PageRange]) -> Result<(), BackendError> {
@@ -59,6 +60,26 @@ impl MemoryBackend for BorrowedRam {
     fn remove(&mut self, _: PageRange) -> Result<(), BackendError> {
         // Nothing was ever added.
         Ok(())
+    }
+}
+
+impl FreePages for GuestRam {
+    fn discard(&self, ranges: &[PageRange]) -> Result<(), BackendError> {
+        Ok(self.discard_free(ranges)?)
+    }
+}
+
+impl FreePages for BorrowedRam {
+    fn discard(&self, ranges: &[PageRange]) -> Result<(), BackendError> {
+        Ok(self.discard_free(ranges)?)
+    }
+}
+
+/// For a VMM that adds memory: a vCPU that reports pages waits while another thread has the lock for
+/// writing.
+impl FreePages for RwLock<BorrowedRam> {
+    fn discard(&self, ranges: &[PageRange]) -> Result<(), BackendError> {
+        Ok(self.read().unwrap_or_else(PoisonError::into_inner).discard_free(ranges)?)
     }
 }
 

@@ -25,6 +25,7 @@ pub use guest_ram::VmSlots;
 pub use inhibit::Inhibit;
 
 use crate::recording::DeviceRecording;
+use crate::reporting::{FreePages, Reported};
 use crate::shared::{Shared, lock};
 use crate::{BusMemory, HostBuilder, Paused, Platform, RestoreError, Sink, StartError, Stopped};
 use inhibit::Inhibits;
@@ -73,6 +74,7 @@ impl<P: Platform> HostBuilder<P> {
         let mut inhibits = Inhibits::default();
         if vsp.snapshot().inhibited {
             inhibits.add(Inhibit::Other);
+            shared.reporting.set_inhibited(true);
         }
         let control = Arc::new(Control {
             device: Arc::new(Mutex::new(vsp)),
@@ -148,6 +150,7 @@ impl<P: Platform> Control<P> {
 
     /// Tells the device whether there are inhibitors; `inhibits` was just changed.
     fn tell_inhibited(self: &Arc<Self>, inhibits: MutexGuard<'_, Inhibits>) {
+        self.shared.reporting.set_inhibited(!inhibits.is_empty());
         // Released first, since the deferred command locks it.
         drop(inhibits);
         let control = Arc::clone(self);
@@ -211,6 +214,8 @@ pub struct HostSnapshot {
     pub device: Snapshot,
     /// Why no memory is discarded now; empty if it is.
     pub inhibited_by: Vec<Inhibit>,
+    /// What the guest has reported as free since [`DynamicMemoryHandle::report_free_pages`].
+    pub reported: Reported,
 }
 
 /// The memory of the machine that starts next.
@@ -253,7 +258,8 @@ impl<P: Platform> DynamicMemoryHandle<P> {
         let mut device = lock(&self.control.device).snapshot();
         let now = self.control.shared.now();
         device.ready_in = device.ready_at.map(|at| at.saturating_sub(now));
-        HostSnapshot { device, inhibited_by: inhibits.reasons() }
+        let reported = self.control.shared.reporting.reported();
+        HostSnapshot { device, inhibited_by: inhibits.reasons(), reported }
     }
 
     /// Forbids discards until the inhibitor is dropped. Returns once none is in flight.
@@ -264,8 +270,25 @@ impl<P: Platform> DynamicMemoryHandle<P> {
         let mut inhibits = lock(&self.control.inhibits);
         inhibits.add(why);
         self.control.tell_inhibited(inhibits);
+        self.control.shared.reporting.wait_until_idle();
         self.control.wait_for_discards();
         Inhibitor { control: Arc::clone(&self.control), why }
+    }
+
+    /// Lets the guest report pages that it has freed, and discards them with `pages`; with `None` it
+    /// can report nothing. Call this for each machine before it starts: a guest asks once, when it
+    /// boots. The numbers of [`HostSnapshot::reported`] begin at zero with each call.
+    ///
+    /// A guest asks only where CPUID offers it extended hypercalls:
+    /// [`offer_extended_hypercalls`](kvm_hyperv::cpuid::offer_extended_hypercalls). The pages stay the
+    /// guest's: its size and the device's books do not change. While discards are
+    /// [inhibited](DynamicMemoryHandle::inhibit), reports are answered and have no effect.
+    ///
+    /// One call of the guest discards at most 1 GiB on its vCPU's thread, and nothing waits for it but
+    /// that vCPU, this method, and [`DynamicMemoryHandle::inhibit`]. Do not call this with pages of the
+    /// host's huge page pool: a guest that touches a discarded page again ends if the pool is empty.
+    pub fn report_free_pages(&self, pages: Option<Arc<dyn FreePages>>) {
+        self.control.shared.reporting.offer(pages);
     }
 
     /// Announces a reset: targets set from now on are for the machine after it.

@@ -14,7 +14,8 @@ use guest_ram::RamBackend;
 use page_range::PageCount;
 use qmp::EventSender;
 use vmbus_kvm::{
-    BusHandle, DynamicMemoryHandle, HostBuilder, MachineMemory, NoMachine, Settle, VmSlots,
+    BusHandle, DynamicMemoryHandle, FreePages, HostBuilder, MachineMemory, NoMachine, Settle,
+    VmSlots,
 };
 
 use crate::config::Config;
@@ -79,6 +80,8 @@ impl Device {
     fn start(&self, memory: &BootMemory, vm: &Arc<Vm>) -> Result<(), VmmError> {
         let backend = RamBackend::new(Arc::clone(&memory.ram), VmSlots(Arc::clone(vm)));
         self.memory.replace_backend(backend)?;
+        let ram = || Arc::clone(&memory.ram) as Arc<dyn FreePages>;
+        self.memory.report_free_pages(self.plan.takes_reports.then(ram));
         Ok(self.memory.next_machine(memory::describe(&self.plan, memory))?)
     }
 
@@ -93,7 +96,9 @@ impl Device {
 
     fn stop(&self) -> Kept {
         let vmbus_kvm::Kept { size, target, set_since } = self.memory.take_kept();
-        // The memory goes with the machine. This fails only if the whole host has ended.
+        // The memory goes with the machine.
+        self.memory.report_free_pages(None);
+        // This fails only if the whole host has ended.
         let _ = self.memory.replace_backend(NoMachine);
         Kept { size, target, set_since }
     }

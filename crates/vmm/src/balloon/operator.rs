@@ -7,7 +7,7 @@ use page_range::PageCount;
 use qmp::{
     DynamicMemoryInfo, HvBalloonDevice, HvBalloonInfo, MemoryDevice, MemoryInfo, MonitorError,
 };
-use vmbus_kvm::SetTargetError;
+use vmbus_kvm::{HostSnapshot, SetTargetError};
 
 use super::Device;
 use super::notices::DEVICE_ID;
@@ -50,7 +50,7 @@ impl Balloon for Device {
     fn dynamic_memory(&self) -> DynamicMemoryInfo {
         // Before the books: pages that are discarded in between are explained then, too.
         let resident = self.resident.bytes();
-        let device = self.snapshot();
+        let HostSnapshot { device, reported, .. } = self.memory.snapshot();
         // What no kernel uses may still hold what an earlier one left in it.
         let provided = device.actual.saturating_add(device.unconfirmed);
         DynamicMemoryInfo {
@@ -68,6 +68,10 @@ impl Balloon for Device {
             held: device.held.bytes(),
             undiscarded: device.undiscarded.bytes(),
             foreign: device.foreign.bytes(),
+            reported: self
+                .plan
+                .takes_reports
+                .then(|| qmp::Reported { bytes: reported.pages.bytes(), calls: reported.calls }),
             resident,
             unexplained: resident.map_or(0, |resident| unexplained(resident, provided.bytes())),
             ready_in_ms: device

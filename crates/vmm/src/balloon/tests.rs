@@ -6,7 +6,7 @@ use vmbus::ServerConfig;
 
 use super::*;
 use crate::brake::Brake;
-use crate::config::OnReset;
+use crate::config::{FreePageReporting, OnReset};
 use crate::confine::{Confinement, Seccomp};
 use crate::console::SerialOutput;
 use crate::control::control_channel;
@@ -36,6 +36,7 @@ fn config() -> Config {
         status_reports: false,
         settle: None,
         huge_pages: guest_ram::HugePages::Off,
+        free_page_reporting: FreePageReporting::Auto,
         seccomp: Seccomp::Off,
         grace: PATIENCE,
     }

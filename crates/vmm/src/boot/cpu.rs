@@ -4,12 +4,15 @@ use guest_ram::GuestRam;
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_segment,
 };
-use kvm_hyperv::cpuid::{SyntheticTimers, add_crash_msrs, add_hyperv_leaves};
+use kvm_hyperv::cpuid::{
+    SyntheticTimers, add_crash_msrs, add_hyperv_leaves, offer_extended_hypercalls,
+};
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::layout;
 use crate::error::{BootError, MachineError};
+use crate::machine::Parts;
 
 /// Selectors of the Linux 64-bit boot protocol (`Documentation/arch/x86/boot.rst`).
 const CODE_SELECTOR: u16 = 0x10;
@@ -112,8 +115,9 @@ pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), MachineError> {
 }
 
 /// A vCPU's CPUID: the host's features, this machine's processors, and Hyper-V.
-pub(crate) fn cpuid(kvm: &Kvm, vcpu: &VcpuFd, id: u8, vcpus: u8) -> Result<CpuId, MachineError> {
-    let host = kvm
+pub(crate) fn cpuid(parts: &Parts<'_>, vcpu: &VcpuFd, id: u8) -> Result<CpuId, MachineError> {
+    let host = parts
+        .kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(MachineError::kvm("cannot read the CPUID that KVM supports"))?;
     let hyperv = kvm_hyperv::cpuid::supported(vcpu).map_err(|source| MachineError::System {
@@ -121,10 +125,13 @@ pub(crate) fn cpuid(kvm: &Kvm, vcpu: &VcpuFd, id: u8, vcpus: u8) -> Result<CpuId
         source,
     })?;
     let mut entries = host.as_slice().to_vec();
-    set_topology(&mut entries, id, vcpus);
+    set_topology(&mut entries, id, parts.vcpus);
     // The guest is Linux, which is better off without them.
     add_hyperv_leaves(&mut entries, hyperv.as_slice(), SyntheticTimers::Withheld);
     add_crash_msrs(&mut entries, hyperv.as_slice());
+    if parts.takes_reports {
+        offer_extended_hypercalls(&mut entries, hyperv.as_slice());
+    }
     CpuId::from_entries(&entries).map_err(|_| MachineError::Resource("memory for CPUID leaves"))
 }
 

@@ -135,8 +135,6 @@ fn main() -> Rules {
     rules
         .allow([Sysno::ftruncate, Sysno::memfd_create])
         .allow_where(Sysno::mmap, "not executable", [without_bits(2, libc::PROT_EXEC)])
-        .allow_where(Sysno::madvise, "HUGEPAGE", advice(libc::MADV_HUGEPAGE))
-        .allow_where(Sysno::madvise, "NOHUGEPAGE", advice(libc::MADV_NOHUGEPAGE))
         .allow_where(Sysno::madvise, "DONTDUMP", advice(libc::MADV_DONTDUMP))
         .and(&kicks_vcpus())
         // Sets the terminal back; the second is for older kernels.
@@ -146,7 +144,10 @@ fn main() -> Rules {
 
 fn vcpu() -> Rules {
     // These two consume a pending kick.
-    ioctls(&kvm::OF_VCPUS).allow([Sysno::rt_sigpending, Sysno::rt_sigtimedwait])
+    ioctls(&kvm::OF_VCPUS)
+        .allow([Sysno::rt_sigpending, Sysno::rt_sigtimedwait])
+        // Of pages that the guest reports as free.
+        .and(&discards())
 }
 
 fn bus() -> Rules {
@@ -194,6 +195,12 @@ fn kicks_vcpus() -> Rules {
 fn memory() -> Rules {
     ioctls(&kvm::OF_THE_MEMORY)
         .allow([Sysno::pread64])
+        .allow_where(Sysno::fallocate, "allocate", [is(1, 0)])
+        .and(&discards())
+}
+
+fn discards() -> Rules {
+    Rules::new()
         .allow_where(
             Sysno::process_madvise,
             "DONTNEED of this process",
@@ -202,7 +209,6 @@ fn memory() -> Rules {
         // Around pages that are discarded.
         .allow_where(Sysno::madvise, "HUGEPAGE", advice(libc::MADV_HUGEPAGE))
         .allow_where(Sysno::madvise, "NOHUGEPAGE", advice(libc::MADV_NOHUGEPAGE))
-        .allow_where(Sysno::fallocate, "allocate", [is(1, 0)])
         .allow_where(
             Sysno::fallocate,
             "punch a hole",
