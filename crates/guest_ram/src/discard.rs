@@ -107,6 +107,23 @@ mod tests {
     }
 
     #[test]
+    fn free_pages_go_like_others_in_any_order_and_twice() {
+        for kind in [MemoryKind::Anonymous, MemoryKind::Memfd] {
+            let ram = ram(kind);
+            fill(&ram);
+            assert!(ram.can_discard_free());
+            ram.discard_free(&[pages(1024, 512), pages(8, 2), pages(9, 3), pages(1024, 512)])
+                .unwrap();
+            ram.discard_free(&[pages(8, 1)]).unwrap();
+            let zeros: Vec<u64> = (0..4096).filter(|page| byte(&ram, *page) == 0).collect();
+            assert_eq!(zeros, (8..12).chain(1024..1536).collect::<Vec<_>>());
+            // They are the guest's, and hold what it writes next.
+            ram.memory().write_obj(7_u8, GuestAddress(8 * 4096)).unwrap();
+            assert_eq!(byte(&ram, 8), 7);
+        }
+    }
+
+    #[test]
     fn pages_outside_ram_are_refused_and_the_others_still_go() {
         let ram = ram(MemoryKind::Anonymous);
         fill(&ram);

@@ -178,6 +178,17 @@ fn discarded_pages_are_the_pools_again_and_come_back_empty() {
 }
 
 #[test]
+fn free_pages_of_the_pool_stay() {
+    let Some(pool) = Pool::take() else { return };
+    let ram = ram(8, 0);
+    mark(&ram, 3, 7);
+    let free = pool.free();
+    ram.discard_free(&[huge(0, 8), pages(HUGE + 1, 3)]).unwrap();
+    assert_eq!((pool.free(), marked(&ram, 3)), (free, 7));
+    assert!(!ram.can_discard_free());
+}
+
+#[test]
 fn a_part_of_a_huge_page_is_refused_and_not_rounded() {
     let Some(pool) = Pool::take() else { return };
     let ram = ram(4, 0);

@@ -3,9 +3,9 @@
 //! In this order: vCPU setup and exits, the memory backend, reports and notices, startup, and the
 //! operator's commands.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use anyhow::{Context, Result, anyhow};
 use guest_ram::BorrowedRam;
@@ -43,6 +43,8 @@ type Platform = KvmPlatform<Memory, Arc<Vm>>;
 pub(crate) fn prepare_vcpu(vcpu: &VcpuFd, mut leaves: Vec<kvm_cpuid_entry2>) -> Result<()> {
     let supported = cpuid::supported(vcpu).context("cannot read KVM's Hyper-V CPUID")?;
     cpuid::add_hyperv_leaves(&mut leaves, supported.as_slice(), SyntheticTimers::Withheld);
+    // So that the guest can report memory that it frees, where KVM supports that.
+    cpuid::offer_extended_hypercalls(&mut leaves, supported.as_slice());
     vcpu.set_cpuid2(&CpuId::from_entries(&leaves)?).context("cannot set a vCPU's CPUID")?;
     let synic = kvm_enable_cap { cap: KVM_CAP_HYPERV_SYNIC2, ..Default::default() };
     vcpu.enable_cap(&synic).context("cannot enable a vCPU's SynIC")
@@ -73,8 +75,8 @@ impl Bus {
 struct Backend {
     vm: Arc<Vm>,
     memory: Memory,
-    /// The regions of `memory`, for discards.
-    ram: BorrowedRam,
+    /// The regions of `memory`, for discards: vCPUs discard what the guest reports as free.
+    ram: Arc<RwLock<BorrowedRam>>,
     blocks: Vec<PageRange>,
 }
 
@@ -83,9 +85,9 @@ impl Backend {
         let (start, size) = place(block);
         let region = Arc::new(GuestRegionMmap::from_range(start, usize::try_from(size)?, None)?);
         let memory = self.memory.memory().insert_region(Arc::clone(&region))?;
-        self.ram.insert(&region)?;
+        self.ram_mut().insert(&region)?;
         if let Err(error) = self.vm.add(region) {
-            self.ram.remove(block);
+            self.ram_mut().remove(block);
             return Err(std::io::Error::from(error).into());
         }
         self.publish(memory);
@@ -98,12 +100,20 @@ impl Backend {
         // Remove the slot first: until then the guest could fill the block again.
         self.vm.remove(start).map_err(std::io::Error::from)?;
         // A snapshot of the memory may keep the block mapped, so give its pages back explicitly.
-        let discarded = self.ram.discard(&[block]);
-        self.ram.remove(block);
+        let discarded = self.ram().discard(&[block]);
+        self.ram_mut().remove(block);
         self.blocks.retain(|other| *other != block);
         let (memory, _) = self.memory.memory().remove_region(start, size)?;
         self.publish(memory);
         Ok(discarded?)
+    }
+
+    fn ram(&self) -> RwLockReadGuard<'_, BorrowedRam> {
+        self.ram.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ram_mut(&self) -> RwLockWriteGuard<'_, BorrowedRam> {
+        self.ram.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish(&self, memory: GuestMemoryMmap) {
@@ -113,11 +123,11 @@ impl Backend {
 
 impl MemoryBackend for Backend {
     fn discard(&mut self, ranges: &[PageRange]) -> Result<(), BackendError> {
-        Ok(self.ram.discard_or_undo(ranges)?)
+        Ok(self.ram().discard_or_undo(ranges)?)
     }
 
     fn settle(&mut self, out: &PageRangeSet) {
-        self.ram.settle(out);
+        self.ram().settle(out);
     }
 
     fn add(
@@ -236,9 +246,10 @@ impl DynamicMemory {
         let backend = Backend {
             vm: Arc::clone(&parts.vm),
             memory: parts.memory.clone(),
-            ram,
+            ram: Arc::new(RwLock::new(ram)),
             blocks: Vec::new(),
         };
+        let free_pages = Arc::clone(&backend.ram);
 
         let (log, lines) = (Log::start()?, GuestLines(Arc::new(AtomicU32::new(MOST_GUEST_LINES))));
         let watch = Watch { log: log.clone(), ends: parts.ends, lines: lines.clone() };
@@ -250,6 +261,7 @@ impl DynamicMemory {
         let mut builder = HostBuilder::new(server, watch)?;
         let notices = move |notice| on_notice(notice, &log, &lines);
         let handle = builder.dynamic_memory(config, backend, notices)?;
+        handle.report_free_pages(Some(free_pages));
         let host = builder.start()?;
 
         let lines = SintLines::new(parts.vm.fd(), parts.vcpus)

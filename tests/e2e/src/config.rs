@@ -22,6 +22,8 @@ pub struct VmConfig {
     pub on_reset: Option<&'static str>,
     /// The backing of its memory: `off`, `thp`, `2M` or `1G`.
     pub hugepages: Option<&'static str>,
+    /// Whether the guest can report free pages: `on` or `off`; if absent, where the host can.
+    pub free_page_reporting: Option<&'static str>,
     /// How to treat forbidden system calls: `on`, `log` or `off`.
     pub seccomp: Option<&'static str>,
     /// Its disks, as `--disk` takes them.
@@ -51,6 +53,7 @@ impl Default for VmConfig {
             max_memory: None,
             on_reset: None,
             hugepages: None,
+            free_page_reporting: None,
             seccomp: None,
             disks: Vec::new(),
             networks: Vec::new(),
@@ -87,6 +90,9 @@ impl VmConfig {
         }
         if let Some(kind) = self.hugepages {
             add("--hugepages", kind.to_owned());
+        }
+        if let Some(switch) = self.free_page_reporting {
+            add("--free-page-reporting", switch.to_owned());
         }
         if let Some(mode) = self.seccomp {
             add("--seccomp", mode.to_owned());

@@ -1,8 +1,10 @@
 //! Hypercalls and the SynIC pages: arbitrary registers and input, on memory with arbitrary content.
 
 use arbitrary::{Arbitrary, Unstructured};
+use dynmem_protocol::HeatHint;
 use kvm_hyperv::hypercall::{Hypercall, MAX_PAYLOAD};
 use kvm_hyperv::synic::{Delivery, EVENT_FLAGS, MAX_QUEUED, SynicRegisters, VpSynic};
+use page_range::{Gpfn, PageCount};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const MAX_STEPS: usize = 300;
@@ -41,6 +43,19 @@ enum Step {
         code: u8,
         fast: bool,
         input: u64,
+    },
+    /// An extended hypercall with any control word but its code, and any parameters.
+    Extended {
+        code: u8,
+        form: u32,
+        parameters: [u64; 2],
+    },
+    /// A report of free pages with a well-formed start of its input.
+    Report {
+        at: u8,
+        start: u8,
+        count: u8,
+        words: Vec<u64>,
     },
     /// A well-formed message, except for its length and type.
     Message {
@@ -113,6 +128,18 @@ impl Vp {
                 let control = u64::from(code) | u64::from(fast) << 16;
                 self.decode(control, input);
             }
+            Step::Extended { code, form, parameters } => {
+                let control = 0x8000 | u64::from(code) | u64::from(form) << 16;
+                self.extended(control, parameters);
+            }
+            Step::Report { at, start, count, words } => {
+                let at = u64::from(at) * 64;
+                for (index, word) in (0..).zip(std::iter::once(2).chain(words)) {
+                    let _ = self.memory.write_obj(word, GuestAddress(at + 8 * index));
+                }
+                let control = 0x8003 | u64::from(count) << 32 | u64::from(start) << 48;
+                self.extended(control, [at, 0]);
+            }
             Step::Message { at, connection, length, kind } => {
                 let at = u64::from(at) * 64;
                 for (offset, word) in [(0, connection), (8, kind.into()), (12, length.into())] {
@@ -179,7 +206,37 @@ impl Vp {
                 assert!(connection_id < 1 << 24 && payload.len() <= MAX_PAYLOAD);
             }
             Ok(Hypercall::SignalEvent { connection_id }) => assert!(connection_id < 1 << 24),
+            Ok(Hypercall::Extended(_)) => panic!("the code has 8 bits"),
             Err(status) => assert_ne!(status.result(), 0),
+        }
+    }
+
+    /// Reads the input as the host does, and takes the ranges in it for free pages.
+    fn extended(&self, control: u64, parameters: [u64; 2]) {
+        let Ok(Hypercall::Extended(call)) = Hypercall::decode(&self.memory, control, parameters)
+        else {
+            return;
+        };
+        let before = self.bytes();
+        if let Ok(reps) = call.reps()
+            && let Some(size) = HeatHint::size(reps.end.into())
+            && let Ok(input) = call.read_input(&self.memory, size)
+            && let Some(hint) = HeatHint::parse(&input)
+        {
+            let (most, end) = (PageCount::new(1 << 18), Gpfn::new(1 << 20).unwrap());
+            let free = hint.take(reps.start.into(), most, |range| range.end() <= end);
+            assert!(free.ranges.iter().all(|range| range.end() <= end));
+            let sum: u64 = free.ranges.iter().map(|range| range.count().get()).sum();
+            assert!(sum <= most.get());
+            let done = reps.start.into()..=reps.end.into();
+            assert!(done.contains(&free.completed));
+            assert!(free.is_refused || free.completed > reps.start.into());
+        }
+        assert_eq!(self.bytes(), before);
+        if call.simple().is_ok() {
+            let [_, output] = parameters;
+            let written = call.write_output(&self.memory, &u64::MAX.to_le_bytes());
+            assert_eq!(written.is_ok(), output.is_multiple_of(8) && output < PAGES * PAGE);
         }
     }
 

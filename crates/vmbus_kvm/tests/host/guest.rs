@@ -207,9 +207,7 @@ impl Guest {
     }
 
     pub(crate) fn hypercall(&self, control: u64, input: u64) -> u16 {
-        let exit = HypervExit::Hypercall { control, parameters: [input, 0] };
-        let result = self.machine.on_exit(MESSAGE_VP, exit, || None);
-        u16::try_from(result.expect("a hypercall has a result")).unwrap()
+        u16::try_from(hypercall(&self.machine, control, [input, 0])).unwrap()
     }
 
     /// Whether the channel was signalled since the last call.
@@ -220,6 +218,16 @@ impl Guest {
         let word = slice.get_atomic_ref::<AtomicU64>(0).unwrap();
         word.fetch_and(!bit, Ordering::SeqCst) & bit != 0
     }
+}
+
+/// Makes a hypercall on a vCPU; returns its whole result.
+pub(crate) fn hypercall(
+    machine: &Machine<Arc<FakePlatform>>,
+    control: u64,
+    parameters: [u64; 2],
+) -> u64 {
+    let exit = HypervExit::Hypercall { control, parameters };
+    machine.on_exit(MESSAGE_VP, exit, || None).expect("a hypercall has a result")
 }
 
 /// The message page and the page of event flags of a VP.

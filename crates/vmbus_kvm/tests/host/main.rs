@@ -12,6 +12,8 @@ mod platform;
 #[cfg(feature = "dynamic-memory")]
 mod recording;
 #[cfg(feature = "dynamic-memory")]
+mod reporting;
+#[cfg(feature = "dynamic-memory")]
 mod resize;
 #[cfg(all(feature = "dynamic-memory", feature = "integration-services"))]
 mod services;

@@ -64,8 +64,14 @@ fn demo(cpus: u32, sizes: Sizes) -> Result<()> {
         "An unmodified Debian Linux is resized while it runs, by its own hv_balloon driver.\n"
     );
     let start = Instant::now();
-    let config = VmConfig { cpus, memory: boot, max_memory: Some(large), ..VmConfig::default() };
-    let mut vm = Vm::start(&config)?;
+    let mut vm = Vm::start(&VmConfig {
+        cpus,
+        memory: boot,
+        max_memory: Some(large),
+        // What is shown is the balloon's part alone.
+        free_page_reporting: Some("off"),
+        ..VmConfig::default()
+    })?;
     vm.wait_for_driver()?;
     let booted = start.elapsed();
     let kernel = vm.agent.ask("cat /proc/sys/kernel/osrelease")?.lines.join(" ");

@@ -31,6 +31,14 @@ fn refuses(output: &Output, named: &[&str]) -> Result<()> {
 }
 
 #[test]
+fn reports_of_free_pages_from_the_pool() -> Result<()> {
+    let setup = Setup::from_env()?;
+    let args = ["--memory", "64M", "--hugepages", "2M", "--free-page-reporting", "on"];
+    let named = ["--free-page-reporting", "--hugepages thp", "leave the option out"];
+    refuses(&run_with(&setup.kernel, &setup.initrd, &args)?, &named)
+}
+
+#[test]
 fn missing_kernel_and_initrd() -> Result<()> {
     let setup = Setup::from_env()?;
     let nowhere = Path::new("/no/such/file");

@@ -4,6 +4,7 @@ mod bad_input;
 mod confinement;
 mod devices;
 mod flight_recorder;
+mod free_pages;
 mod host_faults;
 mod hot_add;
 mod huge_pages;

@@ -1,0 +1,106 @@
+//! Memory that the guest frees is the host's again without a target, and what the guest keeps stays
+//! as it was.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::{MIB, NO_CLEARING, Vm, VmConfig, wait_for};
+use qmp::Reported;
+use serde_json::json;
+
+use crate::on_one_and_two_cpus;
+
+on_one_and_two_cpus! {
+    freed_memory_comes_back_in_small_pages_and_beside_a_balloon,
+    freed_memory_comes_back_in_huge_pages_and_after_a_reset,
+}
+
+const BOOT: u64 = 1792 * MIB;
+const FREED: u64 = 1024 * MIB;
+const KEPT: u64 = 128 * MIB;
+const SMALL: u64 = 1280 * MIB;
+
+/// From the end of the process that had the memory. Linux waits two seconds, then reports 128 MiB at
+/// a time.
+const SOON: Duration = Duration::from_secs(10);
+
+fn freed_memory_comes_back_in_small_pages_and_beside_a_balloon(cpus: u32) -> Result<()> {
+    let mut vm = boot(cpus, "off")?;
+    frees_and_uses_again(&mut vm)?;
+
+    // Beside memory that is out, and after it has come back.
+    vm.resize(SMALL)?;
+    free(&mut vm, 3, FREED / 2)?;
+    vm.agent.check(1)?;
+    vm.resize(BOOT)?;
+    free(&mut vm, 3, FREED)?;
+    vm.agent.check(1)?;
+    vm.power_off()
+}
+
+fn freed_memory_comes_back_in_huge_pages_and_after_a_reset(cpus: u32) -> Result<()> {
+    let mut vm = boot(cpus, "thp")?;
+    frees_and_uses_again(&mut vm)?;
+
+    // In the middle of the reports.
+    let before = reported(&mut vm)?;
+    vm.agent.fill(3, FREED)?;
+    vm.agent.ask("free 3")?;
+    wait_for("a report", || Ok((reported(&mut vm)? != before).then_some(())))?;
+    vm.monitor.execute("system_reset", json!(null))?;
+    vm.wait_event("RESET")?;
+    vm.agent.wait_up()?;
+    vm.wait_for_driver()?;
+    frees_and_uses_again(&mut vm)?;
+    vm.power_off()
+}
+
+fn boot(cpus: u32, hugepages: &'static str) -> Result<Vm> {
+    let mut vm = Vm::start(&VmConfig {
+        cpus,
+        memory: BOOT,
+        hugepages: Some(hugepages),
+        free_page_reporting: Some("on"),
+        append: NO_CLEARING,
+        ..VmConfig::default()
+    })?;
+    vm.wait_for_driver()?;
+    Ok(vm)
+}
+
+/// Frees memory and fills it again, while other data stays.
+fn frees_and_uses_again(vm: &mut Vm) -> Result<()> {
+    vm.agent.fill(1, KEPT)?;
+    free(vm, 2, FREED)?;
+    vm.agent.check(1)?;
+    vm.agent.fill(2, FREED)?;
+    vm.agent.check(2)?;
+    vm.agent.ask("free 2")?;
+    vm.agent.check(1)
+}
+
+/// Makes the guest use memory and free it. The host has it back soon, and counts it as the guest's.
+fn free(vm: &mut Vm, seed: u64, bytes: u64) -> Result<()> {
+    vm.agent.fill(seed, bytes)?;
+    let (actual, used, before) = (vm.actual()?, vm.resident()?, reported(vm)?);
+    ensure!(used > bytes, "the guest did not use its memory: {used} resident");
+    vm.agent.ask(&format!("free {seed}"))?;
+    let enough = used - bytes / 10 * 9;
+    let begin = Instant::now();
+    while vm.resident()? > enough {
+        if begin.elapsed() > SOON {
+            bail!("resident memory was {used} and is {}: {:?}", vm.resident()?, reported(vm)?);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    eprintln!("{} MiB were back after {:.1?}", bytes / MIB, begin.elapsed());
+    let after = reported(vm)?;
+    ensure!(after.bytes - before.bytes >= bytes / 10 * 9, "{before:?} {after:?}");
+    ensure!(after.calls > before.calls, "{before:?} {after:?}");
+    ensure!(vm.actual()? == actual, "the guest has {} and had {actual}", vm.actual()?);
+    Ok(())
+}
+
+fn reported(vm: &mut Vm) -> Result<Reported> {
+    vm.dynamic_memory()?.reported.context("the guest cannot report")
+}
