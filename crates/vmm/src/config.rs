@@ -111,3 +111,37 @@ impl Config {
     /// The most vCPUs: APIC ids have 8 bits here, and the I/O APIC needs one.
     pub const MAX_VCPUS: u8 = 254;
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use page_range::PageCount;
+
+    use super::*;
+
+    /// The memory of [`small`].
+    pub(crate) const SIZE: PageCount = PageCount::from_bytes(64 << 20);
+
+    /// A machine of [`SIZE`] with no files.
+    pub(crate) fn small() -> Config {
+        Config {
+            kernel: "k".into(),
+            initrd: None,
+            command_line: String::new(),
+            vcpus: 1,
+            memory_bytes: SIZE.bytes(),
+            max_memory_bytes: SIZE.bytes(),
+            on_reset: OnReset::default(),
+            qmp: None,
+            record_bus: None,
+            serial: SerialOutput::None,
+            status_reports: false,
+            settle: None,
+            huge_pages: HugePages::Off,
+            free_page_reporting: FreePageReporting::Auto,
+            seccomp: Seccomp::Off,
+            disks: Vec::new(),
+            networks: Vec::new(),
+            grace: std::time::Duration::from_secs(20),
+        }
+    }
+}

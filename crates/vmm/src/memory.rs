@@ -145,6 +145,40 @@ fn takes_reports(config: &Config, capabilities: Capabilities) -> Result<bool, Vm
 }
 
 #[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::small;
+
+    #[test]
+    fn a_guest_can_report_where_the_host_can_take_reports_unless_that_is_off() {
+        use FreePageReporting::{Auto, Off, On};
+        let plan = |free_page_reporting, huge_pages, extended_hypercalls| {
+            let config = Config { free_page_reporting, huge_pages, ..small() };
+            let capabilities = Capabilities { eventfd: true, resample: true, extended_hypercalls };
+            match takes_reports(&config, capabilities) {
+                Ok(takes) => Ok(takes),
+                Err(VmmError::NoReporting(why)) => Err(why),
+                Err(other) => panic!("{other}"),
+            }
+        };
+        let (thp, pool) = (HugePages::Transparent, HugePages::Pool2M);
+        assert_eq!(plan(Auto, thp, true), Ok(HAS_BALLOON));
+        assert_eq!(plan(On, thp, true), Ok(HAS_BALLOON));
+        for (pages, extended, why) in
+            [(thp, false, NoReporting::Kvm), (pool, true, NoReporting::Pool)]
+        {
+            assert_eq!(plan(Auto, pages, extended), Ok(false));
+            assert_eq!(plan(On, pages, extended), Err(why));
+        }
+        for (pages, extended) in [(thp, true), (thp, false), (pool, true)] {
+            assert_eq!(plan(Off, pages, extended), Ok(false));
+        }
+        let text = VmmError::NoReporting(NoReporting::Kvm).to_string();
+        assert!(text.contains("Linux 6.3") && text.ends_with("leave the option out"), "{text}");
+    }
+}
+
+#[cfg(test)]
 impl MemoryPlan {
     /// The plan of a machine that boots with this much and cannot grow.
     pub(crate) fn fixed(boot: PageCount) -> Self {

@@ -6,9 +6,8 @@ use vmbus::ServerConfig;
 
 use super::*;
 use crate::brake::Brake;
-use crate::config::{FreePageReporting, OnReset};
+use crate::config::tests::{SIZE, small};
 use crate::confine::{Confinement, Seccomp};
-use crate::console::SerialOutput;
 use crate::control::control_channel;
 use crate::flight_recorder::Recorder;
 use crate::log_limit::LogLimit;
@@ -17,30 +16,6 @@ use crate::services::Services;
 use crate::watch::Watch;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const SIZE: PageCount = PageCount::from_bytes(64 << 20);
-
-fn config() -> Config {
-    Config {
-        kernel: "k".into(),
-        initrd: None,
-        command_line: String::new(),
-        vcpus: 1,
-        memory_bytes: SIZE.bytes(),
-        max_memory_bytes: SIZE.bytes(),
-        on_reset: OnReset::default(),
-        qmp: None,
-        disks: Vec::new(),
-        networks: Vec::new(),
-        record_bus: None,
-        serial: SerialOutput::None,
-        status_reports: false,
-        settle: None,
-        huge_pages: guest_ram::HugePages::Off,
-        free_page_reporting: FreePageReporting::Auto,
-        seccomp: Seccomp::Off,
-        grace: PATIENCE,
-    }
-}
 
 /// A monitor, its client, and the device behind it, in a VM that has not booted yet.
 fn with_a_client(test: impl FnOnce(&mut Client, &Brake)) {
@@ -54,7 +29,7 @@ fn with_a_client(test: impl FnOnce(&mut Client, &Brake)) {
     let first = plan.first().unwrap();
     let events = Arc::default();
     let to_log = Arc::clone(&log);
-    let balloon = attach(&mut builder, &config(), &plan, &first, &events, to_log).unwrap();
+    let balloon = attach(&mut builder, &small(), &plan, &first, &events, to_log).unwrap();
     let services = Services::attach(&mut builder, &events, log).unwrap();
     let host = builder.start().unwrap();
     let brake = Arc::<Brake>::default();
