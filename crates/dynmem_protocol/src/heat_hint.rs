@@ -95,7 +95,7 @@ pub struct HeatHint<'a>(&'a [U64]);
 
 /// What the host does for one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FreePages {
+pub struct TakenHint {
     /// Discard these.
     pub ranges: Vec<PageRange>,
     /// The index of the first rep that is not done.
@@ -147,8 +147,8 @@ impl<'a> HeatHint<'a> {
         start: usize,
         most: PageCount,
         mut is_ram: impl FnMut(PageRange) -> bool,
-    ) -> FreePages {
-        let mut free = FreePages { ranges: Vec::new(), completed: start, is_refused: false };
+    ) -> TakenHint {
+        let mut free = TakenHint { ranges: Vec::new(), completed: start, is_refused: false };
         let mut left = most;
         for word in self.0.iter().skip(start) {
             let range = GpaPageRange::from_wire(word.get()).range().filter(|range| is_ram(*range));
@@ -239,10 +239,10 @@ mod tests {
         let bytes = input(2, &[0x1801, 0x0801]);
         let hint = HeatHint::parse(&bytes).unwrap();
         let first = hint.take(0, PageCount::new(GIANT), |_| true);
-        let expected = FreePages { ranges: vec![pages(0, GIANT)], completed: 1, is_refused: false };
+        let expected = TakenHint { ranges: vec![pages(0, GIANT)], completed: 1, is_refused: false };
         assert_eq!(first, expected);
         let second = hint.take(1, PageCount::new(GIANT), |_| true);
-        let expected = FreePages { ranges: vec![pages(0, 1024)], completed: 2, is_refused: false };
+        let expected = TakenHint { ranges: vec![pages(0, 1024)], completed: 2, is_refused: false };
         assert_eq!(second, expected);
     }
 

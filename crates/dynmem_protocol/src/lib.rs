@@ -43,7 +43,7 @@ pub use balloon::{BalloonRequest, BalloonResponse, UnballoonRequest, UnballoonRe
 pub use error::ParseError;
 pub use header::MAX_HOST_MESSAGE;
 pub use heat_hint::{
-    CAN_DISCARD, FreePages, GpaPageRange, HeatHint, MEMORY_HEAT_HINT, QUERY_CAPABILITIES,
+    CAN_DISCARD, GpaPageRange, HeatHint, MEMORY_HEAT_HINT, QUERY_CAPABILITIES, TakenHint,
 };
 pub use hot_add::{HotAddRequest, HotAddResponse, HotAddResult};
 pub use hot_remove::{HotRemoveRequest, HotRemoveResponse};

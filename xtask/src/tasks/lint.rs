@@ -27,6 +27,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
         "vmbus_kvm",
         &[
             "bus_recording",
+            "dynmem_protocol",
             "dynmem_vsp",
             "guest_ram",
             "integration_services",

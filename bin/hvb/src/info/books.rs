@@ -74,7 +74,7 @@ fn guest(books: &DynamicMemoryInfo) -> Vec<Row> {
 
 /// What the guest has reported as free.
 fn reports(Reported { bytes, calls }: Reported) -> String {
-    format!("{} as free, in {calls} reports", human(bytes))
+    format!("{} as free; calls: {calls}", human(bytes))
 }
 
 /// The guest's faults; `None` if there were none.
@@ -118,7 +118,7 @@ mod tests {
     fn what_a_guest_has_reported_is_shown_if_it_can() {
         let reported = Some(Reported { bytes: 3 << 30, calls: 24 });
         let books = DynamicMemoryInfo { reported, ..idle() };
-        assert_eq!(shown(&books)[6..], ["reported: 3 GiB as free, in 24 reports"]);
+        assert_eq!(shown(&books)[6..], ["reported: 3 GiB as free; calls: 24"]);
     }
 
     #[test]
