@@ -30,6 +30,7 @@ pub(crate) struct CoverageArgs {
 
 /// The tests of these packages need neither KVM nor a program that is built elsewhere.
 const PACKAGES: &[&str] = &[
+    "balancer",
     "page_range",
     "dynmem_protocol",
     "saved_state",

@@ -12,6 +12,7 @@ use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
 const LAYERS: [(&str, &[&str]); 16] = [
+    ("balancer", &[]),
     ("page_range", &[]),
     ("confinement", &[]),
     ("saved_state", &["page_range"]),
@@ -64,6 +65,7 @@ const SHIPPED: [&str; 3] = ["crates", "bin", "examples"];
 
 /// Crates without input, output, clock or unsafe code.
 const PURE: [&str; 8] = [
+    "balancer",
     "page_range",
     "saved_state",
     "dynmem_protocol",

@@ -1,0 +1,281 @@
+//! Demand: what a guest could not do without.
+//!
+//! No single figure tells. A guest's report has two.
+//!
+//! *Available* is what the guest says it can use without paging. What it has beyond that is *in use*, and
+//! that much it needs. But available memory counts the cache as free: on Linux clean page cache, on Windows the
+//! standby list, which also holds pages that Windows has just trimmed from programs because memory was short. A
+//! squeezed Windows therefore looks as if it had memory to spare, and by available memory alone it would
+//! be squeezed further.
+//!
+//! *Committed* is what the guest has promised to its programs. It does not fall when pages are trimmed or
+//! paged out, so it does not have that flaw. But Linux promises freely: a program that reserves
+//! 100 GiB and touches one has committed 100. On the other hand a Linux kernel's own memory and the cache are not
+//! committed at all. By committed memory alone, one Linux gets far too much and the next too little.
+//!
+//! So demand is what is in use, plus a part of what is committed beyond that: a quarter while the guest is
+//! well, and at most half of what is in use. A guest that is short shows it: it reads from swap, kills processes, or
+//! has less than 1/32 available. Then it is using what was promised, and all of that counts, up to
+//! as much again as is in use, so one step takes a guest that knows what it needs to where it needs to
+//! be. If nothing is committed beyond use, an eighth more counts. The size that was too small is remembered for ten
+//! minutes; otherwise the demand would fall as soon as paging ends, and the guest would soon be short again.
+//!
+//! With no report from the guest, demand is what the host holds for it: resident plus swapped-out memory.
+//! Both only grow as the guest touches memory, so a VM without reports grows as it touches memory and
+//! its unused memory cannot be found. It is never judged to need less than its startup memory, because it may be booting.
+
+use crate::reason::{Basis, HoldCause};
+use crate::sample::{Aged, GuestReport, VmSample};
+use crate::settings::{MAX_KIB, Policy, SettingsForm};
+
+/// Reading back less than this between two decisions is no paging.
+const SWAP_IN_KIB: u64 = 1024;
+
+/// A demand and what it was judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Demand {
+    pub(crate) kib: u64,
+    pub(crate) basis: Basis,
+}
+
+/// What is remembered of a guest.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct DemandState {
+    swapped_in_kib: Option<u64>,
+    oom_kills: Option<u64>,
+    /// The guest was short once, and needs at least this, until then.
+    learned: Option<Learned>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Learned {
+    kib: u64,
+    until_ms: u64,
+}
+
+impl DemandState {
+    /// Judges a sample.
+    pub(crate) fn judge(
+        &mut self,
+        sample: &VmSample,
+        form: &SettingsForm,
+        now_ms: u64,
+        policy: &Policy,
+    ) -> Result<Demand, HoldCause> {
+        let size = sample.actual_kib;
+        if size.age_ms > policy.stale_after_ms {
+            return Err(HoldCause::OldSize { age_ms: size.age_ms });
+        }
+        if !(1..=MAX_KIB).contains(&size.value) {
+            return Err(HoldCause::ImpossibleSize { actual_kib: size.value });
+        }
+        match sample.guest {
+            Some(guest) => self.judge_report(guest, now_ms, policy),
+            None => by_process(sample, form, policy),
+        }
+    }
+
+    fn judge_report(
+        &mut self,
+        Aged { value: report, age_ms }: Aged<GuestReport>,
+        now_ms: u64,
+        policy: &Policy,
+    ) -> Result<Demand, HoldCause> {
+        if age_ms > policy.stale_after_ms {
+            return Err(HoldCause::OldReport { age_ms });
+        }
+        let GuestReport { actual_kib, available_kib, .. } = report;
+        // A guest that uses nothing does not run.
+        if available_kib >= actual_kib || actual_kib > MAX_KIB {
+            return Err(HoldCause::ImpossibleReport { available_kib, actual_kib });
+        }
+        let used_kib = actual_kib.saturating_sub(available_kib);
+        let committed =
+            report.committed.map_or(0, |c| c.reported_kib.saturating_sub(c.ballooned_kib));
+        let beyond = committed.saturating_sub(used_kib);
+
+        let pages = self.is_paging(&report);
+        let is_short = available_kib < actual_kib / 32;
+        if pages || is_short {
+            let promised_kib = beyond.min(used_kib).max(used_kib / 8);
+            let kib = used_kib.saturating_add(promised_kib);
+            self.learn(kib, now_ms, policy);
+            return Ok(Demand { kib, basis: Basis::Short { used_kib, promised_kib, pages } });
+        }
+        let promised_kib = (beyond / 4).min(used_kib / 2);
+        let kib = used_kib.saturating_add(promised_kib);
+        match self.learned {
+            Some(learned) if learned.until_ms > now_ms && learned.kib > kib => {
+                let basis = Basis::Remembered { used_kib, was_short_kib: learned.kib };
+                Ok(Demand { kib: learned.kib, basis })
+            }
+            _ => Ok(Demand { kib, basis: Basis::Report { used_kib, promised_kib } }),
+        }
+    }
+
+    /// Whether the guest read from swap or killed a process since the last decision. The counters start anew with
+    /// the guest.
+    fn is_paging(&mut self, report: &GuestReport) -> bool {
+        let grew = |last: &mut Option<u64>, now: Option<u64>, by: u64| {
+            let before = core::mem::replace(last, now);
+            before.zip(now).is_some_and(|(before, now)| now.saturating_sub(before) >= by)
+        };
+        let swaps = grew(&mut self.swapped_in_kib, report.swapped_in_kib, SWAP_IN_KIB);
+        let kills = grew(&mut self.oom_kills, report.oom_kills, 1);
+        swaps || kills
+    }
+
+    fn learn(&mut self, kib: u64, now_ms: u64, policy: &Policy) {
+        let known = self.learned.filter(|known| known.until_ms > now_ms);
+        let kib = known.map_or(kib, |known| known.kib.max(kib));
+        let until_ms = now_ms.saturating_add(policy.remember_paging_ms);
+        self.learned = Some(Learned { kib, until_ms });
+    }
+}
+
+fn by_process(
+    sample: &VmSample,
+    form: &SettingsForm,
+    policy: &Policy,
+) -> Result<Demand, HoldCause> {
+    let Some(Aged { value: process, age_ms }) = sample.process else {
+        return Err(HoldCause::NothingKnown);
+    };
+    if age_ms > policy.stale_after_ms {
+        return Err(HoldCause::OldProcess { age_ms });
+    }
+    let held_kib = process.rss_kib.saturating_add(process.swapped_kib);
+    // Beyond the VM's size, it is the process's own.
+    let held_kib = held_kib.min(sample.actual_kib.value);
+    let basis = Basis::HostOnly { held_kib, startup_kib: form.startup_kib };
+    Ok(Demand { kib: held_kib.max(form.startup_kib), basis })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::{Committed, ProcessSample};
+
+    const GIB: u64 = 1 << 20;
+
+    fn report(available_kib: u64, committed_kib: u64) -> GuestReport {
+        let committed = Committed { reported_kib: committed_kib, ballooned_kib: 0 };
+        GuestReport {
+            actual_kib: 8 * GIB,
+            available_kib,
+            committed: Some(committed),
+            swapped_in_kib: None,
+            oom_kills: None,
+        }
+    }
+
+    fn sample(report: GuestReport) -> VmSample {
+        let guest = Some(Aged { value: report, age_ms: 0 });
+        VmSample { actual_kib: Aged { value: 8 * GIB, age_ms: 0 }, guest, process: None }
+    }
+
+    fn judge_at(
+        state: &mut DemandState,
+        sample: &VmSample,
+        now_ms: u64,
+    ) -> Result<Demand, HoldCause> {
+        state.judge(sample, &SettingsForm::default(), now_ms, &Policy::default())
+    }
+
+    fn kib(sample: &VmSample) -> u64 {
+        judge_at(&mut DemandState::default(), sample, 0).unwrap().kib
+    }
+
+    fn hold(sample: &VmSample) -> HoldCause {
+        judge_at(&mut DemandState::default(), sample, 0).unwrap_err()
+    }
+
+    #[test]
+    fn cache_is_no_demand() {
+        assert_eq!(kib(&sample(report(6 * GIB, GIB))), 2 * GIB);
+    }
+
+    #[test]
+    fn a_quarter_of_what_is_promised_counts() {
+        assert_eq!(kib(&sample(report(6 * GIB, 4 * GIB))), 2 * GIB + GIB / 2);
+    }
+
+    #[test]
+    fn a_linux_that_promises_without_bounds_gets_half_more_at_most() {
+        assert_eq!(kib(&sample(report(6 * GIB, 100 * GIB))), 3 * GIB);
+    }
+
+    #[test]
+    fn ballooned_pages_are_not_committed_by_programs() {
+        let mut report = report(6 * GIB, 12 * GIB);
+        report.committed = Some(Committed { reported_kib: 12 * GIB, ballooned_kib: 8 * GIB });
+        assert_eq!(kib(&sample(report)), 2 * GIB + GIB / 2);
+    }
+
+    #[test]
+    fn all_that_is_promised_counts_when_the_guest_is_short() {
+        // 8 GiB less 128 MiB are in use, and 12 GiB committed.
+        assert_eq!(kib(&sample(report(GIB / 8, 12 * GIB))), 12 * GIB);
+        let used = 8 * GIB - GIB / 8;
+        assert_eq!(kib(&sample(report(GIB / 8, 0))), used + used / 8);
+    }
+
+    #[test]
+    fn paging_is_remembered_for_ten_minutes() {
+        for with in [
+            |report: &mut GuestReport, n| report.swapped_in_kib = Some(n * SWAP_IN_KIB),
+            |report: &mut GuestReport, n| report.oom_kills = Some(n),
+        ] {
+            let mut state = DemandState::default();
+            let mut at = |now_ms, n| {
+                let mut report = report(4 * GIB, 0);
+                with(&mut report, n);
+                judge_at(&mut state, &sample(report), now_ms).unwrap().kib
+            };
+            assert_eq!(at(0, 5), 4 * GIB, "paged before anybody looked");
+            assert_eq!(at(1000, 6), 4 * GIB + GIB / 2);
+            assert_eq!(at(600_999, 6), 4 * GIB + GIB / 2);
+            assert_eq!(at(601_000, 6), 4 * GIB);
+            assert_eq!(at(602_000, 0), 4 * GIB, "the guest was started anew");
+        }
+    }
+
+    #[test]
+    fn old_and_impossible_figures_are_no_ground_for_a_change() {
+        let mut old = sample(report(GIB, GIB));
+        old.guest = old.guest.map(|guest| Aged { age_ms: 10_001, ..guest });
+        assert_eq!(hold(&old), HoldCause::OldReport { age_ms: 10_001 });
+
+        let mut old = sample(report(GIB, GIB));
+        old.actual_kib.age_ms = 10_001;
+        assert_eq!(hold(&old), HoldCause::OldSize { age_ms: 10_001 });
+
+        let available_kib = 8 * GIB;
+        let cause = HoldCause::ImpossibleReport { available_kib, actual_kib: 8 * GIB };
+        assert_eq!(hold(&sample(report(available_kib, GIB))), cause);
+
+        let mut nothing = sample(report(GIB, GIB));
+        nothing.actual_kib.value = 0;
+        assert_eq!(hold(&nothing), HoldCause::ImpossibleSize { actual_kib: 0 });
+    }
+
+    #[test]
+    fn without_reports_the_host_s_figures_count() {
+        let mut sample = sample(report(GIB, GIB));
+        sample.guest = None;
+        assert_eq!(hold(&sample), HoldCause::NothingKnown);
+        let process =
+            |rss_kib, swapped_kib| ProcessSample { rss_kib, swapped_kib, ..Default::default() };
+        let mut with = |value, age_ms| {
+            sample.process = Some(Aged { value, age_ms });
+            judge_at(&mut DemandState::default(), &sample, 0)
+        };
+        assert_eq!(with(process(3 * GIB, GIB), 0).unwrap().kib, 4 * GIB);
+        assert_eq!(with(process(9 * GIB, 0), 0).unwrap().kib, 8 * GIB);
+        assert_eq!(with(process(1, 0), 0).unwrap().kib, GIB, "the startup memory");
+        assert_eq!(
+            with(process(1, 0), 10_001).unwrap_err(),
+            HoldCause::OldProcess { age_ms: 10_001 }
+        );
+    }
+}
