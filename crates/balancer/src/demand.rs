@@ -17,8 +17,11 @@
 //! well, and at most half of what is in use. A guest that is short shows it: it reads from swap, kills processes, or
 //! has less than 1/32 available. Then it is using what was promised, and all of that counts, up to
 //! as much again as is in use, so one step takes a guest that knows what it needs to where it needs to
-//! be. If nothing is committed beyond use, an eighth more counts. The size that was too small is remembered for ten
-//! minutes; otherwise the demand would fall as soon as paging ends, and the guest would soon be short again.
+//! be. If nothing is committed beyond use, an eighth more counts.
+//!
+//! What a short guest needed is remembered; otherwise the demand would fall as soon as the guest is well, and it would
+//! soon be short again. It is forgotten when the guest uses a quarter less than it did then, or when it has had that much
+//! for ten minutes: it was a peak. If it is short again at the same use, it was none, and only less use makes that forgotten.
 //!
 //! With no report from the guest, demand is what the host holds for it: resident plus swapped-out memory.
 //! Both only grow as the guest touches memory, so a VM without reports grows as it touches memory and
@@ -43,14 +46,28 @@ pub(crate) struct Demand {
 pub(crate) struct DemandState {
     swapped_in_kib: Option<u64>,
     oom_kills: Option<u64>,
-    /// The guest was short once, and needs at least this, until then.
     learned: Option<Learned>,
 }
 
+/// What a guest needed when it was short.
 #[derive(Clone, Copy, Debug)]
 struct Learned {
     kib: u64,
-    until_ms: u64,
+    /// What it used then.
+    used_kib: u64,
+    /// Since when it has had what it needed.
+    well_since_ms: Option<u64>,
+    lesson: Lesson,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lesson {
+    /// It may have been a peak.
+    First,
+    /// It was taken for a peak: `kib` counts no more.
+    Dropped,
+    /// It happened again.
+    Proved,
 }
 
 impl DemandState {
@@ -98,17 +115,16 @@ impl DemandState {
         let is_short = available_kib < actual_kib / 32;
         if pages || is_short {
             let promised_kib = beyond.min(used_kib).max(used_kib / 8);
-            let kib = used_kib.saturating_add(promised_kib);
-            self.learn(kib, now_ms, policy);
-            return Ok(Demand { kib, basis: Basis::Short { used_kib, promised_kib, pages } });
+            let kib = self.learn(used_kib.saturating_add(promised_kib), used_kib);
+            return Ok(Demand { kib, basis: Basis::Short { used_kib, demand_kib: kib, pages } });
         }
         let promised_kib = (beyond / 4).min(used_kib / 2);
         let kib = used_kib.saturating_add(promised_kib);
-        match self.learned {
-            Some(learned) if learned.until_ms > now_ms && learned.kib > kib => {
-                let basis = Basis::Remembered { used_kib, was_short_kib: learned.kib };
-                Ok(Demand { kib: learned.kib, basis })
-            }
+        match self.remembered(used_kib, actual_kib, now_ms, policy) {
+            Some(was_short_kib) if was_short_kib > kib => Ok(Demand {
+                kib: was_short_kib,
+                basis: Basis::Remembered { used_kib, was_short_kib },
+            }),
             _ => Ok(Demand { kib, basis: Basis::Report { used_kib, promised_kib } }),
         }
     }
@@ -125,11 +141,38 @@ impl DemandState {
         swaps || kills
     }
 
-    fn learn(&mut self, kib: u64, now_ms: u64, policy: &Policy) {
-        let known = self.learned.filter(|known| known.until_ms > now_ms);
-        let kib = known.map_or(kib, |known| known.kib.max(kib));
-        let until_ms = now_ms.saturating_add(policy.remember_paging_ms);
-        self.learned = Some(Learned { kib, until_ms });
+    /// Remembers that a guest that used `used_kib` needed `kib`; returns what is known to be needed.
+    fn learn(&mut self, kib: u64, used_kib: u64) -> u64 {
+        let (kib, lesson) = match self.learned {
+            None => (kib, Lesson::First),
+            Some(known) if known.lesson == Lesson::Dropped => (kib.max(known.kib), Lesson::Proved),
+            Some(known) => (kib.max(known.kib), known.lesson),
+        };
+        self.learned = Some(Learned { kib, used_kib, well_since_ms: None, lesson });
+        kib
+    }
+
+    /// What a guest is known to need that is well now, of `actual_kib`.
+    fn remembered(
+        &mut self,
+        used_kib: u64,
+        actual_kib: u64,
+        now_ms: u64,
+        policy: &Policy,
+    ) -> Option<u64> {
+        let mut known = self.learned?;
+        if used_kib < known.used_kib.saturating_sub(known.used_kib / 4) {
+            self.learned = None;
+            return None;
+        }
+        known.well_since_ms =
+            (actual_kib >= known.kib).then(|| known.well_since_ms.unwrap_or(now_ms));
+        let is_long = |since| now_ms.saturating_sub(since) >= policy.remember_paging_ms;
+        if known.lesson == Lesson::First && known.well_since_ms.is_some_and(is_long) {
+            known.lesson = Lesson::Dropped;
+        }
+        self.learned = Some(known);
+        (known.lesson != Lesson::Dropped).then_some(known.kib)
     }
 }
 
@@ -220,24 +263,61 @@ mod tests {
         assert_eq!(kib(&sample(report(GIB / 8, 0))), used + used / 8);
     }
 
+    /// Judges a guest that uses `used_kib` of 8 GiB and has read `swapped` from swap.
+    fn paging(state: &mut DemandState, used_kib: u64, swapped: u64, now_ms: u64) -> u64 {
+        let mut report = report(8 * GIB - used_kib, 0);
+        report.swapped_in_kib = Some(swapped * SWAP_IN_KIB);
+        judge_at(state, &sample(report), now_ms).unwrap().kib
+    }
+
     #[test]
-    fn paging_is_remembered_for_ten_minutes() {
+    fn paging_and_kills_show_that_a_guest_is_short() {
         for with in [
             |report: &mut GuestReport, n| report.swapped_in_kib = Some(n * SWAP_IN_KIB),
             |report: &mut GuestReport, n| report.oom_kills = Some(n),
         ] {
             let mut state = DemandState::default();
-            let mut at = |now_ms, n| {
+            let mut at = |n| {
                 let mut report = report(4 * GIB, 0);
                 with(&mut report, n);
-                judge_at(&mut state, &sample(report), now_ms).unwrap().kib
+                judge_at(&mut state, &sample(report), 0).unwrap().kib
             };
-            assert_eq!(at(0, 5), 4 * GIB, "paged before anybody looked");
-            assert_eq!(at(1000, 6), 4 * GIB + GIB / 2);
-            assert_eq!(at(600_999, 6), 4 * GIB + GIB / 2);
-            assert_eq!(at(601_000, 6), 4 * GIB);
-            assert_eq!(at(602_000, 0), 4 * GIB, "the guest was started anew");
+            assert_eq!(at(5), 4 * GIB, "that was before anybody looked");
+            assert_eq!(at(6), 4 * GIB + GIB / 2);
         }
+    }
+
+    #[test]
+    fn a_guest_started_anew_is_not_paging() {
+        let state = &mut DemandState::default();
+        paging(state, 4 * GIB, 5, 0);
+        assert_eq!(paging(state, 4 * GIB, 0, 1), 4 * GIB);
+    }
+
+    #[test]
+    fn a_shortage_is_remembered_for_ten_minutes_and_the_second_one_for_good() {
+        let state = &mut DemandState::default();
+        let needed = 4 * GIB + GIB / 2;
+        paging(state, 4 * GIB, 0, 0);
+        assert_eq!(paging(state, 4 * GIB, 1, 1000), needed);
+        assert_eq!(paging(state, 4 * GIB, 1, 2000), needed);
+        assert_eq!(paging(state, 4 * GIB, 1, 601_999), needed);
+        assert_eq!(paging(state, 4 * GIB, 1, 602_000), 4 * GIB);
+        assert_eq!(paging(state, 4 * GIB, 2, 603_000), needed);
+        assert_eq!(paging(state, 4 * GIB, 2, 99_000_000), needed);
+        assert_eq!(paging(state, 3 * GIB, 2, 99_000_000), needed);
+        assert_eq!(paging(state, 3 * GIB - 1, 2, 99_000_000), 3 * GIB - 1);
+        assert_eq!(paging(state, 4 * GIB, 2, 99_000_000), 4 * GIB, "forgotten");
+    }
+
+    #[test]
+    fn a_shortage_that_was_never_ended_is_not_forgotten() {
+        let state = &mut DemandState::default();
+        paging(state, 7 * GIB, 0, 0);
+        // It needs an eighth more than 7 GiB are, and never has 7.9.
+        let needed = paging(state, 7 * GIB + GIB / 2, 1, 1000);
+        assert!(needed > 8 * GIB);
+        assert_eq!(paging(state, 7 * GIB, 1, 99_000_000), needed);
     }
 
     #[test]

@@ -93,9 +93,10 @@ impl HostState {
         view: HostView,
         backed_kib: u64,
     ) -> u64 {
-        let group = sample.cgroup.map_or(u64::MAX, |group| group.available_kib());
-        let available = sample.available_kib.min(group);
-        let now = backed_kib.saturating_add(available).saturating_sub(view.reserve_kib);
+        let room = backed_kib.saturating_add(sample.available_kib);
+        // A group may be above a limit that was lowered, so its free room alone would not tell.
+        let room = sample.cgroup.map_or(room, |group| room.min(group.room_kib(backed_kib)));
+        let now = room.saturating_sub(view.reserve_kib);
         let steady = match self.ordinary_kib {
             Some(last) if now >= last && now.saturating_sub(last) < view.reserve_kib / 8 => last,
             _ => now,

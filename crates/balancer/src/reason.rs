@@ -19,12 +19,12 @@ pub enum Basis {
     Short {
         /// In use.
         used_kib: u64,
-        /// What counts in addition.
-        promised_kib: u64,
+        /// What it needs.
+        demand_kib: u64,
         /// It reads from swap or kills processes; otherwise it has almost nothing available.
         pages: bool,
     },
-    /// The guest was short some minutes ago.
+    /// The guest was short before.
     Remembered {
         /// In use.
         used_kib: u64,
@@ -52,18 +52,18 @@ impl fmt::Display for Basis {
                 Size(used_kib),
                 Size(promised_kib)
             ),
-            Self::Short { used_kib, promised_kib, pages } => {
+            Self::Short { used_kib, demand_kib, pages } => {
                 let sign = if pages { "is paging" } else { "has almost nothing available" };
                 write!(
                     f,
-                    "The guest uses {} and {sign}, so it needs {} more.",
+                    "The guest uses {} and {sign}, so it counts as needing {}.",
                     Size(used_kib),
-                    Size(promised_kib)
+                    Size(demand_kib)
                 )
             }
             Self::Remembered { used_kib, was_short_kib } => write!(
                 f,
-                "The guest uses {}, but was short of memory a few minutes ago and needed {}.",
+                "The guest uses {}, but was short of memory before and needed {}.",
                 Size(used_kib),
                 Size(was_short_kib)
             ),

@@ -39,7 +39,8 @@ pub(crate) struct Row {
     pub(crate) pool: Pool,
     pub(crate) weight: u32,
     pub(crate) actual_kib: u64,
-    /// Its target so far.
+    /// Its target so far, and the same within its present settings.
+    told_kib: u64,
     current_kib: u64,
     pub(crate) minimum_kib: u64,
     cap_kib: u64,
@@ -78,11 +79,14 @@ impl Row {
     ) -> Self {
         let form = vm.settings.form();
         let actual_kib = vm.sample.actual_kib.value;
-        let current_kib = vm.settings.clamp(state.target_kib.unwrap_or(actual_kib));
+        // A new VM has not been told anything yet.
+        let told_kib = state.target_kib.unwrap_or(actual_kib);
+        let current_kib = vm.settings.clamp(told_kib);
         let mut row = Self {
             pool: vm.pool,
             weight: form.weight,
             actual_kib,
+            told_kib,
             current_kib,
             minimum_kib: form.minimum_kib,
             cap_kib: form.maximum_kib,
@@ -155,9 +159,7 @@ impl Row {
                 cap(self.current_kib, Some(Limit::Stalls { psi_some_permille }));
             }
         }
-        // A new VM has not been told anything yet.
-        let told_kib = state.target_kib.unwrap_or(self.actual_kib);
-        match state.watch.observe(self.actual_kib, told_kib, now_ms, policy) {
+        match state.watch.observe(self.actual_kib, self.told_kib, now_ms, policy) {
             Standing::CannotGrow { for_ms } if wanted_kib > self.actual_kib => {
                 cap(self.actual_kib, None);
                 self.rule = Some(Rule::CannotGrow { for_ms });
@@ -206,7 +208,8 @@ impl Row {
     }
 
     fn rule_of_share(&self) -> Rule {
-        let Self { target_kib, current_kib, share_kib, demand_kib, wanted_kib, .. } = *self;
+        let Self { target_kib, told_kib: current_kib, share_kib, demand_kib, wanted_kib, .. } =
+            *self;
         let missing_kib = wanted_kib.saturating_sub(target_kib);
         let is_trifle = missing_kib < dead_band_kib(current_kib);
         let later_kib = share_kib.saturating_sub(target_kib);

@@ -138,8 +138,9 @@ pub struct CgroupLimit {
 }
 
 impl CgroupLimit {
-    /// What the group may still take.
-    pub(crate) fn available_kib(&self) -> u64 {
-        self.limit_kib.saturating_sub(self.current_kib.saturating_sub(self.reclaimable_kib))
+    /// What the group may hold of what `part_kib` of it is now a part of.
+    pub(crate) fn room_kib(&self, part_kib: u64) -> u64 {
+        let taken = self.current_kib.saturating_sub(self.reclaimable_kib);
+        self.limit_kib.saturating_add(part_kib).saturating_sub(taken)
     }
 }

@@ -149,7 +149,7 @@ pub struct Policy {
     pub stuck_after_ms: u64,
     /// A VM that could not grow gets another try after this time, which doubles up to 16 times.
     pub retry_after_ms: u64,
-    /// How long it is remembered at which size a guest had to page.
+    /// A guest that was short and has had what it needed for so long is taken to have had a peak.
     pub remember_paging_ms: u64,
     /// What the process of a VM needs besides guest memory, where its cgroup has a limit.
     pub vm_overhead_kib: u64,
