@@ -1,12 +1,13 @@
 //! Shares what there is among the VMs of a pool.
 //!
-//! Four levels are filled one after the other, each by weighted max-min fairness: the minimum and the
-//! demand, the buffers, and what VMs have beyond. So a surplus is lost before any buffer, and a buffer before
-//! anything that is needed; and where a surplus is cut, the largest for its weight is cut first.
+//! Four levels are filled one after the other, each by weighted max-min fairness: the minimum and
+//! the demand, the buffers, and what VMs have beyond. So a surplus is lost before any buffer, and a
+//! buffer before anything that is needed; and where a surplus is cut, the largest for its weight is
+//! cut first.
 //!
-//! A VM grows only into memory that nobody has: what others are to give counts as theirs until they have given
-//! it. Thus the host is not short while memory moves from one VM to another, and it does not matter if a VM
-//! does not give.
+//! A VM grows only into memory that nobody has: what others are to give counts as theirs until they
+//! have given it. Thus the host is not short while memory moves from one VM to another, and it does
+//! not matter if a VM does not give.
 
 use alloc::vec::Vec;
 
@@ -25,8 +26,8 @@ pub struct Account {
     pub targets_kib: u64,
     /// Kept free for VMs about to start.
     pub reserved_kib: u64,
-    /// How much the minima, with what cannot be changed, exceed what there is. If this is not 0, the sum of targets exceeds it
-    /// too: no VM goes below its minimum.
+    /// How much the minima, with what cannot be changed, exceed what there is. If this is not 0,
+    /// the sum of targets exceeds it too: no VM goes below its minimum.
     pub overcommitted_kib: u64,
 }
 

@@ -97,9 +97,10 @@ impl Balancer {
 
     /// Decides.
     ///
-    /// `now_ms` is any clock that does not go back (if it does, it counts as standing still). `vms` are all VMs
-    /// of the host in ascending order of their ids; what is remembered of a VM that is not among them is forgotten. Call it with
-    /// each new report of a VM that asks for more, when a limit changes, and otherwise about once a second.
+    /// `now_ms` is any clock that does not go back (if it does, it counts as standing still). `vms`
+    /// are all VMs of the host in ascending order of their ids; what is remembered of a VM that is
+    /// not among them is forgotten. Call it with each new report of a VM that asks for more, when a
+    /// limit changes, and otherwise about once a second.
     ///
     /// # Errors
     ///

@@ -2,30 +2,33 @@
 //!
 //! No single figure tells. A guest's report has two.
 //!
-//! *Available* is what the guest says it can use without paging. What it has beyond that is *in use*, and
-//! that much it needs. But available memory counts the cache as free: on Linux clean page cache, on Windows the
-//! standby list, which also holds pages that Windows has just trimmed from programs because memory was short. A
-//! squeezed Windows therefore looks as if it had memory to spare, and by available memory alone it would
-//! be squeezed further.
+//! *Available* is what the guest says it can use without paging. What it has beyond that is *in
+//! use*, and that much it needs. But available memory counts the cache as free: on Linux clean page
+//! cache, on Windows the standby list, which also holds pages that Windows has just trimmed from
+//! programs because memory was short. A squeezed Windows therefore looks as if it had memory to
+//! spare, and by available memory alone it would be squeezed further.
 //!
-//! *Committed* is what the guest has promised to its programs. It does not fall when pages are trimmed or
-//! paged out, so it does not have that flaw. But Linux promises freely: a program that reserves
-//! 100 GiB and touches one has committed 100. On the other hand a Linux kernel's own memory and the cache are not
-//! committed at all. By committed memory alone, one Linux gets far too much and the next too little.
+//! *Committed* is what the guest has promised to its programs. It does not fall when pages are
+//! trimmed or paged out, so it does not have that flaw. But Linux promises freely: a program that
+//! reserves 100 GiB and touches one has committed 100. On the other hand a Linux kernel's own
+//! memory and the cache are not committed at all. By committed memory alone, one Linux gets far too
+//! much and the next too little.
 //!
-//! So demand is what is in use, plus a part of what is committed beyond that: a quarter while the guest is
-//! well, and at most half of what is in use. A guest that is short shows it: it reads from swap, kills processes, or
-//! has less than 1/32 available. Then it is using what was promised, and all of that counts, up to
-//! as much again as is in use, so one step takes a guest that knows what it needs to where it needs to
-//! be. If nothing is committed beyond use, an eighth more counts.
+//! So demand is what is in use, plus a part of what is committed beyond that: a quarter while the
+//! guest is well, and at most half of what is in use. A guest that is short shows it: it reads from
+//! swap, kills processes, or has less than 1/32 available. Then it is using what was promised, and
+//! all of that counts, up to as much again as is in use, so one step takes a guest that knows what
+//! it needs to where it needs to be. If nothing is committed beyond use, an eighth more counts.
 //!
-//! What a short guest needed is remembered; otherwise the demand would fall as soon as the guest is well, and it would
-//! soon be short again. It is forgotten when the guest uses a quarter less than it did then, or when it has had that much
-//! for ten minutes: it was a peak. If it is short again at the same use, it was none, and only less use makes that forgotten.
+//! What a short guest needed is remembered; otherwise the demand would fall as soon as the guest is
+//! well, and it would soon be short again. It is forgotten when the guest uses a quarter less than
+//! it did then, or when it has had that much for ten minutes: it was a peak. If it is short again
+//! at the same use, it was none, and only less use makes that forgotten.
 //!
-//! With no report from the guest, demand is what the host holds for it: resident plus swapped-out memory.
-//! Both only grow as the guest touches memory, so a VM without reports grows as it touches memory and
-//! its unused memory cannot be found. It is never judged to need less than its startup memory, because it may be booting.
+//! With no report from the guest, demand is what the host holds for it: resident plus swapped-out
+//! memory. Both only grow as the guest touches memory, so a VM without reports grows as it touches
+//! memory and its unused memory cannot be found. It is never judged to need less than its startup
+//! memory, because it may be booting.
 
 use crate::reason::{Basis, HoldCause};
 use crate::sample::{Aged, GuestReport, VmSample};
@@ -129,8 +132,8 @@ impl DemandState {
         }
     }
 
-    /// Whether the guest read from swap or killed a process since the last decision. The counters start anew with
-    /// the guest.
+    /// Whether the guest read from swap or killed a process since the last decision. The counters
+    /// start anew with the guest.
     fn is_paging(&mut self, report: &GuestReport) -> bool {
         let grew = |last: &mut Option<u64>, now: Option<u64>, by: u64| {
             let before = core::mem::replace(last, now);
@@ -141,7 +144,8 @@ impl DemandState {
         swaps || kills
     }
 
-    /// Remembers that a guest that used `used_kib` needed `kib`; returns what is known to be needed.
+    /// Remembers that a guest that used `used_kib` needed `kib`; returns what is known to be
+    /// needed.
     fn learn(&mut self, kib: u64, used_kib: u64) -> u64 {
         let (kib, lesson) = match self.learned {
             None => (kib, Lesson::First),

@@ -1,12 +1,12 @@
 //! The host: how much there is for VMs, and how hard the host is pressed.
 //!
-//! What there is for VMs is what is *behind* their memory now, plus what the host has available, less a
-//! reserve for the host itself. If all VMs touched all of their targets, the host would then use up what it
-//! has available except for the reserve. Memory that a VM has and never touched is a promise, which is why
-//! the sum is over resident memory and not over sizes.
+//! What there is for VMs is what is *behind* their memory now, plus what the host has available,
+//! less a reserve for the host itself. If all VMs touched all of their targets, the host would then
+//! use up what it has available except for the reserve. Memory that a VM has and never touched is a
+//! promise, which is why the sum is over resident memory and not over sizes.
 //!
-//! Pressure that the host reports (PSI, swapping in) makes the reserve larger, in two steps, each of which ends only when the
-//! pressure has fallen to half of what began it.
+//! Pressure that the host reports (PSI, swapping in) makes the reserve larger, in two steps, each
+//! of which ends only when the pressure has fallen to half of what began it.
 
 use core::fmt;
 
@@ -85,8 +85,8 @@ impl HostState {
 
     /// What there is for VMs of ordinary memory, of which `backed_kib` is theirs already.
     ///
-    /// The figure falls at once and rises only by an eighth of the reserve or more: if it followed every
-    /// small change of the host's caches, so would the targets wherever memory is short.
+    /// The figure falls at once and rises only by an eighth of the reserve or more: if it followed
+    /// every small change of the host's caches, so would the targets wherever memory is short.
     pub(crate) fn ordinary_kib(
         &mut self,
         sample: &HostSample,
@@ -124,7 +124,8 @@ fn stress(sample: &HostSample, swapped_in_kib: u64, before: Stress) -> Stress {
 }
 
 fn reserve(sample: &HostSample, policy: &Policy, stress: Stress) -> u64 {
-    // A limit on the VMs' cgroup leaves the host what is outside of it; the group needs a reserve of its own.
+    // A limit on the VMs' cgroup leaves the host what is outside of it; the group needs a reserve
+    // of its own.
     let total = sample.cgroup.map_or(sample.total_kib, |g| g.limit_kib.min(sample.total_kib));
     let usual = (total / 20).max(512 << 10).min(total / 4);
     let reserve = policy.host_reserve_kib.unwrap_or(usual);

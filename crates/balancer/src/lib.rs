@@ -12,13 +12,14 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 //! Decides how much memory each VM of a host should have.
 //!
-//! [`Balancer::decide`] takes what is known of host and VMs and returns a target for each VM, with the
-//! reason. It knows no clock, no process and no monitor, and computes with whole numbers only: the same
-//! samples give the same decisions, bit for bit, on any machine.
+//! [`Balancer::decide`] takes what is known of host and VMs and returns a target for each VM, with
+//! the reason. It knows no clock, no process and no monitor, and computes with whole numbers only:
+//! the same samples give the same decisions, bit for bit, on any machine.
 //!
 //! A decision goes through these modules:
 //!
-//! 1. `demand`: what each guest could not do without. With the buffer of its settings on top, that is what it *wants*.
+//! 1. `demand`: what each guest could not do without. With the buffer of its settings on top, that
+//!    is what it *wants*.
 //! 2. `watchful`: whether it moves towards its last target; if not, it is stuck.
 //! 3. `pace`: how much of a surplus it may keep if nobody else needs it.
 //! 4. `host`: how much there is for VMs.
@@ -28,9 +29,10 @@
 //! What always holds:
 //!
 //! - Minimum ≤ target ≤ maximum.
-//! - The sum of targets is at most what there is. The exception is a host too small for the minima, and for VMs that must be
-//!   left alone; [`Account::overcommitted_kib`] says by how much.
-//! - A VM of which the data are old, missing or impossible keeps what it has, unless the operator lowers its maximum.
+//! - The sum of targets is at most what there is. The exception is a host too small for the minima,
+//!   and for VMs that must be left alone; [`Account::overcommitted_kib`] says by how much.
+//! - A VM of which the data are old, missing or impossible keeps what it has, unless the operator
+//!   lowers its maximum.
 //! - More host memory makes no VM poorer, as long as no reservation becomes possible through it.
 
 extern crate alloc;

@@ -1,8 +1,9 @@
 //! The pace of changes: up at once, down slowly, and not for trifles.
 //!
-//! A guest that lacks memory suffers now; one that has too much costs only if another lacks it, and then the
-//! surplus is taken at once (`decide.rs`). So a surplus is left alone while it is small, and until it has lasted;
-//! then a quarter of it is taken in each step. What is left when it is as small as the dead band stays.
+//! A guest that lacks memory suffers now; one that has too much costs only if another lacks it, and
+//! then the surplus is taken at once (`decide.rs`). So a surplus is left alone while it is small,
+//! and until it has lasted; then a quarter of it is taken in each step. What is left when it is as
+//! small as the dead band stays.
 
 use crate::settings::Policy;
 

@@ -1,8 +1,8 @@
 //! Room for a VM that is about to start.
 //!
-//! The room is taken from what others have beyond demand and buffer, then from their buffers, and never from
-//! what they need. A reservation that cannot be met takes nothing from anyone. Withdraw a reservation when the VM it was for is
-//! there: from then on that VM is counted itself.
+//! The room is taken from what others have beyond demand and buffer, then from their buffers, and
+//! never from what they need. A reservation that cannot be met takes nothing from anyone. Withdraw
+//! a reservation when the VM it was for is there: from then on that VM is counted itself.
 
 use core::fmt;
 
@@ -54,8 +54,8 @@ impl fmt::Display for Room {
     }
 }
 
-/// Books reservations of one pool: those that fit into `spare_kib`, what nobody needs, in their order. Returns
-/// the sum.
+/// Books reservations of one pool: those that fit into `spare_kib`, what nobody needs, in their
+/// order. Returns the sum.
 pub(crate) fn book(
     pool: Pool,
     mut spare_kib: u64,

@@ -11,7 +11,8 @@ pub struct Aged<T> {
     pub age_ms: u64,
 }
 
-/// The name of a VM for the balancer. Where two VMs are equal, the one with the lower number is first.
+/// The name of a VM for the balancer. Where two VMs are equal, the one with the lower number is
+/// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VmId(pub u32);
 
@@ -52,8 +53,8 @@ pub struct Vm {
 
 /// What is known of a VM.
 ///
-/// Leave a VM out until its size has been read once. If its monitor is silent later, pass the last figures
-/// with their growing age: the VM still has its memory.
+/// Leave a VM out until its size has been read once. If its monitor is silent later, pass the last
+/// figures with their growing age: the VM still has its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmSample {
     /// The memory that the VM has: QMP's `actual`, in KiB.
@@ -64,7 +65,8 @@ pub struct VmSample {
     pub process: Option<Aged<ProcessSample>>,
 }
 
-/// What a guest says about itself: the status report of Dynamic Memory, or the statistics of a virtio balloon.
+/// What a guest says about itself: the status report of Dynamic Memory, or the statistics of a
+/// virtio balloon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestReport {
     /// The VM's size *when the report was made*, not now: `available_kib` is a part of this.
@@ -92,23 +94,23 @@ pub struct Committed {
 /// What the host knows of a VM's process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessSample {
-    /// Its resident memory: guest memory that is backed, and what the process needs itself. For a VM
-    /// of [`Pool::HugePages`], what it has of the pool (`HugetlbPages` of `/proc/PID/status`).
+    /// Its resident memory: guest memory that is backed, and what the process needs itself. For a
+    /// VM of [`Pool::HugePages`], what it has of the pool (`HugetlbPages` of `/proc/PID/status`).
     pub rss_kib: u64,
     /// Its memory that the host has swapped out.
     pub swapped_kib: u64,
     /// The limit of its cgroup.
     pub cgroup_limit_kib: Option<u64>,
-    /// The time in which some task of its cgroup waited for memory: `some avg10` of `memory.pressure`,
-    /// in thousandths.
+    /// The time in which some task of its cgroup waited for memory: `some avg10` of
+    /// `memory.pressure`, in thousandths.
     pub psi_some_permille: u32,
 }
 
 /// What is known of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostSample {
-    /// Time since these figures were true. They belong together with the VMs' `rss_kib`: what a VM touches
-    /// between the two readings is counted twice or not at all.
+    /// Time since these figures were true. They belong together with the VMs' `rss_kib`: what a VM
+    /// touches between the two readings is counted twice or not at all.
     pub age_ms: u64,
     /// `MemTotal`.
     pub total_kib: u64,
@@ -133,7 +135,8 @@ pub struct CgroupLimit {
     pub limit_kib: u64,
     /// `memory.current`.
     pub current_kib: u64,
-    /// The part of `current_kib` that the kernel takes back first: `inactive_file` of `memory.stat`.
+    /// The part of `current_kib` that the kernel takes back first: `inactive_file` of
+    /// `memory.stat`.
     pub reclaimable_kib: u64,
 }
 

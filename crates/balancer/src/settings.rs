@@ -133,12 +133,12 @@ impl VmSettings {
 /// Figures of the policy that hold for all VMs. The default is meant to be right for a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Memory left to the host itself, or `None` for a twentieth of it, at least 512 MiB and at most a
-    /// quarter of it. (Hosts under load need a share of their size for page tables and caches,
-    /// and small ones a fixed part.)
+    /// Memory left to the host itself, or `None` for a twentieth of it, at least 512 MiB and at
+    /// most a quarter of it. (Hosts under load need a share of their size for page tables and
+    /// caches, and small ones a fixed part.)
     pub host_reserve_kib: Option<u64>,
-    /// Data older than this is no ground for a change. Guests report each second; ten seconds allow for a
-    /// guest that is busy, and for statistics polled every five.
+    /// Data older than this is no ground for a change. Guests report each second; ten seconds allow
+    /// for a guest that is busy, and for statistics polled every five.
     pub stale_after_ms: u64,
     /// A surplus must last this long before it is taken, so that a short lull costs nothing.
     pub surplus_lasts_ms: u64,

@@ -1,15 +1,15 @@
 //! Weighted max-min fair shares, exactly.
 //!
-//! Think of one tank per VM, as wide as its weight, with a floor at its lower bound and a lid at its
-//! upper bound. Water that all tanks share rises to the same level in each. The share of a VM is
-//! `weight × level`, held between its bounds: nobody gets more until all those with less for their
-//! weight have got theirs, or cannot take more.
+//! Think of one tank per VM, as wide as its weight, with a floor at its lower bound and a lid at
+//! its upper bound. Water that all tanks share rises to the same level in each. The share of a VM
+//! is `weight × level`, held between its bounds: nobody gets more until all those with less for
+//! their weight have got theirs, or cannot take more.
 //!
-//! The level is found by sorting the bounds at which a tank starts or stops to fill: `n log n`, with no
-//! iteration towards a limit. Memory is handed out in whole KiB. The KiB number *k* of a VM has the
-//! rank *k* / weight, and those with the lowest ranks are handed out, ties in the order of the claims.
-//! That order does not depend on how much there is, so an additional KiB goes to one claim and is taken from
-//! none.
+//! The level is found by sorting the bounds at which a tank starts or stops to fill: `n log n`,
+//! with no iteration towards a limit. Memory is handed out in whole KiB. The KiB number *k* of a VM
+//! has the rank *k* / weight, and those with the lowest ranks are handed out, ties in the order of
+//! the claims. That order does not depend on how much there is, so an additional KiB goes to one
+//! claim and is taken from none.
 
 use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
@@ -83,8 +83,8 @@ pub struct Solver {
 impl Solver {
     /// Shares `available_kib` among `claims`; the shares are in KiB and in the claims' order.
     ///
-    /// Their sum is `available_kib`, or the sum of the upper bounds if that is less, or the sum of the
-    /// lower bounds if that is more.
+    /// Their sum is `available_kib`, or the sum of the upper bounds if that is less, or the sum of
+    /// the lower bounds if that is more.
     pub fn solve(&mut self, available_kib: u64, claims: &[Claim]) -> &[u64] {
         let available = u128::from(available_kib);
         let sum = |bound: fn(&Claim) -> u64| {

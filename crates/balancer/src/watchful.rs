@@ -1,8 +1,9 @@
 //! Watches whether VMs move towards their targets.
 //!
-//! A VM that does not is *stuck*. If it should grow, what it does not take goes to others, and it is asked again later. If it
-//! should shrink, it keeps what it has, since nobody can take that, and counts with all of it:
-//! it is given nothing of what others release, so refusing is not rewarded. A single page is no progress.
+//! A VM that does not is *stuck*. If it should grow, what it does not take goes to others, and it
+//! is asked again later. If it should shrink, it keeps what it has, since nobody can take that, and
+//! counts with all of it: it is given nothing of what others release, so refusing is not rewarded.
+//! A single page is no progress.
 
 use crate::pace::dead_band_kib;
 use crate::settings::Policy;

@@ -64,7 +64,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
 const SHIPPED: [&str; 3] = ["crates", "bin", "examples"];
 
 /// Crates without input, output, clock or unsafe code.
-const PURE: [&str; 8] = [
+const PURE: [&str; 9] = [
     "balancer",
     "page_range",
     "saved_state",

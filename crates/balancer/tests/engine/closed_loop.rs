@@ -109,7 +109,8 @@ proptest! {
             Guest { form, actual_kib: GIB, working_set_kib, rss_kib: GIB }
         });
         let mut world = World::new(total, guests.collect());
-        // What the first shortage taught is dropped once for each guest, one after the other at worst.
+        // What the first shortage taught is dropped once for each guest, one after the other at
+        // worst.
         world.balancer.set_policy(Policy { remember_paging_ms: 60_000, ..Policy::default() });
         (0..1500).for_each(|_| drop(world.step()));
         let at_rest = world.step();

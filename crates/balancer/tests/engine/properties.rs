@@ -234,7 +234,8 @@ proptest! {
         prop_assert_eq!(targets.iter().sum::<u64>(), sum);
         for (poor, target) in vms.iter().zip(&targets).filter(|(vm, target)| **target < used(vm)) {
             for (rich, other) in vms.iter().zip(&targets).filter(|(vm, kib)| **kib > minimum(vm)) {
-                // Taking a KiB from the rich one would leave it poorer than the poor one would become.
+                // Taking a KiB from the rich one would leave it poorer than the poor one would
+                // become.
                 let (poor, rich) = (poor.settings.form().weight, rich.settings.form().weight);
                 prop_assert!((target + 1) * u64::from(rich) >= other * u64::from(poor));
             }

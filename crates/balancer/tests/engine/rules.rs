@@ -66,8 +66,8 @@ fn free_memory_of_the_host_is_used_before_anything_is_taken() {
 fn the_largest_surplus_over_the_lowest_weight_goes_first() {
     let light = SettingsForm { weight: 2500, ..form() };
     let used = 5 * GIB / 6;
-    // What three VMs lose when a fourth wants 768 MiB; they have 7, 3 and `surplus` beyond their wish,
-    // and the third has half the weight.
+    // What three VMs lose when a fourth wants 768 MiB; they have 7, 3 and `surplus` beyond their
+    // wish, and the third has half the weight.
     let lost = |surplus| {
         let third = vm_with(2, light, GIB + surplus, used);
         let fourth = vm(3, 25 * GIB / 4, 35 * GIB / 6);
@@ -77,7 +77,8 @@ fn the_largest_surplus_over_the_lowest_weight_goes_first() {
     };
     // 7 is more than 2 × 3.
     assert_eq!(lost(3 * GIB), [767, 0, 0]);
-    // 2 × 4 is more than 7: the third loses 512 until it is level with the first, then half as much as that one.
+    // 2 × 4 is more than 7: the third loses 512 until it is level with the first, then half as much
+    // as that one.
     assert_eq!(lost(4 * GIB), [170, 0, 597]);
 }
 
@@ -108,7 +109,8 @@ fn in_an_emergency_needs_are_shared_by_weight_down_to_the_minimum() {
     }
     let decision = first(&host(0), &vms);
     assert_eq!(decision.zone, Zone::Emergency);
-    // 10.5 GiB: the third has its minimum, and of the rest the second gets twice as much as the first.
+    // 10.5 GiB: the third has its minimum, and of the rest the second gets twice as much as the
+    // first.
     let rest = 10 * GIB + GIB / 2 - 4 * GIB;
     let (low, high) = (rest / 3, rest - rest / 3);
     for (target, wanted) in targets(&decision).iter().zip([low, high, 4 * GIB]) {

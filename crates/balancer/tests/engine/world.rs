@@ -8,7 +8,8 @@ use balancer::{
 pub(crate) const MIB: u64 = 1 << 10;
 pub(crate) const GIB: u64 = 1 << 20;
 
-/// A host of 64 GiB, of which `available_kib` are available. Its reserve is 0, so sums are easy to see.
+/// A host of 64 GiB, of which `available_kib` are available. Its reserve is 0, so sums are easy to
+/// see.
 pub(crate) fn host(available_kib: u64) -> HostSample {
     HostSample {
         age_ms: 0,
