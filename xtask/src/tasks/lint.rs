@@ -11,7 +11,7 @@ use super::links;
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 16] = [
+const LAYERS: [(&str, &[&str]); 18] = [
     ("balancer", &[]),
     ("page_range", &[]),
     ("confinement", &[]),
