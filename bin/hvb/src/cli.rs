@@ -24,7 +24,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Boot a Linux kernel in a virtual machine.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Set the memory of a running virtual machine.
     Balloon(BalloonArgs),
     /// Show the state of a running virtual machine.
@@ -286,7 +286,7 @@ mod tests {
     fn run(arguments: &str) -> RunArgs {
         let words = ["hvb", "run", "--kernel", "k"].into_iter().chain(arguments.split_whitespace());
         match Cli::try_parse_from(words).unwrap().command {
-            Command::Run(arguments) => arguments,
+            Command::Run(arguments) => *arguments,
             other => panic!("{other:?}"),
         }
     }

@@ -89,7 +89,7 @@ mod tests {
     fn configured(arguments: &str) -> Result<Config> {
         let words = ["hvb", "run", "--kernel", "k"].into_iter().chain(arguments.split_whitespace());
         match Cli::try_parse_from(words).unwrap().command {
-            Command::Run(arguments) => config(arguments),
+            Command::Run(arguments) => config(*arguments),
             other => panic!("{other:?}"),
         }
     }

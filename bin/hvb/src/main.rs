@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Err(error) => return report::usage(&error),
     };
     let result = report::start_logging().and_then(|log| match cli.command {
-        Command::Run(args) => run::run(args, &log).map(|()| ExitCode::SUCCESS),
+        Command::Run(args) => run::run(*args, &log).map(|()| ExitCode::SUCCESS),
         Command::Balloon(args) => balloon::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Info(args) => info::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Stop(args) => stop::run(&args),

@@ -126,8 +126,7 @@ impl<'a> HeatHint<'a> {
     /// has reserved bits set.
     #[must_use]
     pub fn parse(input: &'a [u8]) -> Option<Self> {
-        let whole = input.len().checked_sub(input.len() % size_of::<U64>())?;
-        let words = <[U64]>::ref_from_bytes(input.get(..whole)?).ok()?;
+        let (words, _) = <[U64]>::ref_from_prefix(input).ok()?;
         let (kind, ranges) = words.split_first()?;
         (kind.get() == COLD_DISCARD).then_some(Self(ranges))
     }
@@ -170,6 +169,7 @@ impl<'a> HeatHint<'a> {
 }
 
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "small figures")]
 mod tests {
     use std::collections::BTreeSet;
     use std::vec;
@@ -211,7 +211,7 @@ mod tests {
         }
         // 1 GiB that begins at 2 MiB, and ranges beyond the address space.
         assert_eq!(range(0x0020_1800), None);
-        for word in [u64::MAX, u64::MAX & !LARGE_RESERVED, !0xfff, !0xfff | 1] {
+        for word in [u64::MAX, !LARGE_RESERVED, !0xfff, !0xfff | 1] {
             assert_eq!(range(word).filter(|range| range.end() > Gpfn::MAX), None);
         }
     }

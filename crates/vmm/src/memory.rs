@@ -145,6 +145,22 @@ fn takes_reports(config: &Config, capabilities: Capabilities) -> Result<bool, Vm
 }
 
 #[cfg(test)]
+impl MemoryPlan {
+    /// The plan of a machine that boots with this much and cannot grow.
+    pub(crate) fn fixed(boot: PageCount) -> Self {
+        Self {
+            boot,
+            maximum: boot,
+            huge_pages: HugePages::Off,
+            on_reset: OnReset::BootSize,
+            address_end: Gpfn::MAX,
+            max_pieces: 1,
+            takes_reports: false,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::tests::small;
@@ -175,21 +191,5 @@ mod tests {
         }
         let text = VmmError::NoReporting(NoReporting::Kvm).to_string();
         assert!(text.contains("Linux 6.3") && text.ends_with("leave the option out"), "{text}");
-    }
-}
-
-#[cfg(test)]
-impl MemoryPlan {
-    /// The plan of a machine that boots with this much and cannot grow.
-    pub(crate) fn fixed(boot: PageCount) -> Self {
-        Self {
-            boot,
-            maximum: boot,
-            huge_pages: HugePages::Off,
-            on_reset: OnReset::BootSize,
-            address_end: Gpfn::MAX,
-            max_pieces: 1,
-            takes_reports: false,
-        }
     }
 }

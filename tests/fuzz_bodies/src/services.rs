@@ -23,7 +23,7 @@ use vmbus::{ChannelEvent, ChannelOutput, GuestMemory, OpenChannel, VmbusDevice};
 type Memory = Arc<SharedMemory>;
 
 const MAX_STEPS: usize = 200;
-const PAGES: u64 = 8;
+const PAGES: usize = 8;
 const SPLIT: usize = 4;
 /// The most that a service does at one time before it waits for something: a batch of packets, each
 /// with a completion and a fault, and the reminders.
@@ -112,7 +112,7 @@ struct World<K: Commanded> {
 
 impl<K: Commanded> World<K> {
     fn run(data: &[u8]) {
-        let memory = Arc::new(SharedMemory::new(PAGES as usize));
+        let memory = Arc::new(SharedMemory::new(PAGES));
         let guest = GuestRings::new(Arc::clone(&memory), &pages(), SPLIT);
         let driver = ServiceDriver::linux();
         let (now, service) = (Duration::ZERO, K::fresh());
@@ -152,10 +152,8 @@ impl<K: Commanded> World<K> {
             Step::Break { at, value } => {
                 // A word of either ring's control page.
                 let page = u64::from(at & 1) * SPLIT as u64;
-                let gpa = page * 4096 + u64::from(at >> 1) % 1024 * 4;
-                if let Some(gpa) = Gpa::new(gpa) {
-                    self.memory.write(gpa, &value.to_le_bytes()).unwrap();
-                }
+                let gpa = Gpa::new(page * 4096 + u64::from(at >> 1) % 1024 * 4);
+                self.memory.write(gpa, &value.to_le_bytes()).unwrap();
                 self.is_broken = true;
             }
             Step::Command => {
@@ -252,7 +250,7 @@ impl<K: Commanded> World<K> {
 }
 
 fn pages() -> Vec<Gpfn> {
-    (0..PAGES).filter_map(Gpfn::new).collect()
+    (0..PAGES as u64).filter_map(Gpfn::new).collect()
 }
 
 fn channel() -> OpenChannel {

@@ -1,8 +1,8 @@
 //! The KVM ioctls that this program makes (Linux `include/uapi/linux/kvm.h`), for its filters.
 
 use kvm_bindings::{
-    KVMIO, kvm_clock_data, kvm_cpuid2, kvm_enable_cap, kvm_ioeventfd, kvm_lapic_state, kvm_mp_state,
-    kvm_msrs, kvm_pit_config, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    KVMIO, kvm_clock_data, kvm_cpuid2, kvm_enable_cap, kvm_ioeventfd, kvm_lapic_state,
+    kvm_mp_state, kvm_msrs, kvm_pit_config, kvm_regs, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_hyperv::ioctl_numbers::{
     KVM_CHECK_EXTENSION, KVM_GET_MSRS, KVM_GET_SUPPORTED_HV_CPUID, KVM_HYPERV_EVENTFD, KVM_IRQFD,
@@ -59,7 +59,7 @@ pub(super) const OF_THE_BUS: [Request; 2] = [
 pub(super) const OF_THE_MEMORY: [Request; 1] = [SET_USER_MEMORY_REGION];
 
 /// Requests that building a machine takes.
-pub(super) const TO_BUILD: [Request; 22] = [
+pub(super) const TO_BUILD: [Request; 23] = [
     request::<()>("KVM_CREATE_VM", _IOC_NONE, 0x01),
     known("KVM_CHECK_EXTENSION", KVM_CHECK_EXTENSION),
     request::<()>("KVM_GET_VCPU_MMAP_SIZE", _IOC_NONE, 0x04),

@@ -42,8 +42,8 @@
 pub mod checker;
 mod kernel;
 pub mod memory;
-pub mod storage;
 pub mod power;
+pub mod storage;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
