@@ -122,10 +122,11 @@ mod tests {
             Event::FromDevice(FromDevice::Packet(packet)),
             Event::End,
         ];
+        let devices = [0, 2, 0, 0, 0];
         let mut text = Vec::new();
         write(&mut text, &Header::new(bus, device));
-        for (event, t) in events.into_iter().zip(1..) {
-            write(&mut text, &Line { t, device: 0, event });
+        for ((event, device), t) in events.into_iter().zip(devices).zip(1..) {
+            write(&mut text, &Line { t, device, event });
         }
         text
     }
@@ -133,14 +134,23 @@ mod tests {
     #[test]
     fn the_format_is_as_documented() {
         let text = String::from_utf8(text()).unwrap();
-        let expected = r#"{"format":"hv-balloon bus recording","version":1,"time_unit":"us","bus":{"vp_count":1,"page_limit":1048576,"max_version":327683},"device":{"boot_ram":[[0,100]],"hot_add":null,"settle":7,"status_reports":true,"discard_unit":1,"inhibited":false}}
+        let expected = r#"{"format":"hv-balloon bus recording","version":2,"time_unit":"us","bus":{"vp_count":1,"page_limit":1048576,"max_version":327683},"device":{"boot_ram":[[0,100]],"hot_add":null,"settle":7,"status_reports":true,"discard_unit":1,"inhibited":false}}
 {"t":1,"dir":"to-bus","event":{"message":{"connection":4,"status":0,"bytes":"0e00"}}}
-{"t":2,"dir":"to-device","event":"signalled"}
+{"t":2,"device":2,"dir":"to-device","event":"signalled"}
 {"t":3,"dir":"from-guest","event":{"kind":6,"flags":1,"transaction":18446744073709551615,"bytes":"ab00"}}
 {"t":4,"dir":"from-device","event":{"packet":{"kind":6,"flags":1,"transaction":18446744073709551615,"bytes":"ab00"}}}
 {"t":5,"dir":"end"}
 "#;
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_recording_of_the_first_version_is_read() {
+        let text = String::from_utf8(text()).unwrap();
+        let old = text.replace(r#""version":2"#, r#""version":1"#).replace(r#","device":2"#, "");
+        let devices: Vec<_> =
+            read(old.as_bytes()).unwrap().lines.iter().map(|read| read.line.device).collect();
+        assert_eq!(devices, [0; 4]);
     }
 
     #[test]
@@ -167,8 +177,8 @@ mod tests {
         let altered = |from: &str, to: &str| read(text.replace(from, to).as_bytes()).unwrap_err();
         let error = altered(r#""signalled""#, r#""rung""#);
         assert!(matches!(error, ReadError::Line { number: 3, .. }), "{error}");
-        let error = altered(r#""version":1"#, r#""version":2"#);
-        assert!(error.to_string().contains("version 2"), "{error}");
+        let error = altered(r#""version":2"#, r#""version":3"#);
+        assert!(error.to_string().contains("version 3"), "{error}");
         let error = altered(r#"{"t":1,"#, "{\"t\":5,\"dir\":\"end\"}\n{\"t\":1,");
         assert!(matches!(error, ReadError::AfterEnd { number: 3 }), "{error}");
     }
