@@ -31,11 +31,27 @@ pub(crate) enum Command {
     Info(InfoArgs),
     /// Ask the guest of a running virtual machine to shut down, and end the machine if it does not.
     Stop(StopArgs),
+    /// List the virtual machines that have a name.
+    List,
 }
 
 /// `hvb run`
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(args_override_self = true)]
 pub(crate) struct RunArgs {
+    /// File with options, as NAME = VALUE in TOML. Options of the command line win, and add to lists.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Print all options as a file for --config, and end.
+    #[arg(long)]
+    pub(crate) print_config: bool,
+
+    /// Name of the machine, for `hvb list` and the other commands. Its monitor socket is
+    /// /run/hvb/NAME.sock, or in $XDG_RUNTIME_DIR/hvb for users other than root, or in $HVB_RUN_DIR.
+    #[arg(long, value_name = "NAME", value_parser = crate::names::name)]
+    pub(crate) name: Option<String>,
+
     /// Linux kernel to boot (bzImage).
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: PathBuf,
@@ -76,7 +92,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "passt[=SOCKET][,mac=MAC]", value_parser = crate::network::parse)]
     pub(crate) net: Vec<NetConfig>,
 
-    /// Path at which to create a monitor (QMP) socket.
+    /// Path at which to create a monitor (QMP) socket, instead of the one that the name gives.
     #[arg(long, value_name = "PATH")]
     pub(crate) qmp: Option<PathBuf>,
 
@@ -125,7 +141,8 @@ pub(crate) struct RunArgs {
 /// `hvb balloon`
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub(crate) struct BalloonArgs {
-    /// Monitor (QMP) socket of the virtual machine.
+    /// Name of the virtual machine, or path of its monitor (QMP) socket.
+    #[arg(value_name = "VM", value_parser = crate::names::socket)]
     pub(crate) socket: PathBuf,
 
     /// New memory size of the guest, for example 512M or 4G.
@@ -144,7 +161,8 @@ pub(crate) struct BalloonArgs {
 /// `hvb info`
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub(crate) struct InfoArgs {
-    /// Monitor (QMP) socket of the virtual machine.
+    /// Name of the virtual machine, or path of its monitor (QMP) socket.
+    #[arg(value_name = "VM", value_parser = crate::names::socket)]
     pub(crate) socket: PathBuf,
 
     /// Write what the machine's flight recorder holds to this file, with the state of vCPUs, threads
@@ -160,7 +178,8 @@ pub(crate) struct InfoArgs {
                         1 if the guest cannot be asked."
 )]
 pub(crate) struct StopArgs {
-    /// Monitor (QMP) socket of the virtual machine.
+    /// Name of the virtual machine, or path of its monitor (QMP) socket.
+    #[arg(value_name = "VM", value_parser = crate::names::socket)]
     pub(crate) socket: PathBuf,
 
     /// End the machine after this long; 0 ends it without asking the guest.
@@ -299,6 +318,9 @@ mod tests {
     #[test]
     fn run_has_defaults() {
         let expected = RunArgs {
+            config: None,
+            print_config: false,
+            name: None,
             kernel: "k".into(),
             initrd: None,
             append: String::new(),
@@ -324,6 +346,9 @@ mod tests {
     #[test]
     fn run_takes_every_option() {
         let expected = RunArgs {
+            config: None,
+            print_config: false,
+            name: None,
             kernel: "k".into(),
             initrd: Some("i".into()),
             append: "-x=1".into(),

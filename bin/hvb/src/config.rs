@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use vmm::{Config, SerialOutput};
 
 use crate::cli::{HugePages, OnReset, RunArgs, Seccomp, Serial, Switch};
+use crate::names;
 use crate::size::ByteSize;
 
 /// The machine that the options describe.
@@ -30,7 +31,10 @@ pub(crate) fn config(args: RunArgs) -> Result<Config> {
             OnReset::KeepSize => vmm::OnReset::KeepSize,
         },
         grace: args.grace,
-        qmp: args.qmp,
+        qmp: match (args.qmp, args.name) {
+            (None, Some(name)) => Some(names::socket_of(&name)?),
+            (qmp, _) => qmp,
+        },
         serial: match args.serial {
             Serial::Stdio => SerialOutput::Stdio,
             Serial::File(path) => SerialOutput::File(path),

@@ -5,30 +5,60 @@
 mod balloon;
 mod cli;
 mod config;
+mod definition;
 mod disk;
 mod info;
+mod list;
 mod log;
 mod monitor;
+mod names;
 mod network;
 mod report;
 mod run;
 mod size;
 mod stop;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
 use cli::{Cli, Command};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return report::usage(&error),
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let expanded = match definition::expand(words.clone()) {
+        Ok(expanded) => expanded,
+        Err(error) => return report::failure(&error),
+    };
+    let parsed = Cli::command().try_get_matches_from(expanded.words).and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches)?;
+        Ok((matches, cli))
+    });
+    let (matches, cli) = match (parsed, expanded.file) {
+        (Ok(parsed), _) => parsed,
+        (Err(error), Some(file)) if is_right_so_far(words) => {
+            return report::definition(&file, &error);
+        }
+        (Err(error), _) => return report::usage(&error),
     };
     let result = report::start_logging().and_then(|log| match cli.command {
+        Command::Run(args) if args.print_config => {
+            let run = matches.subcommand_matches("run").cloned().unwrap_or_default();
+            config::config(*args)?;
+            report::text(&definition::print(&run)?).map(|()| ExitCode::SUCCESS)
+        }
         Command::Run(args) => run::run(*args, &log).map(|()| ExitCode::SUCCESS),
         Command::Balloon(args) => balloon::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Info(args) => info::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Stop(args) => stop::run(&args),
+        Command::List => list::run().map(|()| ExitCode::SUCCESS),
     });
     result.unwrap_or_else(|error| report::failure(&error))
+}
+
+/// Whether a command line lacks nothing but options, which a file may have.
+fn is_right_so_far(words: Vec<OsString>) -> bool {
+    match Cli::command().try_get_matches_from(words) {
+        Ok(_) => true,
+        Err(error) => error.kind() == ErrorKind::MissingRequiredArgument,
+    }
 }

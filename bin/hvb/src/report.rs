@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use clap::error::{ContextKind, ErrorKind};
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -19,6 +20,11 @@ pub(crate) fn line(text: &str) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write to stdout"),
     }
+}
+
+/// As [`line`], for lines of our own that have their ends.
+pub(crate) fn text(text: &str) -> Result<()> {
+    text.lines().try_for_each(line)
 }
 
 /// Reports a failure as one line, with the chain of causes.
@@ -44,6 +50,12 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
             ExitCode::from(USAGE)
         }
     }
+}
+
+/// Reports options that are invalid and come from a file.
+pub(crate) fn definition(file: &Path, error: &clap::Error) -> ExitCode {
+    complain(&format!("{}: {}", file.display(), usage_text(error)));
+    ExitCode::from(USAGE)
 }
 
 /// Sends logs to stderr at the level set by `HVB_LOG`, until the returned guard is dropped.

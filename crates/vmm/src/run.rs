@@ -40,9 +40,12 @@ const SMALLEST_MEMORY: u64 = 16 << 20;
 
 /// Boots a VM and runs it until the guest, the monitor or a signal ends it.
 ///
+/// Calls `on_ready` once, when the monitor listens and before the guest runs; the calling thread is not
+/// confined until then.
+///
 /// # Errors
 /// [`VmmError`] for anything that keeps the VM from starting, and for a later failure of KVM.
-pub fn run(config: &Config) -> Result<(), VmmError> {
+pub fn run(config: &Config, on_ready: impl FnOnce()) -> Result<(), VmmError> {
     check(config)?;
     let mut files =
         BootFiles::open(&config.kernel, config.initrd.as_deref(), &config.command_line)?;
@@ -91,6 +94,7 @@ pub fn run(config: &Config) -> Result<(), VmmError> {
     let to_control = control.clone();
     console.start_input(move || to_control.send(Control::Shutdown(Cause::Console)))?;
 
+    on_ready();
     // Confine this thread last: the setup above needs more system calls.
     confinement.apply(Thread::Main).map_err(MachineError::Confine)?;
     let vm = Vm {

@@ -4,13 +4,22 @@ use clap::Parser;
 
 use crate::cli::{Cli, Command};
 use crate::config::config;
+use crate::definition::options_of;
 use crate::size::{ByteSize, human};
 
-/// The lines of the text are the arguments of `hvb`; the first one is also parsed as a size.
+/// The lines of the text are the arguments of `hvb`; the first one is also parsed as a size, and the
+/// whole text as the definition of a machine.
 pub(crate) fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Some(first) = text.lines().next() {
         size(first);
+    }
+    match options_of(text) {
+        Ok(options) => {
+            let words = ["hvb", "run"].into_iter().map(str::to_owned).chain(options);
+            drop(Cli::try_parse_from(words));
+        }
+        Err(error) => assert!(!format!("{error:#}").is_empty()),
     }
     let words = std::iter::once("hvb").chain(text.lines());
     let command = match Cli::try_parse_from(words) {
@@ -23,7 +32,7 @@ pub(crate) fn run(data: &[u8]) {
             Err(error) => assert!(!error.to_string().is_empty()),
         },
         Command::Balloon(args) => assert!(args.size.bytes() > 0 && !args.timeout.is_zero()),
-        Command::Info(_) | Command::Stop(_) => {}
+        Command::Info(_) | Command::Stop(_) | Command::List => {}
     }
 }
 

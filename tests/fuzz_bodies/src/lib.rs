@@ -26,8 +26,14 @@ mod vsp;
 mod cli;
 #[path = "../../../bin/hvb/src/config.rs"]
 mod config;
+#[expect(dead_code, reason = "the program's main uses more")]
+#[path = "../../../bin/hvb/src/definition.rs"]
+mod definition;
 #[path = "../../../bin/hvb/src/disk.rs"]
 mod disk;
+#[cfg_attr(not(test), expect(dead_code, reason = "other commands use more"))]
+#[path = "../../../bin/hvb/src/names.rs"]
+mod names;
 #[path = "../../../bin/hvb/src/network.rs"]
 mod network;
 #[path = "../../../bin/hvb/src/size.rs"]

@@ -53,7 +53,8 @@ impl GuestKernel {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Stable => "stable",
             Self::Backports => "backports",

@@ -28,9 +28,6 @@ use machine::Machine;
 /// The exit status when the rig itself failed, not the command in it.
 const RIG_FAILED: u8 = 125;
 
-/// The emulated machine's kernel, if no other is asked for.
-const KERNEL: GuestKernel = GuestKernel::Backports;
-
 /// `cargo xtask rig`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RigArgs {
@@ -51,9 +48,9 @@ pub(crate) struct RigArgs {
     /// Emulates all processors in one host thread, or each in its own.
     #[arg(long, value_enum, default_value = "multi")]
     pub(crate) threads: machine::Threads,
-    /// The kernel of the emulated machine. The stable one of Debian 12 (Linux 6.1) does not pass
-    /// extended hypercalls on, so guests cannot report free pages.
-    #[arg(long, value_enum, default_value_t = KERNEL)]
+    /// The kernel of the emulated machine. The stable one of Debian 12 (Linux 6.1) does not leave
+    /// extended hypercalls to hvb, so guests cannot report free pages there.
+    #[arg(long, value_enum, default_value = "stable")]
     pub(crate) kernel: GuestKernel,
     /// A kernel parameter for the emulated machine; may be given several times.
     #[arg(long, value_name = "PARAMETER")]
@@ -86,7 +83,10 @@ pub(crate) fn main(args: &RigArgs) -> ExitCode {
 /// Something cannot be installed, downloaded or built.
 pub(crate) fn prepare() -> Result<()> {
     emulator::get()?;
-    initramfs(KERNEL, None).map(drop)
+    for kernel in GuestKernel::ALL {
+        initramfs(kernel, None)?;
+    }
+    Ok(())
 }
 
 fn exec(command: &[String]) -> Result<ExitCode> {

@@ -4,6 +4,7 @@ use qmp::{
     DynamicMemoryInfo, Event, Faults, Machine, MonitorError, Refusal, RunState, Server,
     ShutdownCause,
 };
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -200,7 +201,7 @@ impl Machine for SharedGuest {
 pub(crate) struct Monitor {
     pub(crate) guest: Arc<SharedGuest>,
     path: String,
-    _directory: tempfile::TempDir,
+    _directory: Option<tempfile::TempDir>,
 }
 
 impl Drop for Monitor {
@@ -214,13 +215,20 @@ impl Monitor {
     pub(crate) fn start(guest: Guest) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("qmp");
+        let mut monitor = Self::start_at(&path, guest);
+        monitor._directory = Some(directory);
+        monitor
+    }
+
+    /// With this socket, in a directory of the caller's.
+    pub(crate) fn start_at(path: &Path, guest: Guest) -> Self {
         let server = Arc::default();
         let guest = Mutex::new(guest);
         let guest = Arc::new(SharedGuest { guest, asked: Mutex::default(), server });
-        let server = Server::start(&path, guest.clone()).unwrap();
+        let server = Server::start(path, guest.clone()).unwrap();
         *guest.server.lock().unwrap() = Some(server);
         let path = path.to_str().unwrap().to_owned();
-        Self { guest, path, _directory: directory }
+        Self { guest, path, _directory: None }
     }
 
     pub(crate) fn path(&self) -> &str {

@@ -67,7 +67,7 @@ fn sizes_that_do_not_go_together_are_told_with_a_remedy() {
 #[test]
 fn words_that_are_no_command_are_named() {
     assert!(complaint(&hvb(&["baloon"]), 2).contains("'baloon'"));
-    assert!(complaint(&hvb(&["balloon"]), 2).contains("<SOCKET>"));
+    assert!(complaint(&hvb(&["balloon"]), 2).contains("<VM>"));
     assert!(complaint(&hvb(&["run"]), 2).contains("--kernel <FILE>"));
     assert!(complaint(&hvb(&["info", "x", "--frobnicate"]), 2).contains("--frobnicate"));
 }

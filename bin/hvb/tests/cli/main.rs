@@ -3,4 +3,5 @@
 mod balloon;
 mod common;
 mod errors;
+mod names;
 mod stop;

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod confinement;
+mod definition;
 mod devices;
 mod flight_recorder;
 mod free_pages;
