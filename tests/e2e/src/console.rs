@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::PATIENCE;
+use crate::{PATIENCE, wait_for};
 
 /// The console of a running `hvb`, over its standard input and output.
 #[derive(Debug)]
@@ -63,6 +63,18 @@ impl Console {
     pub(crate) fn next_line(&self, begin: Instant) -> Result<Line> {
         let line = self.line_until(begin + PATIENCE)?;
         line.with_context(|| format!("not within {PATIENCE:?}"))
+    }
+
+    /// Waits for text that no line ending follows, such as a prompt, in the output so far or to come.
+    ///
+    /// # Errors
+    ///
+    /// The text does not come.
+    pub(crate) fn wait_for(&self, text: &str) -> Result<()> {
+        wait_for(&format!("'{text}' on the console"), || {
+            let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(said.contains(text).then_some(()))
+        })
     }
 
     /// The last lines of the output.

@@ -8,6 +8,7 @@
 mod agent;
 mod config;
 mod console;
+pub mod debian;
 pub mod peer;
 pub mod process;
 pub mod recorded;

@@ -43,7 +43,7 @@ impl Setup {
     }
 }
 
-fn path(name: &str) -> Result<PathBuf> {
+pub(crate) fn path(name: &str) -> Result<PathBuf> {
     std::env::var_os(name)
         .map(PathBuf::from)
         .with_context(|| format!("{name} is not set: run these with `cargo xtask test`"))

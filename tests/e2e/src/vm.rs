@@ -51,10 +51,20 @@ impl Vm {
     ///
     /// The guest does not come up.
     pub fn start(config: &VmConfig) -> Result<Self> {
-        let setup = Setup::from_env()?;
+        let mut vm = Self::start_with(config, &Setup::from_env()?)?;
+        vm.agent.wait_up()?;
+        Ok(vm)
+    }
+
+    /// Starts a machine with other files than the usual ones, and waits for its monitor only.
+    ///
+    /// # Errors
+    ///
+    /// The machine does not start.
+    pub fn start_with(config: &VmConfig, setup: &Setup) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("hvb-test-").tempdir()?;
         let mut child = Command::new(&setup.hvb)
-            .args(config.arguments(&setup))
+            .args(config.arguments(setup))
             .arg("--qmp")
             .arg(dir.path().join("qmp"))
             .stdin(Stdio::piped())
@@ -73,9 +83,7 @@ impl Vm {
                 return Err(error.context(words));
             }
         };
-        let mut vm = Self { child, agent, monitor, dir, crashes: 0, ended: false };
-        vm.agent.wait_up()?;
-        Ok(vm)
+        Ok(Self { child, agent, monitor, dir, crashes: 0, ended: false })
     }
 
     /// The path of the monitor's socket.

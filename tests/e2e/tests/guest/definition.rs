@@ -40,7 +40,7 @@ fn a_machine_in_a_file_is_ready_when_it_says_so_and_is_known_by_its_name() -> Re
 
     let mut message = [0; 64];
     let received = manager.recv(&mut message).context("nothing was said of readiness")?;
-    ensure!(message[..received] == *b"READY=1", "{:?}", &message[..received]);
+    ensure!(message[..received].starts_with(b"READY=1\n"), "{:?}", &message[..received]);
     let (_, list) = output(&["list"])?;
     let row: Vec<&str> = list.lines().nth(1).unwrap_or_default().split_whitespace().collect();
     ensure!(row[..4] == ["first", "running", "512", "MiB"], "{list}");

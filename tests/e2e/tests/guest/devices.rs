@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use e2e::debian::{open_qcow2, qcow2};
 use e2e::{MIB, Vm, VmConfig};
 use guest_agent::agent::storage::{RECORD, record};
-use imago::file::File as ImageFile;
-use imago::qcow2::Qcow2;
-use imago::{FormatAccess, FormatCreateBuilder, Storage, StorageCreateOptions};
 use rustix::process::Resource;
 use tempfile::TempDir;
 
@@ -36,22 +34,9 @@ fn ext4(mib: u64) -> Result<(TempDir, PathBuf)> {
     Ok((dir, image))
 }
 
-/// An empty qcow2 image of `mib` MiB above `backing`, a raw image, if there is one.
-fn qcow2(path: &Path, mib: u64, backing: Option<&Path>) -> Result<()> {
-    let file = ImageFile::create_open(StorageCreateOptions::new().filename(path))?;
-    let mut builder = Qcow2::<ImageFile>::create_builder(file).size(mib * MIB);
-    if let Some(backing) = backing {
-        builder = builder.backing(text(backing), "raw".to_owned());
-    }
-    builder.create()?;
-    Ok(())
-}
-
 /// The disk in a qcow2 image, as a raw image beside it.
 fn as_raw(path: &Path) -> Result<PathBuf> {
-    let mut image = Qcow2::<ImageFile>::open_path(path, false)?;
-    image.open_implicit_dependencies()?;
-    let image = FormatAccess::new(image);
+    let image = open_qcow2(path)?;
     let raw = path.with_extension("raw");
     let file = File::create(&raw)?;
     file.set_len(image.size())?;
@@ -71,7 +56,7 @@ fn text(path: &Path) -> String {
 fn disks_keep_their_data_over_a_reset_and_the_next_start() -> Result<()> {
     let (dir, raw) = ext4(64)?;
     let above = dir.path().join("above.qcow2");
-    qcow2(&above, 64, Some(&raw_copy(&raw)?))?;
+    qcow2(&above, 64 * MIB, Some(&raw_copy(&raw)?))?;
     let read_only = dir.path().join("other.img");
     File::create(&read_only)?.set_len(8 * MIB)?;
     let disks = [
@@ -121,7 +106,7 @@ fn a_power_cut_loses_no_record_that_was_safe() -> Result<()> {
         let (dir, raw) = ext4(64)?;
         let image = if is_qcow2 {
             let image = dir.path().join("above.qcow2");
-            qcow2(&image, 64, Some(&raw))?;
+            qcow2(&image, 64 * MIB, Some(&raw))?;
             image
         } else {
             raw.clone()
