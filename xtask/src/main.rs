@@ -2,6 +2,7 @@
 
 mod cargo_tool;
 mod debian;
+mod disk_image;
 mod guest_image;
 mod rig;
 mod tasks;
@@ -14,8 +15,8 @@ use clap::{Parser, Subcommand};
 
 use rig::{emulator, host};
 use tasks::{
-    boots, coverage, demo, fuzz, lint, msrv, mutants, package, peers, public_api, record_bus,
-    sanitize, soak, suite, test, toolchain,
+    boots, coverage, demo, fuzz, image, lint, msrv, mutants, package, peers, public_api,
+    record_bus, sanitize, soak, suite, test, toolchain,
 };
 
 /// Tasks of the hv-balloon project.
@@ -70,6 +71,14 @@ enum Task {
         #[arg(long)]
         refresh: bool,
     },
+    /// Makes a disk image with Debian, systemd and PostgreSQL, and the kernel and initrd to boot it.
+    ///
+    /// Needs root, and Debian's mirror. An image that was made with the same options stays as it is,
+    /// with what a guest has written to it since. Other options replace it.
+    ///
+    /// Whoever has the serial console of the guest is root: no password is asked for there. Elsewhere
+    /// root cannot log in, except with the key of --ssh-key.
+    Image(image::ImageArgs),
     /// Builds a test guest and prints the paths of its kernel and initramfs.
     GuestImage {
         /// Which kernel it has.
@@ -113,6 +122,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Package(args) => package::main(&args),
         Task::PublicApi(args) => public_api::main(&args),
         Task::Prepare { refresh } => prepare(refresh),
+        Task::Image(args) => image::main(args),
         Task::GuestImage { kernel } => {
             let guest = guest_image::build(kernel)?;
             println!("kernel {}\ninitrd {}", guest.kernel.display(), guest.initrd.display());

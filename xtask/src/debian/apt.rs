@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::packages::{in_path, run};
+use super::release::Release;
 
 /// apt, and the package lists it uses.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ impl Apt {
     pub(crate) fn of_backports(dir: &Path) -> Result<Self> {
         let release = Release::of_machine()?;
         fs::create_dir_all(dir.join("lists"))?;
-        fs::write(dir.join("sources.list"), release.sources())?;
+        fs::write(dir.join("sources.list"), release.with_backports())?;
         let set = |name: &str, value: String| ["-o".to_owned(), format!("{name}={value}")];
         let options = [
             set("Dir::Etc::SourceList", dir.join("sources.list").display().to_string()),
@@ -110,6 +111,18 @@ impl Apt {
         extract_all(&archives, &dir.join("tree"))
     }
 
+    /// How apt downloads here, as lines of its configuration: proxies, timeouts, checks.
+    ///
+    /// # Errors
+    ///
+    /// There is no apt.
+    pub(crate) fn download_settings(&self) -> Result<String> {
+        let mut dump = Command::new("apt-config");
+        dump.args(&self.options).arg("dump").stdin(Stdio::null());
+        let output = dump.output().context("there is no apt on this machine")?;
+        Ok(download_settings(&String::from_utf8_lossy(&output.stdout)))
+    }
+
     fn query_depends(&self, package: &str) -> Result<Vec<String>> {
         let mut query = Command::new("apt-cache");
         query.args(&self.options).args(["depends", "--important", package]);
@@ -157,47 +170,15 @@ fn extract_all(packages: &Path, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The machine's Debian release, and the mirror of its main archive.
-struct Release {
-    codename: String,
-    site: String,
-}
-
-impl Release {
-    fn of_machine() -> Result<Self> {
-        let system = fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let codename = codename(&system).context("only a Debian release has Debian's backports")?;
-        let mut list = Command::new("apt-get");
-        list.args(["indextargets", "--format", "$(RELEASE)|$(CODENAME)|$(SITE)"]);
-        let output =
-            list.stdin(Stdio::null()).output().context("there is no apt on this machine")?;
-        let site = site(&String::from_utf8_lossy(&output.stdout), codename)
-            .with_context(|| format!("apt has no source for Debian {codename}"))?;
-        Ok(Self { codename: codename.to_owned(), site })
-    }
-
-    fn sources(&self) -> String {
-        const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        let signed = Path::new(KEYS).exists().then(|| format!("[signed-by={KEYS}] "));
-        let signed = signed.unwrap_or_default();
-        let line = |part| format!("deb {signed}{} {}{part} main\n", self.site, self.codename);
-        ["", "-updates", "-backports"].map(line).concat()
-    }
-}
-
-fn codename(os_release: &str) -> Option<&str> {
-    let value =
-        |name: &str| os_release.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
-    (value("ID")? == "debian").then(|| value("VERSION_CODENAME"))?
-}
-
-/// The mirror of a release in lines of `RELEASE|CODENAME|SITE`. A source may name the release or,
-/// if the lists are there to tell, its role: `stable`.
-fn site(targets: &str, codename: &str) -> Option<String> {
-    targets.lines().find_map(|line| {
-        let [release, name, site] = line.split('|').collect::<Vec<_>>().try_into().ok()?;
-        (release == codename || name == codename).then(|| site.to_owned())
-    })
+/// The lines of apt's configuration that concern downloads. Which indices there are concerns only
+/// apt's other parts, and lines without a value are headings.
+fn download_settings(configuration: &str) -> String {
+    let wanted = |line: &&str| {
+        line.starts_with("Acquire::")
+            && !line.starts_with("Acquire::IndexTargets")
+            && !line.ends_with(" \"\";")
+    };
+    configuration.lines().filter(wanted).flat_map(|line| [line, "\n"]).collect()
 }
 
 #[cfg(test)]
@@ -205,20 +186,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_debian_has_backports() {
-        let debian = "PRETTY_NAME=\"Debian\"\nVERSION_CODENAME=bookworm\nID=debian\n";
-        assert_eq!(codename(debian), Some("bookworm"));
-        assert_eq!(codename("ID=ubuntu\nVERSION_CODENAME=noble\n"), None);
-        assert_eq!(codename(""), None);
-    }
-
-    #[test]
-    fn the_mirror_is_that_of_the_release_itself() {
-        let targets = "nodistro|nodistro|https://other\n\
-            bookworm-security|bookworm-security|http://security\n\
-            stable|bookworm|http://mirror/debian\n";
-        assert_eq!(site(targets, "bookworm").as_deref(), Some("http://mirror/debian"));
-        assert_eq!(site(targets, "trixie"), None);
-        assert_eq!(site("bookworm||http://a\n", "bookworm").as_deref(), Some("http://a"));
+    fn download_settings_are_proxies_and_checks_and_not_headings() {
+        let configuration = "APT \"\";\nAPT::Architecture \"amd64\";\nAcquire \"\";\n\
+            Acquire::http \"\";\nAcquire::http::Proxy \"http://proxy:3142\";\n\
+            Acquire::IndexTargets::deb::Packages::Optional \"0\";\n\
+            Acquire::Languages:: \"none\";\nDir::Etc \"etc/apt\";\n";
+        let expected =
+            "Acquire::http::Proxy \"http://proxy:3142\";\nAcquire::Languages:: \"none\";\n";
+        assert_eq!(download_settings(configuration), expected);
     }
 }

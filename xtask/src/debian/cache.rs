@@ -24,8 +24,16 @@ impl Cache {
     ///
     /// The directory cannot be created or locked.
     pub(crate) fn open() -> Result<Self> {
-        let dir = location()?;
-        let at = || format!("cannot use the cache {}: set HV_BALLOON_CACHE", dir.display());
+        Self::at(location()?).context("cannot use the cache: set HV_BALLOON_CACHE")
+    }
+
+    /// Opens a cache in a directory of the user's choice.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cache::open`].
+    pub(crate) fn at(dir: PathBuf) -> Result<Self> {
+        let at = || format!("cannot write to {}", dir.display());
         fs::create_dir_all(&dir).with_context(at)?;
         let lock = File::create(dir.join("lock")).with_context(at)?;
         lock.lock().with_context(at)?;

@@ -3,3 +3,4 @@
 pub(crate) mod apt;
 pub(crate) mod cache;
 pub(crate) mod packages;
+pub(crate) mod release;

@@ -111,8 +111,13 @@ fn download(cache: &Cache, apt: &Apt, package: &str, tree: &Path) -> Result<()> 
     Ok(())
 }
 
-/// Finds the files in either layout: `/lib` and `/boot`, or everything under `/usr/lib/modules`.
-fn locate(tree: &Path, package: &str) -> Result<Kernel> {
+/// Finds the files of a kernel, by its release or its package, in either layout: `/lib` and `/boot`,
+/// or everything under `/usr/lib/modules`.
+///
+/// # Errors
+///
+/// It is not there.
+pub(crate) fn locate(tree: &Path, package: &str) -> Result<Kernel> {
     let release = package.strip_prefix(IMAGE).unwrap_or(package);
     let find = |candidates: [PathBuf; 2]| {
         candidates.into_iter().map(|c| tree.join(c)).find(|path| path.exists())

@@ -23,7 +23,6 @@ pub(crate) struct Module {
 ///
 /// The dependencies come from the modules themselves, because `modules.dep` exists only where a
 /// kernel is installed. A module that is built into the kernel is omitted.
-/// installed. A module that is built into the kernel is left out.
 ///
 /// # Errors
 ///
@@ -77,7 +76,7 @@ fn index(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
 
 /// The module name, such as `kvm_amd` for `…/kvm-amd.ko` with any compression suffix; `None` for
 /// other files.
-fn module_name(path: &Path) -> Option<String> {
+pub(crate) fn module_name(path: &Path) -> Option<String> {
     let (name, rest) = path.file_name()?.to_str()?.split_once(".ko")?;
     ["", ".xz", ".zst"].contains(&rest).then(|| name.replace('-', "_"))
 }

@@ -4,6 +4,7 @@ pub(crate) mod boots;
 pub(crate) mod coverage;
 pub(crate) mod demo;
 pub(crate) mod fuzz;
+pub(crate) mod image;
 mod links;
 pub(crate) mod lint;
 pub(crate) mod msrv;
