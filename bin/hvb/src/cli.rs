@@ -86,10 +86,10 @@ pub(crate) struct RunArgs {
     )]
     pub(crate) disk: Vec<DiskConfig>,
 
-    /// Network card: passt starts passt, passt=SOCKET connects to one that runs. May be given several
-    /// times. Without an address, the card has one that follows from the first disk's path, or from
+    /// Network card: passt starts passt, passt=SOCKET connects to one that runs, tap=NAME opens a tap
+    /// interface, tap-fd=N takes over one that is open. May be given several times. Without an address, the card has one that follows from the first disk's path, or from
     /// the kernel's.
-    #[arg(long, value_name = "passt[=SOCKET][,mac=MAC]", value_parser = crate::network::parse)]
+    #[arg(long, value_name = "passt[=SOCKET]|tap=NAME|tap-fd=N[,mac=MAC]", value_parser = crate::network::parse)]
     pub(crate) net: Vec<NetConfig>,
 
     /// Path at which to create a monitor (QMP) socket, instead of the one that the name gives.

@@ -4,7 +4,8 @@ use vmm::{LinkConfig, NetConfig};
 
 use crate::disk::split;
 
-/// Reads `passt[=SOCKET][,mac=MAC]`. A comma in the socket's name is written twice.
+/// Reads `passt[=SOCKET][,mac=MAC]`, `tap=NAME[,mac=MAC]` or `tap-fd=N[,mac=MAC]`. A comma in a name is
+/// written twice.
 pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
     let mut parts = split(text).into_iter();
     let link = parts.next().unwrap_or_default();
@@ -12,7 +13,15 @@ pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
         None if link == "passt" => LinkConfig::Passt(None),
         Some(("passt", "")) => return Err("passt= names no socket".to_owned()),
         Some(("passt", socket)) => LinkConfig::Passt(Some(socket.into())),
-        _ => return Err(format!("{link} is not known: give passt or passt=SOCKET")),
+        Some(("tap", name)) if is_interface(name) => LinkConfig::Tap(name.to_owned()),
+        Some(("tap", name)) => {
+            return Err(format!("'{name}' is no name of an interface: it has 1 to 15 characters"));
+        }
+        Some(("tap-fd", number)) => LinkConfig::TapFd(descriptor(number)?),
+        _ => {
+            let forms = "passt, passt=SOCKET, tap=NAME or tap-fd=NUMBER";
+            return Err(format!("{link} is not known: give {forms}"));
+        }
     };
     let mut network = NetConfig { link, mac: None };
     for part in parts {
@@ -22,6 +31,19 @@ pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
         }
     }
     Ok(network)
+}
+
+/// Whether Linux takes a name for a network interface (`dev_valid_name`).
+fn is_interface(name: &str) -> bool {
+    let is_odd = |c: char| c.is_whitespace() || c == '/' || c == ':';
+    (1..=15).contains(&name.len()) && name != "." && name != ".." && !name.contains(is_odd)
+}
+
+/// The number of a descriptor that is not one of the standard ones.
+fn descriptor(text: &str) -> Result<i32, String> {
+    let number = text.parse().ok().filter(|&number| number > 2);
+    number
+        .ok_or_else(|| format!("tap-fd={text} is no inherited descriptor: give its number, from 3"))
 }
 
 #[cfg(test)]
@@ -34,6 +56,8 @@ mod tests {
         let network = parse("passt=/run/p,,1,mac=52:48:00:00:00:01").unwrap();
         assert_eq!(network.link, LinkConfig::Passt(Some("/run/p,1".into())));
         assert_eq!(network.mac.unwrap().to_string(), "52:48:00:00:00:01");
+        assert_eq!(parse("tap=tap0").unwrap().link, LinkConfig::Tap("tap0".to_owned()));
+        assert_eq!(parse("tap-fd=7").unwrap().link, LinkConfig::TapFd(7));
     }
 
     #[test]
@@ -42,6 +66,12 @@ mod tests {
         assert!(error("user").starts_with("user is not known: give passt"));
         assert!(error("passt,mac=zz").starts_with("mac=zz is no address of a card: give one such"));
         assert!(error("passt,mtu=9000").starts_with("mtu=9000 is not known"));
+        assert!(error("tap=").contains("no name of an interface"));
+        assert!(error("tap=a/b").contains("no name of an interface"));
+        assert!(error("tap=0123456789abcdef").contains("no name of an interface"));
+        assert!(error("tap-fd=2").contains("give its number, from 3"));
+        assert!(error("tap-fd=x").contains("tap-fd=x is no inherited descriptor"));
+        assert!(error("tap").starts_with("tap is not known"));
         assert!(parse("passt=").is_err() && parse("").is_err());
     }
 }

@@ -30,7 +30,7 @@ pub use chain::Chain;
 pub use disk::{Deed, Disk, Failures, Format, Image, ImageError};
 pub use entropy::Entropy;
 pub use mmio::{MMIO_SIZE, MmioDevice};
-pub use net::{Link, LinkLost, MTU, Mac, Net, Passt};
+pub use net::{Link, LinkLost, MTU, Mac, Net, Passt, Tap};
 pub use queue::{Lost, VirtQueue};
 
 /// A device behind the transport. It serves one machine after the other.

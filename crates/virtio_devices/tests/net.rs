@@ -3,7 +3,8 @@
 #[expect(dead_code, reason = "shared with other tests")]
 mod driver;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -11,8 +12,10 @@ use std::thread;
 use std::time::Duration;
 
 use driver::{DATA, Driver, VERSION_1};
+use rustix::io::{read, write};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use virtio_bindings::virtio_mmio as register;
-use virtio_devices::{Link, Mac, Net, Passt};
+use virtio_devices::{Link, Mac, Net, Passt, Tap};
 
 const HEADER: usize = 12;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -61,6 +64,66 @@ fn a_frame_that_is_too_long_and_an_end_are_errors() {
     let (link, passt) = self::link();
     drop(passt);
     link.receive(&mut [0; 2000]).unwrap_err();
+}
+
+/// A link, and the other end of an interface that takes and gives a frame at a time.
+fn tap() -> (Tap, OwnedFd) {
+    let flags = SocketFlags::empty();
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    (Tap::over(ours).unwrap(), theirs)
+}
+
+#[test]
+fn an_interface_has_a_frame_for_each_read_and_write() {
+    let (link, interface) = tap();
+    let mut room = [0; 2000];
+    assert_eq!(link.receive(&mut room).unwrap(), None);
+    for frame in [[1; 60].as_slice(), &[2; 1514]] {
+        write(&interface, frame).unwrap();
+        assert_eq!(link.receive(&mut room).unwrap(), Some(frame.len()));
+        assert_eq!(&room[..frame.len()], frame);
+        assert!(link.flush().unwrap());
+        link.put(frame);
+        assert!(link.flush().unwrap());
+        let read = read(&interface, &mut room).unwrap();
+        assert_eq!(&room[..read], frame);
+    }
+    drop(interface);
+    link.receive(&mut room).unwrap_err();
+}
+
+#[test]
+fn a_frame_waits_while_the_host_takes_none() {
+    let (link, interface) = tap();
+    let mut sent = 0;
+    while link.flush().unwrap() {
+        link.put(&[sent; 1514]);
+        sent += 1;
+    }
+    let mut room = [0; 2000];
+    for number in 0..sent {
+        assert_eq!(read(&interface, &mut room).unwrap(), 1514);
+        assert_eq!(room[0], number);
+        assert!(link.flush().unwrap());
+    }
+}
+
+#[test]
+fn interfaces_and_descriptors_that_are_not_there_are_told() {
+    for name in ["no-such-if", "../../../tmp", ""] {
+        let error = Tap::open(name).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput), "{error}");
+    }
+    Tap::inherited(9999).unwrap_err();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let link = Tap::inherited(theirs.as_raw_fd()).unwrap();
+    drop(theirs);
+    link.put(&[7; 60]);
+    assert!(link.flush().unwrap());
+    let mut frame = [0; 60];
+    ours.read_exact(&mut frame).unwrap();
+    assert_eq!(frame, [7; 60]);
 }
 
 #[test]

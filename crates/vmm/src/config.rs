@@ -46,6 +46,10 @@ pub struct NetConfig {
 pub enum LinkConfig {
     /// A `passt` that listens at this socket, or one to start.
     Passt(Option<PathBuf>),
+    /// The tap interface of this name.
+    Tap(String),
+    /// The tap interface that is open as this descriptor.
+    TapFd(i32),
 }
 
 /// Whether the guest can report the memory that it frees.

@@ -6,8 +6,8 @@ use std::thread::{Builder, JoinHandle};
 use guest_ram::GuestRam;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use virtio_devices::{
-    Deed, Device, Disk, Entropy, Image, ImageError, MMIO_SIZE, Mac, MmioDevice, Net, Passt, Worker,
-    WorkerKind,
+    Deed, Device, Disk, Entropy, Image, ImageError, Link, MMIO_SIZE, Mac, MmioDevice, Net, Passt,
+    Tap, Worker, WorkerKind,
 };
 
 use crate::config::{Config, DiskConfig, LinkConfig, NetConfig};
@@ -170,17 +170,27 @@ fn open_disk(disk: &DiskConfig) -> Result<Disk, ImageError> {
 }
 
 fn open_network(network: &NetConfig, config: &Config, number: u32) -> Result<Net, VmmError> {
-    let link = match &network.link {
-        LinkConfig::Passt(Some(socket)) => Passt::connect(socket)
-            .map_err(|source| VmmError::PasstSocket { path: socket.clone(), source })?,
-        LinkConfig::Passt(None) => Passt::start().map_err(VmmError::Passt)?,
+    let link: Box<dyn Link> = match &network.link {
+        LinkConfig::Passt(Some(socket)) => {
+            let error = |source| VmmError::PasstSocket { path: socket.clone(), source };
+            Box::new(Passt::connect(socket).map_err(error)?)
+        }
+        LinkConfig::Passt(None) => Box::new(Passt::start().map_err(VmmError::Passt)?),
+        LinkConfig::Tap(name) => {
+            let error = |source| VmmError::Tap { name: name.clone(), source };
+            Box::new(Tap::open(name).map_err(error)?)
+        }
+        LinkConfig::TapFd(number) => {
+            let error = |source| VmmError::TapFd { number: *number, source };
+            Box::new(Tap::inherited(*number).map_err(error)?)
+        }
     };
     let mac = network.mac.unwrap_or_else(|| stable_mac(config, number));
     tracing::info!(%mac, "a network card");
     let lost = |error: &std::io::Error| {
-        tracing::error!("the guest has no network any more, for passt is gone: {error}");
+        tracing::error!("the guest has no network any more, for its link is gone: {error}");
     };
-    Ok(Net::new(Box::new(link), mac, Box::new(lost)))
+    Ok(Net::new(link, mac, Box::new(lost)))
 }
 
 /// An address that is the same at each start of this VM, and another one for another VM: of what the

@@ -223,6 +223,26 @@ pub enum VmmError {
         #[source]
         source: io::Error,
     },
+    /// A tap interface cannot be used.
+    #[error("cannot use the interface '{name}' for --net tap{}", tap_remedy(name, source))]
+    Tap {
+        /// The interface.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// An inherited descriptor cannot be used.
+    #[error(
+        "cannot use the descriptor {number} for --net tap-fd: open a tap interface as it before hvb starts"
+    )]
+    TapFd {
+        /// The descriptor.
+        number: i32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// `passt` cannot be started.
     #[error(
         "cannot start passt for --net passt: install it (Debian's package passt), or leave --net out"
@@ -339,6 +359,22 @@ impl From<vmbus_kvm::StartError> for VmmError {
 impl From<vmbus_kvm::Stopped> for VmmError {
     fn from(error: vmbus_kvm::Stopped) -> Self {
         MachineError::from(error).into()
+    }
+}
+
+/// A remedy to append to an error about a tap interface.
+fn tap_remedy(name: &str, source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::NotFound => {
+            format!(": make it with 'ip tuntap add {name} mode tap user $USER', and set it up")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                ": it belongs to another user; 'ip tuntap add {name} mode tap user $USER' says whose it is"
+            )
+        }
+        io::ErrorKind::ResourceBusy => ": another program has it open".to_owned(),
+        _ => String::new(),
     }
 }
 

@@ -10,6 +10,8 @@ use anyhow::Result;
 
 use crate::debian::cache::{Cache, write_whole};
 use crate::debian::packages::{MKE2FS, MMDEBSTRAP, ensure_installed};
+use crate::debian::release::Release;
+use crate::workspace;
 pub(crate) use recipe::Recipe;
 
 /// The files that boot the guest.
@@ -27,6 +29,9 @@ pub(crate) struct DiskImage {
 /// New memory comes online without it, by a udev rule in the image; the kernel is faster.
 pub(crate) const COMMAND_LINE: &str = "root=LABEL=debian console=ttyS0 memhp_default_state=online";
 
+/// The size of an image for which no other is given, in MiB.
+pub(crate) const USUAL_MIB: u64 = 2048;
+
 /// The recipe of the image in a directory, written when that is complete.
 const RECIPE: &str = "recipe.json";
 
@@ -40,6 +45,21 @@ impl DiskImage {
     fn files(&self) -> [&Path; 3] {
         [&self.image, &self.kernel, &self.initrd]
     }
+}
+
+/// The image without options, as `cargo xtask image` makes it.
+///
+/// # Errors
+///
+/// As [`build`].
+pub(crate) fn usual() -> Result<DiskImage> {
+    let recipe = Recipe::new(Release::of_machine()?.codename, USUAL_MIB, &[], None);
+    build(&recipe, &directory(), false)
+}
+
+/// Where an image goes for which no other directory is given.
+pub(crate) fn directory() -> PathBuf {
+    workspace::target().join("image")
 }
 
 /// Makes an image in `dir`, unless one made by the same recipe is there.

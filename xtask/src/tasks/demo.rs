@@ -4,9 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::guest_image;
-use crate::rig;
 use crate::tasks::test;
+use crate::{disk_image, guest_image, rig, workspace};
 
 /// `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
@@ -26,10 +25,17 @@ pub(crate) struct DemoArgs {
     /// The guest's kernel.
     #[arg(long, value_enum, default_value = "stable")]
     kernel: guest_image::GuestKernel,
+    /// Shows a Debian with PostgreSQL instead, under load while its memory follows, and draws it to
+    /// workload/workload.svg in cargo's target directory.
+    #[arg(long, conflicts_with_all = ["cpus", "memory", "to", "grow", "kernel"])]
+    workload: bool,
 }
 
 /// Builds what is needed, runs the demo where KVM has Hyper-V, and returns its exit status.
 pub(crate) fn main(args: &DemoArgs) -> Result<ExitCode> {
+    if args.workload {
+        return workload();
+    }
     ensure!(args.to < args.memory, "--to must be less than --memory");
     let grow = args.grow.unwrap_or_else(|| args.memory.saturating_mul(2));
     ensure!(args.memory < grow, "--grow must be more than --memory");
@@ -41,6 +47,23 @@ pub(crate) fn main(args: &DemoArgs) -> Result<ExitCode> {
     rig.args(["rig", "--", &demo]).args([args.cpus.to_string()]);
     rig.args([args.memory, args.to, grow].map(|mib| mib.to_string()));
     rig.env("HVB_BIN", hvb).envs(guest.environment()?);
+    let status = rig.status().context("cannot start the rig")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Makes the image if needed, and runs the database in it. The host's kernel is the newer one, whose KVM
+/// lets guests report what they free.
+fn workload() -> Result<ExitCode> {
+    eprintln!("demo: building hvb and a Debian with PostgreSQL (some ten minutes the first time)");
+    let image = disk_image::usual()?;
+    let hvb = test::build_program("hvb", "hvb")?;
+    let program = test::build_program("e2e", "workload")?;
+    let output = workspace::target().join("workload");
+    let mut rig = std::process::Command::new(std::env::current_exe()?);
+    rig.args(["rig", "--kernel", "backports", "--writable"]).arg(&output);
+    rig.args(["--", &program, "--picture"]).arg(output.join("workload.svg"));
+    rig.env("HVB_BIN", hvb).env("HVB_IMAGE_DISK", &image.image);
+    rig.env("HVB_IMAGE_KERNEL", &image.kernel).env("HVB_IMAGE_INITRD", &image.initrd);
     let status = rig.status().context("cannot start the rig")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

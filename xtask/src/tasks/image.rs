@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::debian::release::Release;
 use crate::disk_image::{self, Recipe};
-use crate::{rig, workspace};
+use crate::rig;
 
 /// `cargo xtask image`.
 #[derive(Debug, clap::Args)]
@@ -16,8 +16,8 @@ pub(crate) struct ImageArgs {
     /// directory].
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// The size of the image in MiB, or with a suffix M or G. It takes up only what is in use.
-    #[arg(long, default_value = "2G", value_parser = parse_size)]
+    /// The size of the image in MiB, or with a suffix M or G. The file takes up only what is in use.
+    #[arg(long, default_value_t = disk_image::USUAL_MIB, value_parser = parse_size)]
     size: u64,
     /// The release of Debian, such as bookworm [default: this machine's].
     #[arg(long, value_parser = parse_name)]
@@ -41,7 +41,7 @@ pub(crate) fn main(args: ImageArgs) -> Result<ExitCode> {
     };
     let key = args.ssh_key.as_deref().map(read_key).transpose()?;
     let recipe = Recipe::new(suite, args.size, &args.with, key);
-    let dir = args.output.unwrap_or_else(|| workspace::target().join("image"));
+    let dir = args.output.unwrap_or_else(disk_image::directory);
     let made = disk_image::build(&recipe, &dir, args.refresh)?;
     println!("image  {}\nkernel {}", made.image.display(), made.kernel.display());
     println!("initrd {}\nappend {}", made.initrd.display(), disk_image::COMMAND_LINE);

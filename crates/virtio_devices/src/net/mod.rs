@@ -4,8 +4,10 @@
 //! payload.
 
 mod passt;
+mod tap;
 
 pub use passt::Passt;
+pub use tap::Tap;
 
 use std::fmt;
 use std::io;

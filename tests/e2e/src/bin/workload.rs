@@ -24,7 +24,7 @@ use plotters::prelude::{
 use qmp::{XQueryDynamicMemory, qapi};
 use serde_json::Value;
 
-const BOOT: u64 = 768 * MIB;
+const BOOT: u64 = 1024 * MIB;
 const ROUNDS: u32 = 3;
 
 /// What `pgbench` is to do at a time: at least this long, in seconds, with four clients.
@@ -111,11 +111,11 @@ fn work(vm: &mut Vm, begin: Instant) -> Result<()> {
     sql_command(&mut shell, "createdb bench")?;
     sql_command(&mut shell, "pgbench -i -q -s 2 bench")?;
     shell.vm().wait_for_driver()?;
-    println!("  {:34}{:>12}{:>10}{:>14}", "", "transactions", "a second", "resident");
+    println!("  {:38}{:>12}{:>10}{:>14}", "", "transactions", "a second", "resident");
 
     let mut total = 0;
     for round in 1..=ROUNDS {
-        let label = format!("round {round}: 768 > 384 > 1536 > 768 MiB");
+        let label = format!("round {round}: 1024 > 512 > 2048 > 1024 MiB");
         total += under_load(&mut shell, &label, |vm| {
             vm.resize(BOOT / 2)?;
             vm.resize(2 * BOOT)?;
@@ -141,16 +141,14 @@ fn under_load(
     let load = format!("su postgres -c 'pgbench -n -c 4 -T {LOAD} bench' >/tmp/load 2>&1 &");
     shell.run(&format!("{load} LOAD=$!"))?;
     beside(shell.vm())?;
-    shell.run("wait $LOAD").or_else(|error| {
-        bail!("{error:#}: {}", shell.run("cat /tmp/load")?)
-    })?;
+    shell.run("wait $LOAD").or_else(|error| bail!("{error:#}: {}", shell.run("cat /tmp/load")?))?;
     let report = shell.run("cat /tmp/load")?;
     let transactions: u64 = figure(&report, "number of transactions actually processed: ")?;
     let failed: u64 = figure(&report, "number of failed transactions: ")?;
     ensure!(failed == 0 && transactions > 0, "transactions failed: {report}");
     let rate: f64 = figure(&report, "tps = ")?;
     let resident = shell.vm().resident()? / MIB;
-    println!("  {label:34}{transactions:>12}{rate:>10.1}{resident:>10} MiB");
+    println!("  {label:38}{transactions:>12}{rate:>10.1}{resident:>10} MiB");
     Ok(transactions)
 }
 

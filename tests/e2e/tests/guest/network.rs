@@ -1,12 +1,16 @@
-//! A network card in a real guest. This program is at the other end of the link, in passt's place, and
-//! speaks to the guest's kernel in the few messages that it answers by itself: ICMPv6.
+//! A network card in a real guest. This program, in passt's place, or the host's kernel is at the other
+//! end of the link, and speaks to the guest's kernel in the few messages that it answers by itself: ICMPv6.
 
 use std::io::{Read, Write};
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::{Vm, VmConfig, wait_for};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket};
 
 const OURS: [u8; 6] = [0x52, 0x48, 0, 0, 0, 0x99];
 const GUESTS: [u8; 6] = [0x52, 0x48, 0, 0, 0, 1];
@@ -82,12 +86,17 @@ impl Peer {
     }
 }
 
-/// Finds the guest by its address, and has it answer pings of many sizes.
-fn ping(vm: &mut Vm, peer: &mut Peer) -> Result<()> {
+/// Switches the guest's card on.
+fn set_up(vm: &mut Vm) -> Result<()> {
     vm.agent.ask("load devices")?;
     let mac = vm.agent.ask("cat /sys/class/net/eth0/address")?.lines;
     ensure!(mac == [MAC], "{mac:?}");
-    vm.agent.ask("write /sys/class/net/eth0/flags 0x1003")?;
+    vm.agent.ask("write /sys/class/net/eth0/flags 0x1003").map(drop)
+}
+
+/// Finds the guest by its address, and has it answer pings of many sizes.
+fn ping(vm: &mut Vm, peer: &mut Peer) -> Result<()> {
+    set_up(vm)?;
     let guest = link_local(GUESTS);
     let solicitation = [&[0; 4][..], &guest, &[1, 1], &OURS].concat();
     let solicitation = frame(guest, GUESTS, SOLICITATION, &solicitation)?;
@@ -113,8 +122,72 @@ fn the_guest_answers_pings_before_and_after_a_reset() -> Result<()> {
     ping(&mut vm, &mut peer)?;
     drop(peer);
     wait_for("a line about the lost link", || {
-        Ok(vm.log()?.contains("passt is gone").then_some(()))
+        Ok(vm.log()?.contains("its link is gone").then_some(()))
     })?;
     vm.agent.ask("ping")?;
-    vm.power_off_after_complaints("passt")
+    vm.power_off_after_complaints("its link is gone")
+}
+
+/// A tap interface, while this exists.
+struct Interface(&'static str);
+
+impl Interface {
+    fn new(name: &'static str) -> Result<Self> {
+        ip(&["tuntap", "add", name, "mode", "tap"])?;
+        let interface = Self(name);
+        ip(&["link", "set", name, "up"])?;
+        Ok(interface)
+    }
+
+    fn number(&self) -> Result<u32> {
+        let number = std::fs::read_to_string(format!("/sys/class/net/{}/ifindex", self.0))?;
+        Ok(number.trim().parse()?)
+    }
+}
+
+impl Drop for Interface {
+    fn drop(&mut self) {
+        // It may have been removed already.
+        let _ = ip(&["link", "delete", self.0]);
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let output = Command::new("ip").args(arguments).output().context("ip")?;
+    ensure!(output.status.success(), "ip {arguments:?}: {output:?}");
+    Ok(())
+}
+
+#[test]
+fn the_guest_answers_pings_over_a_tap_interface() -> Result<()> {
+    let tap = Interface::new("hvbtest0")?;
+    let networks = vec![format!("tap={},mac={MAC}", tap.0)];
+    let mut vm = Vm::start(&VmConfig { networks, ..VmConfig::default() })?;
+    set_up(&mut vm)?;
+    let socket = socket(AddressFamily::INET6, SocketType::RAW, Some(ipproto::ICMPV6))?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(1)))?;
+    let guest = SocketAddrV6::new(Ipv6Addr::from(link_local(GUESTS)), 0, 0, tap.number()?);
+    for len in (0..=1400).step_by(200) {
+        let body: Vec<u8> = (0..=255).cycle().take(4 + len).collect();
+        // The kernel computes the checksum.
+        let question = [&[ECHO, 0, 0, 0][..], &body].concat();
+        wait_for("an answer from the guest", || {
+            // No way to the guest before its address and the interface's are known.
+            let _ = sendto(&socket, &question, SendFlags::empty(), &guest);
+            let mut answer = [0; 2000];
+            while let Ok((received, _)) = recv(&socket, &mut answer[..], RecvFlags::empty()) {
+                if answer[0] == ECHO_REPLY && answer[4..received] == body {
+                    return Ok(Some(()));
+                }
+            }
+            Ok(None)
+        })?;
+    }
+    // Without it the guest runs on.
+    drop(tap);
+    wait_for("a line about the lost link", || {
+        Ok(vm.log()?.contains("its link is gone").then_some(()))
+    })?;
+    vm.agent.ask("ping")?;
+    vm.power_off_after_complaints("its link is gone")
 }
