@@ -22,7 +22,7 @@ pub(crate) fn line(text: &str) -> Result<()> {
     }
 }
 
-/// As [`line`], for lines of our own that have their ends.
+/// As [`line()`], for lines of our own that have their ends.
 pub(crate) fn text(text: &str) -> Result<()> {
     text.lines().try_for_each(line)
 }

@@ -18,7 +18,7 @@ const LONGEST: usize = 4096;
 /// The saved state of a service, from [`Service::save`], in one of its versions.
 ///
 /// Store it on its own as bytes ([`SavedState`]), or as part of a larger state through its `serde`
-/// implementations. Either way, what is read back may be anything: [`Service::restore`] checks it.
+/// implementations. Either way, what is read back may be anything: [`Service::restored`] checks it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SavedService(Version);

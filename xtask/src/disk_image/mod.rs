@@ -51,7 +51,7 @@ impl DiskImage {
 ///
 /// # Errors
 ///
-/// As [`build`].
+/// As [`build()`].
 pub(crate) fn usual() -> Result<DiskImage> {
     let recipe = Recipe::new(Release::of_machine()?.codename, USUAL_MIB, &[], None);
     build(&recipe, &directory(), false)
