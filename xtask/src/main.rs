@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 use rig::{emulator, host};
 use tasks::{
     boots, coverage, demo, fuzz, image, lint, msrv, mutants, package, peers, public_api,
-    record_bus, sanitize, soak, suite, test, toolchain,
+    record_bus, sanitize, soak, startup, suite, test, toolchain,
 };
 
 /// Tasks of the hv-balloon project.
@@ -51,6 +51,8 @@ enum Task {
     Mutants(mutants::MutantsArgs),
     /// Measures the same guest under hvb and under QEMU's two balloons.
     BenchPeers(peers::PeersArgs),
+    /// Measures how fast a machine starts and how little memory it takes, beside QEMU's microvm.
+    BenchStartup(startup::StartupArgs),
     /// Checks what the compiler does not: layers, purity, manifests, file sizes, links.
     Lint,
     /// Checks that the compiler in use is the oldest one that README.md and `rust-version` promise.
@@ -116,6 +118,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Sanitize(args) => sanitize::main(&args),
         Task::Mutants(args) => mutants::main(&args),
         Task::BenchPeers(args) => peers::main(&args),
+        Task::BenchStartup(args) => startup::main(&args),
         Task::Lint => lint::main(),
         Task::Toolchain => toolchain::main(),
         Task::Msrv => msrv::main(),

@@ -89,7 +89,7 @@ fn color(peer: Peer) -> RGBColor {
     match peer {
         Peer::Hvb => BLUE,
         Peer::HvBalloon => ORANGE,
-        Peer::VirtioBalloon => GREY,
+        Peer::VirtioBalloon | Peer::Microvm => GREY,
     }
 }
 

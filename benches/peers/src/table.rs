@@ -50,6 +50,7 @@ fn short_name(peer: Peer) -> &'static str {
         Peer::Hvb => "",
         Peer::HvBalloon => "hv / hvb",
         Peer::VirtioBalloon => "virtio / hvb",
+        Peer::Microvm => "microvm / hvb",
     }
 }
 

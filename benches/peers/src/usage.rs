@@ -178,7 +178,7 @@ pub(crate) fn memory(process: u32, field: &str) -> Result<u64> {
 fn is_device_thread(peer: Peer, name: &str) -> bool {
     match peer {
         Peer::Hvb => ["vmbus", "memory"].contains(&name),
-        Peer::HvBalloon | Peer::VirtioBalloon => name == MAIN_THREAD,
+        Peer::HvBalloon | Peer::VirtioBalloon | Peer::Microvm => name == MAIN_THREAD,
     }
 }
 

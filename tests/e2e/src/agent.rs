@@ -89,6 +89,16 @@ impl Agent {
         }
     }
 
+    /// Waits for the guest's first line of output; returns when it was there.
+    ///
+    /// # Errors
+    ///
+    /// The guest says nothing.
+    pub fn first_word(&mut self) -> Result<Instant> {
+        let line = self.console.next_line(Instant::now());
+        Ok(line.context("the first word of a guest that boots")?.at)
+    }
+
     /// Sends a command and waits for the answer.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ pub mod process;
 pub mod recorded;
 mod setup;
 pub mod soak;
+pub mod tap;
 mod vm;
 
 pub use agent::{Agent, Answer, Checked, Meminfo};

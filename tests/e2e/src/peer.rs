@@ -25,11 +25,14 @@ pub enum Peer {
     HvBalloon,
     /// QEMU with `-device virtio-balloon-pci`.
     VirtioBalloon,
+    /// QEMU's `microvm` machine, without a balloon.
+    #[value(skip)]
+    Microvm,
 }
 
 /// The machine that a peer gives its guest.
 #[derive(Debug, Clone, Copy)]
-pub struct Machine {
+pub struct Machine<'a> {
     /// Its processors.
     pub cpus: u32,
     /// Its memory at boot, in bytes.
@@ -38,10 +41,14 @@ pub struct Machine {
     pub most: u64,
     /// Whether its kernel clears pages as it allocates them, including those it gives away.
     pub clears: bool,
+    /// Additions to the kernel command line.
+    pub append: &'a str,
+    /// Its only disk and network card, where it has them: a raw image, and a tap interface.
+    pub devices: Option<(&'a Path, &'a str)>,
 }
 
 impl Peer {
-    /// All peers, `hvb` first.
+    /// All peers with a balloon, `hvb` first.
     pub const ALL: [Self; 3] = [Self::Hvb, Self::HvBalloon, Self::VirtioBalloon];
 
     /// A name for tables.
@@ -50,12 +57,13 @@ impl Peer {
             Self::Hvb => "hvb",
             Self::HvBalloon => "QEMU hv-balloon",
             Self::VirtioBalloon => "QEMU virtio-balloon",
+            Self::Microvm => "QEMU microvm",
         }
     }
 
     /// Whether it can make a guest larger than its boot size.
     pub fn can_add(self) -> bool {
-        self != Self::VirtioBalloon
+        matches!(self, Self::Hvb | Self::HvBalloon)
     }
 
     /// The command that starts the guest, with its serial console as standard input and output and
@@ -64,7 +72,7 @@ impl Peer {
     /// # Errors
     ///
     /// The environment does not say where QEMU is.
-    fn command(self, setup: &Setup, machine: Machine, socket: &Path) -> Result<Command> {
+    fn command(self, setup: &Setup, machine: Machine<'_>, socket: &Path) -> Result<Command> {
         let socket = socket.display().to_string();
         let mut command = match self {
             Self::Hvb => hvb(setup, machine, &socket),
@@ -73,10 +81,18 @@ impl Peer {
                 qemu.args(self.qemu_options(machine, &socket).split(' '));
                 qemu
             }
+            Self::Microvm => {
+                let mut qemu = qemu()?;
+                qemu.args(microvm_options(machine, &socket).split(' '));
+                qemu
+            }
         };
         let mut kernel_command_line = KERNEL_COMMAND_LINE.to_owned();
         if self == Self::VirtioBalloon {
             kernel_command_line += " agent.modules=virtio";
+        }
+        if !machine.append.is_empty() {
+            kernel_command_line = format!("{kernel_command_line} {}", machine.append);
         }
         if !machine.clears {
             kernel_command_line = format!("{kernel_command_line} {NO_CLEARING}");
@@ -96,12 +112,12 @@ impl Peer {
     /// alignment. `virtio-balloon` gets the same machine, so that only the device differs.
     ///
     /// Like `hvb` here, QEMU asks for transparent huge pages for all the guest's memory.
-    fn qemu_options(self, machine: Machine, socket: &str) -> String {
+    fn qemu_options(self, machine: Machine<'_>, socket: &str) -> String {
         let (boot, more) = (machine.boot / MIB, (machine.most - machine.boot) / MIB);
         let cpus = machine.cpus;
         let device = match self {
             Self::VirtioBalloon => "-device virtio-balloon-pci,id=balloon".to_owned(),
-            Self::Hvb | Self::HvBalloon => format!(
+            _ => format!(
                 "-object memory-backend-ram,id=more,size={more}M -device vmbus-bridge \
                  -device hv-balloon,id=balloon,memdev=more,status-report=on"
             ),
@@ -120,13 +136,35 @@ impl Peer {
 
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet memhp_default_state=online";
 
-fn hvb(setup: &Setup, machine: Machine, socket: &str) -> Command {
+/// The machine that QEMU's documentation gives for short starts (`docs/system/i386/microvm.rst`): no
+/// firmware but the smallest, no PCI, and no legacy devices but the serial port.
+fn microvm_options(machine: Machine<'_>, socket: &str) -> String {
+    let (boot, cpus) = (machine.boot / MIB, machine.cpus);
+    let devices = machine.devices.map_or_else(String::new, |(disk, tap)| {
+        format!(
+            " -drive id=disk,file={},format=raw,if=none -device virtio-blk-device,drive=disk \
+             -netdev tap,id=net,ifname={tap},script=no,downscript=no \
+             -device virtio-net-device,netdev=net",
+            disk.display()
+        )
+    });
+    format!(
+        "-nodefaults -no-user-config -display none -no-reboot -serial stdio -accel kvm -cpu host \
+         -machine microvm,pic=off,pit=off,rtc=off,isa-serial=on -smp {cpus} -m {boot}M \
+         -device virtio-rng-device -qmp unix:{socket},server=on,wait=off{devices}"
+    )
+}
+
+fn hvb(setup: &Setup, machine: Machine<'_>, socket: &str) -> Command {
     let mut hvb = Command::new(&setup.hvb);
     hvb.args(["run", "--serial", "stdio", "--qmp", socket]);
     hvb.args(["--cpus", &machine.cpus.to_string()]);
     hvb.args(["--status-report", "--hugepages", "thp"]);
     hvb.args(["--memory", &format!("{}M", machine.boot / MIB)]);
     hvb.args(["--max-memory", &format!("{}M", machine.most / MIB)]);
+    if let Some((disk, tap)) = machine.devices {
+        hvb.arg("--disk").arg(disk).args(["--net", &format!("tap={tap}")]);
+    }
     hvb
 }
 
@@ -165,7 +203,7 @@ impl PeerVm {
     /// # Errors
     ///
     /// It does not start; the text contains the peer's error output.
-    pub fn start(peer: Peer, machine: Machine) -> Result<Self> {
+    pub fn start(peer: Peer, machine: Machine<'_>) -> Result<Self> {
         let setup = Setup::from_env()?;
         let dir = tempfile::Builder::new().prefix("hvb-peer-").tempdir()?;
         let mut command = peer.command(&setup, machine, &dir.path().join("qmp"))?;
@@ -210,7 +248,7 @@ impl PeerVm {
         let words = fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default();
         let state = match self.peer {
             Peer::Hvb => self.monitor.execute("x-query-dynamic-memory", json!({})),
-            Peer::HvBalloon | Peer::VirtioBalloon => {
+            _ => {
                 let command = json!({ "command-line": "info registers -a" });
                 self.monitor.execute("human-monitor-command", command)
             }

@@ -77,3 +77,25 @@ pub fn dumpable(process: u32) -> Result<Dumpable> {
     }
     Ok(result)
 }
+
+/// Memory that only this process has, in bytes, without its mapping of so many bytes: the guest's memory
+/// (proc_pid_smaps(5)).
+///
+/// # Errors
+///
+/// The process is gone, or belongs to another user.
+pub fn private_bytes(process: u32, guest: u64) -> Result<u64> {
+    let smaps = fs::read_to_string(format!("/proc/{process}/smaps"))?;
+    let (mut sum, mut is_guest) = (0, false);
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some("Size:"), Some(kib)) => is_guest = kib.parse::<u64>()? * 1024 == guest,
+            (Some("Private_Clean:" | "Private_Dirty:"), Some(kib)) if !is_guest => {
+                sum += kib.parse::<u64>()? * 1024;
+            }
+            _ => {}
+        }
+    }
+    Ok(sum)
+}

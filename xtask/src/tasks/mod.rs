@@ -15,6 +15,7 @@ pub(crate) mod public_api;
 pub(crate) mod record_bus;
 pub(crate) mod sanitize;
 pub(crate) mod soak;
+pub(crate) mod startup;
 pub(crate) mod suite;
 pub(crate) mod test;
 pub(crate) mod toolchain;

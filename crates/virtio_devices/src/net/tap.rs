@@ -29,7 +29,8 @@ impl Tap {
     pub fn open(name: &str) -> io::Result<Self> {
         // One that is made here would be gone with this program, and has no address yet.
         // No name at all asks the kernel for a new one.
-        if name.is_empty() || name.contains('/') || !Path::new("/sys/class/net").join(name).exists() {
+        if name.is_empty() || name.contains('/') || !Path::new("/sys/class/net").join(name).exists()
+        {
             return Err(ErrorKind::NotFound.into());
         }
         let builder = DeviceBuilder::new().name(name).layer(Layer::L2).packet_information(false);

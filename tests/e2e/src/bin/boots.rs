@@ -76,7 +76,7 @@ fn boot(number: u32, vmm: Peer, cpus: u32) -> Boot {
     let start = Instant::now();
     let result = match vmm {
         Peer::Hvb => boot_hvb(cpus),
-        Peer::HvBalloon | Peer::VirtioBalloon => boot_qemu(vmm, cpus),
+        Peer::HvBalloon | Peer::VirtioBalloon | Peer::Microvm => boot_qemu(vmm, cpus),
     };
     if let Err(error) = &result {
         let after = start.elapsed().as_secs_f64();
@@ -91,7 +91,8 @@ fn boot_hvb(cpus: u32) -> Result<()> {
 }
 
 fn boot_qemu(qemu: Peer, cpus: u32) -> Result<()> {
-    let machine = Machine { cpus, boot: MEMORY, most: 2 * MEMORY, clears: true };
+    let machine =
+        Machine { cpus, boot: MEMORY, most: 2 * MEMORY, clears: true, append: "", devices: None };
     let mut vm = PeerVm::start(qemu, machine)?;
     if let Err(error) = vm.agent.wait_up() {
         return Err(error.context(vm.last_words()));

@@ -2,10 +2,20 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use e2e::{PATIENCE, Setup};
+
+/// A process that does not outlive a failed test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended if the test passed.
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
 
 #[test]
 fn a_machine_in_a_file_is_ready_when_it_says_so_and_is_known_by_its_name() -> Result<()> {
@@ -36,7 +46,7 @@ fn a_machine_in_a_file_is_ready_when_it_says_so_and_is_known_by_its_name() -> Re
     };
     let mut machine = command(&["run", "--name", "first", "--config"]);
     machine.arg(at("vm.toml")).env("NOTIFY_SOCKET", at("notify"));
-    let mut machine = machine.spawn()?;
+    let mut machine = Running(machine.spawn()?);
 
     let mut message = [0; 64];
     let received = manager.recv(&mut message).context("nothing was said of readiness")?;
@@ -48,7 +58,7 @@ fn a_machine_in_a_file_is_ready_when_it_says_so_and_is_known_by_its_name() -> Re
     let (stopped, text) = output(&["stop", "first", "--timeout", "0"])?;
     ensure!(stopped.status.code() == Some(3), "{stopped:?}");
     ensure!(text.contains("was ended without asking its guest"), "{text}");
-    ensure!(machine.wait()?.success(), "hvb failed");
+    ensure!(machine.0.wait()?.success(), "hvb failed");
     let (_, list) = output(&["list"])?;
     ensure!(list.contains("no machine runs"), "{list}");
     Ok(())

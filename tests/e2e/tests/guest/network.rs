@@ -4,10 +4,10 @@
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use e2e::tap::Interface;
 use e2e::{Vm, VmConfig, wait_for};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket};
@@ -128,40 +128,10 @@ fn the_guest_answers_pings_before_and_after_a_reset() -> Result<()> {
     vm.power_off_after_complaints("its link is gone")
 }
 
-/// A tap interface, while this exists.
-struct Interface(&'static str);
-
-impl Interface {
-    fn new(name: &'static str) -> Result<Self> {
-        ip(&["tuntap", "add", name, "mode", "tap"])?;
-        let interface = Self(name);
-        ip(&["link", "set", name, "up"])?;
-        Ok(interface)
-    }
-
-    fn number(&self) -> Result<u32> {
-        let number = std::fs::read_to_string(format!("/sys/class/net/{}/ifindex", self.0))?;
-        Ok(number.trim().parse()?)
-    }
-}
-
-impl Drop for Interface {
-    fn drop(&mut self) {
-        // It may have been removed already.
-        let _ = ip(&["link", "delete", self.0]);
-    }
-}
-
-fn ip(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("ip").args(arguments).output().context("ip")?;
-    ensure!(output.status.success(), "ip {arguments:?}: {output:?}");
-    Ok(())
-}
-
 #[test]
 fn the_guest_answers_pings_over_a_tap_interface() -> Result<()> {
     let tap = Interface::new("hvbtest0")?;
-    let networks = vec![format!("tap={},mac={MAC}", tap.0)];
+    let networks = vec![format!("tap={},mac={MAC}", tap.name())];
     let mut vm = Vm::start(&VmConfig { networks, ..VmConfig::default() })?;
     set_up(&mut vm)?;
     let socket = socket(AddressFamily::INET6, SocketType::RAW, Some(ipproto::ICMPV6))?;
