@@ -1,13 +1,16 @@
 //! The serial port and the terminal or file behind it.
 
+use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::Builder;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::termios::{InputModes, LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
@@ -24,9 +27,9 @@ const OUTPUT_QUEUE: usize = 64 << 10;
 /// How often pending input checks whether the guest has read the previous bytes.
 const INPUT_RETRY: Duration = Duration::from_millis(10);
 
-/// How long input waits for a guest that reads nothing before it is dropped. A hung guest must not
-/// keep the user from leaving.
-const INPUT_PATIENCE: Duration = Duration::from_secs(1);
+/// Bytes of input that may wait for the guest. The keys that leave the machine are looked for only among
+/// these: a hung guest must not keep the user from leaving, who does not type as much.
+const INPUT_QUEUE: usize = 64 << 10;
 
 /// How long shutdown waits for a reader of the output before it drops the rest.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
@@ -250,45 +253,85 @@ fn write_output(bytes: &Receiver<u8>, mut output: impl Write, _end: Sender<()>) 
     }
 }
 
+/// Hands standard input to the guest as fast as it reads it. What it does not read waits, however long it
+/// takes: a guest may stand still for seconds on a busy host.
 fn read_input(input: &Input, leave: Option<impl Fn()>) {
-    let mut escaped = false;
-    let mut buffer = [0; 256];
-    loop {
-        let Ok(length @ 1..) = io::stdin().lock().read(&mut buffer) else {
-            return;
-        };
-        let mut bytes = Vec::with_capacity(length);
-        for byte in buffer.iter().copied().take(length) {
-            match (&leave, escaped, byte) {
-                (Some(leave), true, LEAVE) => leave(),
-                (Some(_), false, ESCAPE) => {
-                    escaped = true;
-                    continue;
-                }
-                _ => bytes.push(byte),
-            }
-            escaped = false;
+    let mut waiting = VecDeque::new();
+    let mut keys = Keys { leave, escaped: false };
+    let mut is_open = true;
+    while is_open || !waiting.is_empty() {
+        input.feed(&mut waiting);
+        // Beyond that the other end of standard input waits.
+        if !is_open || waiting.len() >= INPUT_QUEUE {
+            input.wait();
+        } else if let Some(bytes) = read_soon(!waiting.is_empty()) {
+            is_open = !bytes.is_empty();
+            waiting.extend(keys.pass(&bytes));
         }
-        feed(input, &bytes);
     }
 }
 
-/// Hands bytes to the guest as fast as it reads them, until it stops reading.
-fn feed(input: &Input, mut bytes: &[u8]) {
-    let mut ports = input.ports.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut last_taken = Instant::now();
-    while !bytes.is_empty() && last_taken.elapsed() < INPUT_PATIENCE {
-        let taken = ports.as_ref().map_or(0, |ports| ports.serial().enqueue(bytes));
-        bytes = bytes.get(taken..).unwrap_or_default();
-        if taken > 0 {
-            last_taken = Instant::now();
-        } else {
-            ports = input
-                .changed
-                .wait_timeout(ports, INPUT_RETRY)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+/// The next bytes of standard input, none at its end; `None` if there are none yet. Waits for them, but not
+/// long if the guest `is_behind`.
+fn read_soon(is_behind: bool) -> Option<Vec<u8>> {
+    let stdin = io::stdin();
+    let retry = Timespec { tv_sec: 0, tv_nsec: INPUT_RETRY.subsec_nanos().into() };
+    let mut events = [PollFd::new(&stdin, PollFlags::IN)];
+    let timeout = is_behind.then_some(&retry);
+    if matches!(poll(&mut events, timeout), Ok(0) | Err(Errno::INTR)) {
+        return None;
+    }
+    // Not by way of the library's buffer, which poll does not know.
+    let mut bytes = vec![0; 256];
+    match rustix::io::read(&stdin, &mut bytes[..]) {
+        Err(Errno::INTR | Errno::AGAIN) => None,
+        read => {
+            bytes.truncate(read.unwrap_or_default());
+            Some(bytes)
         }
+    }
+}
+
+/// What the user types.
+struct Keys<F> {
+    /// Called for the keys that leave the machine, if they do.
+    leave: Option<F>,
+    escaped: bool,
+}
+
+impl<F: Fn()> Keys<F> {
+    /// The bytes that are for the guest.
+    fn pass(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut passed = Vec::with_capacity(bytes.len());
+        for &byte in bytes {
+            match (&self.leave, self.escaped, byte) {
+                (Some(leave), true, LEAVE) => leave(),
+                (Some(_), false, ESCAPE) => {
+                    self.escaped = true;
+                    continue;
+                }
+                _ => passed.push(byte),
+            }
+            self.escaped = false;
+        }
+        passed
+    }
+}
+
+impl Input {
+    /// Hands over as many bytes as the present machine's port has room for.
+    fn feed(&self, waiting: &mut VecDeque<u8>) {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ports) = &*ports {
+            let taken = ports.serial().enqueue(waiting.make_contiguous());
+            waiting.drain(..taken.min(waiting.len()));
+        }
+    }
+
+    /// Waits a moment, in which the guest may have read, or another machine may be there.
+    fn wait(&self) {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_timeout(ports, INPUT_RETRY));
     }
 }
 
@@ -312,6 +355,19 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn keys_reach_the_guest_but_for_those_that_leave() {
+        let left = std::cell::Cell::new(0);
+        let mut keys = Keys { leave: Some(|| left.set(left.get() + 1)), escaped: false };
+        // Ctrl-A is for the machine only before an x; typed twice it is for the guest.
+        assert_eq!(keys.pass(b"a\x01"), b"a");
+        assert_eq!((keys.pass(b"x"), left.get()), (b"".to_vec(), 1));
+        assert_eq!(keys.pass(b"\x01\x01x"), b"\x01x");
+        assert_eq!(left.get(), 1);
+        let mut keys = Keys { leave: None::<fn()>, escaped: false };
+        assert_eq!(keys.pass(b"\x01x"), b"\x01x");
     }
 
     #[test]

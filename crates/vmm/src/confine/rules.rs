@@ -97,7 +97,7 @@ pub(super) fn its_own(thread: Thread) -> Rules {
         Thread::QmpAccept => qmp_accept(),
         Thread::QmpRead => qmp_read(),
         Thread::QmpWrite => qmp_write(),
-        Thread::ConsoleIn => Rules::new().allow([Sysno::read]),
+        Thread::ConsoleIn => Rules::new().allow([Sysno::ppoll, Sysno::read]),
         Thread::Disk => disk(),
         Thread::Entropy => entropy(),
         Thread::NetReceive => net_receive(),

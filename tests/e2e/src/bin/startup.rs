@@ -84,7 +84,7 @@ fn start(peer: Peer, disk: &Path, tap: &str) -> Result<Start> {
         most: MEMORY,
         clears: true,
         // The kernel's first words, before it has a console.
-        append: "earlyprintk=ttyS0,115200",
+        append: "earlyprintk=ttyS0,115200 agent.modules=devices",
         devices: Some((disk, tap)),
     };
     let mut vm = PeerVm::start(peer, machine)?;

@@ -125,3 +125,16 @@ fn driver_that_comes_late_finds_its_target() -> Result<()> {
     vm.wait_for_size(768 * MIB)?;
     vm.power_off()
 }
+
+/// Linux takes 256 characters of input at an interrupt, and more arrive while it reads them.
+#[test]
+fn long_lines_of_console_input_arrive_whole() -> Result<()> {
+    let mut vm = Vm::start(&VmConfig::default())?;
+    for length in [200, 300, 1000, 3000] {
+        let text: String = ('a'..='z').cycle().take(length).collect();
+        vm.agent.ask(&format!("write /line {text}"))?;
+        let lines = vm.agent.ask("cat /line")?.lines;
+        ensure!(lines.concat() == text, "{length} characters arrived as {lines:?}");
+    }
+    vm.power_off()
+}
