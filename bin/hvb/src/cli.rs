@@ -87,9 +87,14 @@ pub(crate) struct RunArgs {
     pub(crate) disk: Vec<DiskConfig>,
 
     /// Network card: passt starts passt, passt=SOCKET connects to one that runs, tap=NAME opens a tap
-    /// interface, tap-fd=N takes over one that is open. May be given several times. Without an address, the card has one that follows from the first disk's path, or from
-    /// the kernel's.
-    #[arg(long, value_name = "passt[=SOCKET]|tap=NAME|tap-fd=N[,mac=MAC]", value_parser = crate::network::parse)]
+    /// interface, tap-fd=N takes over one that is open. May be given several times. Without an
+    /// address, the card has one that follows from the path of the first writable disk, or of the
+    /// monitor socket, or of the kernel.
+    #[arg(
+        long,
+        value_name = "passt[=SOCKET]|tap=NAME|tap-fd=N[,mac=MAC]",
+        value_parser = crate::network::parse
+    )]
     pub(crate) net: Vec<NetConfig>,
 
     /// Path at which to create a monitor (QMP) socket, instead of the one that the name gives.

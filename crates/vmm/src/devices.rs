@@ -193,10 +193,11 @@ fn open_network(network: &NetConfig, config: &Config, number: u32) -> Result<Net
     Ok(Net::new(link, mac, Box::new(lost)))
 }
 
-/// An address that is the same at each start of this VM, and another one for another VM: of what the
-/// VM is made of, its first disk is the most its own.
+/// An address that is the same at each start of this VM, and another one for another VM: it follows from
+/// what no other VM has while this one runs, the first disk that it writes, or else its monitor's socket.
 fn stable_mac(config: &Config, number: u32) -> Mac {
-    let path = config.disks.first().map_or(&config.kernel, |disk| &disk.path);
+    let disk = config.disks.iter().find(|disk| !disk.is_read_only).map(|disk| &disk.path);
+    let path = disk.or(config.qmp.as_ref()).unwrap_or(&config.kernel);
     let path = path.canonicalize().unwrap_or_else(|_| path.clone());
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(path.as_os_str().as_encoded_bytes());
@@ -207,6 +208,33 @@ fn stable_mac(config: &Config, number: u32) -> Mac {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn machines_that_run_at_the_same_time_have_different_addresses() {
+        let disk = |path: &str, is_read_only| DiskConfig {
+            path: path.into(),
+            format: None,
+            is_read_only,
+            id: None,
+        };
+        let base = crate::config::tests::small();
+        let with = |disks, qmp: Option<&str>| {
+            let config = Config { disks, qmp: qmp.map(Into::into), ..base.clone() };
+            [0, 1].map(|number| stable_mac(&config, number).0)
+        };
+        let macs = [
+            with(vec![disk("/a", false)], Some("/x")),
+            with(vec![disk("/b", false)], Some("/x")),
+            // One image that all read.
+            with(vec![disk("/base", true)], Some("/x")),
+            with(vec![disk("/base", true)], Some("/y")),
+            with(Vec::new(), None),
+        ];
+        let different: std::collections::BTreeSet<_> = macs.iter().flatten().collect();
+        assert_eq!(different.len(), 10);
+        // The socket may change where there is a disk.
+        assert_eq!(with(vec![disk("/a", false)], None), macs[0]);
+    }
 
     #[test]
     fn places_are_apart_below_the_interrupt_controllers_and_above_ram() {

@@ -222,11 +222,21 @@ impl Vm {
     ///
     /// The guest refuses.
     pub fn unbind_driver(&mut self) -> Result<String> {
+        let device = self.balloon_device()?;
+        self.agent.ask(&format!("write {DRIVER}/unbind {device}"))?;
+        Ok(device)
+    }
+
+    /// The name of the guest's balloon device, to which its driver is bound.
+    ///
+    /// # Errors
+    ///
+    /// It is not.
+    pub fn balloon_device(&mut self) -> Result<String> {
         let links = self.agent.ask(&format!("ls {DRIVER}"))?.lines;
         // The others are the driver's own files. A device is named by its GUID.
         let devices: Vec<_> = links.iter().filter(|name| name.len() == 36).collect();
         let [device] = devices.as_slice() else { anyhow::bail!("of the driver: {links:?}") };
-        self.agent.ask(&format!("write {DRIVER}/unbind {device}"))?;
         Ok((*device).clone())
     }
 

@@ -94,14 +94,10 @@ fn next_report(vm: &mut Vm) -> Result<Report> {
 /// The file in which the guest counts how often its driver has signalled the host (Linux
 /// `vmbus_set_event` in its `connection.c`). Without a target, only reports make it do so.
 fn signal_counter(vm: &mut Vm) -> Result<String> {
-    let mut only_entry = |path: &str| {
-        let lines = vm.agent.ask(&format!("ls {path}"))?.lines;
-        let [name] = lines.as_slice() else { anyhow::bail!("in {path}: {lines:?}") };
-        Ok(format!("{path}/{name}"))
-    };
-    let device = only_entry("/sys/bus/vmbus/devices")?;
-    let channel = only_entry(&format!("{device}/channels"))?;
-    Ok(format!("{channel}/events"))
+    let channels = format!("/sys/bus/vmbus/devices/{}/channels", vm.balloon_device()?);
+    let lines = vm.agent.ask(&format!("ls {channels}"))?.lines;
+    let [channel] = lines.as_slice() else { anyhow::bail!("in {channels}: {lines:?}") };
+    Ok(format!("{channels}/{channel}/events"))
 }
 
 fn signals(vm: &mut Vm, counter: &str) -> Result<u64> {
