@@ -91,6 +91,7 @@ impl DemandState {
         }
         match sample.guest {
             Some(guest) => self.judge_report(guest, now_ms, policy),
+            None if sample.awaits_report => Err(HoldCause::NoReportYet),
             None => by_process(sample, form, policy),
         }
     }
@@ -218,7 +219,7 @@ mod tests {
 
     fn sample(report: GuestReport) -> VmSample {
         let guest = Some(Aged { value: report, age_ms: 0 });
-        VmSample { actual_kib: Aged { value: 8 * GIB, age_ms: 0 }, guest, process: None }
+        VmSample { actual_kib: Aged { value: 8 * GIB, age_ms: 0 }, guest, awaits_report: false, process: None }
     }
 
     fn judge_at(
@@ -341,6 +342,17 @@ mod tests {
         let mut nothing = sample(report(GIB, GIB));
         nothing.actual_kib.value = 0;
         assert_eq!(hold(&nothing), HoldCause::ImpossibleSize { actual_kib: 0 });
+    }
+
+    #[test]
+    fn a_guest_that_has_not_reported_yet_is_left_as_it_is() {
+        let mut sample = sample(report(6 * GIB, GIB));
+        sample.awaits_report = true;
+        assert_eq!(kib(&sample), 2 * GIB, "it has");
+        sample.guest = None;
+        let process = ProcessSample { rss_kib: 8 * GIB, ..ProcessSample::default() };
+        sample.process = Some(Aged { value: process, age_ms: 0 });
+        assert_eq!(hold(&sample), HoldCause::NoReportYet);
     }
 
     #[test]

@@ -96,6 +96,7 @@ impl HostState {
         let room = backed_kib.saturating_add(sample.available_kib);
         // A group may be above a limit that was lowered, so its free room alone would not tell.
         let room = sample.cgroup.map_or(room, |group| room.min(group.room_kib(backed_kib)));
+        let room = sample.limit_kib.map_or(room, |limit_kib| room.min(limit_kib));
         let now = room.saturating_sub(view.reserve_kib);
         let steady = match self.ordinary_kib {
             Some(last) if now >= last && now.saturating_sub(last) < view.reserve_kib / 8 => last,
@@ -127,6 +128,7 @@ fn reserve(sample: &HostSample, policy: &Policy, stress: Stress) -> u64 {
     // A limit on the VMs' cgroup leaves the host what is outside of it; the group needs a reserve
     // of its own.
     let total = sample.cgroup.map_or(sample.total_kib, |g| g.limit_kib.min(sample.total_kib));
+    let total = sample.limit_kib.map_or(total, |limit_kib| limit_kib.min(total));
     let usual = (total / 20).max(512 << 10).min(total / 4);
     let reserve = policy.host_reserve_kib.unwrap_or(usual);
     match stress {
@@ -148,6 +150,7 @@ mod tests {
             total_kib: 64 * GIB,
             available_kib: 20 * GIB,
             cgroup: None,
+            limit_kib: None,
             psi_some_permille: 0,
             psi_full_permille: 0,
             swapped_in_kib: 0,
@@ -191,6 +194,18 @@ mod tests {
         limit = CgroupLimitOf(30).sample();
         let view = observe(&mut state, &limit);
         assert_eq!(state.ordinary_kib(&limit, view, 28 * GIB), 30 * GIB - view.reserve_kib);
+    }
+
+    #[test]
+    fn the_operator_s_limit_is_for_vms_and_reserve_together() {
+        let mut state = HostState::default();
+        let limited = HostSample { limit_kib: Some(40 * GIB), ..sample() };
+        let view = observe(&mut state, &limited);
+        assert_eq!(view.reserve_kib, 2 * GIB);
+        assert_eq!(state.ordinary_kib(&limited, view, 30 * GIB), 38 * GIB);
+        let far = HostSample { limit_kib: Some(400 * GIB), ..sample() };
+        let view = observe(&mut state, &far);
+        assert_eq!(state.ordinary_kib(&far, view, 30 * GIB), 50 * GIB - view.reserve_kib);
     }
 
     struct CgroupLimitOf(u64);

@@ -96,6 +96,8 @@ pub enum HoldCause {
         /// The size.
         actual_kib: u64,
     },
+    /// The guest can report and has not yet.
+    NoReportYet,
     /// The guest's report is too old.
     OldReport {
         /// Its age.
@@ -129,6 +131,7 @@ impl fmt::Display for HoldCause {
             Self::ImpossibleSize { actual_kib } => {
                 write!(f, "its size is given as {}", Size(actual_kib))
             }
+            Self::NoReportYet => f.write_str("its guest has not reported yet"),
             Self::OldReport { age_ms } => old(f, "the guest's last report is", age_ms),
             Self::ImpossibleReport { available_kib, actual_kib } => write!(
                 f,

@@ -61,6 +61,9 @@ pub struct VmSample {
     pub actual_kib: Aged<u64>,
     /// What its guest says, if it says anything.
     pub guest: Option<Aged<GuestReport>>,
+    /// The guest can report and has not yet, for example because somebody has only just begun to
+    /// listen. Until it does, the VM is left as it is. Without effect if there is a report.
+    pub awaits_report: bool,
     /// What its process takes from the host.
     pub process: Option<Aged<ProcessSample>>,
 }
@@ -118,6 +121,8 @@ pub struct HostSample {
     pub available_kib: u64,
     /// The limit of the cgroup in which all VMs are, if it has one.
     pub cgroup: Option<CgroupLimit>,
+    /// What the operator gives the VMs and the reserve together at most, of ordinary memory.
+    pub limit_kib: Option<u64>,
     /// `some avg10` of the host's memory pressure, in thousandths.
     pub psi_some_permille: u32,
     /// `full avg10` of the host's memory pressure, in thousandths.

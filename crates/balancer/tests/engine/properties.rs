@@ -69,7 +69,7 @@ fn any_vm() -> impl Strategy<Value = Vm> {
             settings,
             mode: if held { Mode::Held } else { Mode::Automatic },
             pool: if huge { Pool::HugePages } else { Pool::Ordinary },
-            sample: VmSample { actual_kib, guest, process },
+            sample: VmSample { actual_kib, guest, awaits_report: false, process },
         },
     )
 }

@@ -16,6 +16,7 @@ pub(crate) fn host(available_kib: u64) -> HostSample {
         total_kib: 64 * GIB,
         available_kib,
         cgroup: None,
+        limit_kib: None,
         psi_some_permille: 0,
         psi_full_permille: 0,
         swapped_in_kib: 0,
@@ -59,6 +60,7 @@ pub(crate) fn vm_with(id: u32, form: SettingsForm, actual_kib: u64, used_kib: u6
         sample: VmSample {
             actual_kib: Aged { value: actual_kib, age_ms: 0 },
             guest: Some(Aged { value: report, age_ms: 0 }),
+            awaits_report: false,
             process: Some(Aged { value: process, age_ms: 0 }),
         },
     }
