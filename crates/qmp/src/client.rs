@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -163,6 +164,14 @@ impl ClientError {
     }
 }
 
+/// Becomes readable when the server sends something. The client may hold events that have arrived
+/// already: take all by [`Client::next_event`] before you wait.
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
 /// A line from the server.
 enum Message {
     Event(ReceivedEvent),
@@ -182,12 +191,25 @@ impl Client {
     /// # Errors
     /// There is no server, it does not answer, or it does not speak QMP.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self, ClientError> {
+        Self::connect_limited(path, timeout, MAX_MESSAGE_BYTES)
+    }
+
+    /// As [`connect`](Self::connect), and accepts no message longer than `max_message_bytes`: for
+    /// programs with many connections to servers that they do not trust.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn connect_limited(
+        path: &Path,
+        timeout: Duration,
+        max_message_bytes: usize,
+    ) -> Result<Self, ClientError> {
         let stream =
             connect_within(path, timeout).map_err(|errno| connect_error(path, errno, timeout))?;
         let mut client = Self {
             path: path.to_owned(),
             stream,
-            framer: Framer::new(MAX_MESSAGE_BYTES),
+            framer: Framer::new(max_message_bytes),
             events: VecDeque::new(),
             version: VersionInfo { qemu: triple(0, 0, 0), package: String::new() },
             timeout,

@@ -1,4 +1,4 @@
-//! The command table: name, phase, arguments, answer and action of each command.
+//! The command table: name, arguments, answer and action of each command.
 
 use crate::dynamic_memory::DynamicMemoryInfo;
 use crate::event::{EVENTS, value_of};
@@ -20,20 +20,13 @@ pub(crate) type Arguments = Map<String, Value>;
 /// One row of the table.
 pub(crate) struct Command {
     pub(crate) name: &'static str,
-    pub(crate) phase: Phase,
     arguments: &'static [Member],
     pub(crate) answer: Type,
     run: fn(&dyn Machine, Arguments) -> Answer,
 }
 
-/// When a command is allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// Only before the client has negotiated.
-    Negotiation,
-    /// Only after.
-    Command,
-}
+/// The command that begins a session; it is allowed only before all others.
+pub(crate) const NEGOTIATION: &str = "qmp_capabilities";
 
 type Answer = Result<Value, MonitorError>;
 
@@ -42,15 +35,13 @@ const NOTHING: Type = Type::Object(&schema::EMPTY);
 
 static COMMANDS: &[Command] = &[
     Command {
-        name: "qmp_capabilities",
-        phase: Phase::Negotiation,
-        arguments: &[Optional("enable", Type::List(&Type::Choice(&types::CAPABILITY)))],
+        name: NEGOTIATION,
+        arguments: CAPABILITIES,
         answer: NOTHING,
         run: |_, _| Ok(json!({})),
     },
     Command {
         name: "balloon",
-        phase: Phase::Command,
         arguments: &[Required("value", Type::Int)],
         answer: NOTHING,
         run: set_balloon,
@@ -58,7 +49,6 @@ static COMMANDS: &[Command] = &[
     plain("cont", NOTHING, |machine, _| machine.cont().map(nothing)),
     Command {
         name: "human-monitor-command",
-        phase: Phase::Command,
         arguments: &[Required("command-line", Type::Text), Optional("cpu-index", Type::Int)],
         answer: Type::Text,
         run: human_monitor,
@@ -111,6 +101,16 @@ static COMMANDS: &[Command] = &[
     ),
 ];
 
+/// What a client may say when it negotiates.
+const CAPABILITIES: &[Member] =
+    &[Optional("enable", Type::List(&Type::Choice(&types::CAPABILITY)))];
+
+/// Carries out the negotiation, which is the same for all command sets.
+pub(crate) fn negotiate(arguments: &Arguments) -> Answer {
+    schema::check("", CAPABILITIES.iter(), arguments)?;
+    Ok(json!({}))
+}
+
 /// The row for this name.
 pub(crate) fn find(name: &str) -> Option<&'static Command> {
     COMMANDS.iter().find(|command| command.name == name)
@@ -138,7 +138,7 @@ const fn plain(
     answer: Type,
     run: fn(&dyn Machine, Arguments) -> Answer,
 ) -> Command {
-    Command { name, phase: Phase::Command, arguments: &[], answer, run }
+    Command { name, arguments: &[], answer, run }
 }
 
 fn nothing((): ()) -> Value {

@@ -1,5 +1,6 @@
 //! One client's side of the monitor without its socket.
 
+use crate::command_set::{CommandSet, MachineCommands};
 use crate::framer::Framer;
 use crate::machine::Machine;
 use crate::session::{MAX_COMMAND_BYTES, Session};
@@ -19,7 +20,12 @@ pub struct Conversation {
 impl Conversation {
     /// A conversation that has not negotiated yet.
     pub fn new(machine: Arc<dyn Machine>) -> Self {
-        Self { framer: Framer::new(MAX_COMMAND_BYTES), session: Session::new(machine) }
+        Self::with(Arc::new(MachineCommands(machine)))
+    }
+
+    /// The same with another set of commands.
+    pub(crate) fn with(commands: Arc<dyn CommandSet>) -> Self {
+        Self { framer: Framer::new(MAX_COMMAND_BYTES), session: Session::new(commands) }
     }
 
     /// The server's first message, sent before the client says anything.

@@ -6,6 +6,8 @@
 //! through the [`Machine`] trait; the crate knows no device. [`EventSender`] sends events to every
 //! client that has negotiated, and never blocks its caller.
 //!
+//! A program that is no machine can have the same server with its own commands: [`CommandSet`].
+//!
 //! [`Client`] is the other side: blocking, one command at a time, each with a deadline.
 //!
 //! No client's input can block, slow down or end another client or the machine: every client has
@@ -16,6 +18,7 @@
 //! where they differ.
 
 mod client;
+mod command_set;
 mod commands;
 mod conversation;
 mod dynamic_memory;
@@ -32,6 +35,7 @@ mod session;
 mod socket;
 
 pub use client::{Client, ClientError, ReceivedEvent};
+pub use command_set::CommandSet;
 pub use commands::{XQueryDynamicMemory, XQueryIntegrationServices};
 pub use conversation::Conversation;
 pub use dynamic_memory::{DynamicMemoryInfo, Faults, Refusal, Reported};
@@ -41,7 +45,7 @@ pub use memory_device::{HvBalloonDevice, MemoryDevice};
 pub use outbox::MAX_UNSENT_BYTES;
 pub use qapi_qmp::{HvBalloonInfo, MemoryInfo, RunState, ShutdownCause};
 pub use qapi_spec::ErrorClass;
-pub use serde_json::Value;
+pub use serde_json::{Map, Value};
 pub use server::{MAX_CLIENTS, Server, ServerThread};
 pub use services::IntegrationServicesInfo;
 pub use session::MAX_COMMAND_BYTES;

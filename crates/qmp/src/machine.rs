@@ -170,6 +170,11 @@ impl MonitorError {
         Self::generic("no guest memory status report received yet")
     }
 
+    /// There is no command of this name, in QEMU's words and class (`monitor/qmp.c`).
+    pub fn unknown_command(name: &str) -> Self {
+        Self::command_not_found(format!("The command {name} has not been found"))
+    }
+
     /// The command does not exist, or is not allowed now.
     pub(crate) fn command_not_found(desc: impl Into<String>) -> Self {
         Self { class: ErrorClass::CommandNotFound, desc: desc.into() }

@@ -8,6 +8,7 @@
 //! therefore keeps one descriptor in reserve: it closes that, accepts the client in its place, says
 //! why, and disconnects it.
 
+use crate::command_set::{CommandSet, MachineCommands};
 use crate::conversation::Conversation;
 use crate::event::{Event, EventSender};
 use crate::machine::Machine;
@@ -113,7 +114,23 @@ impl Server {
         machine: Arc<dyn Machine>,
         prepare: impl Fn(ServerThread) -> io::Result<()> + Send + Sync + 'static,
     ) -> Result<Self, ServerError> {
-        let prepare: Arc<Prepare> = Arc::new(prepare);
+        Self::start_on(path, Arc::new(MachineCommands(machine)), Arc::new(prepare))
+    }
+
+    /// As [`Server::start`], with commands other than those of a machine. Everything else is the
+    /// same: greeting, negotiation, limits.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_for(path: &Path, commands: Arc<dyn CommandSet>) -> Result<Self, ServerError> {
+        Self::start_on(path, commands, Arc::new(|_| Ok(())))
+    }
+
+    fn start_on(
+        path: &Path,
+        commands: Arc<dyn CommandSet>,
+        prepare: Arc<Prepare>,
+    ) -> Result<Self, ServerError> {
         let listener = Arc::new(Listener::bind(path)?);
         let hub = Arc::<Hub>::default();
         let accepting = {
@@ -124,7 +141,7 @@ impl Server {
                     if let Err(error) = prepare(ServerThread::Accept) {
                         return tracing::error!(%error, "cannot prepare the monitor's thread");
                     }
-                    accept_loop(&listener, &hub, &machine, &prepare);
+                    accept_loop(&listener, &hub, &commands, &prepare);
                 })
                 .map_err(|source| ServerError::Listen { path: path.to_owned(), source })?
         };
@@ -165,7 +182,7 @@ impl Hub {
     fn admit(
         self: &Arc<Self>,
         stream: UnixStream,
-        machine: &Arc<dyn Machine>,
+        commands: &Arc<dyn CommandSet>,
         prepare: &Arc<Prepare>,
     ) {
         let mut clients = self.lock();
@@ -178,7 +195,7 @@ impl Hub {
             outbox: Outbox::default(),
             threads: AtomicUsize::new(THREADS),
         });
-        match Client::start(&connection, Conversation::new(machine.clone()), self, prepare) {
+        match Client::start(&connection, Conversation::with(commands.clone()), self, prepare) {
             Ok(client) => clients.push(client),
             Err(error) => {
                 drop(clients);
@@ -302,7 +319,7 @@ impl Drop for FinishOnDrop<'_> {
 fn accept_loop(
     listener: &Listener,
     hub: &Arc<Hub>,
-    machine: &Arc<dyn Machine>,
+    commands: &Arc<dyn CommandSet>,
     prepare: &Arc<Prepare>,
 ) {
     let reserve = || listener.socket.as_fd().try_clone_to_owned().ok();
@@ -314,7 +331,7 @@ fn accept_loop(
                 spare = spare.or_else(reserve);
                 if spare.is_some() {
                     is_failing = false;
-                    hub.admit(stream, machine, prepare);
+                    hub.admit(stream, commands, prepare);
                 } else {
                     turn_away(&stream, NO_DESCRIPTOR);
                     drop(stream);

@@ -1,8 +1,9 @@
 //! One client's session: which commands it may use, and the answer to each.
 
-use crate::commands::{self, Arguments, Phase};
+use crate::command_set::CommandSet;
+use crate::commands::{self, Arguments};
 use crate::framer::FrameError;
-use crate::machine::{Machine, MonitorError};
+use crate::machine::MonitorError;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -11,8 +12,8 @@ pub const MAX_COMMAND_BYTES: usize = 64 * 1024;
 
 /// A session with one client.
 pub(crate) struct Session {
-    machine: Arc<dyn Machine>,
-    phase: Phase,
+    commands: Arc<dyn CommandSet>,
+    has_negotiated: bool,
 }
 
 /// A command as received, with its outer shape checked.
@@ -24,8 +25,8 @@ struct Request {
 
 impl Session {
     /// A session that has not negotiated yet.
-    pub(crate) fn new(machine: Arc<dyn Machine>) -> Self {
-        Self { machine, phase: Phase::Negotiation }
+    pub(crate) fn new(commands: Arc<dyn CommandSet>) -> Self {
+        Self { commands, has_negotiated: false }
     }
 
     /// The server's first message, sent before the client says anything.
@@ -35,7 +36,7 @@ impl Session {
 
     /// Whether the client has negotiated.
     pub(crate) fn has_negotiated(&self) -> bool {
-        self.phase == Phase::Command
+        self.has_negotiated
     }
 
     /// Executes the client's message and returns the answer, success or failure.
@@ -55,28 +56,21 @@ impl Session {
     }
 
     fn execute(&mut self, request: Request) -> Result<Value, MonitorError> {
-        let command = commands::find(&request.name);
-        let command = match (self.phase, command) {
-            (phase, Some(command)) if command.phase == phase => command,
-            (Phase::Negotiation, _) => {
-                return Err(MonitorError::command_not_found(
-                    "Expecting capabilities negotiation with 'qmp_capabilities'",
-                ));
+        let is_negotiation = request.name == commands::NEGOTIATION;
+        match (self.has_negotiated, is_negotiation) {
+            (false, false) => Err(MonitorError::command_not_found(
+                "Expecting capabilities negotiation with 'qmp_capabilities'",
+            )),
+            (true, true) => Err(MonitorError::command_not_found(
+                "Capabilities negotiation is already complete, command ignored",
+            )),
+            (true, false) => self.commands.execute(&request.name, request.arguments),
+            (false, true) => {
+                let answer = commands::negotiate(&request.arguments)?;
+                self.has_negotiated = true;
+                Ok(answer)
             }
-            (Phase::Command, Some(_)) => {
-                return Err(MonitorError::command_not_found(
-                    "Capabilities negotiation is already complete, command ignored",
-                ));
-            }
-            (Phase::Command, None) => {
-                let desc = format!("The command {} has not been found", request.name);
-                return Err(MonitorError::command_not_found(desc));
-            }
-        };
-        let value = command.run(&*self.machine, request.arguments)?;
-        // Every command of the negotiation ends it, as there is only one.
-        self.phase = Phase::Command;
-        Ok(value)
+        }
     }
 }
 
@@ -122,6 +116,8 @@ fn with_id(key: &str, value: Value, id: Option<Value>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command_set::MachineCommands;
+    use crate::machine::Machine;
     use qapi_qmp::RunState;
 
     struct Small;
@@ -280,7 +276,7 @@ mod tests {
 
     #[test]
     fn answers_are_those_of_qemu() {
-        let mut session = Session::new(Arc::new(Small));
+        let mut session = Session::new(Arc::new(MachineCommands(Arc::new(Small))));
         compare(&mut session, NEGOTIATING);
         assert!(!session.has_negotiated());
         compare(&mut session, &[(r#"{"execute":"qmp_capabilities"}"#, r#"{"return":{}}"#)]);
@@ -290,7 +286,7 @@ mod tests {
 
     #[test]
     fn bytes_that_are_no_json_get_a_generic_error() {
-        let mut session = Session::new(Arc::new(Small));
+        let mut session = Session::new(Arc::new(MachineCommands(Arc::new(Small))));
         assert_eq!(
             session.answer(Err(FrameError::Keyword("garbage".to_owned()))),
             json(

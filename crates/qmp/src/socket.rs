@@ -26,7 +26,7 @@ const BACKLOG: i32 = 16;
 pub enum ServerError {
     /// The kernel does not support a socket path of this length.
     #[error(
-        "monitor socket {}: the path is {} bytes long, the kernel allows {MAX_PATH_BYTES}: choose a shorter one",
+        "socket {}: the path is {} bytes long, the kernel allows {MAX_PATH_BYTES}: choose a shorter one",
         .path.display(), .path.as_os_str().len()
     )]
     PathTooLong {
@@ -35,7 +35,7 @@ pub enum ServerError {
     },
     /// Another process listens on it.
     #[error(
-        "monitor socket {} is in use: another process answers on it; choose another path or end that process",
+        "socket {} is in use: another process answers on it; choose another path or end that process",
         .path.display()
     )]
     InUse {
@@ -43,13 +43,13 @@ pub enum ServerError {
         path: PathBuf,
     },
     /// The path names something other than a socket, which is left alone.
-    #[error("monitor socket {}: the path exists and is not a socket; choose another path or remove it", .path.display())]
+    #[error("socket {}: the path exists and is not a socket; choose another path or remove it", .path.display())]
     NotASocket {
         /// The path asked for.
         path: PathBuf,
     },
     /// A system call failed.
-    #[error("cannot listen on monitor socket {}", .path.display())]
+    #[error("cannot listen on socket {}", .path.display())]
     Listen {
         /// The path asked for.
         path: PathBuf,

@@ -29,6 +29,6 @@ fn a_client_without_threads_is_told_so_and_the_others_are_served() {
 
     drop(server);
     let error = Server::start(&path, Arc::new(FakeMachine)).unwrap_err();
-    assert!(error.to_string().starts_with("cannot listen on monitor socket"), "{error}");
+    assert!(error.to_string().starts_with("cannot listen on socket"), "{error}");
     assert!(!path.exists(), "a server that could not start left its socket behind");
 }
