@@ -219,7 +219,12 @@ mod tests {
 
     fn sample(report: GuestReport) -> VmSample {
         let guest = Some(Aged { value: report, age_ms: 0 });
-        VmSample { actual_kib: Aged { value: 8 * GIB, age_ms: 0 }, guest, awaits_report: false, process: None }
+        VmSample {
+            actual_kib: Aged { value: 8 * GIB, age_ms: 0 },
+            guest,
+            awaits_report: false,
+            process: None,
+        }
     }
 
     fn judge_at(

@@ -1,0 +1,363 @@
+//! The loop: waits for reports and for the second, has a decision made, and hands out the targets.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+use std::{fs, thread};
+
+use balancer::HostSample;
+use qmp::{Server, ServerError};
+
+use crate::board::{Bell, Clock, lock};
+use crate::control::Control;
+use crate::core::{Core, Order, VmInput};
+use crate::finder::{BadPattern, Found, find};
+use crate::host::HostReader;
+use crate::process::Figures;
+use crate::reading::Stamped;
+use crate::session::Session;
+use crate::wish::Configuration;
+
+/// Host and processes are read this often, and at least as often a decision is made.
+const PERIOD_MS: u64 = 1000;
+
+/// New sockets are looked for this often.
+const FIND_MS: u64 = 2000;
+
+/// Reports that arrive within this time are answered by one decision.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// How long the end waits for VMs to be told their last size.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// How often that wait looks.
+const FAREWELL_STEP: Duration = Duration::from_millis(5);
+
+/// What becomes of the VMs when the daemon ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnExit {
+    /// They keep what they have.
+    #[default]
+    Keep,
+    /// Those that have less than they booted with get it back.
+    GiveBack,
+}
+
+/// What the daemon tells its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// It runs, and its control socket listens.
+    Ready,
+    /// It reads its configuration again.
+    Reloading,
+    /// It has done another round.
+    Alive,
+    /// It ends.
+    Ending,
+}
+
+/// How to run.
+pub struct Setup {
+    /// Reads the configuration. Called at the start, on request and when the file has changed; if it
+    /// fails later, its text goes to the log and the configuration in force stays.
+    pub load: Box<dyn FnMut() -> Result<Configuration, String> + Send>,
+    /// The file that it reads, if there is one.
+    pub file: Option<PathBuf>,
+    /// The path of the control socket.
+    pub control: PathBuf,
+    /// Decide, and change nothing.
+    pub dry_run: bool,
+    /// What becomes of the VMs at the end.
+    pub on_exit: OnExit,
+    /// Reads the host.
+    pub host: HostReader,
+}
+
+/// Why the daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration is not right.
+    #[error("{0}")]
+    Configuration(String),
+    /// A pattern is none.
+    #[error(transparent)]
+    Pattern(#[from] BadPattern),
+    /// The control socket cannot be served.
+    #[error(transparent)]
+    Control(#[from] ServerError),
+}
+
+/// The daemon.
+pub struct Daemon {
+    load: Box<dyn FnMut() -> Result<Configuration, String> + Send>,
+    file: Option<PathBuf>,
+    stamp: Option<FileStamp>,
+    patterns: Vec<String>,
+    dry_run: bool,
+    on_exit: OnExit,
+    reader: HostReader,
+    clock: Clock,
+    bell: Arc<Bell>,
+    core: Arc<Mutex<Core>>,
+    vms: BTreeMap<PathBuf, Attached>,
+    host: Option<Stamped<HostSample>>,
+    _control: Server,
+}
+
+/// A VM and its thread.
+struct Attached {
+    found: Found,
+    session: Session,
+    process: Option<Stamped<Figures>>,
+}
+
+/// Tells a running daemon what to do.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Bell>);
+
+impl Handle {
+    /// Has it read its configuration.
+    pub fn reload(&self) {
+        self.0.ring(|calls| calls.reload = true);
+    }
+
+    /// Ends it.
+    pub fn end(&self) {
+        self.0.ring(|calls| calls.end = true);
+    }
+}
+
+/// What changes when a file does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileStamp(Option<SystemTime>, u64, u64);
+
+impl FileStamp {
+    fn of(file: &Path) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let data = fs::metadata(file).ok()?;
+        Some(Self(data.modified().ok(), data.len(), data.ino()))
+    }
+}
+
+impl Daemon {
+    /// Reads the configuration and listens on the control socket.
+    ///
+    /// # Errors
+    /// The configuration is not right, or the control socket cannot be served.
+    pub fn start(setup: Setup) -> Result<Self, DaemonError> {
+        let Setup { mut load, file, control, dry_run, on_exit, host } = setup;
+        let stamp = file.as_deref().and_then(FileStamp::of);
+        let configuration = load().map_err(DaemonError::Configuration)?;
+        let patterns = configuration.patterns.clone();
+        find(&patterns)?;
+        let (clock, bell) = (Clock::start(), Arc::<Bell>::default());
+        let core = Arc::new(Mutex::new(Core::new(configuration, dry_run)));
+        let commands = Control::new(Arc::clone(&core), Arc::clone(&bell), clock);
+        let server = Server::start_for(&control, Arc::new(commands))?;
+        Ok(Self {
+            load,
+            file,
+            stamp,
+            patterns,
+            dry_run,
+            on_exit,
+            reader: host,
+            clock,
+            bell,
+            core,
+            vms: BTreeMap::new(),
+            host: None,
+            _control: server,
+        })
+    }
+
+    /// Tells the daemon what to do while it runs.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle(Arc::clone(&self.bell))
+    }
+
+    /// Runs until the handle ends it.
+    pub fn run(mut self, mut notify: impl FnMut(Notice)) {
+        notify(Notice::Ready);
+        let mut next_ms = 0_u64;
+        let mut find_at_ms = 0_u64;
+        loop {
+            let left_ms = next_ms.saturating_sub(self.clock.now_ms());
+            let mut calls = self.bell.wait(Duration::from_millis(left_ms));
+            if calls.decide && !calls.end {
+                thread::sleep(PAUSE);
+                let more = self.bell.wait(Duration::ZERO);
+                (calls.reload, calls.end) = (calls.reload || more.reload, calls.end || more.end);
+            }
+            if calls.end {
+                break;
+            }
+            let now_ms = self.clock.now_ms();
+            if calls.reload || (now_ms >= next_ms && self.file_has_changed()) {
+                notify(Notice::Reloading);
+                self.reload();
+                notify(Notice::Ready);
+                find_at_ms = 0;
+            }
+            if now_ms >= find_at_ms {
+                self.find();
+                find_at_ms = now_ms.saturating_add(FIND_MS);
+            }
+            if now_ms >= next_ms {
+                self.look();
+                notify(Notice::Alive);
+                next_ms = now_ms.saturating_add(PERIOD_MS);
+            }
+            self.decide();
+        }
+        notify(Notice::Ending);
+        self.end();
+    }
+
+    fn file_has_changed(&self) -> bool {
+        let stamp = self.file.as_deref().and_then(FileStamp::of);
+        // A file that an editor is about to put back is not gone.
+        stamp.is_some() && stamp != self.stamp
+    }
+
+    fn reload(&mut self) {
+        self.stamp = self.file.as_deref().and_then(FileStamp::of);
+        let loaded = (self.load)().and_then(|configuration| {
+            find(&configuration.patterns).map_err(|error| error.to_string())?;
+            Ok(configuration)
+        });
+        match loaded {
+            Ok(configuration) => {
+                self.patterns.clone_from(&configuration.patterns);
+                lock(&self.core).configure(configuration);
+                tracing::info!("the configuration was read again");
+            }
+            Err(error) => {
+                tracing::warn!("{error}: refused, the configuration before it stays in force");
+            }
+        }
+    }
+
+    /// Attaches to new sockets, and lets go of those that are gone.
+    fn find(&mut self) {
+        let found = match find(&self.patterns) {
+            Ok(found) => found,
+            // It was checked when it was read.
+            Err(error) => return tracing::error!("{error}"),
+        };
+        for (socket, vm) in &mut self.vms {
+            match found.get(socket) {
+                None => vm.session.end(),
+                Some(now) if now.identity != vm.found.identity => {
+                    vm.found.identity = now.identity;
+                    vm.session.slot.tell(|state| state.hurry = true);
+                }
+                Some(_) => {}
+            }
+        }
+        self.vms.retain(|_, vm| !vm.session.has_ended());
+        for (socket, found) in found {
+            if let Some(vm) = self.vms.get_mut(&socket) {
+                // Another socket may have made its name ambiguous.
+                vm.found.name = found.name;
+                continue;
+            }
+            let common = (self.clock, Arc::clone(&self.bell), self.dry_run);
+            match Session::start(&found.name, &socket, common) {
+                Ok(session) => {
+                    self.vms.insert(socket, Attached { found, session, process: None });
+                }
+                Err(error) => tracing::error!("{}: no thread for it: {error}", found.name),
+            }
+        }
+    }
+
+    /// Reads host and processes.
+    fn look(&mut self) {
+        let pids: Vec<Option<u32>> =
+            self.vms.values().map(|vm| vm.session.slot.lock().live_pid()).collect();
+        let host = self.reader.read(&pids);
+        let at_ms = self.clock.now_ms();
+        if let Some(sample) = host.sample {
+            self.host = Some(Stamped { value: sample, at_ms });
+        }
+        for (vm, figures) in self.vms.values_mut().zip(host.processes) {
+            // The figures of a VM that does not answer grow old with its others.
+            if let Some(figures) = figures {
+                vm.process = Some(Stamped { value: figures, at_ms });
+            }
+        }
+    }
+
+    fn decide(&mut self) {
+        let inputs = self.vms.iter().map(|(socket, vm)| vm.input(socket)).collect();
+        let now_ms = self.clock.now_ms();
+        let orders = lock(&self.core).decide(now_ms, self.host, inputs);
+        for order in &orders {
+            tell(order, self.dry_run);
+        }
+        if !self.dry_run {
+            self.hand_out(&orders);
+        }
+    }
+
+    fn hand_out(&self, orders: &[Order]) {
+        for order in orders {
+            if let Some(vm) = self.vms.values().find(|vm| vm.found.name == order.name) {
+                vm.session.slot.tell(|state| state.order(order.life, order.target_kib));
+            }
+        }
+    }
+
+    /// Gives back what is to be given back, and ends all threads. One that its monitor holds up ends
+    /// with the process.
+    fn end(self) {
+        if self.on_exit == OnExit::GiveBack && !self.dry_run {
+            let orders = lock(&self.core).give_back();
+            for order in &orders {
+                tell(order, false);
+            }
+            self.hand_out(&orders);
+        }
+        // A thread carries out its last order before it sees the end.
+        for vm in self.vms.values() {
+            vm.session.end();
+        }
+        let deadline = std::time::Instant::now() + FAREWELL;
+        while self.vms.values().any(|vm| !vm.session.has_ended())
+            && std::time::Instant::now() < deadline
+        {
+            thread::sleep(FAREWELL_STEP);
+        }
+    }
+}
+
+impl Attached {
+    fn input(&self, socket: &Path) -> VmInput {
+        let mut state = self.session.slot.lock();
+        state.seen();
+        VmInput {
+            name: self.found.name.clone(),
+            socket: socket.display().to_string(),
+            kind: state.kind,
+            life: state.life,
+            link: state.link.clone(),
+            reading: state.reading.clone(),
+            process: self.process.clone(),
+            refusal: state.refusal.clone(),
+        }
+    }
+}
+
+fn tell(order: &Order, dry_run: bool) {
+    let Order { name, actual_kib, target_kib, reason, is_reminder, .. } = order;
+    let (from, to) = (actual_kib / 1024, target_kib / 1024);
+    let dry = if dry_run { " (dry run)" } else { "" };
+    if *is_reminder {
+        tracing::debug!("{name}: {from} MiB, told {to} MiB again{dry}: {reason}");
+    } else {
+        tracing::info!("{name}: {from} to {to} MiB{dry}: {reason}");
+    }
+}

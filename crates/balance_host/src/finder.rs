@@ -1,0 +1,146 @@
+//! Finds VMs: sockets under a glob, each with a name.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
+use std::{fs, iter};
+
+use glob::MatchOptions;
+
+/// The most VMs of a host. Each has a thread.
+const MAX_VMS: usize = 4096;
+
+/// Characters that make a pattern of a name.
+const WILD: [char; 3] = ['*', '?', '['];
+
+/// A VM's socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The VM's name.
+    pub name: String,
+    /// Device and inode: another socket at the same path is another VM's, or one's that was started
+    /// again.
+    pub identity: (u64, u64),
+}
+
+/// A pattern that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("'{pattern}' is no pattern for sockets, such as /run/hvb/*.sock: {reason}")]
+pub struct BadPattern {
+    pattern: String,
+    reason: &'static str,
+}
+
+/// The sockets that match any of the patterns, by path.
+///
+/// A VM is named by what differs between the sockets: the first part of the path in which the pattern
+/// has a wildcard, without the text around the wildcards. So `/run/hvb/*.sock` and `/run/vm/*/qmp` both
+/// name by what stands for `*`. Where that is no unique name, the path is the name.
+///
+/// # Errors
+/// A pattern is none.
+pub fn find(patterns: &[String]) -> Result<BTreeMap<PathBuf, Found>, BadPattern> {
+    let mut found = BTreeMap::new();
+    for pattern in patterns {
+        let bad =
+            |error: glob::PatternError| BadPattern { pattern: pattern.clone(), reason: error.msg };
+        let options = MatchOptions { require_literal_leading_dot: true, ..MatchOptions::new() };
+        // Directories that cannot be read have no sockets for this user.
+        let paths = glob::glob_with(pattern, options).map_err(bad)?.flatten();
+        for path in paths {
+            if found.len() == MAX_VMS {
+                tracing::warn!("more than {MAX_VMS} sockets match: the others are left alone");
+                return Ok(found);
+            }
+            let Ok(file) = fs::metadata(&path) else { continue };
+            if file.file_type().is_socket() {
+                let name = name(pattern, &path);
+                found.insert(path, Found { name, identity: (file.dev(), file.ino()) });
+            }
+        }
+    }
+    name_apart(&mut found);
+    Ok(found)
+}
+
+fn name_apart(found: &mut BTreeMap<PathBuf, Found>) {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for vm in found.values() {
+        *counts.entry(vm.name.clone()).or_default() += 1;
+    }
+    for (path, vm) in found {
+        if vm.name.is_empty() || counts.get(&vm.name).is_some_and(|count| *count > 1) {
+            vm.name = path.display().to_string();
+        }
+    }
+}
+
+fn name(pattern: &str, path: &Path) -> String {
+    let components = |path: &Path| -> Vec<String> {
+        let named = path.components().filter(|part| !matches!(part, Component::CurDir));
+        named.map(|part| part.as_os_str().to_string_lossy().into_owned()).collect()
+    };
+    let wild = iter::zip(components(Path::new(pattern)), components(path))
+        .find(|(pattern, _)| pattern.contains(WILD));
+    match wild {
+        // Any number of components: they are not in step.
+        Some((pattern, _)) if pattern == "**" => stem(path),
+        Some((pattern, text)) => inner(&pattern, &text).to_owned(),
+        None => stem(path),
+    }
+}
+
+/// What stands for the wildcards, and what is between them.
+fn inner<'a>(pattern: &str, text: &'a str) -> &'a str {
+    let (first, last) = (pattern.find(WILD), pattern.rfind(['*', '?', ']']));
+    let before = pattern.get(..first.unwrap_or(0)).unwrap_or("");
+    let after = last.and_then(|last| pattern.get(last + 1..)).unwrap_or("");
+    let text = text.strip_prefix(before).unwrap_or(text);
+    text.strip_suffix(after).unwrap_or(text)
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn names_are_what_stands_for_the_wildcards() {
+        let name = |pattern, path| name(pattern, Path::new(path));
+        assert_eq!(name("/run/hvb/*.sock", "/run/hvb/db.sock"), "db");
+        assert_eq!(name("/run/vm/*/qmp.sock", "/run/vm/web/qmp.sock"), "web");
+        assert_eq!(name("/run/qmp-*-[0-9].s", "/run/qmp-a-1.s"), "a-1");
+        assert_eq!(name("./*.sock", "db.sock"), "db");
+        assert_eq!(name("/run/**/qmp.sock", "/run/a/b/qmp.sock"), "qmp");
+        assert_eq!(name("/run/one.sock", "/run/one.sock"), "one");
+        assert_eq!(name("/run/*", "/run/a.b"), "a.b");
+    }
+
+    #[test]
+    fn sockets_are_found_and_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("sub")).unwrap();
+        let _sockets = ["a.sock", "b.sock", "sub/a.sock", ".hidden.sock"]
+            .map(|name| UnixListener::bind(at(name)).unwrap());
+        fs::write(at("file.sock"), "").unwrap();
+        let pattern = |name: &str| at(name).to_str().unwrap().to_owned();
+        let names = |patterns: &[String]| -> Vec<String> {
+            find(patterns).unwrap().into_values().map(|vm| vm.name).collect()
+        };
+        assert_eq!(names(&[pattern("*.sock")]), ["a", "b"]);
+        assert_eq!(names(&[pattern("*.sock"), pattern("a.*")]), ["sock", "b"], "the last names");
+        let both = names(&[pattern("*.sock"), pattern("sub/*.sock")]);
+        assert_eq!(both, [pattern("a.sock"), "b".to_owned(), pattern("sub/a.sock")]);
+    }
+
+    #[test]
+    fn a_pattern_that_is_none_is_named() {
+        let error = find(&["/run/[".to_owned()]).unwrap_err().to_string();
+        assert!(error.starts_with("'/run/[' is no pattern for sockets"), "{error}");
+    }
+}

@@ -1,0 +1,39 @@
+#![forbid(unsafe_code)]
+//! Keeps every VM of a host at what it needs: the `balancer` with eyes and hands.
+//!
+//! - [`Daemon`] is the loop: it waits for reports and for the second, has a decision made, and hands out
+//!   the targets.
+//! - `finder` finds the VMs: sockets under a glob, and their names.
+//! - `session` speaks with one VM's monitor, on a thread of its own, so that a monitor that hangs
+//!   delays nobody; `machine` knows the three kinds of monitors.
+//! - `host`, `process` and `cgroup` read the host's side from `/proc` and `/sys`.
+//! - [`Core`] turns all of it into samples for the `balancer`, and decisions into orders. It knows no
+//!   clock, file or socket: time is an argument.
+//! - [`Control`] answers the operator.
+//!
+//! What a monitor says is not trusted: messages, events and time have limits, and a size that the host
+//! cannot have is refused.
+
+mod board;
+mod cgroup;
+mod control;
+mod core;
+mod daemon;
+mod finder;
+mod host;
+mod machine;
+mod process;
+mod reading;
+mod session;
+mod status;
+mod wish;
+
+pub use balancer::{MAX_KIB, Policy};
+pub use control::{Control, command};
+pub use core::{Core, Order, UnknownVm, VmInput};
+pub use daemon::{Daemon, DaemonError, Handle, Notice, OnExit, Setup};
+pub use finder::{BadPattern, Found, find};
+pub use host::{Host, HostReader};
+pub use reading::{Facts, Link, Reading, Stamped};
+pub use status::{Explanation, HostStatus, ReservationStatus, Status, VmStatus};
+pub use wish::{Configuration, Wish, WishError};

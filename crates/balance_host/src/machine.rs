@@ -1,0 +1,310 @@
+//! The three kinds of monitors: `hvb`'s, QEMU's with hv-balloon, and QEMU's with a virtio balloon.
+
+mod hyperv;
+mod virtio;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use qmp::{Client, ClientError, DynamicMemoryInfo, ErrorClass, ReceivedEvent, Value};
+use qmp::{XQueryDynamicMemory, qapi};
+use serde_json::json;
+
+use crate::reading::{Facts, Reading, Stamped};
+use hyperv::{Known, StatusReport};
+use virtio::Statistics;
+
+/// Bytes of a KiB.
+const KIB: u64 = 1024;
+
+/// How often a virtio balloon's guest is to report, in seconds.
+const POLL_SECONDS: u64 = 1;
+
+/// A VM behind a monitor, and how to read it.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    kind: Kind,
+    facts: Facts,
+    /// The last size, as the monitor's events and answers gave it.
+    actual_kib: u64,
+    /// The last report of a Hyper-V guest that was not put together with a size yet.
+    fresh: Option<(StatusReport, Stamped<u64>)>,
+    report: Option<Stamped<balancer::GuestReport>>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// Our own monitor.
+    Own { reports: bool },
+    /// QEMU's hv-balloon.
+    HvBalloon { reports: bool, assigned_kib: u64 },
+    /// QEMU's virtio balloon, at this place in the object tree.
+    Virtio { path: String, polls: Polls, statistics: Statistics },
+    /// A QEMU balloon of which nothing else is known.
+    Unknown,
+}
+
+/// Whether a virtio balloon's statistics are polled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Polls {
+    /// They are not, and must not be.
+    Not,
+    /// They were before.
+    Already,
+    /// They are for us; this is what was set before.
+    ForUs { before: u64 },
+}
+
+/// What an event means for whoever reads the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meaning {
+    /// Nothing.
+    Nothing,
+    /// The size or a report is new: read.
+    Read,
+    /// The guest starts anew.
+    Reset,
+}
+
+/// Why a VM cannot be balanced, or not now.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AttachError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("{0}")]
+    Unfit(String),
+}
+
+impl Machine {
+    /// Finds out what is behind a monitor. With `dry`, nothing in it is changed.
+    pub(crate) fn attach(client: &mut Client, dry: bool) -> Result<Self, AttachError> {
+        if let Some(info) = optional(client.run(&XQueryDynamicMemory {}))? {
+            let reports = reports(client)?.unwrap_or(false);
+            return Ok(Self::new(Kind::Own { reports }, facts_of(&info), info.actual / KIB));
+        }
+        let actual_kib = match client.run(&qapi::query_balloon {}) {
+            Ok(info) => kib(info.actual),
+            Err(error @ ClientError::Command { .. }) => return Err(unfit(&error)),
+            Err(error) => return Err(error.into()),
+        };
+        let memory = optional(client.run(&qapi::query_memory_size_summary {}))?;
+        let (base, plugged) = memory.map_or((actual_kib, 0), |memory| {
+            (memory.base_memory / KIB, memory.plugged_memory.unwrap_or(0) / KIB)
+        });
+        let balloon = virtio_balloon(client)?;
+        if let Some(path) = balloon {
+            let polls = start_polling(client, &path, dry)?;
+            let facts = Facts { boot_kib: base, maximum_kib: base.saturating_add(plugged) };
+            let kind = Kind::Virtio { path, polls, statistics: Statistics::default() };
+            return Ok(Self::new(kind, facts, actual_kib));
+        }
+        let Some(reports) = reports(client)? else {
+            let facts = Facts { boot_kib: base, maximum_kib: base.max(actual_kib) };
+            return Ok(Self::new(Kind::Unknown, facts, actual_kib));
+        };
+        let added_kib = hyperv::region_kib(&list(client, "query-memory-devices")?);
+        let facts = Facts { boot_kib: base, maximum_kib: base.saturating_add(added_kib) };
+        let assigned_kib = base.saturating_add(plugged);
+        Ok(Self::new(Kind::HvBalloon { reports, assigned_kib }, facts, actual_kib))
+    }
+
+    fn new(kind: Kind, facts: Facts, actual_kib: u64) -> Self {
+        Self { kind, facts, actual_kib, fresh: None, report: None }
+    }
+
+    /// What this is, for the operator.
+    pub(crate) fn describe(&self) -> &'static str {
+        match &self.kind {
+            Kind::Own { reports: true } => "hvb",
+            Kind::Own { reports: false } => "hvb without --status-report",
+            Kind::HvBalloon { reports: true, .. } => "QEMU with hv-balloon",
+            Kind::HvBalloon { reports: false, .. } => "QEMU with hv-balloon, status-report=off",
+            Kind::Virtio { polls: Polls::Not, .. } => "QEMU with virtio-balloon, no statistics",
+            Kind::Virtio { .. } => "QEMU with virtio-balloon",
+            Kind::Unknown => "QEMU with a balloon of unknown kind",
+        }
+    }
+
+    /// Takes an event in.
+    pub(crate) fn take(&mut self, event: &ReceivedEvent, now_ms: u64) -> Meaning {
+        match event.name.as_str() {
+            "HV_BALLOON_STATUS_REPORT" => match StatusReport::parse(&event.data) {
+                Some(report) => {
+                    let size = Stamped { value: self.actual_kib, at_ms: now_ms };
+                    self.fresh = Some((report, size));
+                    Meaning::Read
+                }
+                None => Meaning::Nothing,
+            },
+            "BALLOON_CHANGE" => {
+                if let Some(bytes) = event.data.get("actual").and_then(Value::as_u64) {
+                    self.actual_kib = bytes / KIB;
+                }
+                Meaning::Read
+            }
+            "MEMORY_DEVICE_SIZE_CHANGE" | "X_BALLOON_STOPPED" => Meaning::Read,
+            "RESET" => Meaning::Reset,
+            _ => Meaning::Nothing,
+        }
+    }
+
+    /// Reads the machine. `now_ms` is asked for when the answers are there.
+    pub(crate) fn read(
+        &mut self,
+        client: &mut Client,
+        now_ms: impl Fn() -> u64,
+    ) -> Result<Reading, ClientError> {
+        let mut told_kib = None;
+        let mut obstacle = None;
+        let can_report = match &mut self.kind {
+            Kind::Own { reports } => {
+                let info = client.run(&XQueryDynamicMemory {})?;
+                self.facts = facts_of(&info);
+                self.actual_kib = info.actual / KIB;
+                if let Some((report, size)) = self.fresh.take() {
+                    // Events come in order, so the size was right when the guest reported.
+                    self.report = Some(report.of_guest(size, &Known::of(&info)));
+                }
+                told_kib = info.target.map(|bytes| bytes / KIB);
+                obstacle = info.stopped.or(info.waiting);
+                *reports
+            }
+            Kind::HvBalloon { reports, assigned_kib } => {
+                self.actual_kib = size(client)?;
+                if let Some(memory) = optional(client.run(&qapi::query_memory_size_summary {}))? {
+                    let plugged = memory.plugged_memory.unwrap_or(0);
+                    *assigned_kib = memory.base_memory.saturating_add(plugged) / KIB;
+                }
+                if let Some((report, size)) = self.fresh.take() {
+                    // QEMU tells of no change of size; the one just read is nearest.
+                    let size = Stamped { value: self.actual_kib, ..size };
+                    let known = Known::assigned(*assigned_kib, self.actual_kib);
+                    self.report = Some(report.of_guest(size, &known));
+                }
+                *reports
+            }
+            Kind::Virtio { path, polls, statistics } => {
+                self.actual_kib = size(client)?;
+                if *polls != Polls::Not {
+                    let stats = qom_get(client, path, "guest-stats")?;
+                    let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                    let now = virtio::Moment { ms: now_ms(), epoch_s: epoch.as_secs() };
+                    if let Some(report) = statistics.take(&stats, self.actual_kib, now) {
+                        self.report = Some(report);
+                    }
+                }
+                *polls != Polls::Not
+            }
+            Kind::Unknown => {
+                self.actual_kib = size(client)?;
+                false
+            }
+        };
+        Ok(Reading {
+            facts: self.facts,
+            actual: Stamped { value: self.actual_kib, at_ms: now_ms() },
+            report: self.report,
+            can_report,
+            told_kib,
+            obstacle,
+        })
+    }
+
+    /// Forgets what was read of a guest that starts anew.
+    pub(crate) fn reset(&mut self) {
+        (self.fresh, self.report) = (None, None);
+    }
+
+    /// Tells the VM its size.
+    pub(crate) fn order(client: &mut Client, target_kib: u64) -> Result<(), ClientError> {
+        let bytes = target_kib.saturating_mul(KIB).min(i64::MAX.unsigned_abs());
+        client.execute("balloon", json!({ "value": bytes })).map(|_| ())
+    }
+
+    /// Leaves the monitor as it was.
+    pub(crate) fn detach(&self, client: &mut Client) {
+        if let Kind::Virtio { path, polls: Polls::ForUs { before }, .. } = &self.kind {
+            let value = json!({ "path": path, "property": POLLING, "value": before });
+            if let Err(error) = client.execute("qom-set", value) {
+                tracing::debug!("cannot set the polling of statistics as it was: {error}");
+            }
+        }
+    }
+}
+
+/// The property that says how often a virtio balloon's guest is asked, in seconds.
+const POLLING: &str = "guest-stats-polling-interval";
+
+fn facts_of(info: &DynamicMemoryInfo) -> Facts {
+    let maximum = info.maximum.max(info.boot);
+    Facts { boot_kib: info.boot / KIB, maximum_kib: maximum / KIB }
+}
+
+fn kib(bytes: i64) -> u64 {
+    u64::try_from(bytes).unwrap_or(0) / KIB
+}
+
+fn size(client: &mut Client) -> Result<u64, ClientError> {
+    Ok(kib(client.run(&qapi::query_balloon {})?.actual))
+}
+
+/// `None` for a command that the monitor does not have, or that fails.
+fn optional<T>(answer: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(ClientError::Command { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a Hyper-V guest's reports come; `None` if there is no hv-balloon.
+fn reports(client: &mut Client) -> Result<Option<bool>, ClientError> {
+    match client.execute("query-hv-balloon-status-report", Value::Null) {
+        Ok(_) => Ok(Some(true)),
+        Err(error) if error.is_class(&ErrorClass::CommandNotFound) => Ok(None),
+        Err(ClientError::Command { desc, .. }) => Ok(hyperv::reports(&desc)),
+        Err(error) => Err(error),
+    }
+}
+
+fn unfit(error: &ClientError) -> AttachError {
+    let remedy = "give QEMU -device virtio-balloon-pci, or vmbus-bridge and hv-balloon";
+    AttachError::Unfit(format!("there is no balloon to set its memory with ({error}): {remedy}"))
+}
+
+fn list(client: &mut Client, command: &str) -> Result<Vec<Value>, ClientError> {
+    let answer = optional(client.execute(command, Value::Null))?;
+    Ok(answer.and_then(|answer| answer.as_array().cloned()).unwrap_or_default())
+}
+
+/// The place of a virtio balloon in QEMU's object tree: devices with an id, and those without.
+fn virtio_balloon(client: &mut Client) -> Result<Option<String>, ClientError> {
+    for directory in ["/machine/peripheral", "/machine/peripheral-anon"] {
+        let answer = optional(client.execute("qom-list", json!({ "path": directory })))?;
+        let objects = answer.as_ref().and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        if let Some(name) = virtio::balloon_of(objects) {
+            return Ok(Some(format!("{directory}/{name}")));
+        }
+    }
+    Ok(None)
+}
+
+fn qom_get(client: &mut Client, path: &str, property: &str) -> Result<Value, ClientError> {
+    client.execute("qom-get", json!({ "path": path, "property": property }))
+}
+
+/// Has the guest asked for its statistics, unless it is already.
+fn start_polling(client: &mut Client, path: &str, dry: bool) -> Result<Polls, ClientError> {
+    let Some(before) = optional(qom_get(client, path, POLLING))? else { return Ok(Polls::Not) };
+    let before = before.as_u64().unwrap_or(0);
+    if (1..=POLL_SECONDS).contains(&before) {
+        return Ok(Polls::Already);
+    }
+    if dry {
+        return Ok(if before == 0 { Polls::Not } else { Polls::Already });
+    }
+    let value = json!({ "path": path, "property": POLLING, "value": POLL_SECONDS });
+    Ok(match optional(client.execute("qom-set", value))? {
+        Some(_) => Polls::ForUs { before },
+        None => Polls::Not,
+    })
+}

@@ -1,0 +1,88 @@
+//! The process of a VM: `/proc/PID`.
+
+use std::fs;
+use std::path::Path;
+
+use balancer::{Pool, ProcessSample};
+
+use crate::host::kib_field;
+
+/// A process's figures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Figures {
+    pub(crate) sample: ProcessSample,
+    /// Where the guest's memory comes from.
+    pub(crate) pool: Pool,
+    pub(crate) group: Group,
+}
+
+/// The cgroup of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    /// It is not known, or none of the unified hierarchy.
+    Unknown,
+    /// Its path, which begins with `/`.
+    Path(String),
+}
+
+impl Group {
+    pub(crate) fn path(&self) -> Option<&str> {
+        match self {
+            Self::Unknown => None,
+            Self::Path(path) => Some(path),
+        }
+    }
+}
+
+impl Figures {
+    /// Reads what is in the directory of a process; `None` if it has ended.
+    pub(crate) fn read(directory: &Path) -> Option<Self> {
+        let status = fs::read_to_string(directory.join("status")).ok()?;
+        let cgroup = fs::read_to_string(directory.join("cgroup")).unwrap_or_default();
+        Some(Self::parse(&status, &cgroup))
+    }
+
+    fn parse(status: &str, cgroup: &str) -> Self {
+        let kib = |name| kib_field(status, name).unwrap_or(0);
+        // A VMM has memory of the pool for its guest only.
+        let (pool, rss_kib) = match kib("HugetlbPages:") {
+            0 => (Pool::Ordinary, kib("VmRSS:")),
+            huge_kib => (Pool::HugePages, huge_kib),
+        };
+        let group = cgroup.lines().find_map(|line| line.strip_prefix("0::"));
+        // A path outside of this namespace says nothing.
+        let group = group.filter(|path| path.starts_with('/') && !path.contains("/.."));
+        Self {
+            sample: ProcessSample {
+                rss_kib,
+                swapped_kib: kib("VmSwap:"),
+                cgroup_limit_kib: None,
+                psi_some_permille: 0,
+            },
+            pool,
+            group: group.map_or(Group::Unknown, |path| Group::Path(path.to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_the_pool_is_the_guest_s() {
+        let status = "VmRSS:\t 100 kB\nHugetlbPages:\t 2048 kB\n";
+        let figures = Figures::parse(status, "");
+        assert_eq!((figures.pool, figures.sample.rss_kib), (Pool::HugePages, 2048));
+        let figures = Figures::parse("VmRSS:\t 100 kB\n", "");
+        assert_eq!((figures.pool, figures.sample.rss_kib), (Pool::Ordinary, 100));
+    }
+
+    #[test]
+    fn only_a_path_of_the_unified_hierarchy_is_a_group() {
+        let group = |cgroup| Figures::parse("", cgroup).group;
+        assert_eq!(group("1:cpu:/a\n0::/vms/a\n"), Group::Path("/vms/a".to_owned()));
+        assert_eq!(group("1:memory:/a\n"), Group::Unknown);
+        assert_eq!(group("0::/../../a\n"), Group::Unknown);
+    }
+}

@@ -1,0 +1,315 @@
+//! One VM's monitor, on a thread of its own.
+//!
+//! The thread waits for the monitor and for the loop, and for nothing else. Whatever the monitor does,
+//! it costs this thread only: an answer has a time limit, a message a length, and messages a rate.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use qmp::{Client, ClientError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::board::{Bell, Clock, Process, Slot};
+use crate::machine::{AttachError, Machine, Meaning};
+use crate::reading::Link;
+
+/// The time limit for an answer. A busy QEMU takes seconds.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// The longest message accepted. The longest needed, QEMU's list of devices, has a few KB.
+const MAX_MESSAGE_BYTES: usize = 1 << 20;
+
+/// A VM whose events are no reason to read it is read this often. Guests report each second, and each
+/// report is a reason.
+const PERIOD_MS: u64 = 1500;
+
+/// The pauses between attempts to connect double from the first to the last.
+const FIRST_PAUSE_MS: u64 = 250;
+const LAST_PAUSE_MS: u64 = 8000;
+
+/// A monitor that wakes this thread more often than this in a second is cut off. One that shrinks its
+/// guest as fast as it can sends some fifty messages. (Each time may take [`REST`], so more than a
+/// thousand could never be counted.)
+const MAX_WAKES: u32 = 200;
+
+/// The most events taken at one time.
+const MAX_EVENTS: usize = 4096;
+
+/// How long to wait for the rest of a message of which the beginning is there.
+const REST: Duration = Duration::from_millis(1);
+
+const STACK_BYTES: usize = 256 << 10;
+
+/// A VM's thread and what it shares with the loop.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) slot: Arc<Slot>,
+    thread: JoinHandle<()>,
+}
+
+impl Session {
+    /// Starts the thread for the VM behind `socket`.
+    pub(crate) fn start(
+        name: &str,
+        socket: &Path,
+        (clock, bell, dry): (Clock, Arc<Bell>, bool),
+    ) -> io::Result<Self> {
+        let slot = Arc::new(Slot::new()?);
+        let shared = Arc::clone(&slot);
+        let mut attendant = Attendant {
+            name: name.to_owned(),
+            socket: socket.to_owned(),
+            slot: shared,
+            clock,
+            bell,
+            dry,
+        };
+        let builder = Builder::new().name("vm".to_owned()).stack_size(STACK_BYTES);
+        let thread = builder.spawn(move || attendant.run())?;
+        Ok(Self { slot, thread })
+    }
+
+    /// Asks the thread to end.
+    pub(crate) fn end(&self) {
+        self.slot.tell(|state| state.end = true);
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+struct Attendant {
+    name: String,
+    socket: PathBuf,
+    slot: Arc<Slot>,
+    clock: Clock,
+    bell: Arc<Bell>,
+    dry: bool,
+}
+
+impl Attendant {
+    fn run(&mut self) {
+        let mut pause_ms = FIRST_PAUSE_MS;
+        while !self.slot.lock().end {
+            let begun_ms = self.clock.now_ms();
+            match self.attend() {
+                Ok(()) => return,
+                Err(error) => self.set_link(link_of(&error)),
+            }
+            // A connection that lasted was no failed attempt.
+            if self.clock.now_ms().saturating_sub(begun_ms) > LAST_PAUSE_MS {
+                pause_ms = FIRST_PAUSE_MS;
+            }
+            if self.rest(pause_ms) {
+                pause_ms = FIRST_PAUSE_MS;
+            } else {
+                pause_ms = pause_ms.saturating_mul(2).min(LAST_PAUSE_MS);
+            }
+        }
+    }
+
+    /// Waits before the next attempt; whether somebody said that it is time.
+    fn rest(&self, pause_ms: u64) -> bool {
+        let until_ms = self.clock.now_ms().saturating_add(pause_ms);
+        loop {
+            let left_ms = until_ms.saturating_sub(self.clock.now_ms());
+            let mut state = self.slot.lock();
+            if std::mem::take(&mut state.hurry) || state.end {
+                return true;
+            }
+            drop(state);
+            if left_ms == 0 {
+                return false;
+            }
+            self.wait(None, left_ms);
+        }
+    }
+
+    /// Connects, and attends to the VM until the end.
+    fn attend(&mut self) -> Result<(), AttachError> {
+        let mut client = Client::connect_limited(&self.socket, ANSWER, MAX_MESSAGE_BYTES)?;
+        self.meet(client.server_process());
+        let mut machine = Machine::attach(&mut client, self.dry)?;
+        self.slot.lock().kind = machine.describe();
+        let mut rate = Rate::default();
+        let mut read_at_ms = self.clock.now_ms();
+        loop {
+            if self.slot.lock().end {
+                machine.detach(&mut client);
+                return Ok(());
+            }
+            self.carry_out(&mut client)?;
+            let now_ms = self.clock.now_ms();
+            if now_ms >= read_at_ms {
+                self.read(&mut machine, &mut client)?;
+                read_at_ms = self.clock.now_ms().saturating_add(PERIOD_MS);
+            }
+            // An answer may have brought events with it.
+            let mut meaning = self.events(&mut machine, &mut client, Duration::ZERO)?;
+            if meaning == Meaning::Nothing {
+                let left_ms = read_at_ms.saturating_sub(self.clock.now_ms());
+                if self.wait(Some(&client), left_ms) {
+                    rate.count(self.clock.now_ms())?;
+                    meaning = self.events(&mut machine, &mut client, REST)?;
+                }
+            }
+            match meaning {
+                Meaning::Nothing => {}
+                Meaning::Read => read_at_ms = 0,
+                Meaning::Reset => {
+                    machine.reset();
+                    self.slot.lock().begin_life();
+                    read_at_ms = 0;
+                }
+            }
+        }
+    }
+
+    /// Takes all events that are there; what the most important one means.
+    fn events(
+        &self,
+        machine: &mut Machine,
+        client: &mut Client,
+        patience: Duration,
+    ) -> Result<Meaning, AttachError> {
+        let mut meaning = Meaning::Nothing;
+        // What a server can send faster than this reads would keep it here.
+        for _ in 0..MAX_EVENTS {
+            let Some(event) = client.next_event(patience)? else { return Ok(meaning) };
+            match machine.take(&event, self.clock.now_ms()) {
+                Meaning::Nothing => {}
+                Meaning::Read if meaning == Meaning::Reset => {}
+                other => meaning = other,
+            }
+        }
+        Err(flood())
+    }
+
+    /// Notes whose monitor this is. Another process is another VM.
+    fn meet(&self, pid: Option<u32>) {
+        let mut state = self.slot.lock();
+        let before = state.process.as_ref().map(|process| process.pid);
+        if state.life == 0 || pid.is_none() || before != pid {
+            state.begin_life();
+            state.process = pid.map(Process::new);
+        }
+    }
+
+    fn read(&self, machine: &mut Machine, client: &mut Client) -> Result<(), AttachError> {
+        match machine.read(client, || self.clock.now_ms()) {
+            Ok(reading) => {
+                self.set_link(Link::Up);
+                let is_urgent = self.slot.lock().publish(reading);
+                if is_urgent {
+                    self.bell.ring(|calls| calls.decide = true);
+                }
+                Ok(())
+            }
+            // The monitor is well, and its guest may be later.
+            Err(error @ ClientError::Command { .. }) => {
+                self.set_link(Link::Down(error.to_string()));
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn carry_out(&self, client: &mut Client) -> Result<(), AttachError> {
+        let pending = self.slot.lock().pending();
+        let Some(target) = pending else { return Ok(()) };
+        let refusal = match Machine::order(client, target.kib) {
+            Ok(()) => None,
+            Err(ClientError::Command { desc, .. }) => Some(desc),
+            Err(error) => return Err(error.into()),
+        };
+        self.slot.lock().carried_out(target, refusal);
+        Ok(())
+    }
+
+    /// Waits for the loop, or for the monitor; whether it was the monitor.
+    fn wait(&self, client: Option<&Client>, ms: u64) -> bool {
+        let wake = self.slot.wake();
+        let mut watched = [
+            PollFd::from_borrowed_fd(wake, PollFlags::IN),
+            match client {
+                Some(client) => PollFd::new(client, PollFlags::IN),
+                None => PollFd::from_borrowed_fd(wake, PollFlags::empty()),
+            },
+        ];
+        let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+        let timeout = Timespec { tv_sec: ms / 1000, tv_nsec: ms % 1000 * 1_000_000 };
+        // Woken for nothing is as good as woken by a signal.
+        let _ = poll(&mut watched, Some(&timeout));
+        let [wake, monitor] = watched.map(|fd| fd.revents());
+        if !wake.is_empty() {
+            self.slot.awake();
+        }
+        client.is_some() && !monitor.is_empty()
+    }
+
+    fn set_link(&self, link: Link) {
+        let mut state = self.slot.lock();
+        if state.link == link {
+            return;
+        }
+        // Once for each change, so that a VM that is away does not fill the log.
+        match (&link, state.link.problem()) {
+            (Link::Down(reason), _) => tracing::warn!("{}: {reason}", self.name),
+            (Link::Gone(reason), _) => tracing::info!("{}: {reason}", self.name),
+            (_, Some(_)) => tracing::info!("{}: its monitor answers again", self.name),
+            _ => {}
+        }
+        state.link = link;
+    }
+}
+
+fn link_of(error: &AttachError) -> Link {
+    match error {
+        AttachError::Client(ClientError::NoSocket { .. } | ClientError::NobodyListens { .. }) => {
+            Link::Gone(error.to_string())
+        }
+        _ => Link::Down(error.to_string()),
+    }
+}
+
+fn flood() -> AttachError {
+    AttachError::Unfit("its monitor sends without end and was cut off".to_owned())
+}
+
+/// Counts how often the monitor wakes this thread.
+#[derive(Debug, Default)]
+struct Rate {
+    second: u64,
+    wakes: u32,
+}
+
+impl Rate {
+    fn count(&mut self, now_ms: u64) -> Result<(), AttachError> {
+        let second = now_ms / 1000;
+        if self.second != second {
+            *self = Self { second, wakes: 0 };
+        }
+        self.wakes += 1;
+        if self.wakes > MAX_WAKES { Err(flood()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_monitor_that_floods_is_cut_off_and_one_that_is_busy_is_not() {
+        let mut rate = Rate::default();
+        for second in 0..5 {
+            for wake in 0..u64::from(MAX_WAKES) {
+                rate.count(second * 1000 + wake % 1000).unwrap();
+            }
+        }
+        assert!(rate.count(4999).unwrap_err().to_string().contains("cut off"));
+    }
+}
