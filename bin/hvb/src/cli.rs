@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Stop(StopArgs),
     /// List the virtual machines that have a name.
     List,
+    /// Keep all virtual machines of this host at the memory that they need.
+    Balance(Box<crate::balance::BalanceArgs>),
 }
 
 /// `hvb run`
@@ -248,7 +250,7 @@ pub(crate) enum Seccomp {
     Off,
 }
 
-fn size(text: &str) -> Result<ByteSize, String> {
+pub(crate) fn size(text: &str) -> Result<ByteSize, String> {
     text.parse().map_err(|error| format!("invalid size '{text}': {error}"))
 }
 
@@ -286,7 +288,7 @@ fn settle(text: &str) -> Result<Settle, String> {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     whole_seconds(text)
         .filter(|time| !time.is_zero())
         .ok_or_else(|| format!("invalid time '{text}': give seconds from 1 to {MAX_SECONDS}"))

@@ -50,9 +50,17 @@ fn named_file(words: &[OsString]) -> Option<PathBuf> {
 }
 
 fn options(file: &Path) -> Result<Vec<String>> {
+    options_of(&read(file)?)
+}
+
+/// The text of a file with settings.
+///
+/// # Errors
+/// It cannot be read, or is something else.
+pub(crate) fn read(file: &Path) -> Result<String> {
     let size = fs::metadata(file)?.len();
-    ensure!(size <= MAX_BYTES, "{size} bytes are too many for the definition of a machine");
-    options_of(&fs::read_to_string(file)?)
+    ensure!(size <= MAX_BYTES, "{size} bytes are too many for a file of settings");
+    Ok(fs::read_to_string(file)?)
 }
 
 /// The options that a file with this text stands for.
@@ -72,7 +80,7 @@ pub(crate) fn options_of(text: &str) -> Result<Vec<String>> {
 }
 
 /// The place and the message, without the excerpt of the file, which takes several lines.
-fn located(text: &str, error: &toml::de::Error) -> anyhow::Error {
+pub(crate) fn located(text: &str, error: &toml::de::Error) -> anyhow::Error {
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
     let line = before.matches('\n').count().saturating_add(1);
     anyhow!("line {line}: {}", error.message().replace('\n', "; "))
@@ -138,7 +146,7 @@ pub(crate) fn print(matches: &ArgMatches) -> Result<String> {
 }
 
 /// A number where the text is one that comes back as it was.
-fn scalar(text: &str) -> Value {
+pub(crate) fn scalar(text: &str) -> Value {
     match text.parse::<i64>() {
         Ok(number) if number.to_string() == text => Value::Integer(number),
         _ => Value::String(text.to_owned()),

@@ -28,15 +28,7 @@ pub(crate) fn run() -> Result<()> {
         ));
     }
     let head = ["NAME", "STATUS", "MEMORY", "BOOT", "MAXIMUM"].map(str::to_owned);
-    let lines = std::iter::once(head).chain(rows).collect::<Vec<_>>();
-    let widths: Vec<usize> = (0..5)
-        .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
-        .collect();
-    for line in lines {
-        let cells = line.iter().zip(&widths).map(|(text, &width)| format!("{text:<width$}"));
-        report::line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
-    }
-    Ok(())
+    report::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
 /// The files in the directory, by name.

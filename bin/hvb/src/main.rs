@@ -2,6 +2,7 @@
 //! `hvb`: a small virtual machine monitor with Hyper-V Dynamic Memory, and commands that control a
 //! running `hvb` or QEMU.
 
+mod balance;
 mod balloon;
 mod cli;
 mod config;
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
         }
         (Err(error), _) => return report::usage(&error),
     };
-    let result = report::start_logging().and_then(|log| match cli.command {
+    let result = report::start_logging(usual_log(&cli.command)).and_then(|log| match cli.command {
         Command::Run(args) if args.print_config => {
             let run = matches.subcommand_matches("run").cloned().unwrap_or_default();
             config::config(*args)?;
@@ -51,8 +52,17 @@ fn main() -> ExitCode {
         Command::Info(args) => info::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Stop(args) => stop::run(&args),
         Command::List => list::run().map(|()| ExitCode::SUCCESS),
+        Command::Balance(args) => balance::run(*args).map(|()| ExitCode::SUCCESS),
     });
     result.unwrap_or_else(|error| report::failure(&error))
+}
+
+/// What is logged if `HVB_LOG` does not say: what the balancer does is what it is run for.
+const fn usual_log(command: &Command) -> &'static str {
+    match command {
+        Command::Balance(_) => "warn,balance_host=info",
+        _ => "warn",
+    }
 }
 
 /// Whether a command line lacks nothing but options, which a file may have.

@@ -27,6 +27,16 @@ pub(crate) fn text(text: &str) -> Result<()> {
     text.lines().try_for_each(line)
 }
 
+/// Writes rows as a table, of which the first is the head.
+pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> Result<()> {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
+    rows.iter().try_for_each(|row| {
+        let cells = row.iter().zip(&widths).map(|(text, &width)| format!("{text:<width$}"));
+        line(cells.collect::<Vec<_>>().join("  ").trim_end())
+    })
+}
+
 /// Reports a failure as one line, with the chain of causes.
 pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
     complain(&format!("{error:#}"));
@@ -58,17 +68,17 @@ pub(crate) fn definition(file: &Path, error: &clap::Error) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
-/// Sends logs to stderr at the level set by `HVB_LOG`, until the returned guard is dropped.
+/// Sends logs to stderr at the level set by `HVB_LOG`, or else at the `usual` one, until the returned guard is dropped.
 ///
 /// Lines that cannot be written, because a disk is full or nobody reads, are lost, with no other
 /// effect.
-pub(crate) fn start_logging() -> Result<Log> {
+pub(crate) fn start_logging(usual: &str) -> Result<Log> {
     // A guest can have it complain as fast as it can write registers; the devices tell what matters.
     let quiet = "virtio_queue=off".parse().context("no filter")?;
     let filter = match std::env::var("HVB_LOG") {
         Ok(text) => EnvFilter::try_new(&text)
             .with_context(|| format!("HVB_LOG={text}: give a level such as debug"))?,
-        Err(_) => EnvFilter::new("warn"),
+        Err(_) => EnvFilter::new(usual),
     };
     let log = Log::start(io::stderr()).context("cannot start the log's thread")?;
     tracing_subscriber::fmt()

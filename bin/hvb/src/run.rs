@@ -26,7 +26,7 @@ pub(crate) fn run(args: RunArgs, log: &Log) -> Result<()> {
 }
 
 /// Creates the directory of sockets, for this user alone.
-fn make_private(directory: &Path) -> io::Result<()> {
+pub(crate) fn make_private(directory: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
@@ -44,6 +44,6 @@ fn confine_log(seccomp: Seccomp) -> Result<()> {
     Ok(vmm::confine_log_thread(seccomp)?)
 }
 
-fn give_up_privileges() -> Result<()> {
+pub(crate) fn give_up_privileges() -> Result<()> {
     confinement::no_new_privileges().context("cannot give up new privileges")
 }

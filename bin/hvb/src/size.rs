@@ -24,6 +24,12 @@ impl ByteSize {
         self.0
     }
 
+    /// A number of KiB as a size; `None` for 0 and for more than can be.
+    pub(crate) fn of_kib(kib: u64) -> Option<Self> {
+        let bytes = kib.checked_mul(1 << 10)?;
+        (bytes > 0 && i64::try_from(bytes).is_ok()).then_some(Self(bytes))
+    }
+
     /// The exact size in the form that options accept.
     pub(crate) fn argument(self) -> String {
         match UNITS.iter().find(|&&(_, unit)| self.0.is_multiple_of(unit)) {

@@ -9,7 +9,7 @@
 //! - `host`, `process` and `cgroup` read the host's side from `/proc` and `/sys`.
 //! - [`Core`] turns all of it into samples for the `balancer`, and decisions into orders. It knows no
 //!   clock, file or socket: time is an argument.
-//! - [`Control`] answers the operator.
+//! - [`Control`] answers the operator, whose end of the line is [`Operator`].
 //!
 //! What a monitor says is not trusted: messages, events and time have limits, and a size that the host
 //! cannot have is refused.
@@ -22,6 +22,7 @@ mod daemon;
 mod finder;
 mod host;
 mod machine;
+mod operator;
 mod process;
 mod reading;
 mod session;
@@ -30,10 +31,12 @@ mod wish;
 
 pub use balancer::{MAX_KIB, Policy};
 pub use control::{Control, command};
-pub use core::{Core, Order, UnknownVm, VmInput};
+pub use core::{Core, Order, SetError, TooMany, UnknownVm, VmInput};
 pub use daemon::{Daemon, DaemonError, Handle, Notice, OnExit, Setup};
 pub use finder::{BadPattern, Found, find};
 pub use host::{Host, HostReader};
+pub use operator::Operator;
+pub use qmp::ClientError;
 pub use reading::{Facts, Link, Reading, Stamped};
-pub use status::{Explanation, HostStatus, ReservationStatus, Status, VmStatus};
+pub use status::{Explanation, HostStatus, ReservationStatus, SettingsStatus, Status, VmStatus};
 pub use wish::{Configuration, Wish, WishError};

@@ -1,0 +1,86 @@
+//! The balancer as a process: its files, signals and service manager.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use anyhow::{Context, Result};
+use balance_host::{Configuration, Daemon, Handle, HostReader, Notice, Setup};
+use sd_notify::NotifyState;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::{DaemonArgs, file};
+use crate::{names, run};
+
+/// Runs until a signal ends it.
+pub(super) fn run(args: DaemonArgs) -> Result<()> {
+    let DaemonArgs { config, vms, dry_run, on_exit, control, .. } = args;
+    let is_ours = control.control.is_none();
+    let control = control.path()?;
+    if let Some(directory) = control.parent().filter(|_| is_ours) {
+        run::make_private(directory)
+            .with_context(|| format!("{}: cannot be made for sockets", directory.display()))?;
+    }
+    run::give_up_privileges()?;
+    // Signals that come from now on are not lost.
+    let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot handle signals")?;
+    let config_file: Option<PathBuf> = config.clone();
+    let load = move || load(config.as_deref(), &vms).map_err(|error| format!("{error:#}"));
+    let daemon = Daemon::start(Setup {
+        load: Box::new(load),
+        file: config_file,
+        control,
+        dry_run,
+        on_exit: on_exit.into(),
+        host: HostReader::default(),
+    })?;
+    let handle = daemon.handle();
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || watch(signals, &handle))
+        .context("cannot start the thread for signals")?;
+    let has_watchdog = sd_notify::watchdog_enabled().is_some();
+    daemon.run(|notice| tell(notice, has_watchdog));
+    Ok(())
+}
+
+/// The settings of a file, and of the command line, which wins.
+pub(super) fn load(file: Option<&Path>, vms: &[String]) -> Result<Configuration> {
+    let mut configuration = match file {
+        Some(file) => file::read(file)?,
+        None => Configuration::default(),
+    };
+    if !vms.is_empty() {
+        configuration.patterns = vms.to_vec();
+    }
+    if configuration.patterns.is_empty() {
+        let usual = names::directory()?.join("*.sock");
+        configuration.patterns = vec![usual.display().to_string()];
+    }
+    Ok(configuration)
+}
+
+fn watch(mut signals: Signals, handle: &Handle) {
+    for signal in signals.forever() {
+        if signal == SIGHUP {
+            handle.reload();
+        } else {
+            handle.end();
+        }
+    }
+}
+
+/// Tells systemd, if it started this.
+fn tell(notice: Notice, has_watchdog: bool) {
+    let result = match notice {
+        Notice::Ready => sd_notify::notify(&[NotifyState::Ready]),
+        Notice::Reloading => NotifyState::monotonic_usec_now()
+            .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now])),
+        Notice::Alive if has_watchdog => sd_notify::notify(&[NotifyState::Watchdog]),
+        Notice::Alive => Ok(()),
+        Notice::Ending => sd_notify::notify(&[NotifyState::Stopping]),
+    };
+    if let Err(error) = result {
+        tracing::warn!("the service manager was not told: {error}");
+    }
+}
