@@ -5,128 +5,13 @@ mod file;
 mod operator;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Result;
 use balance_host::{OnExit, Wish};
-use clap::{Args, Subcommand, ValueEnum};
 
-use crate::cli::{seconds, size};
+use crate::balance_args::{BalanceArgs, BalanceCommand, ControlArgs, OnExitArg};
 use crate::names;
 use crate::report;
-use crate::size::ByteSize;
-
-/// `hvb balance`
-#[derive(Clone, Debug, PartialEq, Eq, Args)]
-#[command(args_conflicts_with_subcommands = true)]
-pub(crate) struct BalanceArgs {
-    #[command(subcommand)]
-    command: Option<BalanceCommand>,
-
-    #[command(flatten)]
-    daemon: DaemonArgs,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Args)]
-struct DaemonArgs {
-    /// File with settings in TOML. It is read again when it changes, and on SIGHUP.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-
-    /// Monitor (QMP) sockets of the virtual machines: paths with wildcards, which name the machines. May
-    /// be given several times [default: those of machines with a name].
-    #[arg(long, value_name = "GLOB")]
-    vms: Vec<String>,
-
-    /// Decide and log, and change nothing.
-    #[arg(long)]
-    dry_run: bool,
-
-    /// Check the file, print all settings as such a file, and end.
-    #[arg(long)]
-    check: bool,
-
-    /// What becomes of the machines when the balancer ends.
-    #[arg(long, value_name = "WHAT", value_enum, default_value = "keep")]
-    on_exit: OnExitArg,
-
-    #[command(flatten)]
-    control: ControlArgs,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Args)]
-struct ControlArgs {
-    /// Control socket of the balancer [default: balance.control, where the sockets of machines with a
-    /// name are].
-    #[arg(long, value_name = "SOCKET")]
-    control: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum OnExitArg {
-    /// They keep what they have.
-    Keep,
-    /// Those that have less than they booted with get it back.
-    GiveBack,
-}
-
-/// Commands to a balancer that runs.
-#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
-enum BalanceCommand {
-    /// Show the host and all machines.
-    Status {
-        /// Print JSON, with sizes in KiB.
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// Say why a machine has the memory that it has.
-    Explain {
-        /// Name of the machine.
-        vm: String,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// Change settings of a machine until the balancer ends.
-    Set {
-        /// Name of the machine.
-        vm: String,
-        /// Settings as in the file: startup, minimum, maximum, buffer, weight, hold.
-        #[arg(value_name = "KEY=VALUE", required = true)]
-        settings: Vec<String>,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// Free memory for a machine that is about to start, and say when it is there.
-    Reserve {
-        /// How much.
-        #[arg(value_parser = size)]
-        size: ByteSize,
-        /// Keep it free this long, or until a new machine is there.
-        #[arg(long = "for", value_name = "SECONDS", default_value = "300", value_parser = seconds)]
-        lasting: Duration,
-        /// Give up after this long.
-        #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
-        timeout: Duration,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// Leave a machine as it is.
-    Hold {
-        /// Name of the machine.
-        vm: String,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// Balance a machine again.
-    Release {
-        /// Name of the machine.
-        vm: String,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-}
 
 impl From<OnExitArg> for OnExit {
     fn from(arg: OnExitArg) -> Self {

@@ -34,7 +34,7 @@ pub(crate) enum Command {
     /// List the virtual machines that have a name.
     List,
     /// Keep all virtual machines of this host at the memory that they need.
-    Balance(Box<crate::balance::BalanceArgs>),
+    Balance(Box<crate::balance_args::BalanceArgs>),
 }
 
 /// `hvb run`

@@ -3,6 +3,7 @@
 //! running `hvb` or QEMU.
 
 mod balance;
+mod balance_args;
 mod balloon;
 mod cli;
 mod config;

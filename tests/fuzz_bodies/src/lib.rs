@@ -22,6 +22,8 @@ mod vmbus_messages;
 mod vsp;
 
 // Parts of the program `hvb`, which has no library.
+#[path = "../../../bin/hvb/src/balance_args.rs"]
+mod balance_args;
 #[path = "../../../bin/hvb/src/cli.rs"]
 mod cli;
 #[path = "../../../bin/hvb/src/config.rs"]
@@ -36,6 +38,7 @@ mod disk;
 mod names;
 #[path = "../../../bin/hvb/src/network.rs"]
 mod network;
+#[expect(dead_code, reason = "the balancer uses more")]
 #[path = "../../../bin/hvb/src/size.rs"]
 mod size;
 

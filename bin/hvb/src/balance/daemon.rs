@@ -9,7 +9,8 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::{DaemonArgs, file};
+use super::file;
+use crate::balance_args::DaemonArgs;
 use crate::{names, run};
 
 /// Runs until a signal ends it.
