@@ -110,6 +110,8 @@ pub(crate) struct SlotState {
     target: Option<Target>,
     /// The number of the last order that was carried out or refused.
     done: u64,
+    /// The order that was the last one when the reading was made.
+    read_after: u64,
     /// What the monitor said to the last order, if it refused.
     pub(crate) refusal: Option<String>,
     pub(crate) end: bool,
@@ -163,6 +165,7 @@ impl SlotState {
 
     /// Takes a reading in; whether the loop should look at it at once.
     pub(crate) fn publish(&mut self, reading: Reading) -> bool {
+        self.read_after = self.done;
         let (used_kib, actual_kib) = usage(&reading);
         let is_urgent = self.seen_kib.is_none_or(|(seen_used, seen_actual)| {
             let worth = worth_kib(actual_kib);
@@ -190,6 +193,11 @@ impl SlotState {
     /// The order that was not carried out yet.
     pub(crate) fn pending(&self) -> Option<Target> {
         self.target.filter(|target| target.number > self.done)
+    }
+
+    /// Whether the reading shows what became of all orders.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.target.is_none_or(|target| target.number <= self.read_after)
     }
 
     pub(crate) fn carried_out(&mut self, target: Target, refusal: Option<String>) {
@@ -288,7 +296,12 @@ mod tests {
         assert_eq!(target.kib, 6);
         state.carried_out(target, Some("no".to_owned()));
         assert_eq!(state.pending(), None);
+        assert!(!state.is_settled());
+        state.publish(reading(GIB, GIB / 2, 0));
+        assert!(state.is_settled());
         state.order(1, 6);
+        state.publish(reading(GIB, GIB / 2, 0));
+        assert!(!state.is_settled(), "it was read before the order was carried out");
         assert!(state.pending().unwrap().number > target.number);
         state.begin_life();
         assert_eq!((state.pending(), state.refusal), (None, None));

@@ -5,7 +5,9 @@ mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use balancer::{Balancer, Decision, HostSample, Mode, Pool, Rule, Vm, VmDecision, VmId, VmSample};
+use balancer::{
+    Aged, Balancer, Decision, HostSample, Mode, Pool, Rule, Vm, VmDecision, VmId, VmSample,
+};
 
 use crate::process::Figures;
 use crate::reading::{Link, Reading, Stamped};
@@ -36,6 +38,8 @@ pub struct VmInput {
     pub(crate) process: Option<Stamped<Figures>>,
     /// Why its monitor refused the last target.
     pub refusal: Option<String>,
+    /// Whether the reading shows what became of the last order.
+    pub is_settled: bool,
 }
 
 /// A size for a VM to have.
@@ -68,6 +72,8 @@ struct Known {
     held: bool,
     /// What it was told last, and when.
     told: Option<(u64, u64)>,
+    /// The most that it was told since it was read. It may have that by now.
+    promised_kib: u64,
 }
 
 /// A row of the last decision.
@@ -254,6 +260,9 @@ impl Core {
                 // A VM that was held may have any size now, so what is remembered of it counts no more.
                 Some(known) if known.life == input.life && (*held || !known.held) => {
                     known.held = *held;
+                    if input.is_settled {
+                        known.promised_kib = 0;
+                    }
                 }
                 known => {
                     if known.is_none() {
@@ -264,7 +273,7 @@ impl Core {
                     // Our own monitor tells what the VM was told.
                     let told_kib = input.reading.as_ref().and_then(|reading| reading.told_kib);
                     let told = told_kib.map(|kib| (kib, self.now_ms));
-                    let known = Known { id, life: input.life, held: *held, told };
+                    let known = Known { id, life: input.life, held: *held, told, promised_kib: 0 };
                     self.known.insert(input.name.clone(), known);
                 }
             }
@@ -287,8 +296,9 @@ impl Core {
         let known = self.known.get(&shown.input.name)?;
         let reading = shown.input.reading.as_ref()?;
         let process = shown.input.process.as_ref();
+        let actual_kib = reading.actual.aged(self.now_ms);
         let sample = VmSample {
-            actual_kib: reading.actual.aged(self.now_ms),
+            actual_kib: Aged { value: actual_kib.value.max(known.promised_kib), ..actual_kib },
             guest: reading.report.map(|report| report.aged(self.now_ms)),
             awaits_report: reading.can_report,
             process: process.map(|figures| {
@@ -350,6 +360,9 @@ impl Core {
                 continue;
             }
             known.told = Some((target_kib, self.now_ms));
+            if !self.dry_run {
+                known.promised_kib = known.promised_kib.max(target_kib);
+            }
             orders.push(Order {
                 name: shown.input.name.clone(),
                 life: shown.input.life,

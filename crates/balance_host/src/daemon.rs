@@ -15,7 +15,7 @@ use crate::core::{Core, Order, VmInput};
 use crate::finder::{BadPattern, Found, find};
 use crate::host::HostReader;
 use crate::process::Figures;
-use crate::reading::Stamped;
+use crate::reading::{Link, Stamped};
 use crate::session::Session;
 use crate::wish::Configuration;
 
@@ -24,6 +24,10 @@ const PERIOD_MS: u64 = 1000;
 
 /// New sockets are looked for this often.
 const FIND_MS: u64 = 2000;
+
+/// At the start, nothing is decided before all VMs have answered, or this long: the memory of a VM that
+/// is not known yet looks free.
+const MEET_MS: u64 = 2000;
 
 /// Reports that arrive within this time are answered by one decision.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -210,7 +214,9 @@ impl Daemon {
                 notify(Notice::Alive);
                 next_ms = now_ms.saturating_add(PERIOD_MS);
             }
-            self.decide();
+            if now_ms >= MEET_MS || self.has_met_all() {
+                self.decide();
+            }
         }
         notify(Notice::Ending);
         self.end();
@@ -291,6 +297,11 @@ impl Daemon {
         }
     }
 
+    /// Whether every VM that was found has answered, or failed to.
+    fn has_met_all(&self) -> bool {
+        self.vms.values().all(|vm| vm.session.slot.lock().link != Link::New)
+    }
+
     fn decide(&mut self) {
         let inputs = self.vms.iter().map(|(socket, vm)| vm.input(socket)).collect();
         let now_ms = self.clock.now_ms();
@@ -347,6 +358,7 @@ impl Attached {
             reading: state.reading.clone(),
             process: self.process.clone(),
             refusal: state.refusal.clone(),
+            is_settled: state.is_settled(),
         }
     }
 }

@@ -35,8 +35,8 @@ const LAST_PAUSE_MS: u64 = 8000;
 /// thousand could never be counted.)
 const MAX_WAKES: u32 = 200;
 
-/// The most events taken at one time.
-const MAX_EVENTS: usize = 4096;
+/// The same for events, of which many may come at one time.
+const MAX_EVENTS: u32 = 4000;
 
 /// How long to wait for the rest of a message of which the beginning is there.
 const REST: Duration = Duration::from_millis(1);
@@ -138,23 +138,30 @@ impl Attendant {
         let mut rate = Rate::default();
         let mut read_at_ms = self.clock.now_ms();
         loop {
-            if self.slot.lock().end {
+            if self.carry_out(&mut client)? {
+                // What it has now decides what others can have.
+                read_at_ms = 0;
+            }
+            let is_over = {
+                let state = self.slot.lock();
+                state.end && state.pending().is_none()
+            };
+            if is_over {
                 machine.detach(&mut client);
                 return Ok(());
             }
-            self.carry_out(&mut client)?;
             let now_ms = self.clock.now_ms();
             if now_ms >= read_at_ms {
                 self.read(&mut machine, &mut client)?;
                 read_at_ms = self.clock.now_ms().saturating_add(PERIOD_MS);
             }
             // An answer may have brought events with it.
-            let mut meaning = self.events(&mut machine, &mut client, Duration::ZERO)?;
+            let mut meaning = self.events(&mut machine, &mut client, &mut rate, Duration::ZERO)?;
             if meaning == Meaning::Nothing {
                 let left_ms = read_at_ms.saturating_sub(self.clock.now_ms());
                 if self.wait(Some(&client), left_ms) {
-                    rate.count(self.clock.now_ms())?;
-                    meaning = self.events(&mut machine, &mut client, REST)?;
+                    rate.woken(self.clock.now_ms())?;
+                    meaning = self.events(&mut machine, &mut client, &mut rate, REST)?;
                 }
             }
             match meaning {
@@ -174,19 +181,19 @@ impl Attendant {
         &self,
         machine: &mut Machine,
         client: &mut Client,
+        rate: &mut Rate,
         patience: Duration,
     ) -> Result<Meaning, AttachError> {
         let mut meaning = Meaning::Nothing;
-        // What a server can send faster than this reads would keep it here.
-        for _ in 0..MAX_EVENTS {
-            let Some(event) = client.next_event(patience)? else { return Ok(meaning) };
+        while let Some(event) = client.next_event(patience)? {
+            rate.event(self.clock.now_ms())?;
             match machine.take(&event, self.clock.now_ms()) {
                 Meaning::Nothing => {}
                 Meaning::Read if meaning == Meaning::Reset => {}
                 other => meaning = other,
             }
         }
-        Err(flood())
+        Ok(meaning)
     }
 
     /// Notes whose monitor this is. Another process is another VM.
@@ -218,16 +225,17 @@ impl Attendant {
         }
     }
 
-    fn carry_out(&self, client: &mut Client) -> Result<(), AttachError> {
+    /// Carries the order out that waits; whether there was one.
+    fn carry_out(&self, client: &mut Client) -> Result<bool, AttachError> {
         let pending = self.slot.lock().pending();
-        let Some(target) = pending else { return Ok(()) };
+        let Some(target) = pending else { return Ok(false) };
         let refusal = match Machine::order(client, target.kib) {
             Ok(()) => None,
             Err(ClientError::Command { desc, .. }) => Some(desc),
             Err(error) => return Err(error.into()),
         };
         self.slot.lock().carried_out(target, refusal);
-        Ok(())
+        Ok(true)
     }
 
     /// Waits for the loop, or for the monitor; whether it was the monitor.
@@ -263,6 +271,11 @@ impl Attendant {
             (_, Some(_)) => tracing::info!("{}: its monitor answers again", self.name),
             _ => {}
         }
+        if matches!(link, Link::Gone(_)) {
+            // Whoever listens here next is another.
+            state.begin_life();
+            state.process = None;
+        }
         state.link = link;
     }
 }
@@ -276,25 +289,35 @@ fn link_of(error: &AttachError) -> Link {
     }
 }
 
-fn flood() -> AttachError {
-    AttachError::Unfit("its monitor sends without end and was cut off".to_owned())
-}
-
-/// Counts how often the monitor wakes this thread.
+/// Counts how often the monitor wakes this thread, and its events.
 #[derive(Debug, Default)]
 struct Rate {
     second: u64,
     wakes: u32,
+    events: u32,
 }
 
 impl Rate {
-    fn count(&mut self, now_ms: u64) -> Result<(), AttachError> {
+    fn woken(&mut self, now_ms: u64) -> Result<(), AttachError> {
+        self.count(now_ms, 1, 0)
+    }
+
+    fn event(&mut self, now_ms: u64) -> Result<(), AttachError> {
+        self.count(now_ms, 0, 1)
+    }
+
+    fn count(&mut self, now_ms: u64, wakes: u32, events: u32) -> Result<(), AttachError> {
         let second = now_ms / 1000;
         if self.second != second {
-            *self = Self { second, wakes: 0 };
+            *self = Self { second, wakes: 0, events: 0 };
         }
-        self.wakes += 1;
-        if self.wakes > MAX_WAKES { Err(flood()) } else { Ok(()) }
+        self.wakes += wakes;
+        self.events += events;
+        if self.wakes <= MAX_WAKES && self.events <= MAX_EVENTS {
+            return Ok(());
+        }
+        let text = "its monitor sends without end and was cut off";
+        Err(AttachError::Unfit(text.to_owned()))
     }
 }
 
@@ -306,10 +329,16 @@ mod tests {
     fn a_monitor_that_floods_is_cut_off_and_one_that_is_busy_is_not() {
         let mut rate = Rate::default();
         for second in 0..5 {
-            for wake in 0..u64::from(MAX_WAKES) {
-                rate.count(second * 1000 + wake % 1000).unwrap();
+            for _ in 0..MAX_WAKES {
+                rate.woken(second * 1000).unwrap();
+            }
+            for _ in 0..MAX_EVENTS {
+                rate.event(second * 1000 + 999).unwrap();
             }
         }
-        assert!(rate.count(4999).unwrap_err().to_string().contains("cut off"));
+        let mut other = Rate { second: 4, wakes: 0, events: MAX_EVENTS };
+        for error in [rate.woken(4999), other.event(4999)] {
+            assert!(error.unwrap_err().to_string().contains("cut off"));
+        }
     }
 }

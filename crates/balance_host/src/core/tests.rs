@@ -41,7 +41,8 @@ fn silent(name: &str, at_ms: u64, actual_kib: u64) -> VmInput {
         obstacle: None,
     };
     let name = name.to_owned();
-    VmInput { name, link: Link::Up, reading: Some(reading), ..VmInput::default() }
+    let link = Link::Up;
+    VmInput { name, link, reading: Some(reading), is_settled: true, ..VmInput::default() }
 }
 
 fn vm(name: &str, at_ms: u64, actual_kib: u64, used_kib: u64) -> VmInput {
@@ -202,6 +203,32 @@ fn a_claim_counts_as_no_more_than_the_host_or_the_group_can_give() {
     liar.process = Some(Stamped { value: figures, at_ms: 0 });
     core.decide(0, host(0), vec![liar]);
     assert_eq!(core.status(0).vms[0].assigned_kib, Some(3 * GIB));
+}
+
+#[test]
+fn memory_that_was_promised_is_not_given_to_another() {
+    let mut core = Core::new(configuration(8 * GIB), false);
+    let mut first = vm("first", 0, 2 * GIB, 2 * GIB - 4096);
+    first.reading.as_mut().unwrap().facts.maximum_kib = 5 * GIB;
+    let second = |now_ms, used| vm("second", now_ms, 2 * GIB, used);
+    let wish = Wish { minimum_kib: Some(5 * GIB), ..Wish::default() };
+    core.decide(0, host(0), vec![first.clone(), second(0, GIB)]);
+    core.set("first", wish).unwrap();
+    core.set("second", Wish { buffer_percent: Some(200), ..Wish::default() }).unwrap();
+    let orders = core.decide(1, host(1), vec![first.clone(), second(1, GIB)]);
+    assert!(targets(&orders).contains(&("first", 5 * GIB)), "{orders:?}");
+    // The operator takes that back, and the other needs all; the first was not read since.
+    core.set("first", Wish { minimum_kib: Some(GIB), maximum_kib: Some(2 * GIB), ..wish }).unwrap();
+    first.is_settled = false;
+    let hungry = second(2, 2 * GIB - 4096);
+    let orders = core.decide(2, host(2), vec![first.clone(), hungry.clone()]);
+    let given = orders.iter().filter(|order| order.name == "second").map(|o| o.target_kib);
+    assert!(given.max().unwrap_or(0) <= 3 * GIB, "{orders:?}");
+    first.is_settled = true;
+    // It never took it.
+    let orders = core.decide(3, host(3), vec![first, hungry]);
+    let given = orders.iter().find(|order| order.name == "second").unwrap();
+    assert!(given.target_kib > 3 * GIB, "{orders:?}");
 }
 
 #[test]

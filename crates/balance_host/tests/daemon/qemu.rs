@@ -133,7 +133,7 @@ fn memory_moves_between_qemus_of_both_kinds() {
     eventually("the one with virtio-balloon has all that it can have", || {
         virtio.guest.actual() == 4 * GIB
     });
-    assert!(host.ledger.peak() <= 8 * GIB);
+    assert!(host.ledger.peak() <= 8 * GIB, "{}", host.ledger.peak());
     balance.end();
     assert_eq!(qemu.polling(), 0, "as it was");
 }
