@@ -11,7 +11,7 @@ use super::links;
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 18] = [
+const LAYERS: [(&str, &[&str]); 19] = [
     ("balancer", &[]),
     ("page_range", &[]),
     ("confinement", &[]),
@@ -56,7 +56,8 @@ const LAYERS: [(&str, &[&str]); 18] = [
             "vmbus_kvm",
         ],
     ),
-    ("hvb", &["confinement", "qmp", "vmm"]),
+    ("balance_host", &["balancer", "qmp"]),
+    ("hvb", &["balance_host", "confinement", "qmp", "vmm"]),
     ("minimal_vmm", &["guest_ram", "kvm_hyperv", "page_range", "vmbus", "vmbus_kvm"]),
 ];
 

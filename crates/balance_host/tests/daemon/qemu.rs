@@ -12,7 +12,7 @@ use crate::world::{GIB, Guest, Host, Vm, eventually};
 /// What a QEMU has for a balloon.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Balloon {
-    HvBalloon { reports: bool },
+    HyperV { reports: bool },
     Virtio,
     None,
 }
@@ -80,11 +80,11 @@ impl CommandSet for Qemu {
                 Ok(json!({ "base-memory": 4 * GIB, "plugged-memory": 0 }))
             }
             "query-hv-balloon-status-report" => match self.balloon {
-                Balloon::HvBalloon { reports: true } => {
+                Balloon::HyperV { reports: true } => {
                     let report = self.guest.status_report()?;
                     Ok(json!({ "committed": report.committed, "available": report.available }))
                 }
-                Balloon::HvBalloon { .. } => Err(MonitorError::status_report_not_enabled()),
+                Balloon::HyperV { .. } => Err(MonitorError::status_report_not_enabled()),
                 _ => Err(MonitorError::status_report_no_device()),
             },
             "query-memory-devices" => Ok(json!([{
@@ -118,7 +118,7 @@ impl CommandSet for Qemu {
 fn memory_moves_between_qemus_of_both_kinds() {
     let host = Host::new();
     let (_, hyperv) =
-        Qemu::start(&host, "hyperv", Balloon::HvBalloon { reports: true }, 4 * GIB, 4 * GIB);
+        Qemu::start(&host, "hyperv", Balloon::HyperV { reports: true }, 4 * GIB, 4 * GIB);
     let (qemu, virtio) = Qemu::start(&host, "virtio", Balloon::Virtio, 4 * GIB, GIB);
     let balance = host.balance(host.configuration(8 * GIB));
     eventually("the one with hv-balloon grows beyond its boot memory", || {
@@ -142,8 +142,7 @@ fn memory_moves_between_qemus_of_both_kinds() {
 fn what_cannot_be_balanced_is_named_with_a_remedy() {
     let host = Host::new();
     let (_, _none) = Qemu::start(&host, "none", Balloon::None, 4 * GIB, GIB);
-    let (_, _mute) =
-        Qemu::start(&host, "mute", Balloon::HvBalloon { reports: false }, 4 * GIB, GIB);
+    let (_, _mute) = Qemu::start(&host, "mute", Balloon::HyperV { reports: false }, 4 * GIB, GIB);
     let balance = host.balance(host.configuration(16 * GIB));
     eventually("the one without a balloon is named", || {
         balance.problem("none").contains("give QEMU -device virtio-balloon-pci")
