@@ -24,8 +24,11 @@ const POLL_SECONDS: u64 = 1;
 pub(crate) struct Machine {
     kind: Kind,
     facts: Facts,
-    /// The last size, as the monitor's events and answers gave it.
+    /// The size, as the last answer gave it.
     actual_kib: u64,
+    /// The size at this place in the stream of events. An answer may overtake events: those that came
+    /// before it are kept, and looked at after it.
+    tracked_kib: u64,
     /// The last report of a Hyper-V guest that was not put together with a size yet.
     fresh: Option<(StatusReport, Stamped<u64>)>,
     report: Option<Stamped<balancer::GuestReport>>,
@@ -108,7 +111,8 @@ impl Machine {
     }
 
     fn new(kind: Kind, facts: Facts, actual_kib: u64) -> Self {
-        Self { kind, facts, actual_kib, fresh: None, report: None }
+        let tracked_kib = actual_kib;
+        Self { kind, facts, actual_kib, tracked_kib, fresh: None, report: None }
     }
 
     /// What this is, for the operator.
@@ -129,7 +133,7 @@ impl Machine {
         match event.name.as_str() {
             "HV_BALLOON_STATUS_REPORT" => match StatusReport::parse(&event.data) {
                 Some(report) => {
-                    let size = Stamped { value: self.actual_kib, at_ms: now_ms };
+                    let size = Stamped { value: self.tracked_kib, at_ms: now_ms };
                     self.fresh = Some((report, size));
                     Meaning::Read
                 }
@@ -137,7 +141,7 @@ impl Machine {
             },
             "BALLOON_CHANGE" => {
                 if let Some(bytes) = event.data.get("actual").and_then(Value::as_u64) {
-                    self.actual_kib = bytes / KIB;
+                    self.tracked_kib = bytes / KIB;
                 }
                 Meaning::Read
             }
@@ -207,6 +211,11 @@ impl Machine {
             told_kib,
             obstacle,
         })
+    }
+
+    /// The events before the last answer have been taken.
+    pub(crate) const fn caught_up(&mut self) {
+        self.tracked_kib = self.actual_kib;
     }
 
     /// Forgets what was read of a guest that starts anew.
@@ -307,4 +316,36 @@ fn start_polling(client: &mut Client, path: &str, dry: bool) -> Result<Polls, Cl
         Some(_) => Polls::ForUs { before },
         None => Polls::Not,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_has_the_size_of_its_place_in_the_stream_of_events() {
+        let event = |name: &str, data| ReceivedEvent { name: name.to_owned(), data };
+        let report = event(
+            "HV_BALLOON_STATUS_REPORT",
+            json!({ "committed": 1 << 30, "available": 1 << 30 }),
+        );
+        let facts = Facts { boot_kib: 9 << 20, maximum_kib: 9 << 20 };
+        let mut machine = Machine::new(Kind::Own { reports: true }, facts, 4 << 20);
+        let size = |machine: &mut Machine| {
+            assert_eq!(machine.take(&report, 7), Meaning::Read);
+            machine.fresh.unwrap().1
+        };
+        // An answer says 2 GiB; the guest had 4 when it reported, and the event was kept meanwhile.
+        machine.actual_kib = 2 << 20;
+        assert_eq!(size(&mut machine), Stamped { value: 4 << 20, at_ms: 7 });
+        let change = event("BALLOON_CHANGE", json!({ "actual": 3_u64 << 30 }));
+        assert_eq!(machine.take(&change, 8), Meaning::Read);
+        assert_eq!(size(&mut machine).value, 3 << 20);
+        machine.caught_up();
+        assert_eq!(size(&mut machine).value, 2 << 20);
+        for name in ["BALLOON_CHANGE", "HV_BALLOON_STATUS_REPORT", "RTC_CHANGE"] {
+            machine.take(&event(name, json!({ "actual": "x" })), 9);
+        }
+        assert_eq!(machine.tracked_kib, 2 << 20, "nonsense changes nothing");
+    }
 }

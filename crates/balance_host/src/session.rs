@@ -157,6 +157,7 @@ impl Attendant {
             }
             // An answer may have brought events with it.
             let mut meaning = self.events(&mut machine, &mut client, &mut rate, Duration::ZERO)?;
+            machine.caught_up();
             if meaning == Meaning::Nothing {
                 let left_ms = read_at_ms.saturating_sub(self.clock.now_ms());
                 if self.wait(Some(&client), left_ms) {

@@ -1,8 +1,8 @@
 //! A monitor with a make-believe guest, and the program under test.
 
 use qmp::{
-    DynamicMemoryInfo, Event, Faults, Machine, MonitorError, Refusal, RunState, Server,
-    ShutdownCause,
+    DynamicMemoryInfo, Event, Faults, HvBalloonInfo, Machine, MonitorError, Refusal, RunState,
+    Server, ShutdownCause,
 };
 use std::path::Path;
 use std::process::{Command, Output};
@@ -22,6 +22,8 @@ pub(crate) struct Guest {
     stops: &'static str,
     refuses_late: bool,
     on_powerdown: OnPowerdown,
+    /// What it says that it uses, if it reports.
+    uses: Option<u64>,
 }
 
 /// What a guest does that is asked to shut down.
@@ -47,7 +49,13 @@ impl Guest {
             stops: "no more to give",
             refuses_late: false,
             on_powerdown: OnPowerdown::CannotBeAsked,
+            uses: None,
         }
+    }
+
+    /// The guest reports that it uses so much, whenever [`Monitor::report`] has it report.
+    pub(crate) fn that_uses(self, bytes: u64) -> Self {
+        Self { uses: Some(bytes), ..self }
     }
 
     pub(crate) fn on_powerdown(self, on_powerdown: OnPowerdown) -> Self {
@@ -163,6 +171,12 @@ impl Machine for SharedGuest {
         }
     }
 
+    fn status_report(&self) -> Result<HvBalloonInfo, MonitorError> {
+        let mut guest = self.guest.lock().unwrap();
+        let uses = guest.uses.ok_or_else(MonitorError::status_report_not_enabled)?;
+        Ok(HvBalloonInfo { committed: uses, available: guest.look().saturating_sub(uses) })
+    }
+
     fn system_reset(&self) {}
 
     fn quit(&self) {
@@ -229,6 +243,15 @@ impl Monitor {
         *guest.server.lock().unwrap() = Some(server);
         let path = path.to_str().unwrap().to_owned();
         Self { guest, path, _directory: None }
+    }
+
+    /// Has the guest report.
+    pub(crate) fn report(&self) {
+        let HvBalloonInfo { committed, available } = self.guest.status_report().unwrap();
+        if let Some(server) = &*self.guest.server.lock().unwrap() {
+            server.events().emit(&Event::BalloonChange { actual: available + committed });
+            server.events().emit(&Event::StatusReport { committed, available });
+        }
     }
 
     pub(crate) fn path(&self) -> &str {

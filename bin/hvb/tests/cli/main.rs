@@ -1,5 +1,6 @@
 //! The program from the outside: what it prints and how it ends.
 
+mod balance;
 mod balloon;
 mod common;
 mod errors;

@@ -36,7 +36,8 @@ impl Qemu {
             commands: Mutex::default(),
         });
         let server = Server::start_for(&host.path(&format!("{name}.sock")), qemu.clone()).unwrap();
-        (qemu, Vm::with(server, guest))
+        // Of the two, only virtio-balloon tells when its size changes.
+        (qemu, Vm::with(server, guest, balloon == Balloon::Virtio))
     }
 
     fn polling(&self) -> u64 {

@@ -62,7 +62,6 @@ pub(crate) struct Guest {
     place: usize,
 }
 
-#[derive(Clone)]
 struct State {
     actual: u64,
     used: u64,
@@ -91,9 +90,13 @@ impl Guest {
     }
 
     pub(crate) fn report(&self) -> HvBalloonInfo {
-        let state = self.state.lock().unwrap();
-        let available = state.actual.saturating_sub(state.used).max(1 << 20);
-        HvBalloonInfo { committed: state.used, available }
+        self.size_and_report().1
+    }
+
+    fn size_and_report(&self) -> (u64, HvBalloonInfo) {
+        let State { actual, used, .. } = *self.state.lock().unwrap();
+        let available = actual.saturating_sub(used).max(1 << 20);
+        (actual, HvBalloonInfo { committed: used, available })
     }
 
     pub(crate) fn obey(&self, bytes: u64) -> Result<(), MonitorError> {
@@ -154,18 +157,22 @@ pub(crate) struct Vm {
 impl Vm {
     pub(crate) fn start(path: &Path, guest: &Arc<Guest>) -> Self {
         let server = Server::start(path, guest.clone()).unwrap();
-        Self::with(server, Arc::clone(guest))
+        Self::with(server, Arc::clone(guest), true)
     }
 
-    /// A VM with this server.
-    pub(crate) fn with(server: Server, guest: Arc<Guest>) -> Self {
+    /// A VM with this server, which may tell when its size changes.
+    pub(crate) fn with(server: Server, guest: Arc<Guest>, tells_size: bool) -> Self {
         let server = Arc::new(server);
         let ends = Arc::new(AtomicBool::new(false));
         let reporter = thread::spawn({
             let (server, guest, ends) = (server.clone(), guest.clone(), ends.clone());
             move || {
                 while !ends.load(Ordering::Relaxed) {
-                    let HvBalloonInfo { committed, available } = guest.report();
+                    let (actual, report) = guest.size_and_report();
+                    if tells_size {
+                        server.events().emit(&Event::BalloonChange { actual });
+                    }
+                    let HvBalloonInfo { committed, available } = report;
                     server.events().emit(&Event::StatusReport { committed, available });
                     thread::sleep(Duration::from_millis(50));
                 }

@@ -1,0 +1,289 @@
+//! `hvb balance`: the daemon as a process, and its commands.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::common::{Guest, Monitor, command, hvb, stderr, stdout};
+
+const MIB: u64 = 1 << 20;
+
+/// Small enough for any host, and without patience.
+const SETTINGS: &str = r#"
+[host]
+reserve = "1M"
+[policy]
+surplus-lasts = 0
+shrink-period = 0
+[defaults]
+minimum = "32M"
+"#;
+
+/// Waits until something holds; `meanwhile` is done again and again.
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A directory with sockets and settings.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        place.write(SETTINGS);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, text: &str) {
+        // As editors do, so that no half of it is ever read.
+        fs::write(self.path("new"), text).unwrap();
+        fs::rename(self.path("new"), self.path("balance.toml")).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = command(&[&["balance"], arguments].concat());
+        command.env("HVB_RUN_DIR", self.0.path());
+        command
+    }
+
+    fn say(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = self.command(arguments).output().unwrap();
+        match output.status.success() {
+            true => Ok(stdout(&output)),
+            false => Err(stderr(&output)),
+        }
+    }
+
+    fn balancer(&self) -> Balancer {
+        self.balancer_with(|_| {})
+    }
+
+    fn balancer_with(&self, change: impl FnOnce(&mut Command)) -> Balancer {
+        let config = self.path("balance.toml");
+        let mut command = self.command(&["--config", config.to_str().unwrap()]);
+        let log = fs::File::create(self.path("log")).unwrap();
+        command.stdin(Stdio::null()).stderr(log);
+        change(&mut command);
+        Balancer(command.spawn().unwrap())
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap()
+    }
+}
+
+struct Balancer(Child);
+
+impl Balancer {
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    fn end(mut self, signal: Signal) -> Option<i32> {
+        self.signal(signal);
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn check(text: &str) -> Result<String, String> {
+    let place = Place::new();
+    place.write(text);
+    let file = place.path("balance.toml");
+    let answer = place.say(&["--check", "--config", file.to_str().unwrap()]);
+    answer.map_err(|error| {
+        assert_eq!(error.lines().count(), 1, "{error}");
+        let place = format!("hvb: {}: ", file.display());
+        error.strip_prefix(&place).unwrap_or_else(|| panic!("{error}")).to_owned()
+    })
+}
+
+#[test]
+fn a_check_prints_all_settings_as_a_file() {
+    let printed = check(SETTINGS).unwrap();
+    for part in ["reserve = \"1M\"", "surplus-lasts = 0", "stuck-after = 20", "minimum = \"32M\""] {
+        assert!(printed.contains(part), "{printed}");
+    }
+    assert!(printed.contains("/*.sock\"]"), "{printed}");
+    assert_eq!(check(&printed).unwrap(), printed);
+}
+
+#[test]
+fn a_check_names_file_line_and_remedy() {
+    for (text, expected) in [
+        ("[defaults]\nminimun = \"1G\"", "line 2: unknown field `minimun`, expected one of"),
+        (
+            "[vm.db]\nminimum = \"2G\"\nmaximum = \"1G\"",
+            "line 1: vm.db: the minimum of 2048 MiB is",
+        ),
+        ("[vm.db]\n\n[vm.db]", "line 3: duplicate key"),
+        (
+            "[vm.db]\nminimum = \"12Q\"",
+            "line 2: invalid size '12Q': a size is a number with K, M, G",
+        ),
+    ] {
+        let error = check(text).unwrap_err();
+        assert!(error.starts_with(expected), "{error}");
+    }
+    let place = Place::new();
+    let error = place.say(&["--config", "/does/not/exist"]).unwrap_err();
+    assert!(error.starts_with("hvb: /does/not/exist: No such file"), "{error}");
+    let error = place.say(&["--vms", "/run/["]).unwrap_err();
+    assert!(error.contains("'/run/[' is no pattern for sockets"), "{error}");
+}
+
+#[test]
+fn commands_need_a_balancer_and_no_options_of_it() {
+    let place = Place::new();
+    let error = place.say(&["status"]).unwrap_err();
+    assert!(error.contains("no balancer runs here: start hvb balance"), "{error}");
+    assert!(place.say(&["--dry-run", "status"]).is_err());
+    assert!(place.say(&["set", "db"]).is_err());
+    let help = stdout(&hvb(&["balance", "--help"]));
+    assert!(help.contains("--dry-run") && help.contains("reserve"), "{help}");
+}
+
+#[test]
+fn the_operator_sees_and_changes_what_the_balancer_does() {
+    let place = Place::new();
+    let guest = Guest::new(256 * MIB).that_uses(64 * MIB);
+    let vm = Monitor::start_at(&place.path("db.sock"), guest);
+    let balancer = place.balancer();
+    eventually("it shrinks", || {
+        vm.report();
+        vm.guest.target() < 128 * MIB
+    });
+    let status = place.say(&["status"]).unwrap();
+    let head = status.lines().nth(1).unwrap();
+    assert!(head.starts_with("NAME  ASSIGNED"), "{status}");
+    assert!(status.starts_with("host: ") && status.contains("\ndb "), "{status}");
+    let json = place.say(&["status", "--json"]).unwrap();
+    assert!(json.contains(r#""name":"db""#), "{json}");
+    let explanation = place.say(&["explain", "db"]).unwrap();
+    assert!(explanation.starts_with("db: hvb, /"), "{explanation}");
+    assert!(explanation.contains("The guest uses 64.0 MiB."), "{explanation}");
+
+    place.say(&["set", "db", "minimum=256M", "weight=7"]).unwrap();
+    eventually("it obeys", || {
+        vm.report();
+        vm.guest.target() == 256 * MIB
+    });
+    place.say(&["hold", "db"]).unwrap();
+    eventually("it is held", || place.say(&["status"]).unwrap().contains("held"));
+    place.say(&["release", "db"]).unwrap();
+    eventually("it is free", || !place.say(&["status"]).unwrap().contains("held"));
+    let free = place.say(&["reserve", "1M", "--for", "9"]).unwrap();
+    assert!(free.starts_with("1 MiB are free, and kept free for"), "{free}");
+    let error = place.say(&["reserve", "1000T"]).unwrap_err();
+    assert!(error.contains("1000 TiB cannot be had: At most"), "{error}");
+    for (arguments, expected) in [
+        (&["set", "db", "minimum=12Q"][..], "invalid size '12Q'"),
+        (&["set", "db", "maximum=1M"], "the minimum of 256 MiB is above the maximum of 1 MiB"),
+        (&["set", "db", "color=red"], "unknown field `color`, expected one of"),
+        (&["explain", "web"], "there is no VM 'web' here"),
+        (&["hold", "web"], "there is no VM 'web' here"),
+    ] {
+        let error = place.say(arguments).unwrap_err();
+        assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
+    }
+    let second = place.say(&[]).unwrap_err();
+    assert!(second.contains("is in use: another process answers on it"), "{second}");
+    assert_eq!(balancer.end(Signal::TERM), Some(0));
+    assert!(!place.path("balance.control").exists());
+}
+
+#[test]
+fn a_balancer_that_is_killed_leaves_all_as_it_is_and_so_does_the_next() {
+    let place = Place::new();
+    let guest = Guest::new(256 * MIB).that_uses(64 * MIB);
+    let vm = Monitor::start_at(&place.path("db.sock"), guest);
+    let balancer = place.balancer();
+    let is_right = || {
+        vm.report();
+        place.say(&["explain", "db"]).is_ok_and(|text| text.contains("It has what it wants."))
+    };
+    eventually("it is right", is_right);
+    let target = vm.guest.target();
+    assert!(target < 128 * MIB);
+    assert_eq!(balancer.end(Signal::KILL), None);
+    assert!(place.path("balance.control").exists());
+    let next = place.balancer();
+    eventually("it is known again", is_right);
+    assert_eq!(vm.guest.target(), target);
+    assert!(!place.log().contains(" to "), "{}", place.log());
+    assert_eq!(next.end(Signal::INT), Some(0));
+}
+
+#[test]
+fn a_signal_or_a_changed_file_has_it_read_and_a_wrong_one_is_refused() {
+    let place = Place::new();
+    let guest = Guest::new(256 * MIB).that_uses(64 * MIB);
+    let vm = Monitor::start_at(&place.path("db.sock"), guest);
+    let balancer = place.balancer();
+    let reaches = |size: u64| {
+        eventually("it obeys", || {
+            vm.report();
+            vm.guest.target() == size
+        });
+    };
+    eventually("it shrinks", || {
+        vm.report();
+        vm.guest.target() < 128 * MIB
+    });
+    place.write(&format!("{SETTINGS}\n[vm.db]\nminimum = \"200M\"\n"));
+    reaches(200 * MIB);
+    place.write("[vm.db]\nminimum = \"12Q\"\n");
+    eventually("it is refused", || place.log().contains("line 2: invalid size '12Q'"));
+    assert!(place.log().contains("the configuration before it stays in force"));
+    place.write(&format!("{SETTINGS}\n[vm.db]\nminimum = \"240M\"\n"));
+    balancer.signal(Signal::HUP);
+    reaches(240 * MIB);
+    assert_eq!(balancer.end(Signal::TERM), Some(0));
+}
+
+/// What the service manager is told.
+fn told(socket: &UnixDatagram) -> String {
+    let mut buffer = [0; 4096];
+    let count = socket.recv(&mut buffer).unwrap();
+    String::from_utf8(buffer[..count].to_vec()).unwrap()
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let place = Place::new();
+    let path: PathBuf = place.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let balancer = place.balancer_with(|command| {
+        let notify: &Path = &path;
+        command.env("NOTIFY_SOCKET", notify).env("WATCHDOG_USEC", "30000000");
+    });
+    let wait_for = |word: &str| while !told(&socket).contains(word) {};
+    wait_for("READY=1");
+    place.say(&["status"]).unwrap();
+    wait_for("WATCHDOG=1");
+    balancer.signal(Signal::HUP);
+    wait_for("RELOADING=1");
+    wait_for("READY=1");
+    balancer.signal(Signal::TERM);
+    wait_for("STOPPING=1");
+}
