@@ -39,6 +39,7 @@ const LAYERS: [(&str, &[&str]); 19] = [
         ],
     ),
     ("qmp", &[]),
+    ("balance_host", &["balancer", "qmp"]),
     ("virtio_devices", &["guest_ram"]),
     (
         "vmm",
@@ -56,7 +57,6 @@ const LAYERS: [(&str, &[&str]); 19] = [
             "vmbus_kvm",
         ],
     ),
-    ("balance_host", &["balancer", "qmp"]),
     ("hvb", &["balance_host", "confinement", "qmp", "vmm"]),
     ("minimal_vmm", &["guest_ram", "kvm_hyperv", "page_range", "vmbus", "vmbus_kvm"]),
 ];
