@@ -102,8 +102,8 @@ static COMMANDS: &[Command] = &[
 ];
 
 /// What a client may say when it negotiates.
-const CAPABILITIES: &[Member] =
-    &[Optional("enable", Type::List(&Type::Choice(&types::CAPABILITY)))];
+const CAPABILITIES: &[Member] = &[Optional("enable", Type::List(&CAPABILITY))];
+static CAPABILITY: Type = Type::Choice(&types::CAPABILITY);
 
 /// Carries out the negotiation, which is the same for all command sets.
 pub(crate) fn negotiate(arguments: &Arguments) -> Answer {
