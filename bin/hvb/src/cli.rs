@@ -54,7 +54,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "NAME", value_parser = crate::names::name)]
     pub(crate) name: Option<String>,
 
-    /// Linux kernel to boot (bzImage).
+    /// Linux kernel to boot (bzImage, or vmlinux, which starts sooner).
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: PathBuf,
 

@@ -68,7 +68,7 @@ pub enum FreePageReporting {
 /// The configuration of a VM.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The kernel, a bzImage.
+    /// The kernel, a bzImage or an unpacked one (`vmlinux`, ELF).
     pub kernel: PathBuf,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,

@@ -40,8 +40,8 @@ pub enum BootError {
         source: io::Error,
     },
     /// The kernel has another format.
-    #[error("'{}' is not a bzImage: take a kernel such as a distribution's /boot/vmlinuz-*", path.display())]
-    NotBzImage {
+    #[error("'{}' is no Linux kernel (bzImage or ELF): take one such as a distribution's /boot/vmlinuz-*", path.display())]
+    NotAKernel {
         /// Its name.
         path: PathBuf,
     },
@@ -55,7 +55,7 @@ pub enum BootError {
         source: linux_loader::loader::Error,
     },
     /// The kernel has no 64-bit entry.
-    #[error("'{}' is not a 64-bit kernel: take an x86-64 bzImage", path.display())]
+    #[error("'{}' is not a 64-bit kernel: take one for x86-64", path.display())]
     Not64Bit {
         /// Its name.
         path: PathBuf,

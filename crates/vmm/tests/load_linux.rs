@@ -42,7 +42,49 @@ impl Kernel {
     }
 }
 
+/// The smallest kernel in an ELF file (`elf(5)`): the header, one program header, and some code.
+struct Vmlinux {
+    class: u8,
+    machine: u16,
+    entry: u64,
+    address: u64,
+    memory_size: u64,
+}
+
+impl Default for Vmlinux {
+    fn default() -> Self {
+        let address = 0x10_0000;
+        Self { class: 2, machine: 62, entry: address, address, memory_size: 0x1_0000 }
+    }
+}
+
+impl Vmlinux {
+    fn bytes(&self) -> Vec<u8> {
+        const CODE: [u8; 4096] = [0x90; 4096];
+        let mut image = vec![0; 64 + 56];
+        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &[0x7f, b'E', b'L', b'F', self.class, 1, 1]);
+        put(18, &self.machine.to_le_bytes());
+        put(24, &self.entry.to_le_bytes());
+        put(32, &64_u64.to_le_bytes());
+        put(54, &56_u16.to_le_bytes());
+        put(56, &1_u16.to_le_bytes());
+        // The program header: a part to load, its offset, its address, and its sizes.
+        put(64, &1_u32.to_le_bytes());
+        put(64 + 8, &120_u64.to_le_bytes());
+        put(64 + 24, &self.address.to_le_bytes());
+        put(64 + 32, &4096_u64.to_le_bytes());
+        put(64 + 40, &self.memory_size.to_le_bytes());
+        image.extend(CODE);
+        image
+    }
+}
+
 fn load(kernel: &Kernel, initrd_len: usize) -> Result<u64, BootError> {
+    load_file(&kernel.bytes(), initrd_len)
+}
+
+fn load_file(kernel: &[u8], initrd_len: usize) -> Result<u64, BootError> {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, bytes: &[u8]| -> PathBuf {
         let path = dir.path().join(name);
@@ -56,7 +98,7 @@ fn load(kernel: &Kernel, initrd_len: usize) -> Result<u64, BootError> {
         ..RamConfig::default()
     });
     let initrd = file("initrd", &vec![7; initrd_len]);
-    load_linux(&ram.unwrap(), &file("kernel", &kernel.bytes()), Some(&initrd), "quiet", 1)
+    load_linux(&ram.unwrap(), &file("kernel", kernel), Some(&initrd), "quiet", 1)
 }
 
 #[test]
@@ -85,9 +127,48 @@ fn an_initrd_does_not_go_where_the_kernel_is() {
 #[test]
 fn numbers_without_sense_are_refused() {
     let kernel = Kernel { preferred_address: u64::MAX, ..Kernel::default() };
-    assert!(matches!(load(&kernel, 0).unwrap_err(), BootError::NotBzImage { .. }));
+    assert!(matches!(load(&kernel, 0).unwrap_err(), BootError::NotAKernel { .. }));
     let kernel = Kernel { preferred_address: 1 << 62, ..Kernel::default() };
     assert!(matches!(load(&kernel, 0).unwrap_err(), BootError::KernelTooBig { .. }));
     let kernel = Kernel { load_address: u32::MAX, ..Kernel::default() };
     assert!(load(&kernel, 0).is_err());
+}
+
+#[test]
+fn an_unpacked_kernel_is_entered_where_it_says() {
+    assert_eq!(load_file(&Vmlinux::default().bytes(), 5000).unwrap(), 0x10_0000);
+    let kernel = Vmlinux { address: 0x20_0000, entry: 0x20_0070, ..Vmlinux::default() };
+    assert_eq!(load_file(&kernel.bytes(), 0).unwrap(), 0x20_0070);
+}
+
+#[test]
+fn memory_that_an_unpacked_kernel_clears_is_kept_free() {
+    assert!(load_file(&Vmlinux::default().bytes(), 6 << 20).is_ok());
+    let kernel = Vmlinux { memory_size: 3 << 20, ..Vmlinux::default() };
+    let error = load_file(&kernel.bytes(), 6 << 20).unwrap_err();
+    assert!(matches!(error, BootError::InitrdTooBig { .. }), "{error}");
+}
+
+#[test]
+fn elf_files_that_are_no_kernel_for_this_machine_are_refused() {
+    let usual = Vmlinux::default;
+    let refusal = |kernel: Vmlinux| load_file(&kernel.bytes(), 0).unwrap_err();
+    let error = refusal(Vmlinux { class: 1, ..usual() });
+    assert!(matches!(error, BootError::Not64Bit { .. }), "{error}");
+    let error = refusal(Vmlinux { machine: 183, ..usual() });
+    assert!(matches!(error, BootError::Not64Bit { .. }), "{error}");
+    let error = refusal(Vmlinux { entry: 0x4000_0000, ..usual() });
+    assert!(matches!(error, BootError::NotAKernel { .. }), "{error}");
+    let error = refusal(Vmlinux { memory_size: 1 << 40, ..usual() });
+    assert!(matches!(error, BootError::KernelTooBig { .. }), "{error}");
+    // Where the boot data goes, past the memory's end, and past all addresses.
+    for address in [0, 8 * MIB, u64::MAX - 100] {
+        let error = refusal(Vmlinux { address, entry: address, ..usual() });
+        assert!(matches!(error, BootError::Kernel { .. }), "{address:#x}: {error}");
+    }
+    // Each length that a cut-off file may have.
+    let whole = usual().bytes();
+    for end in (0..whole.len()).step_by(7) {
+        assert!(load_file(&whole[..end], 0).is_err(), "{end} bytes");
+    }
 }

@@ -75,7 +75,7 @@ impl VmConfig {
             format!("console=ttyS0 panic=-1 quiet memhp_default_state={online} {}", self.append);
         let mut arguments = vec!["run".to_owned()];
         let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
-        add("--kernel", setup.kernel.display().to_string());
+        add("--kernel", setup.vmlinux.display().to_string());
         let initrd = if self.kexec { &setup.kexec_initrd } else { &setup.initrd };
         add("--initrd", initrd.display().to_string());
         add("--append", append);

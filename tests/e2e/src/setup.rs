@@ -10,8 +10,10 @@ use anyhow::{Context, Result};
 pub struct Setup {
     /// The program under test.
     pub hvb: PathBuf,
-    /// Debian's kernel.
+    /// Debian's kernel, a bzImage.
     pub kernel: PathBuf,
+    /// The same, unpacked.
+    pub vmlinux: PathBuf,
     /// An initramfs with `guest_agent`.
     pub initrd: PathBuf,
     /// The same with Debian's `kexec`, and with the kernel and that initramfs in `/next`.
@@ -28,6 +30,7 @@ impl Setup {
         Ok(Self {
             hvb: path("HVB_BIN")?,
             kernel: path("HVB_TEST_KERNEL")?,
+            vmlinux: path("HVB_TEST_VMLINUX")?,
             initrd: path("HVB_TEST_INITRD")?,
             kexec_initrd: path("HVB_TEST_KEXEC_INITRD")?,
         })

@@ -4,6 +4,7 @@ pub(crate) mod initramfs;
 pub(crate) mod kernels;
 mod kexec;
 pub(crate) mod modules;
+mod vmlinux;
 
 use std::path::{Path, PathBuf};
 
@@ -69,6 +70,8 @@ pub(crate) struct Guest {
     pub(crate) release: String,
     /// The bzImage.
     pub(crate) kernel: PathBuf,
+    /// What is in it.
+    vmlinux: PathBuf,
     /// The initramfs.
     pub(crate) initrd: PathBuf,
     /// The initramfs of a guest that starts this kernel again with `kexec`: it also has the kernel
@@ -82,13 +85,14 @@ impl Guest {
     /// # Errors
     ///
     /// A path is not UTF-8.
-    pub(crate) fn environment(&self) -> Result<[(&'static str, String); 3]> {
+    pub(crate) fn environment(&self) -> Result<[(&'static str, String); 4]> {
         let text = |path: &Path| {
             let text = path.to_str().map(str::to_owned);
             text.with_context(|| format!("{}: the path is not UTF-8", path.display()))
         };
         Ok([
             ("HVB_TEST_KERNEL", text(&self.kernel)?),
+            ("HVB_TEST_VMLINUX", text(&self.vmlinux)?),
             ("HVB_TEST_INITRD", text(&self.initrd)?),
             ("HVB_TEST_KEXEC_INITRD", text(&self.kexec_initrd)?),
         ])
@@ -112,7 +116,8 @@ pub(crate) fn build(kernel: GuestKernel) -> Result<Guest> {
     image.add_file("/next/kernel", &std::fs::read(&kernel.image)?)?;
     image.add_file("/next/initrd", &usual)?;
     write_whole(&kexec_initrd, &image.finish()?)?;
-    Ok(Guest { release: kernel.release, kernel: kernel.image, initrd, kexec_initrd })
+    let vmlinux = vmlinux::beside(&kernel.image)?;
+    Ok(Guest { release: kernel.release, kernel: kernel.image, vmlinux, initrd, kexec_initrd })
 }
 
 fn usual_image(kernel: &kernels::Kernel) -> Result<Initramfs> {

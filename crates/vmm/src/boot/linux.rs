@@ -1,4 +1,7 @@
-//! Loads a bzImage, its initrd and its command line (Linux `Documentation/arch/x86/boot.rst`).
+//! Loads a kernel, its initrd and its command line (Linux `Documentation/arch/x86/boot.rst`).
+//!
+//! The kernel is a bzImage, which unpacks itself, or the unpacked kernel, an ELF file (`vmlinux`), which
+//! begins to run sooner. Both are entered in 64-bit mode with the address of the zero page in RSI.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -9,7 +12,7 @@ use guest_ram::{GuestRam, HIGH_RAM_START, LOW_RAM_LIMIT};
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use linux_loader::loader::{BzImage, KernelLoader};
+use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::layout;
@@ -30,9 +33,21 @@ const ENTRY_64: u64 = 0x200;
 const MAGIC: [u8; 4] = *b"HdrS";
 const MAGIC_OFFSET: u64 = 0x202;
 
+/// `boot_flag` and `header`, which an ELF file has not and Linux checks.
+const BOOT_FLAG: u16 = 0xaa55;
+
+/// `initrd_addr_max` of an ELF file, which does not say it: the value that all 64-bit kernels have.
+const INITRD_MAX: u32 = 0x7fff_ffff;
+
+/// The beginning of a 64-bit ELF file for x86-64, and where `e_machine` is.
+const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
+const ELF_CLASS_64: u8 = 2;
+const ELF_MACHINE: std::ops::Range<usize> = 18..20;
+const ELF_X86_64: [u8; 2] = 62_u16.to_le_bytes();
+
 const PAGE: u64 = 4096;
 
-/// Loads a kernel (a bzImage), its initrd and its command line into unused memory, as
+/// Loads a kernel (a bzImage or `vmlinux`), its initrd and its command line into unused memory, as
 /// [`run`](crate::run) does, and returns the address of the first instruction.
 ///
 /// # Errors
@@ -48,10 +63,26 @@ pub fn load_linux(
     BootFiles::open(kernel, initrd, command_line)?.load(ram, vcpus, 0)
 }
 
+/// The kinds of kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KernelFormat {
+    BzImage,
+    Elf,
+}
+
+/// A kernel in memory.
+struct Loaded {
+    entry: u64,
+    header: setup_header,
+    /// The end of the memory that it uses before it reads the memory map.
+    end: u64,
+}
+
 /// The files to boot. They stay open, so that a reset works even if their names are gone.
 #[derive(Debug)]
 pub(crate) struct BootFiles {
     kernel: NamedFile,
+    format: KernelFormat,
     initrd: Option<NamedFile>,
     command_line: Vec<u8>,
 }
@@ -72,15 +103,29 @@ impl NamedFile {
         Ok(Self { path: path.to_path_buf(), file })
     }
 
-    /// Checks for the boot protocol's magic early, long before the rest of the file is needed.
-    fn check_is_bzimage(&self) -> Result<(), BootError> {
-        let mut magic = [0; MAGIC.len()];
-        match self.file.read_exact_at(&mut magic, MAGIC_OFFSET) {
-            Ok(()) if magic == MAGIC => Ok(()),
-            Ok(()) => Err(BootError::NotBzImage { path: self.path.clone() }),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
-                Err(BootError::NotBzImage { path: self.path.clone() })
-            }
+    /// Finds out early, long before the rest of the file is needed, what kind of kernel it is.
+    fn kernel_format(&self) -> Result<KernelFormat, BootError> {
+        if let Some(start) = self.read_at::<{ ELF_MACHINE.end }>(0)?
+            && start.starts_with(&ELF_MAGIC)
+        {
+            let is_64_bit = start[ELF_MAGIC.len()] == ELF_CLASS_64;
+            return match is_64_bit && start[ELF_MACHINE] == ELF_X86_64 {
+                true => Ok(KernelFormat::Elf),
+                false => Err(BootError::Not64Bit { path: self.path.clone() }),
+            };
+        }
+        match self.read_at(MAGIC_OFFSET)? {
+            Some(MAGIC) => Ok(KernelFormat::BzImage),
+            _ => Err(BootError::NotAKernel { path: self.path.clone() }),
+        }
+    }
+
+    /// Bytes from the middle of the file, unless it ends before.
+    fn read_at<const N: usize>(&self, offset: u64) -> Result<Option<[u8; N]>, BootError> {
+        let mut bytes = [0; N];
+        match self.file.read_exact_at(&mut bytes, offset) {
+            Ok(()) => Ok(Some(bytes)),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
             Err(source) => Err(self.unreadable(source)),
         }
     }
@@ -111,9 +156,10 @@ impl BootFiles {
             });
         }
         let kernel = NamedFile::open("kernel", kernel)?;
-        kernel.check_is_bzimage()?;
+        let format = kernel.kernel_format()?;
         Ok(Self {
             kernel,
+            format,
             initrd: initrd.map(|path| NamedFile::open("initrd", path)).transpose()?,
             command_line: command_line.as_bytes().to_vec(),
         })
@@ -126,18 +172,13 @@ impl BootFiles {
         vcpus: u8,
         devices: usize,
     ) -> Result<u64, BootError> {
-        let memory = ram.memory();
-        // The boot data lies below.
-        let lowest = Some(GuestAddress(layout::HIGH_MEMORY));
-        let image = BzImage::load(&*memory, None, &mut self.kernel.file, lowest)
-            .map_err(|source| BootError::Kernel { path: self.kernel.path.clone(), source })?;
-        let mut header = image.setup_header.unwrap_or_default();
-        if { header.xloadflags } & HAS_64_BIT_ENTRY == 0 {
-            return Err(BootError::Not64Bit { path: self.kernel.path.clone() });
-        }
-        let kernel_end = self.kernel_end(ram, &header, image.kernel_load.0, image.kernel_end)?;
-        self.load_initrd(ram, &mut header, kernel_end)?;
+        let Loaded { entry, mut header, end } = match self.format {
+            KernelFormat::BzImage => self.load_bzimage(ram)?,
+            KernelFormat::Elf => self.load_elf(ram)?,
+        };
+        self.load_initrd(ram, &mut header, end)?;
 
+        let memory = ram.memory();
         memory
             .write_slice(&self.command_line, GuestAddress(layout::COMMAND_LINE))
             .map_err(BootError::Memory)?;
@@ -145,32 +186,66 @@ impl BootFiles {
         memory.write_slice(&tables, GuestAddress(layout::ACPI)).map_err(BootError::Memory)?;
         write_zero_page(ram, header)?;
         super::cpu::write_tables(ram)?;
-        Ok(image.kernel_load.0 + ENTRY_64)
+        Ok(entry)
     }
 
-    /// The end of the memory that the kernel uses before it reads the memory map. If its preferred
-    /// address is above its load address, it moves there first.
-    fn kernel_end(
-        &self,
+    fn load_bzimage(&mut self, ram: &GuestRam) -> Result<Loaded, BootError> {
+        let image = self.load_kernel::<BzImage>(ram)?;
+        let header = image.setup_header.unwrap_or_default();
+        if { header.xloadflags } & HAS_64_BIT_ENTRY == 0 {
+            return Err(BootError::Not64Bit { path: self.kernel.path.clone() });
+        }
+        let end = self.unpacked_end(&header, image.kernel_load.0)?.max(image.kernel_end);
+        self.check_room(ram, end)?;
+        Ok(Loaded { entry: image.kernel_load.0 + ENTRY_64, header, end })
+    }
+
+    fn load_elf(&mut self, ram: &GuestRam) -> Result<Loaded, BootError> {
+        let image = self.load_kernel::<Elf>(ram)?;
+        let end = image.kernel_end;
+        self.check_room(ram, end)?;
+        let entry = image.kernel_load.0;
+        if entry >= end {
+            return Err(BootError::NotAKernel { path: self.kernel.path.clone() });
+        }
+        let header = setup_header {
+            boot_flag: BOOT_FLAG,
+            header: u32::from_le_bytes(MAGIC),
+            initrd_addr_max: INITRD_MAX,
+            ..setup_header::default()
+        };
+        Ok(Loaded { entry, header, end })
+    }
+
+    fn load_kernel<L: KernelLoader>(
+        &mut self,
         ram: &GuestRam,
-        header: &setup_header,
-        loaded: u64,
-        loaded_end: u64,
-    ) -> Result<u64, BootError> {
-        let path = || self.kernel.path.clone();
+    ) -> Result<KernelLoaderResult, BootError> {
+        // The boot data lies below.
+        let lowest = Some(GuestAddress(layout::HIGH_MEMORY));
+        L::load(&*ram.memory(), None, &mut self.kernel.file, lowest)
+            .map_err(|source| BootError::Kernel { path: self.kernel.path.clone(), source })
+    }
+
+    /// Where a bzImage has unpacked itself to. If its preferred address is above its load address, it
+    /// moves there first.
+    fn unpacked_end(&self, header: &setup_header, loaded: u64) -> Result<u64, BootError> {
         let alignment = u64::from(header.kernel_alignment).max(1);
-        let end = loaded
+        loaded
             .max(header.pref_address)
             .checked_next_multiple_of(alignment)
             .and_then(|start| start.checked_add(header.init_size.into()))
-            .ok_or_else(|| BootError::NotBzImage { path: path() })?
-            .max(loaded_end);
+            .ok_or_else(|| BootError::NotAKernel { path: self.kernel.path.clone() })
+    }
+
+    fn check_room(&self, ram: &GuestRam, end: u64) -> Result<(), BootError> {
         let room = ram.end().get().min(LOW_RAM_LIMIT.get());
         if end > room {
+            let path = self.kernel.path.clone();
             let (need_mib, room_mib) = (end.div_ceil(1 << 20), room >> 20);
-            return Err(BootError::KernelTooBig { path: path(), need_mib, room_mib });
+            return Err(BootError::KernelTooBig { path, need_mib, room_mib });
         }
-        Ok(end)
+        Ok(())
     }
 
     fn load_initrd(

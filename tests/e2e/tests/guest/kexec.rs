@@ -14,14 +14,21 @@ const TOLERANCE: u64 = 24 * MIB;
 /// devices that cannot reach it (`swiotlb`), and the description of that memory's pages.
 const SET_ASIDE: u64 = 96 * MIB;
 
+/// Memory set aside for a crash kernel: enough for this one and its initramfs.
+const CRASH_KERNEL: &str = "init_on_alloc=0 crashkernel=192M";
+
 /// A guest that can start its kernel again, and its MemTotal.
 fn boot() -> Result<(Vm, u64)> {
+    boot_with(NO_CLEARING)
+}
+
+fn boot_with(append: &'static str) -> Result<(Vm, u64)> {
     let config = VmConfig {
         cpus: 2,
         memory: BOOT,
         max_memory: Some(2 * BOOT),
         kexec: true,
-        append: NO_CLEARING,
+        append,
         ..VmConfig::default()
     };
     let mut vm = Vm::start(&config)?;
@@ -33,7 +40,7 @@ fn boot() -> Result<(Vm, u64)> {
 /// Loads the next kernel with the tool's options `how`.
 fn load(vm: &mut Vm, how: &str) -> Result<()> {
     let files = "/next/kernel --initrd=/next/initrd --reuse-cmdline";
-    vm.agent.ask(&format!("run /sbin/kexec {how} --load {files}")).map(drop)
+    vm.agent.ask(&format!("run /sbin/kexec {how} {files}")).map(drop)
 }
 
 fn start_next_kernel(vm: &mut Vm) -> Result<()> {
@@ -51,7 +58,7 @@ fn total_is(vm: &mut Vm, expected: u64, tolerance: u64) -> Result<()> {
 #[test]
 fn a_kernel_that_knows_only_boot_memory_is_not_asked_for_more() -> Result<()> {
     let (mut vm, boot_total) = boot()?;
-    load(&mut vm, "--kexec-file-syscall")?;
+    load(&mut vm, "--kexec-file-syscall --load")?;
     vm.resize(GROWN)?;
     start_next_kernel(&mut vm)?;
 
@@ -76,7 +83,7 @@ fn a_kernel_that_knows_only_boot_memory_is_not_asked_for_more() -> Result<()> {
 fn a_kernel_that_knows_added_memory_has_all_of_it() -> Result<()> {
     let (mut vm, boot_total) = boot()?;
     vm.resize(GROWN)?;
-    load(&mut vm, "--kexec-syscall")?;
+    load(&mut vm, "--kexec-syscall --load")?;
     vm.resize(BOOT - 256 * MIB)?;
     start_next_kernel(&mut vm)?;
 
@@ -88,4 +95,34 @@ fn a_kernel_that_knows_added_memory_has_all_of_it() -> Result<()> {
     let status = vm.dynamic_memory()?;
     ensure!(status.unconfirmed == 0 && status.hot_added == GROWN - BOOT, "{status:?}");
     vm.power_off()
+}
+
+/// A crash kernel has the memory set aside for it and nothing else: the host must not take that for a
+/// guest with all the memory it had before, and the crashed kernel's memory is there to be saved.
+#[test]
+fn a_crash_kernel_saves_the_memory_of_a_guest_that_was_grown_and_shrunk() -> Result<()> {
+    let (mut vm, boot_total) = boot_with(CRASH_KERNEL)?;
+    vm.resize(GROWN)?;
+    load(&mut vm, "--kexec-syscall --load-panic")?;
+    vm.resize(BOOT - 256 * MIB)?;
+    vm.crash()?;
+    vm.agent.wait_up()?;
+    vm.wait_for_driver()?;
+
+    let total = vm.agent.meminfo()?.total;
+    ensure!(total < 192 * MIB, "MemTotal {total}: that is no crash kernel");
+    ensure!(vm.agent.ask("ls /proc")?.lines.iter().any(|file| file == "vmcore"), "no vmcore");
+    vm.agent.fill(1, 32 * MIB)?;
+    vm.agent.check(1)?;
+    let status = vm.approach(BOOT - 128 * MIB)?;
+    ensure!(vm.agent.meminfo()?.total + 64 * MIB > total, "the host took memory: {status:?}");
+    vm.agent.check(1)?;
+
+    vm.agent.ask("reboot")?;
+    vm.agent.wait_up()?;
+    vm.wait_for_size(BOOT)?;
+    total_is(&mut vm, boot_total, TOLERANCE)?;
+    vm.resize(BOOT - 256 * MIB)?;
+    vm.resize(BOOT)?;
+    vm.power_off_after_complaints("memory")
 }
