@@ -27,12 +27,14 @@ const SIZE_AT_END: usize = 4;
 ///
 /// The image has an unknown layout or compression, or the file cannot be written.
 pub(super) fn beside(image: &Path) -> Result<PathBuf> {
-    let name = image.file_name().and_then(|name| name.to_str()).context("a kernel without a name")?;
+    let name =
+        image.file_name().and_then(|name| name.to_str()).context("a kernel without a name")?;
     let file = image.with_file_name(name.replace("vmlinuz", "vmlinux"));
     ensure!(file != image, "{} is no vmlinuz", image.display());
     if !file.exists() {
         let bytes = fs::read(image).with_context(|| image.display().to_string())?;
-        let payload = payload(&bytes).with_context(|| format!("{} is no bzImage", image.display()))?;
+        let payload =
+            payload(&bytes).with_context(|| format!("{} is no bzImage", image.display()))?;
         write_whole(&file, &unpack(payload)?)?;
     }
     Ok(file)

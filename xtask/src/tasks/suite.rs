@@ -1,7 +1,8 @@
-//! Runs compiled test programs one after another and counts the results.
+//! Runs compiled test programs one after another and counts the results. Several machines can work on one
+//! list of tests: each takes the next one that none has taken.
 
 use std::fmt;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -16,8 +17,32 @@ pub(crate) struct Plan {
     pub(crate) programs: Vec<Program>,
     /// Arguments for each of them.
     pub(crate) args: Vec<String>,
-    /// Whether to show all output as it comes, rather than only that of failures: for slow tests.
-    pub(crate) live: bool,
+    /// For slow tests: each is run by itself, with its output as it comes, by one of the machines that
+    /// share this directory. The arguments of the programs are then the names of their tests.
+    pub(crate) shared: Option<PathBuf>,
+}
+
+/// Which tests have been taken by a machine, in a directory that machines share.
+#[derive(Debug)]
+pub(crate) struct Taken<'a>(pub(crate) &'a Path);
+
+impl Taken<'_> {
+    /// Takes the test with this number, unless another machine has it.
+    fn take(&self, number: usize) -> Result<bool> {
+        // Only one of those that make a directory succeeds.
+        match std::fs::create_dir(self.0.join(number.to_string())) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => {
+                Err(error).with_context(|| format!("test {number} of {}", self.0.display()))
+            }
+        }
+    }
+
+    /// How many tests have been taken.
+    pub(crate) fn count(&self) -> Result<usize> {
+        Ok(std::fs::read_dir(self.0)?.count())
+    }
 }
 
 /// A test program, as cargo built it.
@@ -74,11 +99,35 @@ pub(crate) fn parse_total(line: &str) -> Option<Tally> {
 ///
 /// A program cannot be started. A failed test is not an error.
 pub(crate) fn run(plan: &Plan) -> Result<Tally> {
+    if let Some(dir) = &plan.shared {
+        return run_share(plan, &Taken(dir));
+    }
     let mut total = Tally::default();
     for program in &plan.programs {
         let mut command = test_program(program);
         command.args(&program.args).args(&plan.args);
-        total.add(run_one(&program.label, &mut command, plan.live)?);
+        total.add(run_one(&program.label, &mut command, false)?);
+    }
+    Ok(total)
+}
+
+/// Runs those tests that no other machine takes.
+fn run_share(plan: &Plan, taken: &Taken) -> Result<Tally> {
+    let mut total = Tally::default();
+    let mut number = 0;
+    for program in &plan.programs {
+        let mut is_first = true;
+        for test in &program.args {
+            number += 1;
+            if !taken.take(number)? {
+                continue;
+            }
+            if std::mem::take(&mut is_first) {
+                println!("  {}", program.label);
+            }
+            let mut command = test_program(program);
+            total.add(run_one(test, command.arg(test).args(&plan.args), true)?);
+        }
     }
     Ok(total)
 }
@@ -99,9 +148,6 @@ fn test_program(program: &Program) -> Command {
 ///
 /// It cannot be started.
 pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<Tally> {
-    if live {
-        println!("  {label}");
-    }
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     // One pipe would be needed for both kinds of output in their original order; failures print to
     // stdout.
@@ -136,10 +182,10 @@ pub(crate) fn run_one(label: &str, command: &mut Command, live: bool) -> Result<
     Ok(tally)
 }
 
-/// Prints libtest's lines without headings and blank lines, and with the duration of each test.
+/// Prints libtest's lines without headings, sums and blank lines, and with the duration of each test.
 /// That is the time since the previous line, as tests with live output run one at a time.
 fn print_live(line: &str, took: Duration) {
-    if line.is_empty() || line.starts_with("running ") {
+    if line.is_empty() || line.starts_with("running ") || line.starts_with("test result: ok") {
         return;
     }
     match line.starts_with("test ") && !line.starts_with("test result") {
@@ -199,6 +245,29 @@ mod tests {
         assert_eq!(parse_total(&format!("{TOTAL} 3 0 1")), Some(tally));
         assert_eq!(parse_total(&format!("{TOTAL} 3 0")), None);
         assert_eq!(parse_total("test result: ok."), None);
+    }
+
+    #[test]
+    fn machines_that_share_tests_run_each_of_them_once() {
+        let programs = |tests: [&[&str]; 2]| {
+            let program = |tests: &&[&str]| Program {
+                label: "p".to_owned(),
+                executable: "true".into(),
+                dir: "/".into(),
+                env: Vec::new(),
+                args: tests.iter().map(|&test| test.to_owned()).collect(),
+            };
+            tests.iter().map(program).collect()
+        };
+        let shared = tempfile::tempdir().unwrap();
+        let taken = Taken(shared.path());
+        assert!(taken.take(2).unwrap(), "by another machine");
+        let programs = programs([&["a", "b"], &["c"]]);
+        let plan = Plan { programs, args: Vec::new(), shared: Some(shared.path().into()) };
+        run(&plan).unwrap();
+        assert_eq!(taken.count().unwrap(), 3);
+        assert!((1..=3).all(|number| !taken.take(number).unwrap()));
+        assert!(Taken(Path::new("/nowhere")).take(1).is_err());
     }
 
     #[test]

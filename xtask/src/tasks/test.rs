@@ -5,15 +5,17 @@
 //! other test runs on this machine directly.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use cargo_metadata::{Artifact, Message};
 use clap::ValueEnum;
+use tempfile::TempDir;
 
 use crate::debian::cache::write_whole;
 use crate::guest_image::{self, GuestKernel};
-use crate::tasks::suite::{self, Plan, Program, Tally};
+use crate::tasks::suite::{self, Plan, Program, Taken, Tally};
 use crate::{rig, workspace};
 
 /// The time limit for the tests in a rig, in seconds: several times what they need.
@@ -58,7 +60,7 @@ pub(crate) fn main(args: &TestArgs) -> Result<ExitCode> {
     let mut total = Tally::default();
     if args.only != Some(Part::Kvm) {
         println!("tests on this machine");
-        total.add(suite::run(&Plan { programs: host, args: args.args.clone(), live: false })?);
+        total.add(suite::run(&Plan { programs: host, args: args.args.clone(), shared: None })?);
         total.add(doc_tests(&args.args)?);
     }
     if args.only != Some(Part::Host) {
@@ -180,24 +182,26 @@ fn kvm_tests(programs: Vec<Program>, args: &TestArgs) -> Result<Tally> {
         true => EMULATED_MACHINES.min(std::thread::available_parallelism()?.get()),
         false => 1,
     };
+    let (reports, others) = split(programs, |test| test.contains(NEEDS_NEWER_KVM));
+    let mut tally = Tally::default();
+    let kernels = [(others, GuestKernel::Stable), (reports, GuestKernel::Backports)];
+    let shares: Vec<Share> = kernels
+        .into_iter()
+        .map(|(tests, kernel)| Share::new(tests, kernel, options(&args.args)))
+        .collect::<Result<_>>()?;
     let memory = rig::memory_mib(machines)?.to_string();
     let xtask = std::env::current_exe()?;
-    let (reports, others) = split(programs, |test| test.contains(NEEDS_NEWER_KVM));
-    let mut plans: Vec<(Vec<Program>, GuestKernel)> =
-        deal(&others, machines).into_iter().map(|hand| (hand, GuestKernel::Stable)).collect();
-    plans.extend(deal(&reports, 1).into_iter().map(|hand| (hand, GuestKernel::Backports)));
-    let mut rigs: Vec<Vec<Command>> = (0..machines).map(|_| Vec::new()).collect();
-    for (n, (programs, kernel)) in plans.into_iter().enumerate() {
-        let plan = Plan { programs, args: options(&args.args), live: true };
-        let file = workspace::target().join(format!("kvm-tests-{n}.json"));
-        write_whole(&file, &serde_json::to_vec(&plan)?)?;
+    let rig = |share: &Share| {
         let mut rig = workspace::mortal("TERM", xtask.as_os_str());
-        rig.args(["rig", "--memory", &memory, "--timeout", RIG_LIMIT, "--kernel", kernel.name()]);
-        rig.arg("--").arg(&xtask).arg("suite").arg(&file);
+        rig.args(["rig", "--memory", &memory, "--timeout", RIG_LIMIT]);
+        rig.args(["--kernel", share.kernel.name(), "--writable"]).arg(share.taken.path());
+        rig.arg("--").arg(&xtask).arg("suite").arg(&share.plan);
         rig.env("HVB_BIN", &hvb).env("HVB_MINIMAL_VMM", &minimal_vmm);
-        rigs[n % machines].push(rig);
+        rig
+    };
+    for results in run_in_rigs(machines, &shares, rig) {
+        tally.add(results?);
     }
-    let tally = run_in_rigs(rigs)?;
     ensure!(
         tally.count() == u64::try_from(expected)?,
         "{expected} tests need KVM, but only {} were run: see above",
@@ -220,26 +224,30 @@ fn split(programs: Tests, matches: impl Fn(&str) -> bool) -> (Tests, Tests) {
     (matching, others)
 }
 
-/// Deals the tests of all programs out to machines, in turn.
-fn deal(programs: &Tests, machines: usize) -> Vec<Vec<Program>> {
-    let mut hands = vec![Vec::new(); machines];
-    let mut turn = 0;
-    for (program, tests) in programs {
-        let mut shares = vec![Vec::new(); machines];
-        for test in tests {
-            shares[turn % machines].push(test.clone());
-            turn += 1;
-        }
-        for (hand, share) in hands.iter_mut().zip(shares) {
-            if !share.is_empty() {
-                let mut program = program.clone();
-                program.args = share;
-                hand.push(program);
-            }
-        }
+/// Tests for one kind of machine, which machines of this kind share.
+struct Share {
+    kernel: GuestKernel,
+    count: usize,
+    plan: PathBuf,
+    taken: TempDir,
+}
+
+impl Share {
+    fn new(tests: Tests, kernel: GuestKernel, args: Vec<String>) -> Result<Self> {
+        let taken = tempfile::Builder::new().prefix("taken-").tempdir_in(workspace::target())?;
+        let count = tests.iter().map(|(_, tests)| tests.len()).sum();
+        let programs =
+            tests.into_iter().map(|(program, args)| Program { args, ..program }).collect();
+        let plan = Plan { programs, args, shared: Some(taken.path().into()) };
+        let file = workspace::target().join(format!("kvm-tests-{}.json", kernel.name()));
+        write_whole(&file, &serde_json::to_vec(&plan)?)?;
+        Ok(Self { kernel, count, plan: file, taken })
     }
-    hands.retain(|hand| !hand.is_empty());
-    hands
+
+    /// Whether a machine would find nothing to do.
+    fn is_done(&self) -> Result<bool> {
+        Ok(Taken(self.taken.path()).count()? == self.count)
+    }
 }
 
 /// The arguments for a program whose tests are given by name: no filters, and one test at a time,
@@ -318,23 +326,27 @@ fn for_each_kernel(
     Ok(all)
 }
 
-/// Runs the rigs of each list one after the other, and all lists at the same time.
-fn run_in_rigs(lists: Vec<Vec<Command>>) -> Result<Tally> {
-    let marks = |n: usize| if lists.len() == 1 { String::new() } else { format!("{}|", n + 1) };
-    let marks: Vec<String> = (0..lists.len()).map(marks).collect();
-    let run = |(rigs, mark): (Vec<Command>, &String)| {
-        rigs.into_iter().map(|mut rig| run_in_rig(&mut rig, mark)).collect::<Vec<_>>()
+/// Runs so many machines at the same time, each with one share after the other, and returns their results.
+fn run_in_rigs(
+    machines: usize,
+    shares: &[Share],
+    rig: impl Fn(&Share) -> Command + Sync,
+) -> Vec<Result<Tally>> {
+    let run = |machine: usize| {
+        let mark = if machines == 1 { String::new() } else { format!("{}|", machine + 1) };
+        let mut total = Tally::default();
+        for share in shares {
+            if !share.is_done()? {
+                total.add(run_in_rig(&mut rig(share), &mark)?);
+            }
+        }
+        Ok(total)
     };
-    let tallies: Vec<Result<Tally>> = std::thread::scope(|scope| {
-        let lists = lists.into_iter().zip(&marks);
-        let threads: Vec<_> = lists.map(|list| scope.spawn(move || run(list))).collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("it does not panic")).collect()
-    });
-    let mut total = Tally::default();
-    for tally in tallies {
-        total.add(tally?);
-    }
-    Ok(total)
+    std::thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> = (0..machines).map(|n| scope.spawn(move || run(n))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
+    })
 }
 
 /// Shows the output of the suite as it comes, each line after the mark, and takes the tally from
@@ -382,24 +394,6 @@ mod tests {
             env: Vec::new(),
             args: vec!["--skip".to_owned(), "slow".to_owned()],
         }
-    }
-
-    #[test]
-    fn each_test_is_dealt_to_one_machine() {
-        let names = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
-        let programs = vec![
-            (program("a"), names(&["1", "2", "3"])),
-            (program("b"), names(&[])),
-            (program("c"), names(&["4"])),
-        ];
-        let shares = |machines| {
-            let hands = deal(&programs, machines);
-            let share = |p: &Program| format!("{} {}", p.label, p.args.join(","));
-            hands.iter().map(|hand| hand.iter().map(share).collect()).collect::<Vec<Vec<_>>>()
-        };
-        assert_eq!(shares(1), [["a 1,2,3", "c 4"]]);
-        assert_eq!(shares(2), [vec!["a 1,3"], vec!["a 2", "c 4"]]);
-        assert_eq!(shares(9), [["a 1"], ["a 2"], ["a 3"], ["c 4"]]);
     }
 
     #[test]
