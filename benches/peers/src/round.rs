@@ -68,8 +68,15 @@ impl Round {
     /// The guest does not come up, or a step takes too long.
     pub(crate) fn measure(peer: Peer, terms: Terms) -> Result<Self> {
         let most = if peer.can_add() { MOST } else { BOOT };
-        let machine =
-            Machine { cpus: 2, boot: BOOT, most, clears: terms.clears, append: "", devices: None };
+        let machine = Machine {
+            cpus: 2,
+            boot: BOOT,
+            most,
+            clears: terms.clears,
+            append: "",
+            devices: None,
+            group: None,
+        };
         let mut guest = Contestant::start(peer, machine)?;
         let round = Self::of(peer, &mut guest, terms.limit);
         if round.is_err() {

@@ -33,9 +33,11 @@ impl DebianImage {
     /// The variables are not set, because this was not started by `cargo xtask`.
     pub fn from_env() -> Result<Self> {
         let initrd = setup::path("HVB_IMAGE_INITRD")?;
+        let kernel = setup::path("HVB_IMAGE_KERNEL")?;
         let files = Setup {
             hvb: setup::path("HVB_BIN")?,
-            kernel: setup::path("HVB_IMAGE_KERNEL")?,
+            kernel: kernel.clone(),
+            vmlinux: kernel,
             initrd: initrd.clone(),
             kexec_initrd: initrd,
         };

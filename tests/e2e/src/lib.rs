@@ -6,6 +6,7 @@
 //! because silently skipped tests would be worse.
 
 mod agent;
+pub mod cgroup;
 mod config;
 mod console;
 pub mod debian;

@@ -45,6 +45,8 @@ pub struct Machine<'a> {
     pub append: &'a str,
     /// Its only disk and network card, where it has them: a raw image, and a tap interface.
     pub devices: Option<(&'a Path, &'a str)>,
+    /// The control group that its process is in.
+    pub group: Option<&'a Path>,
 }
 
 impl Peer {
@@ -129,10 +131,13 @@ impl Peer {
              -machine q35,hpet=off,memory-backend=ram -global ICH9-LPC.disable_s3=1 \
              -global ICH9-LPC.disable_s4=1 -smp {cpus} -cpu host,kvm=off,hv-relaxed,hv-vpindex,hv-synic,\
              hv-runtime,hv-time,hv-stimer,hv-vapic -m {boot}M,slots=2,maxmem=128G {device} \
-             -qmp unix:{socket},server=on,wait=off"
+             -qmp unix:{socket},server=on,wait=off -qmp unix:{socket}{SECOND},server=on,wait=off"
         )
     }
 }
+
+/// What the name of QEMU's second monitor ends with. Each of its monitors has one client at a time.
+const SECOND: &str = "-2";
 
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet memhp_default_state=online";
 
@@ -182,6 +187,17 @@ fn qemu() -> Result<Command> {
     Ok(qemu)
 }
 
+/// The same command, whose process is in a control group from its beginning.
+fn within(group: &Path, command: &Command) -> Result<Command> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(group.join("cgroup.procs"));
+    shell.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        shell.env(name, value.context("a variable without a value")?);
+    }
+    Ok(shell)
+}
+
 /// A peer that runs the guest; dropping it ends the process.
 #[derive(Debug)]
 pub struct PeerVm {
@@ -207,6 +223,9 @@ impl PeerVm {
         let setup = Setup::from_env()?;
         let dir = tempfile::Builder::new().prefix("hvb-peer-").tempdir()?;
         let mut command = peer.command(&setup, machine, &dir.path().join("qmp"))?;
+        if let Some(group) = machine.group {
+            command = within(group, &command)?;
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         command.stderr(File::create(dir.path().join("stderr"))?);
         let started = Instant::now();
@@ -222,6 +241,13 @@ impl PeerVm {
                 Err(error.context(words))
             }
         }
+    }
+
+    /// A monitor that is not in use by [`PeerVm::monitor`].
+    #[must_use]
+    pub fn second_socket(&self) -> PathBuf {
+        let end = if self.peer == Peer::Hvb { "" } else { SECOND };
+        self.dir.path().join(format!("qmp{end}"))
     }
 
     /// The process.

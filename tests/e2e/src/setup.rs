@@ -12,7 +12,7 @@ pub struct Setup {
     pub hvb: PathBuf,
     /// Debian's kernel, a bzImage.
     pub kernel: PathBuf,
-    /// The same, unpacked.
+    /// What most tests boot: the same, unpacked where `xtask` did that.
     pub vmlinux: PathBuf,
     /// An initramfs with `guest_agent`.
     pub initrd: PathBuf,

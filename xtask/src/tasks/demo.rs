@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::rig::emulator;
 use crate::tasks::test;
 use crate::{disk_image, guest_image, rig, workspace};
 
@@ -29,12 +30,19 @@ pub(crate) struct DemoArgs {
     /// workload/workload.svg in cargo's target directory.
     #[arg(long, conflicts_with_all = ["cpus", "memory", "to", "grow", "kernel"])]
     workload: bool,
+    /// Shows four machines of hvb and QEMU instead, whose memory follows their need, and draws it to
+    /// balance/balance.svg in cargo's target directory.
+    #[arg(long, conflicts_with_all = ["workload", "cpus", "memory", "to", "grow"])]
+    balance: bool,
 }
 
 /// Builds what is needed, runs the demo where KVM has Hyper-V, and returns its exit status.
 pub(crate) fn main(args: &DemoArgs) -> Result<ExitCode> {
     if args.workload {
         return workload();
+    }
+    if args.balance {
+        return balance(args.kernel);
     }
     ensure!(args.to < args.memory, "--to must be less than --memory");
     let grow = args.grow.unwrap_or_else(|| args.memory.saturating_mul(2));
@@ -66,4 +74,30 @@ fn workload() -> Result<ExitCode> {
     rig.env("HVB_IMAGE_KERNEL", &image.kernel).env("HVB_IMAGE_INITRD", &image.initrd);
     let status = rig.status().context("cannot start the rig")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the four machines, and draws the record of the balancer.
+fn balance(kernel: guest_image::GuestKernel) -> Result<ExitCode> {
+    eprintln!("demo: building hvb and the guest (a few minutes the first time)");
+    let guest = guest_image::build(kernel)?;
+    let hvb = test::build_program("hvb", "hvb")?;
+    let program = test::build_program("e2e", "balance")?;
+    let output = workspace::target().join("balance");
+    std::fs::create_dir_all(&output)?;
+    let record = output.join("balance.record");
+    let mut rig = std::process::Command::new(std::env::current_exe()?);
+    rig.args(["rig", "--writable"]).arg(&output);
+    rig.args(["--", &program, "--record"]).arg(&record);
+    rig.env("HVB_BIN", &hvb).envs(guest.environment()?);
+    rig.envs(emulator::get()?.peer_environment());
+    let status = rig.status().context("cannot start the rig")?;
+    if !status.success() {
+        return Ok(ExitCode::FAILURE);
+    }
+    let picture = output.join("balance.svg");
+    let mut plot = std::process::Command::new(&hvb);
+    let status = plot.args(["balance", "plot"]).arg(&record).arg("-o").arg(&picture).status()?;
+    ensure!(status.success(), "hvb balance plot failed");
+    println!("the picture: {}", picture.display());
+    Ok(ExitCode::SUCCESS)
 }

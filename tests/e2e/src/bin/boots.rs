@@ -91,8 +91,15 @@ fn boot_hvb(cpus: u32) -> Result<()> {
 }
 
 fn boot_qemu(qemu: Peer, cpus: u32) -> Result<()> {
-    let machine =
-        Machine { cpus, boot: MEMORY, most: 2 * MEMORY, clears: true, append: "", devices: None };
+    let machine = Machine {
+        cpus,
+        boot: MEMORY,
+        most: 2 * MEMORY,
+        clears: true,
+        append: "",
+        devices: None,
+        group: None,
+    };
     let mut vm = PeerVm::start(qemu, machine)?;
     if let Err(error) = vm.agent.wait_up() {
         return Err(error.context(vm.last_words()));

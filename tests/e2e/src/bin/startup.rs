@@ -86,6 +86,7 @@ fn start(peer: Peer, disk: &Path, tap: &str) -> Result<Start> {
         // The kernel's first words, before it has a console.
         append: "earlyprintk=ttyS0,115200 agent.modules=devices",
         devices: Some((disk, tap)),
+        group: None,
     };
     let mut vm = PeerVm::start(peer, machine)?;
     let kernel = vm.agent.first_word()?.saturating_duration_since(vm.started);
