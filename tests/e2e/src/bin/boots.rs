@@ -61,7 +61,8 @@ fn run(plan: &Plan) -> ExitCode {
                     let mut boots = boots.lock().expect("no thread panics with it");
                     boots.push(boot);
                     if boots.len() % 10 == 0 {
-                        println!("{} of {}", boots.len(), plan.count);
+                        let failed = boots.iter().filter(|boot: &&Boot| !boot.ok).count();
+                        println!("{} of {}, {failed} failed", boots.len(), plan.count);
                     }
                 }
             });
