@@ -45,14 +45,6 @@ impl Cpu {
         self.is_on("hv-passthrough", false) || self.is_on(enlightenment, false)
     }
 
-    /// Whether any is.
-    pub(crate) fn offers_any(&self) -> bool {
-        let is_one = |name: &str| name.starts_with("hv-") && name != "hv-vendor-id";
-        let mut all = self.properties.iter().filter(|(name, _)| is_one(name));
-        // `hv-spinlocks` has a number.
-        all.any(|(_, value)| switch(value) != Some(false))
-    }
-
     /// Whether the guest sees KVM's own signature.
     pub(crate) fn shows_kvm(&self) -> bool {
         self.is_on("kvm", true)
@@ -79,7 +71,7 @@ mod tests {
         let cpu = Cpu::parse("host,hv_synic,hv-vpindex=on,+hv-time,hv_vapic=off,-hv-runtime,kvm=off");
         let offered = ["hv-synic", "hv-vpindex", "hv-time", "hv-vapic", "hv-runtime", "hv-stimer"];
         assert_eq!(offered.map(|name| cpu.offers(name)), [true, true, true, false, false, false]);
-        assert!(!cpu.shows_kvm() && cpu.shows_hypervisor() && cpu.offers_any());
+        assert!(!cpu.shows_kvm() && cpu.shows_hypervisor());
     }
 
     #[test]
@@ -87,8 +79,6 @@ mod tests {
         let cpu = Cpu::parse("host,-hypervisor,hypervisor=on,hv_vendor_id=proxmox");
         assert!(!cpu.shows_hypervisor() && cpu.shows_kvm());
         assert_eq!(cpu.other_vendor(), Some("proxmox"));
-        assert!(!cpu.offers_any());
-        assert!(Cpu::parse("host,hv_spinlocks=0x1fff").offers_any());
         assert!(Cpu::parse("max,hv_passthrough").offers("hv-synic"));
         assert!(Cpu::default().shows_kvm());
     }

@@ -224,6 +224,29 @@ impl Description {
         found
     }
 
+    /// The bytes that the guest can have at most: what it boots with, and what hv-balloon can add.
+    #[must_use]
+    pub fn most(&self) -> Option<u64> {
+        let memdev = self.hv_balloons.iter().find_map(|balloon| balloon.memdev.as_ref());
+        let backend = self.backends.iter().find(|backend| Some(&backend.id) == memdev);
+        self.memory.boot?.checked_add(backend.and_then(|it| it.size).unwrap_or(0))
+    }
+
+    /// Takes in what a command line tells of a machine that runs and its monitor does not.
+    pub fn take_invisible(&mut self, invocation: &Invocation) {
+        let said = Self::of_options(invocation, &mut |_| Err(String::new()));
+        self.locked |= said.locked;
+        self.huge_ram |= said.huge_ram;
+        self.prealloc |= said.prealloc;
+        self.irqchip_off |= said.irqchip_off;
+        self.kernel_command_line = said.kernel_command_line;
+        self.guest = self.guest.or(said.guest);
+        self.cpu.text = said.cpu.text;
+        if let Origin::Proxmox(_) = said.origin {
+            self.origin = said.origin;
+        }
+    }
+
     /// All options as groups, with those of files, and with what `-set` changes.
     fn groups(&mut self, invocation: &Invocation, read: ReadConfig<'_>) -> Vec<Group> {
         let mut groups = Vec::new();

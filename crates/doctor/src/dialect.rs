@@ -84,8 +84,8 @@ impl<'a> Changes<'a> {
     /// Something that each of them has another word for.
     pub(crate) fn words(&mut self, option: &str, element: &str) -> Remedy {
         match self.machine.origin {
-            Origin::Libvirt(_) => self.other("change", element),
-            Origin::Qemu | Origin::Proxmox(_) => self.other("change", option),
+            Origin::Libvirt(_) => self.other("change to", element),
+            Origin::Qemu | Origin::Proxmox(_) => self.other("change to", option),
         }
     }
 

@@ -113,9 +113,10 @@ fn kvm(host: &Host) -> Vec<Finding> {
             }
         })
         .collect();
-    let names: Vec<&str> = capabilities.iter().filter(|it| it.present).map(|it| it.name).collect();
-    if !names.is_empty() {
-        let what = format!("KVM has {}", names.join(", "));
+    if capabilities.iter().all(|it| it.present || it.lost.is_some()) {
+        let more = capabilities.iter().filter(|it| it.present && it.lost.is_some());
+        let more: String = more.map(|it| format!(", {}", it.name)).collect();
+        let what = format!("KVM has all Hyper-V capabilities that VMBus needs{more}");
         findings.insert(0, Finding::new("kvm", Level::Fine, what));
     }
     findings

@@ -29,6 +29,12 @@ pub fn examine(machine: &Description) -> Section {
             .because("What is missing here may be there.")
     });
     findings.extend(gaps);
+    let of_one = |finding: &Finding| finding.guests != Guests::All && finding.level >= Level::Limits;
+    if machine.guest.is_none() && findings.iter().any(of_one) {
+        let what = "whether the guest is Linux or Windows is not to be seen from here";
+        let finding = Finding::new("guest", Level::Note, what);
+        findings.push(finding.remedy("to leave out what concerns the other, give", "--guest linux|windows"));
+    }
     let together = if findings.iter().map(|it| it.remedies.len()).sum::<usize>() > 1 {
         changes.together()
     } else {

@@ -47,10 +47,13 @@ pub(crate) fn of_element(number: &str, unit: Option<&str>) -> Option<u64> {
 /// A decimal number with a fraction, times `unit`, rounded down.
 fn scaled(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
     let fraction = fraction.get(..fraction.len().min(9))?;
     let scale = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
     let whole = u128::from(whole.parse::<u64>().ok()?) * u128::from(unit);
-    let part = u128::from(fraction.parse::<u64>().unwrap_or(0)) * u128::from(unit) / scale;
+    let part = u128::from(fraction.parse::<u64>().ok()?) * u128::from(unit) / scale;
     u64::try_from(whole.checked_add(part)?).ok()
 }
 

@@ -13,6 +13,10 @@ struct Needed {
     why: &'static str,
 }
 
+/// Why an enlightenment that Linux does without is needed.
+const WINDOWS: &str = "QEMU warns that some versions of Windows do not boot or do not enable VMBus \
+                       without it. Linux does without.";
+
 /// In the order in which they depend on each other.
 const NEEDED: [Needed; 7] = [
     Needed {
@@ -38,19 +42,19 @@ const NEEDED: [Needed; 7] = [
         flag: "hv-stimer",
         level: Level::Stops,
         guests: Guests::Windows,
-        why: "Windows Server 2016 and later do not enable VMBus without it, says QEMU, which warns. Linux does without.",
+        why: WINDOWS,
     },
     Needed {
         flag: "hv-vapic",
         level: Level::Stops,
         guests: Guests::Windows,
-        why: "Windows Server 2016 and later do not enable VMBus without it, says QEMU, which warns. Linux does without.",
+        why: WINDOWS,
     },
     Needed {
         flag: "hv-runtime",
         level: Level::Stops,
         guests: Guests::Windows,
-        why: "Windows Server 2016 and later do not enable VMBus without it, says QEMU, which warns. Linux does without.",
+        why: WINDOWS,
     },
     Needed {
         flag: "hv-relaxed",
