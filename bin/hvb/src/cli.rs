@@ -35,6 +35,8 @@ pub(crate) enum Command {
     List,
     /// Keep all virtual machines of this host at the memory that they need.
     Balance(Box<crate::balance_args::BalanceArgs>),
+    /// Say what stops Dynamic Memory on this host and in a virtual machine, and what puts it right.
+    Doctor(crate::doctor_args::DoctorArgs),
 }
 
 /// `hvb run`

@@ -9,6 +9,8 @@ mod cli;
 mod config;
 mod definition;
 mod disk;
+mod doctor;
+mod doctor_args;
 mod info;
 mod list;
 mod log;
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Stop(args) => stop::run(&args),
         Command::List => list::run().map(|()| ExitCode::SUCCESS),
         Command::Balance(args) => balance::run(*args).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(args) => Ok(doctor::run(&args)),
     });
     result.unwrap_or_else(|error| report::failure(&error))
 }

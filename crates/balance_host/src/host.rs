@@ -27,6 +27,14 @@ pub struct Host {
     pub(crate) processes: Vec<Option<Figures>>,
 }
 
+impl Host {
+    /// The memory that each process may have by the limits of its control groups, in KiB, in the order
+    /// in which they were asked for; `None` for no limit, and for a process that has ended.
+    pub fn limits_kib(&self) -> impl Iterator<Item = Option<u64>> + '_ {
+        self.processes.iter().map(|figures| figures.as_ref()?.sample.cgroup_limit_kib)
+    }
+}
+
 impl Default for HostReader {
     fn default() -> Self {
         Self::under(Path::new("/"))
@@ -100,7 +108,8 @@ impl HostReader {
 }
 
 /// The first number after a name at the beginning of a line.
-pub(crate) fn kib_field(text: &str, name: &str) -> Option<u64> {
+#[must_use]
+pub fn kib_field(text: &str, name: &str) -> Option<u64> {
     let words = text.lines().map(str::split_whitespace);
     words
         .filter_map(|mut words| Some((words.next()?, words.next()?)))
@@ -108,7 +117,8 @@ pub(crate) fn kib_field(text: &str, name: &str) -> Option<u64> {
 }
 
 /// The number in a file; `None` if there is none, or another word, such as `max`.
-pub(crate) fn number(file: &Path) -> Option<u64> {
+#[must_use]
+pub fn number(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 

@@ -34,7 +34,7 @@ pub use control::{Control, command};
 pub use core::{Core, Order, SetError, TooMany, UnknownVm, VmInput};
 pub use daemon::{Daemon, DaemonError, Handle, Notice, OnExit, Setup};
 pub use finder::{BadPattern, Found, find};
-pub use host::{Host, HostReader};
+pub use host::{Host, HostReader, kib_field, number};
 pub use operator::Operator;
 pub use qmp::ClientError;
 pub use reading::{Facts, Link, Reading, Stamped};

@@ -9,6 +9,7 @@
 mod boot;
 mod device;
 mod dm_messages;
+mod doctor;
 mod guest_memory;
 mod hvb_options;
 mod hypercalls;
@@ -33,6 +34,8 @@ mod config;
 mod definition;
 #[path = "../../../bin/hvb/src/disk.rs"]
 mod disk;
+#[path = "../../../bin/hvb/src/doctor_args.rs"]
+mod doctor_args;
 #[cfg_attr(not(test), expect(dead_code, reason = "other commands use more"))]
 #[path = "../../../bin/hvb/src/names.rs"]
 mod names;
@@ -65,6 +68,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "boot", run: boot::run },
     Target { name: "device", run: device::run },
     Target { name: "dm_messages", run: dm_messages::run },
+    Target { name: "doctor", run: doctor::run },
     Target { name: "hvb_options", run: hvb_options::run },
     Target { name: "hypercalls", run: hypercalls::run },
     Target { name: "page_set", run: page_set::run },

@@ -60,6 +60,7 @@ replayed!(
     boot,
     device,
     dm_messages,
+    doctor,
     hvb_options,
     hypercalls,
     page_set,
