@@ -120,7 +120,8 @@ fn process(pid: u32) -> Result<Machine> {
     match command_line::of_words(&words) {
         Ok(invocation) => Ok(understand_in(&directory, &invocation)),
         Err(Unreadable::Hvb) => {
-            let socket = own_socket(&directory, &words).context("this hvb has no monitor: start it with --name or --qmp")?;
+            let socket = own_socket(&directory, &words)
+                .context("this hvb has no monitor: start it with --name or --qmp")?;
             Ok(socket::read(&socket)?.0)
         }
         Err(error) => Err(error).with_context(|| format!("process {pid}")),

@@ -15,8 +15,24 @@ pub struct Invocation {
 
 /// Options that always have a value, even one that begins with `-`.
 const WITH_VALUE: [&str; 18] = [
-    "M", "accel", "append", "cpu", "device", "global", "kernel", "m", "machine", "mem-path", "name",
-    "netdev", "numa", "object", "overcommit", "readconfig", "set", "smp",
+    "M",
+    "accel",
+    "append",
+    "cpu",
+    "device",
+    "global",
+    "kernel",
+    "m",
+    "machine",
+    "mem-path",
+    "name",
+    "netdev",
+    "numa",
+    "object",
+    "overcommit",
+    "readconfig",
+    "set",
+    "smp",
 ];
 
 /// What ends a command in a shell.
@@ -30,6 +46,9 @@ const ENDS: [&str; 6] = ["&", "&&", "|", "||", ";", "}"];
 pub fn of_text(text: &str) -> Result<Invocation, Unreadable> {
     if text.len() > MAX_TEXT_BYTES {
         return Err(Unreadable::TooLong);
+    }
+    if text.trim_start().starts_with('<') {
+        return Err(Unreadable::IsXml);
     }
     let words = shlex::split(&text.replace("\r\n", "\n")).ok_or(Unreadable::OpenQuote)?;
     let mut found = of_words(&words)?;
@@ -72,13 +91,15 @@ pub(crate) fn options(words: &[String]) -> OptionList {
 }
 
 fn ends(word: &str) -> bool {
-    ENDS.contains(&word) || word.starts_with('>') || word.starts_with("2>") || word.starts_with("&>")
+    ENDS.contains(&word)
+        || word.starts_with('>')
+        || word.starts_with("2>")
+        || word.starts_with("&>")
 }
 
-/// The last component of a path, or of what follows a word such as `ExecStart=`.
+/// The last component of a path.
 fn name_of(word: &str) -> &str {
-    let path = word.rsplit('/').next().unwrap_or(word);
-    path.rsplit('=').next().unwrap_or(path)
+    word.rsplit('/').next().unwrap_or(word)
 }
 
 fn is_qemu(name: &str) -> bool {
@@ -143,6 +164,7 @@ mod tests {
     fn what_is_no_command_line_is_said() {
         assert_eq!(of_text("qemu-system-x86_64 -name 'x"), Err(Unreadable::OpenQuote));
         assert_eq!(of_text("ls -l"), Err(Unreadable::NoQemu));
+        assert_eq!(of_text("\n<domain type='kvm'/>"), Err(Unreadable::IsXml));
         assert_eq!(of_text(""), Err(Unreadable::NoQemu));
         assert_eq!(of_text("/usr/bin/hvb run --kernel x"), Err(Unreadable::Hvb));
         assert_eq!(of_text(&" ".repeat(MAX_TEXT_BYTES + 1)), Err(Unreadable::TooLong));

@@ -50,7 +50,14 @@ mod tests {
 
     #[test]
     fn other_files_are_none() {
-        for text in ["size = \"4G\"", "[memory", "[device \"b]", "[memory]\nsize = 4G", "[m]\nsize", "\u{7f}ELF"] {
+        for text in [
+            "size = \"4G\"",
+            "[memory",
+            "[device \"b]",
+            "[memory]\nsize = 4G",
+            "[m]\nsize",
+            "\u{7f}ELF",
+        ] {
             assert_eq!(parse(text), None, "{text}");
         }
         assert_eq!(parse(""), Some(Vec::new()));

@@ -68,7 +68,8 @@ mod tests {
 
     #[test]
     fn features_are_switched_in_all_of_qemu_s_ways() {
-        let cpu = Cpu::parse("host,hv_synic,hv-vpindex=on,+hv-time,hv_vapic=off,-hv-runtime,kvm=off");
+        let cpu =
+            Cpu::parse("host,hv_synic,hv-vpindex=on,+hv-time,hv_vapic=off,-hv-runtime,kvm=off");
         let offered = ["hv-synic", "hv-vpindex", "hv-time", "hv-vapic", "hv-runtime", "hv-stimer"];
         assert_eq!(offered.map(|name| cpu.offers(name)), [true, true, true, false, false, false]);
         assert!(!cpu.shows_kvm() && cpu.shows_hypervisor());

@@ -103,7 +103,7 @@ pub struct Description {
     pub version: Option<(i64, i64)>,
     /// Whether this QEMU was built with hv-balloon, if it is known.
     pub built_in: Option<bool>,
-    /// The accelerator, such as `kvm`.
+    /// The accelerator, such as `kvm`; empty if it is another that is not known.
     pub accelerator: String,
     /// Whether KVM emulates no interrupt controller (`kernel-irqchip=off`).
     pub irqchip_off: bool,

@@ -70,9 +70,8 @@ impl<'a> Changes<'a> {
         match self.machine.origin {
             Origin::Qemu => self.other("remove", "-device virtio-balloon…"),
             Origin::Proxmox(id) => self.other("run", format!("qm set {id} --balloon 0")),
-            Origin::Libvirt(_) => {
-                self.other("write instead of the present <memballoon>", "<memballoon model='none'/>")
-            }
+            Origin::Libvirt(_) => self
+                .other("write instead of the present <memballoon>", "<memballoon model='none'/>"),
         }
     }
 
@@ -156,7 +155,9 @@ impl<'a> Changes<'a> {
         }
         let features = self.features.join(",");
         Some(match &self.machine.cpu.text {
-            Some(text) => ("write instead of the present -cpu".into(), format!("-cpu {text},{features}")),
+            Some(text) => {
+                ("write instead of the present -cpu".into(), format!("-cpu {text},{features}"))
+            }
             None if self.machine.is_running => ("add to the value of -cpu".into(), features),
             None => ("add to the command line".into(), format!("-cpu host,{features}")),
         })

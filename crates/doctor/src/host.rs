@@ -161,7 +161,8 @@ fn pools(host: &Host) -> Vec<Finding> {
             size::words(pool.free.saturating_mul(pool.page))
         );
         let large = host.total.is_some_and(|total| bytes > total / 4);
-        let why = "Only programs that ask for such pages can use it; guests with ordinary memory cannot.";
+        let why =
+            "Only programs that ask for such pages can use it; guests with ordinary memory cannot.";
         let finding = Finding::new("pool", if large { Level::Limits } else { Level::Note }, what);
         let finding = finding.because(why);
         if !large {
@@ -184,9 +185,11 @@ fn overcommit(host: &Host) -> Option<Finding> {
             let finding = finding.remedy("run as root", "sysctl vm.overcommit_memory=0");
             finding.remedy("or add to QEMU's -object memory-backend-ram", "reserve=off")
         }
-        mode => {
-            Finding::new("overcommit", Level::Fine, format!("the kernel overcommits memory (mode {mode})"))
-        }
+        mode => Finding::new(
+            "overcommit",
+            Level::Fine,
+            format!("the kernel overcommits memory (mode {mode})"),
+        ),
     })
 }
 
@@ -206,7 +209,8 @@ fn pressure(host: &Host) -> Option<Finding> {
         Finding::new("psi", Level::Fine, "the kernel measures memory pressure (PSI)")
     } else {
         let why = "hvb balance then judges the host by free memory and swapping only.";
-        let finding = Finding::new("psi", Level::Limits, "the kernel does not measure memory pressure (PSI)");
+        let finding =
+            Finding::new("psi", Level::Limits, "the kernel does not measure memory pressure (PSI)");
         finding.because(why).remedy("boot the host with", "psi=1")
     })
 }
@@ -222,7 +226,8 @@ fn groups(host: &Host) -> Vec<Finding> {
             let what = "control groups are not unified (cgroup v1)";
             let why = "hvb balance does not see limits and pressure of VMs.";
             let finding = Finding::new("cgroup", Level::Limits, what).because(why);
-            findings.push(finding.remedy("boot the host with", "systemd.unified_cgroup_hierarchy=1"));
+            findings
+                .push(finding.remedy("boot the host with", "systemd.unified_cgroup_hierarchy=1"));
         }
         _ => {}
     }
@@ -250,7 +255,8 @@ fn ksm(host: &Host) -> Option<Finding> {
     Some(if host.ksm? {
         let why = "It splits huge pages of guests to merge parts of them; giving such memory back takes \
                    longer, and touching it again copies it.";
-        let finding = Finding::new("ksm", Level::Note, "the kernel merges equal pages (KSM)").because(why);
+        let finding =
+            Finding::new("ksm", Level::Note, "the kernel merges equal pages (KSM)").because(why);
         finding.remedy("to stop it, run as root", "echo 2 > /sys/kernel/mm/ksm/run")
     } else {
         Finding::new("ksm", Level::Fine, "the kernel does not merge pages (KSM)")

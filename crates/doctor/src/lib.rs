@@ -31,9 +31,7 @@ mod render;
 mod rules;
 mod size;
 
-pub use description::{
-    Backend, Chipset, Description, HvBalloon, Memory, Origin, ReadConfig,
-};
+pub use description::{Backend, Chipset, Description, HvBalloon, Memory, Origin, ReadConfig};
 pub use finding::{Finding, Guest, Guests, Level, Remedy, Report, Section};
 pub use options::OptionList;
 pub use rules::examine;
@@ -56,6 +54,9 @@ pub enum Unreadable {
         "there is no QEMU in it: give the words from qemu-system-x86_64 on, or options that begin with '-'"
     )]
     NoQemu,
+    /// It is XML.
+    #[error("this is XML: give it with --xml")]
+    IsXml,
     /// It is our own VMM.
     #[error("this is hvb, which has what its guest needs: give its monitor with --socket")]
     Hvb,

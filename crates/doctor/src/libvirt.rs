@@ -20,14 +20,41 @@ const MAX_NODES: u32 = 200_000;
 
 /// Libvirt's Hyper-V features that QEMU calls `hv-` and the same name, with `-` for `_`.
 const FEATURES: [&str; 15] = [
-    "avic", "emsr_bitmap", "evmcs", "frequencies", "ipi", "reenlightenment", "relaxed", "reset", "runtime",
-    "stimer", "synic", "tlbflush", "vapic", "vpindex", "xmm_input",
+    "avic",
+    "emsr_bitmap",
+    "evmcs",
+    "frequencies",
+    "ipi",
+    "reenlightenment",
+    "relaxed",
+    "reset",
+    "runtime",
+    "stimer",
+    "synic",
+    "tlbflush",
+    "vapic",
+    "vpindex",
+    "xmm_input",
 ];
 
 /// Names in libosinfo's addresses that are Linux distributions'.
 const LINUX: [&str; 16] = [
-    "almalinux", "alpinelinux", "archlinux", "centos", "debian", "fedora", "gentoo", "linuxmint", "manjaro",
-    "nixos", "opensuse", "oracle", "redhat", "rockylinux", "suse", "ubuntu",
+    "almalinux",
+    "alpinelinux",
+    "archlinux",
+    "centos",
+    "debian",
+    "fedora",
+    "gentoo",
+    "linuxmint",
+    "manjaro",
+    "nixos",
+    "opensuse",
+    "oracle",
+    "redhat",
+    "rockylinux",
+    "suse",
+    "ubuntu",
 ];
 
 /// Reads a domain's XML, which may be part of a larger document, such as a snapshot's. `read` reads the
@@ -35,10 +62,7 @@ const LINUX: [&str; 16] = [
 ///
 /// # Errors
 /// It is too long, no XML, or no domain of QEMU's.
-pub fn read(
-    text: &str,
-    read: ReadConfig<'_>,
-) -> Result<Description, Unreadable> {
+pub fn read(text: &str, read: ReadConfig<'_>) -> Result<Description, Unreadable> {
     if text.len() > MAX_TEXT_BYTES {
         return Err(Unreadable::TooLong);
     }
@@ -77,7 +101,8 @@ fn own_options(domain: Node<'_, '_>) -> OptionList {
     let lines = domain.children().filter(|node| node.has_tag_name((QEMU, "commandline")));
     let words = lines.flat_map(|line| line.children());
     let words = words.filter(|node| node.has_tag_name((QEMU, "arg")));
-    let words: Vec<String> = words.filter_map(|node| node.attribute("value")).map(str::to_owned).collect();
+    let words: Vec<String> =
+        words.filter_map(|node| node.attribute("value")).map(str::to_owned).collect();
     options(&words)
 }
 
@@ -122,10 +147,15 @@ fn processor(domain: Node<'_, '_>) -> String {
         let name = feature.tag_name().name();
         match name {
             "vendor_id" => {
-                words.push(format!("hv-vendor-id={}", feature.attribute("value").unwrap_or_default()));
+                words.push(format!(
+                    "hv-vendor-id={}",
+                    feature.attribute("value").unwrap_or_default()
+                ));
             }
             "spinlocks" => words.push("hv-spinlocks=0x1fff".to_owned()),
-            _ if FEATURES.contains(&name) => words.push(format!("hv-{}=on", name.replace('_', "-"))),
+            _ if FEATURES.contains(&name) => {
+                words.push(format!("hv-{}=on", name.replace('_', "-")))
+            }
             _ => {}
         }
     }
@@ -153,7 +183,8 @@ fn memory(domain: Node<'_, '_>, add: &mut impl FnMut(&str, String)) {
     // With maxMemory, <memory> may count memory that is added later; the cells have what the guest
     // boots with.
     let cells = at(domain, &["cpu", "numa"]).into_iter().flat_map(|numa| numa.children());
-    let cell = |node: Node<'_, '_>| size::of_element(node.attribute("memory")?, node.attribute("unit"));
+    let cell =
+        |node: Node<'_, '_>| size::of_element(node.attribute("memory")?, node.attribute("unit"));
     let cells: Vec<u64> = cells.filter_map(cell).collect();
     let cells = cells.into_iter().try_fold(0_u64, u64::checked_add).filter(|sum| *sum > 0);
     let whole = at(domain, &["memory"]).and_then(size);
@@ -238,7 +269,7 @@ mod tests {
     fn hostile_documents_are_refused() {
         let bomb = "<!DOCTYPE d [<!ENTITY a 'aaaa'><!ENTITY b '&a;&a;&a;'>]><domain>&b;</domain>";
         assert!(matches!(domain(bomb), Err(Unreadable::Xml(_))));
-        assert!(matches!(domain(&"<a>".repeat(1_000_000)), Err(Unreadable::Xml(_))));
+        assert!(matches!(domain(&"<a>".repeat(300_000)), Err(Unreadable::Xml(_))));
         let deep = format!("{}{}", "<a>".repeat(100_000), "</a>".repeat(100_000));
         assert_eq!(domain(&deep), Err(Unreadable::NoDomain));
         let wide = format!("<domain>{}</domain>", "<a/>".repeat(300_000));
@@ -269,6 +300,8 @@ mod tests {
              </qemu:commandline></domain>"
         );
         let found = domain(&text).unwrap();
-        assert!(found.cpu_overridden && !found.cpu.offers("hv-synic") && found.cpu.offers("hv-vpindex"));
+        assert!(
+            found.cpu_overridden && !found.cpu.offers("hv-synic") && found.cpu.offers("hv-vpindex")
+        );
     }
 }

@@ -18,7 +18,11 @@ pub trait Ask {
     ///
     /// # Errors
     /// The monitor is gone, or does not answer.
-    fn ask(&mut self, command: &str, arguments: Value) -> Result<Result<Value, String>, Self::Error>;
+    fn ask(
+        &mut self,
+        command: &str,
+        arguments: Value,
+    ) -> Result<Result<Value, String>, Self::Error>;
 }
 
 /// Asks a QEMU of this version, major and minor, for all that matters. Nothing in it is changed.
@@ -35,7 +39,7 @@ pub fn read<M: Ask>(monitor: &mut M, version: (i64, i64)) -> Result<Description,
     let name = get(monitor, "query-name", json!({}))?;
     found.name = name["name"].as_str().map(str::to_owned);
     let kvm = get(monitor, "query-kvm", json!({}))?;
-    found.accelerator = if kvm["enabled"] == true { "kvm" } else { "other than KVM" }.to_owned();
+    found.accelerator = if kvm["enabled"] == true { "kvm" } else { "" }.to_owned();
     let kinds = get(monitor, "qom-list-types", json!({ "implements": "hv-balloon" }))?;
     found.built_in = kinds.as_array().map(|kinds| !kinds.is_empty());
     board(monitor, &mut found)?;

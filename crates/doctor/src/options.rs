@@ -82,7 +82,8 @@ mod tests {
 
     #[test]
     fn the_last_of_several_wins_and_the_first_word_has_its_key() {
-        let found = Properties::parse("hv-balloon,id=a,,b,memdev=x,status-report,memdev=y", "driver");
+        let found =
+            Properties::parse("hv-balloon,id=a,,b,memdev=x,status-report,memdev=y", "driver");
         assert_eq!(found.get("driver"), Some("hv-balloon"));
         assert_eq!(found.get("id"), Some("a,b"));
         assert_eq!(found.get("memdev"), Some("y"));
@@ -92,7 +93,8 @@ mod tests {
 
     #[test]
     fn json_is_a_form_of_it() {
-        let text = r#"{"driver":"hv-balloon","status-report":true,"addr":34359738368,"x":{"y":[1]}}"#;
+        let text =
+            r#"{"driver":"hv-balloon","status-report":true,"addr":34359738368,"x":{"y":[1]}}"#;
         let found = Properties::parse(text, "driver");
         assert_eq!(found.get("driver"), Some("hv-balloon"));
         assert_eq!(found.is_on("status-report"), Some(true));

@@ -67,7 +67,8 @@ pub fn examine(own: &Own) -> Section {
         findings.push(Finding::new("waiting", Level::Note, what));
     }
     if own.maximum <= own.boot {
-        let finding = Finding::new("max-memory", Level::Limits, "the guest cannot grow past its boot memory");
+        let finding =
+            Finding::new("max-memory", Level::Limits, "the guest cannot grow past its boot memory");
         let finding = finding.because("Its maximum is what it boots with.");
         findings.push(finding.remedy("start hvb run with", "--max-memory SIZE"));
     } else if own.protocol.is_some() && !own.can_add {
@@ -75,19 +76,27 @@ pub fn examine(own: &Own) -> Section {
         findings.push(Finding::new("hot-add", Level::Limits, what));
     }
     if !own.reports {
-        let finding = Finding::new("status-report", Level::Limits, "the guest does not report its need");
+        let finding =
+            Finding::new("status-report", Level::Limits, "the guest does not report its need");
         let why = "Without reports nobody on the host knows what it could do without.";
         findings.push(finding.because(why).remedy("start hvb run with", "--status-report"));
     }
     if own.held > 0 {
-        let what = format!("{} that the guest gave up are still the host's to provide", crate::size::words(own.held));
+        let what = format!(
+            "{} that the guest gave up are still the host's to provide",
+            crate::size::words(own.held)
+        );
         let why = "They share a huge page of the host's pool with memory in use.";
         let finding = Finding::new("held", Level::Limits, what).because(why);
         findings.push(finding.remedy("start hvb run with", "--hugepages thp"));
     }
     if own.undiscarded > 0 {
-        let what = format!("the host failed to free {} that the guest gave up", crate::size::words(own.undiscarded));
-        findings.push(Finding::new("undiscarded", Level::Limits, what).because("Its log says why."));
+        let what = format!(
+            "the host failed to free {} that the guest gave up",
+            crate::size::words(own.undiscarded)
+        );
+        findings
+            .push(Finding::new("undiscarded", Level::Limits, what).because("Its log says why."));
     }
     Section { title: format!("VM {} (hvb)", own.name), findings, together: Vec::new() }
 }

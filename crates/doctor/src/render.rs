@@ -28,11 +28,16 @@ impl fmt::Display for Section {
         let all = self.findings.iter();
         let stops = all.clone().filter(|finding| finding.level == Level::Stops).count();
         let limits = all.filter(|finding| finding.level == Level::Limits).count();
-        let things = |count| if count == 1 { "1 thing".to_owned() } else { format!("{count} things") };
+        let things =
+            |count| if count == 1 { "1 thing".to_owned() } else { format!("{count} things") };
         match (stops, limits) {
             (0, 0) => writeln!(f, "  Nothing stops Dynamic Memory.")?,
-            (0, limits) => writeln!(f, "  Nothing stops Dynamic Memory; {} limit it.", things(limits))?,
-            (stops, _) => writeln!(f, "  Dynamic Memory does not work: see {} above.", things(stops))?,
+            (0, limits) => {
+                writeln!(f, "  Nothing stops Dynamic Memory; {} limit it.", things(limits))?
+            }
+            (stops, _) => {
+                writeln!(f, "  Dynamic Memory does not work: see {} above.", things(stops))?
+            }
         }
         if !self.together.is_empty() {
             writeln!(f, "\n  All changes together:")?;

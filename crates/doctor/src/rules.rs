@@ -29,11 +29,14 @@ pub fn examine(machine: &Description) -> Section {
             .because("What is missing here may be there.")
     });
     findings.extend(gaps);
-    let of_one = |finding: &Finding| finding.guests != Guests::All && finding.level >= Level::Limits;
+    let of_one =
+        |finding: &Finding| finding.guests != Guests::All && finding.level >= Level::Limits;
     if machine.guest.is_none() && findings.iter().any(of_one) {
         let what = "whether the guest is Linux or Windows is not to be seen from here";
         let finding = Finding::new("guest", Level::Note, what);
-        findings.push(finding.remedy("to leave out what concerns the other, give", "--guest linux|windows"));
+        findings.push(
+            finding.remedy("to leave out what concerns the other, give", "--guest linux|windows"),
+        );
     }
     let together = if findings.iter().map(|it| it.remedies.len()).sum::<usize>() > 1 {
         changes.together()
@@ -58,7 +61,11 @@ fn board(machine: &Description, changes: &mut Changes<'_>) -> Vec<Finding> {
     if let Some((major, minor)) = machine.version.filter(|version| *version < (8, 2)) {
         let what = format!("QEMU {major}.{minor} has no hv-balloon");
         let finding = Finding::new("version", Level::Stops, what);
-        findings.push(finding.because("The device came with QEMU 8.2.").remedy("install", "QEMU 8.2 or newer"));
+        findings.push(
+            finding
+                .because("The device came with QEMU 8.2.")
+                .remedy("install", "QEMU 8.2 or newer"),
+        );
     } else if machine.built_in == Some(false) {
         let finding = Finding::new("build", Level::Stops, "this QEMU was built without hv-balloon");
         let why = "Some distributions leave out devices that they do not support.";
@@ -66,7 +73,10 @@ fn board(machine: &Description, changes: &mut Changes<'_>) -> Vec<Finding> {
         findings.push(finding.because(why).remedy("install", remedy));
     }
     if machine.accelerator != "kvm" {
-        let what = format!("the machine runs without KVM (accelerator {})", machine.accelerator);
+        let what = match machine.accelerator.as_str() {
+            "" => "the machine runs without KVM".to_owned(),
+            other => format!("the machine runs without KVM (accelerator {other})"),
+        };
         let why = "Only with KVM does QEMU have the SynIC, Hyper-V's interrupt controller, on which \
                    VMBus depends.";
         let remedy = match machine.origin {
@@ -79,7 +89,8 @@ fn board(machine: &Description, changes: &mut Changes<'_>) -> Vec<Finding> {
     if machine.irqchip_off {
         let finding = Finding::new("irqchip", Level::Stops, "KVM emulates no interrupt controller");
         let why = "The SynIC needs KVM's local APIC.";
-        let remedy = changes.words("-machine kernel-irqchip=on (or split)", "<ioapic driver='kvm'/>");
+        let remedy =
+            changes.words("-machine kernel-irqchip=on (or split)", "<ioapic driver='kvm'/>");
         findings.push(with(finding.because(why), remedy));
     }
     if let Chipset::Other(name) = &machine.chipset {
@@ -91,7 +102,8 @@ fn board(machine: &Description, changes: &mut Changes<'_>) -> Vec<Finding> {
     if !machine.acpi {
         let finding = Finding::new("acpi", Level::Stops, "the machine has no ACPI");
         let why = "A guest finds VMBus by its ACPI device, and added memory by ACPI.";
-        let remedy = changes.words("no -no-acpi, and -machine acpi=on", "<features><acpi/></features>");
+        let remedy =
+            changes.words("no -no-acpi, and -machine acpi=on", "<features><acpi/></features>");
         findings.push(with(finding.because(why), remedy));
     }
     findings
@@ -99,7 +111,9 @@ fn board(machine: &Description, changes: &mut Changes<'_>) -> Vec<Finding> {
 
 /// What the guest itself must do.
 fn guest(machine: &Description) -> Option<Finding> {
-    if machine.guest == Some(Guest::Windows) || machine.hv_balloons.iter().all(|it| it.memdev.is_none()) {
+    if machine.guest == Some(Guest::Windows)
+        || machine.hv_balloons.iter().all(|it| it.memdev.is_none())
+    {
         return None;
     }
     let words = machine.kernel_command_line.as_deref().unwrap_or_default().split_whitespace();
@@ -108,8 +122,14 @@ fn guest(machine: &Description) -> Option<Finding> {
         return None;
     }
     let (level, what) = match machine.kernel_command_line {
-        Some(_) => (Level::Limits, "the kernel's command line does not say that added memory is to be brought online"),
-        None => (Level::Note, "whether the guest brings added memory online is not to be seen from here"),
+        Some(_) => (
+            Level::Limits,
+            "the kernel's command line does not say that added memory is to be brought online",
+        ),
+        None => (
+            Level::Note,
+            "whether the guest brings added memory online is not to be seen from here",
+        ),
     };
     let why = "Linux leaves added memory offline unless its configuration, its command line or a udev \
                rule says otherwise; then it cannot grow. Debian 13's kernel brings it online, Debian \

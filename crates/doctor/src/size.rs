@@ -91,7 +91,8 @@ mod tests {
         assert_eq!(mib("1.5g"), Some(3 * GIB / 2));
         assert_eq!(mib("8388608k"), Some(8 * GIB));
         assert_eq!(mib("0x400"), Some(GIB));
-        for text in ["", "G", "8Q", "-1", "1..2G", "99999999999999999999", "16777216T", "8 G", "é"] {
+        for text in ["", "G", "8Q", "-1", "1..2G", "99999999999999999999", "16777216T", "8 G", "é"]
+        {
             assert_eq!(mib(text), None, "{text}");
         }
     }

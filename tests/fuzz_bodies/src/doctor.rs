@@ -41,7 +41,10 @@ fn check(describe: &dyn Fn() -> Description) {
     assert!(report.to_string().lines().count() >= 2);
     let written = serde_json::to_string(&report).unwrap();
     let read: Value = serde_json::from_str(&written).unwrap();
-    assert_eq!(read["sections"][0]["findings"].as_array().map(Vec::len), Some(report.sections[0].findings.len()));
+    assert_eq!(
+        read["sections"][0]["findings"].as_array().map(Vec::len),
+        Some(report.sections[0].findings.len())
+    );
 }
 
 /// A monitor that answers one line after the other.

@@ -28,7 +28,8 @@ impl Process {
         let process = |pid: u32| {
             let name = fs::read_to_string(root.join(format!("proc/{pid}/comm"))).ok()?;
             let name = name.trim();
-            let is_vm = name.starts_with("qemu-system") || ["kvm", "qemu-kvm", "hvb"].contains(&name);
+            let is_vm =
+                name.starts_with("qemu-system") || ["kvm", "qemu-kvm", "hvb"].contains(&name);
             is_vm.then(|| Self { pid, name: format!("{name} with process {pid}"), most: None })
         };
         pids.filter_map(process).collect()
@@ -69,9 +70,9 @@ pub(super) fn read(root: &Path, processes: &[Process]) -> Host {
     let meminfo = text("proc/meminfo").unwrap_or_default();
     let bytes = |name| kib_field(&meminfo, name)?.checked_mul(1024);
     let groups = root.join("sys/fs/cgroup");
-    let nested = ["kvm_intel", "kvm_amd"].into_iter().find_map(|module| {
-        text(&format!("sys/module/{module}/parameters/nested"))
-    });
+    let nested = ["kvm_intel", "kvm_amd"]
+        .into_iter()
+        .find_map(|module| text(&format!("sys/module/{module}/parameters/nested")));
     Host {
         kvm: Kvm::Unasked,
         is_guest: text("proc/cpuinfo").map(|text| {
@@ -79,9 +80,8 @@ pub(super) fn read(root: &Path, processes: &[Process]) -> Host {
             flags.is_some_and(|line| line.split_whitespace().any(|flag| flag == "hypervisor"))
         }),
         nested: nested.map(|word| matches!(word.trim(), "Y" | "1")),
-        thp: text("sys/kernel/mm/transparent_hugepage/enabled").and_then(|text| {
-            Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())
-        }),
+        thp: text("sys/kernel/mm/transparent_hugepage/enabled")
+            .and_then(|text| Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())),
         pools: pools(&root.join("sys/kernel/mm/hugepages")),
         overcommit: number(&root.join("proc/sys/vm/overcommit_memory")),
         total: bytes("MemTotal:"),
@@ -104,8 +104,7 @@ fn pools(directory: &Path) -> Vec<Pool> {
         })
     };
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
-    let mut pools: Vec<Pool> =
-        entries.flatten().filter_map(|entry| pool(&entry.path())).collect();
+    let mut pools: Vec<Pool> = entries.flatten().filter_map(|entry| pool(&entry.path())).collect();
     pools.sort_by_key(|pool| pool.page);
     pools
 }

@@ -55,7 +55,9 @@ pub(super) fn read(socket: &Path) -> Result<(Machine, Option<u32>)> {
     let words = pid.and_then(|pid| file::words(&Path::new("/proc").join(pid.to_string())).ok());
     match words.and_then(|words| command_line::of_words(&words).ok()) {
         Some(invocation) => found.take_invisible(&invocation),
-        None => found.gaps.push("whether memory is locked, which the monitor does not show".to_owned()),
+        None => {
+            found.gaps.push("whether memory is locked, which the monitor does not show".to_owned())
+        }
     }
     Ok((Machine::Qemu(Box::new(found)), pid))
 }
@@ -69,7 +71,11 @@ struct Monitor<'a> {
 impl Ask for Monitor<'_> {
     type Error = ClientError;
 
-    fn ask(&mut self, command: &str, arguments: Value) -> Result<Result<Value, String>, ClientError> {
+    fn ask(
+        &mut self,
+        command: &str,
+        arguments: Value,
+    ) -> Result<Result<Value, String>, ClientError> {
         if Instant::now() >= self.end {
             let (path, command) = (self.socket.to_owned(), command.to_owned());
             return Err(ClientError::Timeout { path, command, timeout: CONVERSATION });

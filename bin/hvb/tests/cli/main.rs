@@ -3,6 +3,7 @@
 mod balance;
 mod balloon;
 mod common;
+mod doctor;
 mod errors;
 mod names;
 mod stop;

@@ -18,7 +18,9 @@ pub(super) fn examine(machine: &Description, changes: &mut Changes<'_>) -> Vec<F
         count => {
             let what = format!("there are {count} devices vmbus-bridge");
             let finding = Finding::new("vmbus-bridges", Level::Stops, what);
-            findings.push(finding.because("QEMU refuses a second one.").remedy("remove", "all but one"));
+            findings.push(
+                finding.because("QEMU refuses a second one.").remedy("remove", "all but one"),
+            );
         }
     }
     if machine.bridge_late {
@@ -46,13 +48,15 @@ pub(super) fn examine(machine: &Description, changes: &mut Changes<'_>) -> Vec<F
     }
     let Some(balloon) = balloons.first() else { return findings };
     if !balloon.status_report {
-        let finding = Finding::new("status-report", Level::Limits, "the guest does not report its need");
+        let finding =
+            Finding::new("status-report", Level::Limits, "the guest does not report its need");
         let why = "Without reports nobody on the host knows what the guest could do without, so its \
                    memory does not follow its need by itself. QEMU leaves them off unless told.";
         findings.push(with(finding.because(why), changes.balloon("status-report=on")));
     }
     if machine.reported == Some(false) {
-        let finding = Finding::new("driver", Level::Stops, "the guest's driver has sent no report yet");
+        let finding =
+            Finding::new("driver", Level::Stops, "the guest's driver has sent no report yet");
         let why = "It sends one each second once it runs: the guest is still booting, or its driver \
                    does not run, for one of the reasons here or because it was not loaded.";
         let text = "dmesg | grep -e hv_vmbus -e hv_balloon; modprobe hv_balloon";
@@ -61,7 +65,8 @@ pub(super) fn examine(machine: &Description, changes: &mut Changes<'_>) -> Vec<F
     match &balloon.memdev {
         None => {
             let finding = Finding::new("memdev", Level::Limits, "hv-balloon has no memdev");
-            let why = "It can take memory and give it back, but not grow the guest past its boot memory.";
+            let why =
+                "It can take memory and give it back, but not grow the guest past its boot memory.";
             let added = added(machine);
             let object = changes.option("object", backend(added));
             let device = changes.balloon("memdev=hvb-more");
@@ -70,7 +75,8 @@ pub(super) fn examine(machine: &Description, changes: &mut Changes<'_>) -> Vec<F
         Some(memdev) if !machine.backends.iter().any(|backend| backend.id == *memdev) => {
             let what = format!("there is no memory backend '{memdev}', which hv-balloon names");
             let finding = Finding::new("memdev-missing", Level::Stops, what);
-            let text = format!("memory-backend-ram,id={memdev},size={}", size::option(added(machine)));
+            let text =
+                format!("memory-backend-ram,id={memdev},size={}", size::option(added(machine)));
             let finding = finding.because("QEMU does not start.");
             findings.push(with(finding, changes.option("object", text)));
         }

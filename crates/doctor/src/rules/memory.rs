@@ -26,12 +26,16 @@ pub(super) fn examine(machine: &Description, changes: &mut Changes<'_>) -> Vec<F
         let why = "QEMU gives back whole small pages only: the host gets nothing, although QEMU counts \
                    the pages as given back. Transparent huge pages do not have this problem.";
         let option = "memory-backend-ram instead of huge pages (-mem-path, hugetlb=on)";
-        findings.push(with(finding.because(why), changes.words(option, "no <hugepages> below <memoryBacking>")));
+        findings.push(with(
+            finding.because(why),
+            changes.words(option, "no <hugepages> below <memoryBacking>"),
+        ));
     }
     if machine.locked {
         let finding = Finding::new("locked", Level::Stops, "the machine's memory is locked");
         let why = "The kernel does not discard locked pages, so the host never has them back.";
-        let remedy = changes.words("-overcommit mem-lock=off", "no <locked/> below <memoryBacking>");
+        let remedy =
+            changes.words("-overcommit mem-lock=off", "no <locked/> below <memoryBacking>");
         findings.push(with(finding.because(why), remedy));
     }
     if !machine.pinning.is_empty() {
@@ -55,15 +59,20 @@ pub(super) fn examine(machine: &Description, changes: &mut Changes<'_>) -> Vec<F
     if machine.prealloc || of_guest.iter().any(|backend| backend.prealloc) {
         let what = "all memory is allocated when the machine starts";
         let finding = Finding::new("prealloc", Level::Limits, what);
-        let why = "Memory that the guest may grow into is taken from the host before the guest has it.";
+        let why =
+            "Memory that the guest may grow into is taken from the host before the guest has it.";
         let option = "prealloc=off, and no -mem-prealloc";
-        findings.push(with(finding.because(why), changes.words(option, "no <allocation mode='immediate'/>")));
+        findings.push(with(
+            finding.because(why),
+            changes.words(option, "no <allocation mode='immediate'/>"),
+        ));
     }
     findings
 }
 
 fn maxmem(machine: &Description, changes: &mut Changes<'_>) -> Option<Finding> {
-    let wants_more = machine.hv_balloons.is_empty() || machine.hv_balloons.iter().any(|it| it.memdev.is_some());
+    let wants_more =
+        machine.hv_balloons.is_empty() || machine.hv_balloons.iter().any(|it| it.memdev.is_some());
     // Without a memdev there is nothing to place, and the finding on it says what else is needed.
     let boot = machine.memory.boot?;
     let slots = machine.memory.slots;
@@ -73,9 +82,15 @@ fn maxmem(machine: &Description, changes: &mut Changes<'_>) -> Option<Finding> {
     if has.is_some_and(|max| max >= least) || (!wants_more && has.is_none()) {
         return None;
     }
-    let level = if machine.hv_balloons.iter().any(|it| it.memdev.is_some()) { Level::Stops } else { Level::Limits };
+    let level = if machine.hv_balloons.iter().any(|it| it.memdev.is_some()) {
+        Level::Stops
+    } else {
+        Level::Limits
+    };
     let what = match has {
-        Some(max) => format!("maxmem is {}, and at least {} is needed", size::words(max), size::words(least)),
+        Some(max) => {
+            format!("maxmem is {}, and at least {} is needed", size::words(max), size::words(least))
+        }
         None => "there is no maxmem".to_owned(),
     };
     let why = format!(

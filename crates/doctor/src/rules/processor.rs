@@ -38,24 +38,9 @@ const NEEDED: [Needed; 7] = [
         guests: Guests::Windows,
         why: "hv-stimer depends on it.",
     },
-    Needed {
-        flag: "hv-stimer",
-        level: Level::Stops,
-        guests: Guests::Windows,
-        why: WINDOWS,
-    },
-    Needed {
-        flag: "hv-vapic",
-        level: Level::Stops,
-        guests: Guests::Windows,
-        why: WINDOWS,
-    },
-    Needed {
-        flag: "hv-runtime",
-        level: Level::Stops,
-        guests: Guests::Windows,
-        why: WINDOWS,
-    },
+    Needed { flag: "hv-stimer", level: Level::Stops, guests: Guests::Windows, why: WINDOWS },
+    Needed { flag: "hv-vapic", level: Level::Stops, guests: Guests::Windows, why: WINDOWS },
+    Needed { flag: "hv-runtime", level: Level::Stops, guests: Guests::Windows, why: WINDOWS },
     Needed {
         flag: "hv-relaxed",
         level: Level::Limits,
@@ -77,10 +62,17 @@ pub(super) fn examine(machine: &Description, changes: &mut Changes<'_>) -> Vec<F
         let finding = Finding::new("hypervisor", Level::Stops, what);
         let why = "Neither Linux nor Windows then looks for Hyper-V.";
         let element = "<feature policy='disable' name='hypervisor'/>";
-        findings.push(with(finding.because(why), changes.without_feature("hypervisor=off (or -hypervisor)", element)));
+        findings.push(with(
+            finding.because(why),
+            changes.without_feature("hypervisor=off (or -hypervisor)", element),
+        ));
     }
     if cpu.shows_kvm() && Guests::Linux.has(machine.guest) {
-        let finding = Finding::new("kvm-signature", Level::Stops, "the guest sees KVM's signature beside Hyper-V's");
+        let finding = Finding::new(
+            "kvm-signature",
+            Level::Stops,
+            "the guest sees KVM's signature beside Hyper-V's",
+        );
         let why = "Linux then takes KVM for its hypervisor, and never starts its Hyper-V drivers. \
                    Windows does not look at it.";
         findings.push(with(finding.because(why).only(Guests::Linux), changes.feature("kvm=off")));
@@ -97,7 +89,8 @@ pub(super) fn examine(machine: &Description, changes: &mut Changes<'_>) -> Vec<F
             continue;
         }
         // With hv-stimer and without what it depends on, QEMU does not start.
-        let guests = if flag == "hv-time" && cpu.offers("hv-stimer") { Guests::All } else { guests };
+        let guests =
+            if flag == "hv-time" && cpu.offers("hv-stimer") { Guests::All } else { guests };
         let finding = Finding::new(flag, level, format!("{flag} is missing"));
         let finding = finding.because(why).only(guests);
         if guests.has(machine.guest) {
@@ -105,7 +98,8 @@ pub(super) fn examine(machine: &Description, changes: &mut Changes<'_>) -> Vec<F
         }
     }
     if machine.s4 == Some(true) && machine.acpi && Guests::Linux.has(machine.guest) {
-        let finding = Finding::new("s4", Level::Stops, "the guest is offered sleep state S4, hibernation");
+        let finding =
+            Finding::new("s4", Level::Stops, "the guest is offered sleep state S4, hibernation");
         let why = "Linux then ignores each request to give or take memory, since it prefers to be able \
                    to hibernate.";
         let finding = finding.because(why).only(Guests::Linux);
