@@ -12,6 +12,7 @@ use cargo_metadata::{Artifact, Message};
 use clap::ValueEnum;
 
 use crate::debian::cache::write_whole;
+use crate::debian::packages;
 use crate::guest_image::{self, GuestKernel};
 use crate::tasks::suite::{self, Plan, Program, Tally};
 use crate::{rig, workspace};
@@ -58,6 +59,7 @@ pub(crate) fn main(args: &TestArgs) -> Result<ExitCode> {
     let mut total = Tally::default();
     if args.only != Some(Part::Kvm) {
         println!("tests on this machine");
+        packages::ensure_installed(&[packages::PASST])?;
         total.add(suite::run(&Plan { programs: host, args: args.args.clone(), live: false })?);
         total.add(doc_tests(&args.args)?);
     }
