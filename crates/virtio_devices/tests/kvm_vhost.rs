@@ -213,6 +213,7 @@ fn added_memory_is_reached_and_removed_memory_is_not() {
         card.exchange(inside, "in memory that was added");
         card.exchange(inside + BLOCK - 100, "on both sides of a border between blocks");
         assert!(card.is_served_by_kernel());
+        card.driver.put(inside, &[0x77; 2000]);
         // Its addresses in the host stay mapped: only the kernel's table says that it is gone.
         card.driver.ram.remove(pages(1)).unwrap();
         card.driver.device.memory_changed();
@@ -228,7 +229,7 @@ fn added_memory_is_reached_and_removed_memory_is_not() {
         assert!(!card.is_served_by_kernel());
         assert_eq!(card.completed(), 0);
         card.add(1);
-        assert_eq!(card.driver.get(inside, 100)[..20], [0; 20]);
+        assert_eq!(card.driver.get(inside, 2000), [0x77; 2000]);
         card.exchange(DATA, "by threads");
         card.driver.set_up(VERSION_1);
         assert!(card.is_served_by_kernel());
@@ -286,8 +287,8 @@ fn a_page_that_the_hosts_pool_has_breaks_the_request_and_ends_nothing() {
         let broadcast = Ipv4Addr::from(u32::from(card.host) | 7);
         card.socket.send_to(b"lost", (broadcast, PORT)).unwrap();
         thread::sleep(Duration::from_secs(1));
-        // However the kernel takes it, a reset makes the card work again.
-        while card.refused.try_recv().is_ok() {}
+        let told = card.refused.try_recv().ok();
+        eprintln!("XXX {queue} {told:?} {:?} {}", card.driver.completed(), card.is_served_by_kernel());
         card.driver.set_up(VERSION_1);
         assert!(card.is_served_by_kernel());
         card.exchange(DATA, "after a reset");
