@@ -111,8 +111,10 @@ pub struct VirtQueue {
     signals: Arc<Signals>,
     /// Written by the guest's notifications. Blocks its readers.
     kick: EventFd,
-    /// Written by the kernel when it cannot serve the queue, and to wake the thread that waits for that.
+    /// Written by the kernel when it cannot serve the queue. Only threads of the device read it.
     error: EventFd,
+    /// Written when the queue is not the kernel's any more.
+    returned: EventFd,
     state: Mutex<State>,
 }
 
@@ -151,8 +153,9 @@ impl VirtQueue {
     pub(crate) fn new(size: u16, ram: Arc<GuestRam>, signals: Arc<Signals>) -> io::Result<Self> {
         let queue = Queue::new(size).map_err(|_| io::ErrorKind::InvalidInput)?;
         let state = State { queue, is_live: false, is_lent: false, life: 0, features: 0 };
-        let (kick, error) = (EventFd::new(0)?, EventFd::new(EFD_NONBLOCK)?);
-        Ok(Self { ram, signals, kick, error, state: Mutex::new(state) })
+        let (error, returned) = (EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?);
+        let kick = EventFd::new(0)?;
+        Ok(Self { ram, signals, kick, error, returned, state: Mutex::new(state) })
     }
 
     /// The eventfd to which the hypervisor turns the guest's notifications.
@@ -175,8 +178,11 @@ impl VirtQueue {
                     let _ = self.kick.read();
                 }
                 life => {
-                    wait_for(&[(&self.error, EventSet::IN)]);
-                    if self.error.read().is_ok() && self.lent_life() == life {
+                    wait_for(&[(&self.error, EventSet::IN), (&self.returned, EventSet::IN)]);
+                    let is_over = self.returned.read().is_ok();
+                    let has_failed = self.error.read().is_ok();
+                    // A failure may be one of a life that is over. If not, it is repeated.
+                    if has_failed && !is_over && self.lent_life() == life {
                         return Some(Next::KernelFailed);
                     }
                 }
@@ -304,8 +310,6 @@ impl VirtQueue {
         }
         state.go_live(features);
         state.is_lent = true;
-        // What the kernel said of an earlier life.
-        let _ = self.error.read();
         let queue = &state.queue;
         Some(Rings {
             size: queue.size(),
@@ -333,7 +337,7 @@ impl VirtQueue {
     /// Wakes the threads, wherever they wait.
     fn wake(&self, was_lent: bool) {
         if was_lent {
-            let _ = self.error.write(1);
+            let _ = self.returned.write(1);
         }
         self.notify();
     }

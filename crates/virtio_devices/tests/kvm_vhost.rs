@@ -277,18 +277,24 @@ fn a_page_that_the_hosts_pool_has_breaks_the_request_and_ends_nothing() {
         let mut card = Card::start(queue, net, HugePages::Pool2M);
         assert!(card.is_served_by_kernel());
         card.exchange(DATA, "in pool pages");
+        for page in 0..RAM / BLOCK {
+            card.driver.put(page * BLOCK + BLOCK / 2, &[1]);
+        }
         let start = Gpa::new(6 * MIB).gpfn().unwrap();
         let page = PageRange::new(start, PageCount::from_bytes(BLOCK)).unwrap();
         card.driver.ram.discard(&[page]).unwrap();
         // The pool keeps none for a touch.
         std::fs::write(POOL, (RAM / BLOCK - 1).to_string()).unwrap();
+        let free = std::fs::read_to_string("/proc/meminfo").unwrap();
+        assert!(free.contains("HugePages_Free:        0"), "{free}");
         card.driver.request(&[(6 * MIB, 1000, queue == RECEIVE)]);
         card.notify();
         let broadcast = Ipv4Addr::from(u32::from(card.host) | 7);
         card.socket.send_to(b"lost", (broadcast, PORT)).unwrap();
         thread::sleep(Duration::from_secs(1));
-        let told = card.refused.try_recv().ok();
-        eprintln!("XXX {queue} {told:?} {:?} {}", card.driver.completed(), card.is_served_by_kernel());
+        // Linux 6.1 reports an error for a frame to receive, and tries again and again to send one.
+        while card.refused.try_recv().is_ok() {}
+        assert!(card.driver.completed().is_none_or(|(_, len)| len == 0));
         card.driver.set_up(VERSION_1);
         assert!(card.is_served_by_kernel());
         card.exchange(DATA, "after a reset");
