@@ -15,8 +15,8 @@ use clap::{Parser, Subcommand};
 
 use rig::{emulator, host};
 use tasks::{
-    boots, coverage, demo, fuzz, image, lint, msrv, mutants, package, peers, public_api,
-    record_bus, sanitize, soak, startup, suite, test, toolchain,
+    boots, coverage, demo, device_lines, fuzz, image, lint, msrv, mutants, package, peers,
+    public_api, record_bus, sanitize, soak, startup, suite, test, toolchain,
 };
 
 /// Tasks of the hv-balloon project.
@@ -53,6 +53,8 @@ enum Task {
     BenchPeers(peers::PeersArgs),
     /// Measures how fast a machine starts and how little memory it takes, beside QEMU's microvm.
     BenchStartup(startup::StartupArgs),
+    /// Counts the lines of our own code that each virtio device takes.
+    DeviceLines,
     /// Checks what the compiler does not: layers, purity, manifests, file sizes, links.
     Lint,
     /// Checks that the compiler in use is the oldest one that README.md and `rust-version` promise.
@@ -119,6 +121,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Mutants(args) => mutants::main(&args),
         Task::BenchPeers(args) => peers::main(&args),
         Task::BenchStartup(args) => startup::main(&args),
+        Task::DeviceLines => device_lines::main(),
         Task::Lint => lint::main(),
         Task::Toolchain => toolchain::main(),
         Task::Msrv => msrv::main(),

@@ -91,12 +91,13 @@ pub(crate) struct RunArgs {
     pub(crate) disk: Vec<DiskConfig>,
 
     /// Network card: passt starts passt, passt=SOCKET connects to one that runs, tap=NAME opens a tap
-    /// interface, tap-fd=N takes over one that is open. May be given several times. Without an
-    /// address, the card has one that follows from the path of the first writable disk, or of the
+    /// interface, tap-fd=N takes over one that is open. With a tap interface, the host's kernel moves
+    /// the frames if /dev/vhost-net can be opened, unless vhost=off; vhost=on makes it an error if it
+    /// cannot. May be given several times. Without an address, the card has one that follows from the path of the first writable disk, or of the
     /// monitor socket, or of the kernel.
     #[arg(
         long,
-        value_name = "passt[=SOCKET]|tap=NAME|tap-fd=N[,mac=MAC]",
+        value_name = "passt[=SOCKET]|tap=NAME|tap-fd=N[,mac=MAC][,vhost=on|off|auto]",
         value_parser = crate::network::parse
     )]
     pub(crate) net: Vec<NetConfig>,

@@ -1,11 +1,11 @@
 //! `--net`: the text of the option.
 
-use vmm::{LinkConfig, NetConfig};
+use vmm::{LinkConfig, NetConfig, UseVhost};
 
 use crate::disk::split;
 
-/// Reads `passt[=SOCKET][,mac=MAC]`, `tap=NAME[,mac=MAC]` or `tap-fd=N[,mac=MAC]`. A comma in a name is
-/// written twice.
+/// Reads `passt[=SOCKET]`, `tap=NAME` or `tap-fd=N`, followed by `,mac=MAC` and `,vhost=on|off|auto` if
+/// need be. A comma in a name is written twice.
 pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
     let mut parts = split(text).into_iter();
     let link = parts.next().unwrap_or_default();
@@ -23,11 +23,18 @@ pub(crate) fn parse(text: &str) -> Result<NetConfig, String> {
             return Err(format!("{link} is not known: give {forms}"));
         }
     };
-    let mut network = NetConfig { link, mac: None };
+    let mut network = NetConfig { link, mac: None, vhost: UseVhost::Auto };
     for part in parts {
         match part.split_once('=') {
             Some(("mac", mac)) => network.mac = Some(mac.parse()?),
-            _ => return Err(format!("{part} is not known: there is mac=MAC")),
+            Some(("vhost", "on")) => network.vhost = UseVhost::On,
+            Some(("vhost", "off")) => network.vhost = UseVhost::Off,
+            Some(("vhost", "auto")) => network.vhost = UseVhost::Auto,
+            _ => {
+                return Err(format!(
+                    "{part} is not known: there are mac=MAC and vhost=on, off or auto"
+                ));
+            }
         }
     }
     Ok(network)
@@ -52,12 +59,18 @@ mod tests {
 
     #[test]
     fn a_network_is_a_link_and_perhaps_an_address() {
-        assert_eq!(parse("passt"), Ok(NetConfig { link: LinkConfig::Passt(None), mac: None }));
+        let plain = NetConfig { link: LinkConfig::Passt(None), mac: None, vhost: UseVhost::Auto };
+        assert_eq!(parse("passt"), Ok(plain));
         let network = parse("passt=/run/p,,1,mac=52:48:00:00:00:01").unwrap();
         assert_eq!(network.link, LinkConfig::Passt(Some("/run/p,1".into())));
         assert_eq!(network.mac.unwrap().to_string(), "52:48:00:00:00:01");
         assert_eq!(parse("tap=tap0").unwrap().link, LinkConfig::Tap("tap0".to_owned()));
         assert_eq!(parse("tap-fd=7").unwrap().link, LinkConfig::TapFd(7));
+        for (word, vhost) in
+            [("on", UseVhost::On), ("off", UseVhost::Off), ("auto", UseVhost::Auto)]
+        {
+            assert_eq!(parse(&format!("tap=tap0,vhost={word}")).unwrap().vhost, vhost);
+        }
     }
 
     #[test]
@@ -66,6 +79,9 @@ mod tests {
         assert!(error("user").starts_with("user is not known: give passt"));
         assert!(error("passt,mac=zz").starts_with("mac=zz is no address of a card: give one such"));
         assert!(error("passt,mtu=9000").starts_with("mtu=9000 is not known"));
+        assert!(
+            error("tap=t,vhost=yes").starts_with("vhost=yes is not known: there are mac=MAC and")
+        );
         assert!(error("tap=").contains("no name of an interface"));
         assert!(error("tap=a/b").contains("no name of an interface"));
         assert!(error("tap=0123456789abcdef").contains("no name of an interface"));

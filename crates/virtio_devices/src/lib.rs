@@ -25,12 +25,15 @@ mod entropy;
 mod mmio;
 mod net;
 mod queue;
+mod wait;
 
 pub use chain::Chain;
 pub use disk::{Deed, Disk, Failures, Format, Image, ImageError};
 pub use entropy::Entropy;
 pub use mmio::{MMIO_SIZE, MmioDevice};
-pub use net::{Link, LinkLost, MTU, Mac, Net, Passt, Tap};
+pub use net::{
+    Link, LinkLost, MTU, Mac, Net, Passt, Tap, Vhost, VhostError, VhostRefused, vhost_requests,
+};
 pub use queue::{Lost, VirtQueue};
 
 /// A device behind the transport. It serves one machine after the other.
@@ -54,9 +57,14 @@ pub trait Device: Send + Sync {
     /// What serving a queue takes, and how many requests of it are served at a time, each by a thread.
     fn service(&self, queue: usize) -> (WorkerKind, usize);
 
+    /// The kernel's part of the device, if it has one: it serves the queues where it can.
+    fn vhost(&self) -> Option<&Vhost> {
+        None
+    }
+
     /// Serves a request of a queue, and completes it ([`VirtQueue::complete`]) unless it is void. It
-    /// may wait for what is not the guest, and for as long as the machine does not end
-    /// ([`VirtQueue::is_stopped`]). `buffer` has [`BUFFER`] bytes, of any content.
+    /// may wait for what is not the guest, and for as long as the request is not void
+    /// ([`VirtQueue::is_void`]). `buffer` has [`BUFFER`] bytes, of any content.
     fn serve(&self, queue: (usize, &VirtQueue), chain: &Chain, buffer: &mut [u8]);
 }
 

@@ -14,8 +14,8 @@ use virtio_queue::QueueT;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::queue::{Signals, VirtQueue};
-use crate::{BUFFER, Device, Worker};
+use crate::queue::{Next, Signals, VirtQueue};
+use crate::{BUFFER, Device, Vhost, Worker};
 
 /// Bytes of address space that a device takes.
 pub const MMIO_SIZE: u64 = 0x1000;
@@ -34,12 +34,13 @@ const VENDOR: u32 = 0x2042_5648;
 const NO_REGION: u32 = u32::MAX;
 
 /// The features of every device here.
-const RING_FEATURES: u64 =
+pub(crate) const RING_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// A device in one machine.
 pub struct MmioDevice {
     device: Arc<dyn Device>,
+    ram: Arc<GuestRam>,
     signals: Arc<Signals>,
     queues: Vec<Arc<VirtQueue>>,
     registers: Mutex<Registers>,
@@ -64,7 +65,8 @@ impl MmioDevice {
         let queue =
             |size: &u16| VirtQueue::new(*size, Arc::clone(ram), Arc::clone(&signals)).map(Arc::new);
         let queues = device.queue_sizes().iter().map(queue).collect::<io::Result<_>>()?;
-        Ok(Self { device, signals, queues, registers: Mutex::default() })
+        let ram = Arc::clone(ram);
+        Ok(Self { device, ram, signals, queues, registers: Mutex::default() })
     }
 
     /// The eventfd to connect to the device's interrupt, which is edge-triggered.
@@ -89,8 +91,15 @@ impl MmioDevice {
                 let (device, queue) = (Arc::clone(&self.device), Arc::clone(queue));
                 let run = move || {
                     let mut buffer = vec![0; BUFFER];
-                    while let Some(chain) = queue.next() {
-                        device.serve((number, &queue), &chain, &mut buffer);
+                    while let Some(next) = queue.next() {
+                        match next {
+                            Next::Request(chain) => {
+                                device.serve((number, &queue), &chain, &mut buffer);
+                            }
+                            Next::KernelFailed => {
+                                device.vhost().into_iter().for_each(Vhost::failed)
+                            }
+                        }
                     }
                 };
                 Worker { kind, run: Box::new(run) }
@@ -110,10 +119,21 @@ impl MmioDevice {
         }
     }
 
-    /// Has all threads end, soon.
+    /// Memory was added to the machine, or removed. Threads find that out by themselves; a kernel that
+    /// serves the device does not access what was removed when this returns.
+    pub fn memory_changed(&self) {
+        self.vhost().for_each(Vhost::memory_changed);
+    }
+
+    /// Has all threads end, soon. A kernel that serves the device has stopped when this returns.
     pub fn stop(&self) {
+        self.vhost().for_each(Vhost::stop);
         self.signals.stop();
-        self.queues.iter().for_each(|queue| queue.notify());
+        self.queues.iter().for_each(|queue| queue.stop());
+    }
+
+    fn vhost(&self) -> impl Iterator<Item = &Vhost> {
+        self.device.vhost().into_iter()
     }
 
     /// The guest reads `data.len()` bytes at `offset`.
@@ -180,6 +200,10 @@ impl MmioDevice {
                 }
             }
             _ => {
+                if register == register::VIRTIO_MMIO_QUEUE_READY && value != 1 {
+                    // The kernel has all queues or none.
+                    self.vhost().for_each(Vhost::hand_back);
+                }
                 if let Some(queue) = self.selected(&registers) {
                     configure(queue, register, value);
                 }
@@ -189,6 +213,7 @@ impl MmioDevice {
 
     fn set_status(&self, registers: &mut Registers, status: u32) {
         if status == 0 {
+            self.vhost().for_each(Vhost::stop);
             self.queues.iter().for_each(|queue| queue.reset());
             self.signals.reset();
             *registers = Registers::default();
@@ -206,9 +231,13 @@ impl MmioDevice {
             status &= !VIRTIO_CONFIG_S_DRIVER_OK;
         }
         if added & status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
-            self.queues.iter().for_each(|queue| queue.go_live(features));
+            let mut kernels = self.vhost();
+            if !kernels.any(|it| it.start(&self.queues, &self.signals, &self.ram, features)) {
+                self.queues.iter().for_each(|queue| queue.go_live(features));
+            }
         }
         if status & VIRTIO_CONFIG_S_FAILED != 0 {
+            self.vhost().for_each(Vhost::stop);
             self.queues.iter().for_each(|queue| queue.reset());
         }
         registers.status = status;

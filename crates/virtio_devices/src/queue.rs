@@ -9,9 +9,11 @@ use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
+use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::chain::{Broken, Chain};
+use crate::wait::wait_for;
 
 /// Why a request's memory cannot be accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub(crate) struct Signals {
     interrupt: EventFd,
     interrupt_status: AtomicU32,
     needs_reset: AtomicBool,
+    /// The host's kernel serves the queues, and raises the interrupt by itself.
+    is_lent: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -37,6 +41,7 @@ impl Signals {
             interrupt: EventFd::new(EFD_NONBLOCK)?,
             interrupt_status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
+            is_lent: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
         })
     }
@@ -51,8 +56,23 @@ impl Signals {
         let _ = self.interrupt.write(1);
     }
 
+    /// The kernel cannot set the bit for used buffers, and so it is set all the time in which an
+    /// interrupt may be the kernel's. A driver looks into the rings then, as it would after an interrupt
+    /// that it shares with another queue (Linux `virtio_mmio.c`, `vm_interrupt`).
     pub(crate) fn interrupt_status(&self) -> u32 {
-        self.interrupt_status.load(Ordering::Acquire)
+        let lent = if self.is_lent.load(Ordering::Acquire) { VIRTIO_MMIO_INT_VRING } else { 0 };
+        self.interrupt_status.load(Ordering::Acquire) | lent
+    }
+
+    /// Says whether the kernel serves the queues.
+    pub(crate) fn set_lent(&self, is_lent: bool) {
+        self.is_lent.store(is_lent, Ordering::Release);
+    }
+
+    /// Has the driver look into the rings: the kernel's last interrupt may be one whose cause it has
+    /// not read yet.
+    pub(crate) fn repeat_interrupt(&self) {
+        self.raise(VIRTIO_MMIO_INT_VRING);
     }
 
     pub(crate) fn acknowledge(&self, causes: u32) {
@@ -91,13 +111,38 @@ pub struct VirtQueue {
     signals: Arc<Signals>,
     /// Written by the guest's notifications. Blocks its readers.
     kick: EventFd,
+    /// Written by the kernel when it cannot serve the queue. Only threads of the device read it.
+    error: EventFd,
+    /// Written when the queue is not the kernel's any more.
+    returned: EventFd,
     state: Mutex<State>,
+}
+
+/// What a thread of a device does next.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// It serves a request.
+    Request(Chain),
+    /// The kernel, to which the queue is lent, cannot serve it: the thread takes the queues back.
+    KernelFailed,
+}
+
+/// A queue as the kernel needs it: its size, the guest's addresses of its three parts, and where it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rings {
+    pub(crate) size: u16,
+    pub(crate) descriptors: u64,
+    pub(crate) avail: u64,
+    pub(crate) used: u64,
+    pub(crate) next_avail: u16,
 }
 
 struct State {
     queue: Queue,
     /// The guest has said `DRIVER_OK`.
     is_live: bool,
+    /// The host's kernel serves the queue.
+    is_lent: bool,
     /// Counts up whenever earlier requests become void.
     life: u64,
     features: u64,
@@ -107,8 +152,10 @@ impl VirtQueue {
     /// `size` is a power of two.
     pub(crate) fn new(size: u16, ram: Arc<GuestRam>, signals: Arc<Signals>) -> io::Result<Self> {
         let queue = Queue::new(size).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let state = State { queue, is_live: false, life: 0, features: 0 };
-        Ok(Self { ram, signals, kick: EventFd::new(0)?, state: Mutex::new(state) })
+        let state = State { queue, is_live: false, is_lent: false, life: 0, features: 0 };
+        let (error, returned) = (EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?);
+        let kick = EventFd::new(0)?;
+        Ok(Self { ram, signals, kick, error, returned, state: Mutex::new(state) })
     }
 
     /// The eventfd to which the hypervisor turns the guest's notifications.
@@ -117,32 +164,52 @@ impl VirtQueue {
         &self.kick
     }
 
-    /// The next request. Waits for one; `None` when the machine ends.
+    /// Waits for something to do; `None` when the machine ends.
     #[must_use]
-    pub fn next(&self) -> Option<Chain> {
+    pub(crate) fn next(&self) -> Option<Next> {
         while !self.signals.is_stopped() {
             if let Some(chain) = self.take() {
-                return Some(chain);
+                return Some(Next::Request(chain));
             }
-            // One reader gets all notifications so far. If they are more than one request, the
-            // reader wakes another one.
-            let _ = self.kick.read();
+            match self.lent_life() {
+                None => {
+                    // One reader gets all notifications so far. If they are more than one request,
+                    // the reader wakes another one.
+                    let _ = self.kick.read();
+                }
+                life => {
+                    wait_for(&[(&self.error, EventSet::IN), (&self.returned, EventSet::IN)]);
+                    let is_over = self.returned.read().is_ok();
+                    let has_failed = self.error.read().is_ok();
+                    // A failure may be one of a life that is over. If not, it is repeated.
+                    if has_failed && !is_over && self.lent_life() == life {
+                        return Some(Next::KernelFailed);
+                    }
+                }
+            }
         }
         self.notify();
         None
     }
 
-    /// Whether the machine ends. [`VirtQueue::kick`] is readable then.
+    /// The life of the queue that is lent to the kernel; `None` if none is.
+    fn lent_life(&self) -> Option<u64> {
+        let state = self.lock();
+        state.is_lent.then_some(state.life)
+    }
+
+    /// Whether the guest has no more use for a request, or the machine ends. [`VirtQueue::kick`] is
+    /// readable from then on.
     #[must_use]
-    pub fn is_stopped(&self) -> bool {
-        self.signals.is_stopped()
+    pub fn is_void(&self, chain: &Chain) -> bool {
+        self.lock().life != chain.life || self.signals.is_stopped()
     }
 
     /// The next request, if there is one.
     #[must_use]
     pub fn take(&self) -> Option<Chain> {
         let mut state = self.lock();
-        if !state.is_live || !state.queue.ready() {
+        if !state.is_live || state.is_lent || !state.queue.ready() {
             return None;
         }
         match state.take(&self.ram.device_memory()) {
@@ -208,6 +275,16 @@ impl VirtQueue {
         self.lock().features
     }
 
+    /// The eventfd to which the kernel writes when it cannot serve the queue.
+    pub(crate) fn error(&self) -> &EventFd {
+        &self.error
+    }
+
+    /// Wakes all threads that wait, since the machine ends.
+    pub(crate) fn stop(&self) {
+        self.wake(true);
+    }
+
     /// Wakes a thread that waits for requests.
     pub(crate) fn notify(&self) {
         // The only possible failure is an interrupted wait for an overflow.
@@ -217,10 +294,51 @@ impl VirtQueue {
     /// Lets requests through.
     pub(crate) fn go_live(&self, features: u64) {
         let mut state = self.lock();
-        (state.is_live, state.features) = (true, features);
-        state.queue.set_event_idx(features >> VIRTIO_RING_F_EVENT_IDX & 1 != 0);
+        state.go_live(features);
+        let was_lent = std::mem::take(&mut state.is_lent);
         drop(state);
         // The guest may have notified too early.
+        self.wake(was_lent);
+    }
+
+    /// The queue as the kernel needs it, which serves it from now on: no thread here takes requests.
+    /// `None` if the guest has not set it up.
+    pub(crate) fn lend(&self, features: u64) -> Option<Rings> {
+        let mut state = self.lock();
+        if !state.queue.ready() {
+            return None;
+        }
+        state.go_live(features);
+        state.is_lent = true;
+        let queue = &state.queue;
+        Some(Rings {
+            size: queue.size(),
+            descriptors: queue.desc_table(),
+            avail: queue.avail_ring(),
+            used: queue.used_ring(),
+            next_avail: queue.next_avail(),
+        })
+    }
+
+    /// Takes a queue back from the kernel, which does not access it any more, with its place in the ring
+    /// of available buffers; `None` if that is not known. The threads here go on from there.
+    pub(crate) fn take_back(&self, next_avail: Option<u16>) {
+        let mut state = self.lock();
+        if !std::mem::take(&mut state.is_lent) {
+            return;
+        }
+        if state.resume(&self.ram.device_memory(), next_avail).is_err() {
+            self.break_down(&mut state);
+        }
+        drop(state);
+        self.wake(true);
+    }
+
+    /// Wakes the threads, wherever they wait.
+    fn wake(&self, was_lent: bool) {
+        if was_lent {
+            let _ = self.returned.write(1);
+        }
         self.notify();
     }
 
@@ -230,6 +348,10 @@ impl VirtQueue {
         let mut state = self.lock();
         state.reset();
         state.is_live = false;
+        let was_lent = std::mem::take(&mut state.is_lent);
+        drop(state);
+        // A thread may wait for something else on behalf of a request that is void now.
+        self.wake(was_lent);
     }
 
     /// The largest size that the guest may choose.
@@ -247,6 +369,8 @@ impl VirtQueue {
             state.queue.set_ready(true);
         } else {
             state.reset();
+            drop(state);
+            self.notify();
         }
     }
 
@@ -270,10 +394,23 @@ impl VirtQueue {
 }
 
 impl State {
+    fn go_live(&mut self, features: u64) {
+        (self.is_live, self.features) = (true, features);
+        self.queue.set_event_idx(features >> VIRTIO_RING_F_EVENT_IDX & 1 != 0);
+    }
+
     fn reset(&mut self) {
         self.queue.reset();
         self.queue.set_event_idx(self.features >> VIRTIO_RING_F_EVENT_IDX & 1 != 0);
         self.life = self.life.wrapping_add(1);
+    }
+
+    /// Goes on where the kernel has stopped.
+    fn resume(&mut self, memory: &DeviceMemory<'_>, next_avail: Option<u16>) -> Result<(), Broken> {
+        self.queue.set_next_avail(next_avail.ok_or(Broken)?);
+        let used = self.queue.used_idx(memory, Ordering::Acquire).map_err(broken)?;
+        self.queue.set_next_used(used.0);
+        Ok(())
     }
 
     /// The next request, and whether there are more.

@@ -39,6 +39,20 @@ pub struct NetConfig {
     pub link: LinkConfig,
     /// Its address; `None` for one that follows from the VM's first disk, or from its kernel.
     pub mac: Option<Mac>,
+    /// Whether the host's kernel serves it.
+    pub vhost: UseVhost,
+}
+
+/// Whether the host's kernel moves a card's frames, by vhost-net. That takes a tap interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UseVhost {
+    /// Where this program may use it.
+    #[default]
+    Auto,
+    /// Yes; it is an error if this program may not.
+    On,
+    /// No.
+    Off,
 }
 
 /// What a network card is connected to.

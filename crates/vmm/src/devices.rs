@@ -1,16 +1,17 @@
 //! The virtio devices of a VM, and their places in each of its machines.
 
+mod network;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use guest_ram::GuestRam;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use virtio_devices::{
-    Deed, Device, Disk, Entropy, Image, ImageError, Link, MMIO_SIZE, Mac, MmioDevice, Net, Passt,
-    Tap, Worker, WorkerKind,
+    Deed, Device, Disk, Entropy, Image, ImageError, MMIO_SIZE, MmioDevice, Worker, WorkerKind,
 };
 
-use crate::config::{Config, DiskConfig, LinkConfig, NetConfig};
+use crate::config::{Config, DiskConfig};
 use crate::confine::{Confinement, Thread};
 use crate::error::{MachineError, VmmError};
 use crate::log_limit::LogLimit;
@@ -52,7 +53,7 @@ impl Devices {
             devices.push(Arc::new(open_disk(disk)?));
         }
         for (number, network) in (0..).zip(&config.networks) {
-            devices.push(Arc::new(open_network(network, config, number)?));
+            devices.push(Arc::new(network::open(network, config, number)?));
         }
         devices.push(Arc::new(Entropy));
         if devices.len() > MOST {
@@ -136,6 +137,12 @@ impl MachineDevices {
         Ok(())
     }
 
+    /// Tells the devices that memory was added or removed.
+    #[cfg(feature = "hv-balloon")]
+    pub(crate) fn memory_changed(&self) {
+        self.devices.iter().for_each(MmioDevice::memory_changed);
+    }
+
     /// Ends the threads. Afterwards no device accesses the guest's memory.
     pub(crate) fn stop(&self) {
         self.devices.iter().for_each(MmioDevice::stop);
@@ -169,72 +176,9 @@ fn open_disk(disk: &DiskConfig) -> Result<Disk, ImageError> {
     Ok(Disk::new(image, disk.id.as_deref().unwrap_or_default(), Box::new(failures)))
 }
 
-fn open_network(network: &NetConfig, config: &Config, number: u32) -> Result<Net, VmmError> {
-    let link: Box<dyn Link> = match &network.link {
-        LinkConfig::Passt(Some(socket)) => {
-            let error = |source| VmmError::PasstSocket { path: socket.clone(), source };
-            Box::new(Passt::connect(socket).map_err(error)?)
-        }
-        LinkConfig::Passt(None) => Box::new(Passt::start().map_err(VmmError::Passt)?),
-        LinkConfig::Tap(name) => {
-            let error = |source| VmmError::Tap { name: name.clone(), source };
-            Box::new(Tap::open(name).map_err(error)?)
-        }
-        LinkConfig::TapFd(number) => {
-            let error = |source| VmmError::TapFd { number: *number, source };
-            Box::new(Tap::inherited(*number).map_err(error)?)
-        }
-    };
-    let mac = network.mac.unwrap_or_else(|| stable_mac(config, number));
-    tracing::info!(%mac, "a network card");
-    let lost = |error: &std::io::Error| {
-        tracing::error!("the guest has no network any more, for its link is gone: {error}");
-    };
-    Ok(Net::new(link, mac, Box::new(lost)))
-}
-
-/// An address that is the same at each start of this VM, and another one for another VM: it follows from
-/// what no other VM has while this one runs, the first disk that it writes, or else its monitor's socket.
-fn stable_mac(config: &Config, number: u32) -> Mac {
-    let disk = config.disks.iter().find(|disk| !disk.is_read_only).map(|disk| &disk.path);
-    let path = disk.or(config.qmp.as_ref()).unwrap_or(&config.kernel);
-    let path = path.canonicalize().unwrap_or_else(|_| path.clone());
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(path.as_os_str().as_encoded_bytes());
-    hasher.update(&number.to_le_bytes());
-    Mac::local(hasher.finalize().to_be_bytes())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn machines_that_run_at_the_same_time_have_different_addresses() {
-        let disk = |path: &str, is_read_only| DiskConfig {
-            path: path.into(),
-            format: None,
-            is_read_only,
-            id: None,
-        };
-        let base = crate::config::tests::small();
-        let with = |disks, qmp: Option<&str>| {
-            let config = Config { disks, qmp: qmp.map(Into::into), ..base.clone() };
-            [0, 1].map(|number| stable_mac(&config, number).0)
-        };
-        let macs = [
-            with(vec![disk("/a", false)], Some("/x")),
-            with(vec![disk("/b", false)], Some("/x")),
-            // One image that all read.
-            with(vec![disk("/base", true)], Some("/x")),
-            with(vec![disk("/base", true)], Some("/y")),
-            with(Vec::new(), None),
-        ];
-        let different: std::collections::BTreeSet<_> = macs.iter().flatten().collect();
-        assert_eq!(different.len(), 10);
-        // The socket may change where there is a disk.
-        assert_eq!(with(vec![disk("/a", false)], None), macs[0]);
-    }
 
     #[test]
     fn places_are_apart_below_the_interrupt_controllers_and_above_ram() {

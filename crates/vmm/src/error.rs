@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use guest_ram::{PoolError, RamError, RamPart};
 use kvm_hyperv::probe::ProbeError;
 use thiserror::Error;
+use virtio_devices::VhostError;
 use vm_memory::GuestMemoryError;
 
 /// The guest could not be loaded.
@@ -243,6 +244,12 @@ pub enum VmmError {
         #[source]
         source: io::Error,
     },
+    /// The host's kernel does not serve a network card.
+    #[error("cannot use vhost-net for --net …,vhost=on{}", vhost_remedy(.0))]
+    Vhost(#[source] VhostError),
+    /// The host's kernel serves no card that is connected to passt.
+    #[error("vhost=on takes a tap interface: leave it out for --net passt")]
+    VhostLink,
     /// `passt` cannot be started.
     #[error(
         "cannot start passt for --net passt: install it (Debian's package passt), or leave --net out"
@@ -363,6 +370,19 @@ impl From<vmbus_kvm::Stopped> for VmmError {
 }
 
 /// A remedy to append to an error about a tap interface.
+fn vhost_remedy(error: &VhostError) -> &'static str {
+    match error {
+        VhostError::Open(error) => match error.kind() {
+            io::ErrorKind::NotFound => ": load it with 'modprobe vhost_net', or leave vhost=on out",
+            io::ErrorKind::PermissionDenied => {
+                ": join the group that may ('ls -l /dev/vhost-net' says which), or leave vhost=on out"
+            }
+            _ => "",
+        },
+        _ => "",
+    }
+}
+
 fn tap_remedy(name: &str, source: &io::Error) -> String {
     match source.kind() {
         io::ErrorKind::NotFound => {
@@ -464,6 +484,17 @@ mod tests {
         let kvm = MachineError::kvm("cannot do it")(kvm_ioctls::Error::new(libc::ENOMEM));
         assert!(chain(&kvm).contains("; free memory on the host"), "{kvm}");
         assert_eq!(text(libc::EPERM), "cannot do it: Operation not permitted (os error 1)");
+    }
+
+    #[test]
+    fn who_insists_on_vhost_net_is_told_how_to_get_it() {
+        let text = |errno| {
+            let source = VhostError::Open(io::Error::from_raw_os_error(errno));
+            chain(&VmmError::Vhost(source))
+        };
+        assert!(text(libc::ENOENT).contains("'modprobe vhost_net', or leave vhost=on out"));
+        assert!(text(libc::EACCES).contains("join the group that may"));
+        assert!(text(libc::EMFILE).ends_with("Too many open files (os error 24)"));
     }
 }
 

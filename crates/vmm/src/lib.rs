@@ -33,7 +33,7 @@ mod vcpu;
 mod watch;
 
 pub use boot::linux::load_linux;
-pub use config::{Config, DiskConfig, FreePageReporting, LinkConfig, NetConfig, OnReset};
+pub use config::{Config, DiskConfig, FreePageReporting, LinkConfig, NetConfig, OnReset, UseVhost};
 pub use confine::{Seccomp, confine_log_thread};
 pub use console::SerialOutput;
 pub use error::{BootError, MachineError, VmmError};

@@ -23,7 +23,7 @@ use crate::brake::Brake;
 use crate::confine::Confinement;
 use crate::console::Console;
 use crate::control::ControlSender;
-use crate::devices::Devices;
+use crate::devices::{Devices, MachineDevices};
 use crate::error::{MachineError, VmmError};
 use crate::flight_recorder::{Answered, Desk, Recorder};
 use crate::ports::{self, Ports};
@@ -119,7 +119,7 @@ impl Machine {
         vm.fd()
             .register_irqfd(serial.interrupt(), ports::SERIAL_GSI)
             .map_err(MachineError::kvm("cannot connect the serial port's interrupt"))?;
-        let devices = parts.devices.plug(vm.fd(), parts.ram)?;
+        let devices = Arc::new(parts.devices.plug(vm.fd(), parts.ram)?);
         let entry = files.load(parts.ram, parts.vcpus, parts.devices.count())?;
         if let Some(first) = fds.first() {
             cpu::set_entry(first, entry)?;
@@ -153,6 +153,10 @@ impl Machine {
 
     pub(crate) fn vm(&self) -> &Arc<Vm> {
         &self.vm
+    }
+
+    pub(crate) fn devices(&self) -> &Arc<MachineDevices> {
+        &self.shared.devices
     }
 
     /// A guard that takes the guest's memory away from KVM when it is dropped.

@@ -11,6 +11,7 @@ use vmbus_kvm::BusHandle;
 
 use crate::brake::{self, Brake};
 use crate::control::{Cause, Control, ControlSender};
+use crate::devices::MachineDevices;
 use crate::error::VmmError;
 use crate::flight_recorder::Recorder;
 use crate::machine::Vm;
@@ -21,7 +22,12 @@ use crate::services::Services;
 /// thread.
 pub(crate) trait Balloon: Send + Sync {
     /// Takes over the memory of the machine that starts next.
-    fn start_machine(&self, memory: &BootMemory, vm: &Arc<Vm>) -> Result<(), VmmError>;
+    fn start_machine(
+        &self,
+        memory: &BootMemory,
+        vm: &Arc<Vm>,
+        devices: &Arc<MachineDevices>,
+    ) -> Result<(), VmmError>;
 
     /// Lets go of the machine that has stopped, and returns what it leaves behind.
     fn stop_machine(&self) -> Kept;

@@ -206,7 +206,7 @@ impl Vm<'_> {
         // Dropped at the end of this function: by then nothing works on the memory any more.
         let _memory = machine.memory_guard();
         if let Some(balloon) = &self.balloon {
-            balloon.start_machine(&memory, machine.vm())?;
+            balloon.start_machine(&memory, machine.vm(), machine.devices())?;
         }
         let started = machine.start();
         let control = started.map(|()| self.wait_for_end(emit));

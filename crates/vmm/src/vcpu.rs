@@ -35,7 +35,7 @@ pub(crate) fn kick_signal() -> i32 {
 /// State shared by all vCPUs of a machine.
 pub(crate) struct Shared {
     pub(crate) ports: Arc<Ports>,
-    pub(crate) devices: MachineDevices,
+    pub(crate) devices: Arc<MachineDevices>,
     pub(crate) bus: vmbus_kvm::Machine<Platform>,
     pub(crate) confinement: Confinement,
     pub(crate) control: ControlSender,

@@ -135,8 +135,17 @@ fn emulate(args: &RigArgs, reason: &str) -> Result<ExitCode> {
 }
 
 fn initramfs(kernel: GuestKernel, job: Option<&Job>) -> Result<Vec<u8>> {
-    const MODULES: [&str; 8] =
-        ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm", "kvm_amd", "tun"];
+    const MODULES: [&str; 9] = [
+        "virtio_pci",
+        "virtio_console",
+        "9pnet_virtio",
+        "9p",
+        "overlay",
+        "kvm",
+        "kvm_amd",
+        "tun",
+        "vhost_net",
+    ];
     let kernel = kernels::get(kernel.for_rig())?;
     let mut image = Initramfs::default();
     image.add_program("/init", &guest_image::static_program("rig_init")?)?;

@@ -3,6 +3,7 @@
 pub(crate) mod boots;
 pub(crate) mod coverage;
 pub(crate) mod demo;
+pub(crate) mod device_lines;
 pub(crate) mod fuzz;
 pub(crate) mod image;
 mod links;

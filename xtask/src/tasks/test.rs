@@ -14,6 +14,7 @@ use clap::ValueEnum;
 use tempfile::TempDir;
 
 use crate::debian::cache::write_whole;
+use crate::debian::packages;
 use crate::guest_image::{self, GuestKernel};
 use crate::tasks::suite::{self, Plan, Program, Taken, Tally};
 use crate::{rig, workspace};
@@ -60,6 +61,7 @@ pub(crate) fn main(args: &TestArgs) -> Result<ExitCode> {
     let mut total = Tally::default();
     if args.only != Some(Part::Kvm) {
         println!("tests on this machine");
+        packages::ensure_installed(&[packages::PASST])?;
         total.add(suite::run(&Plan { programs: host, args: args.args.clone(), shared: None })?);
         total.add(doc_tests(&args.args)?);
     }

@@ -5,9 +5,11 @@
 
 mod passt;
 mod tap;
+mod vhost;
 
 pub use passt::Passt;
 pub use tap::Tap;
+pub use vhost::{Vhost, VhostError, VhostRefused, requests as vhost_requests};
 
 use std::fmt;
 use std::io;
@@ -17,8 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MAC;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::epoll::EventSet;
 
+use crate::wait::wait_for;
 use crate::{Chain, Device, Lost, VirtQueue, WorkerKind};
 
 /// The largest payload of a frame, in bytes.
@@ -32,9 +35,6 @@ const BUFFERS: usize = 10;
 const ETHERNET: usize = 14;
 /// The number of the queue for frames to the guest. The other one is for those from it.
 const RECEIVE: usize = 0;
-/// What is waited for.
-const QUEUE_EVENT: u64 = 0;
-const LINK_EVENT: u64 = 1;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,18 +103,25 @@ pub struct Net {
     mac: Mac,
     lost: LinkLost,
     is_lost: AtomicBool,
+    vhost: Option<Vhost>,
 }
 
 impl Net {
     /// A card with this address.
     #[must_use]
     pub fn new(link: Box<dyn Link>, mac: Mac, lost: LinkLost) -> Self {
-        Self { link, mac, lost, is_lost: AtomicBool::new(false) }
+        Self { link, mac, lost, is_lost: AtomicBool::new(false), vhost: None }
     }
 
-    /// The next frame of the link, behind room for the header. `None` when the machine ends.
-    fn receive(&self, queue: &VirtQueue, buffer: &mut [u8]) -> Option<usize> {
-        while !queue.is_stopped() {
+    /// Has the host's kernel serve the card where it can. The link must be that of `vhost`.
+    #[must_use]
+    pub fn with_vhost(self, vhost: Vhost) -> Self {
+        Self { vhost: Some(vhost), ..self }
+    }
+
+    /// The next frame of the link, behind room for the header. `None` if the request for it is void.
+    fn receive(&self, queue: &VirtQueue, chain: &Chain, buffer: &mut [u8]) -> Option<usize> {
+        while !queue.is_void(chain) {
             let received = self.link.receive(buffer.get_mut(HEADER..).unwrap_or_default());
             match self.unless_lost(received) {
                 Some(Some(len)) => return Some(HEADER + len),
@@ -125,12 +132,12 @@ impl Net {
         None
     }
 
-    /// Gives a frame to the link; not if that is lost, or the machine ends.
-    fn send(&self, queue: &VirtQueue, frame: &[u8]) {
+    /// Gives a frame to the link; not if that is lost, or the request is void.
+    fn send(&self, queue: &VirtQueue, chain: &Chain, frame: &[u8]) {
         let mut unsent = Some(frame);
         while let Some(is_empty) = self.unless_lost(self.link.flush()) {
             match unsent {
-                _ if queue.is_stopped() => return,
+                _ if queue.is_void(chain) => return,
                 Some(frame) if is_empty => {
                     self.link.put(frame);
                     unsent = None;
@@ -151,21 +158,14 @@ impl Net {
             .ok()
     }
 
-    /// Waits for the link, or until something happens to the queue: at least, that the machine ends.
+    /// Waits for the link, or until something happens to the queue: at least, that the request is void.
     fn wait(&self, queue: &VirtQueue, event: Option<EventSet>) {
-        let mut events = [EpollEvent::default(); 2];
-        let waited = Epoll::new().and_then(|epoll| {
-            let watch = |descriptor: &dyn AsRawFd, event| {
-                epoll.ctl(ControlOperation::Add, descriptor.as_raw_fd(), event)
-            };
-            watch(queue.kick(), EpollEvent::new(EventSet::IN, QUEUE_EVENT))?;
-            if let Some(event) = event {
-                watch(&self.link.as_fd(), EpollEvent::new(event, LINK_EVENT))?;
-            }
-            epoll.wait(-1, &mut events)
-        });
-        let mut happened = events.iter().take(waited.unwrap_or_default());
-        if happened.any(|event| event.data() == QUEUE_EVENT) {
+        let link = self.link.as_fd();
+        let watched: [(&dyn AsRawFd, EventSet); 2] =
+            [(queue.kick(), EventSet::IN), (&link, event.unwrap_or(EventSet::empty()))];
+        let count = 1 + usize::from(event.is_some());
+        let [queue_happened, _] = wait_for(watched.get(..count).unwrap_or_default());
+        if queue_happened {
             // The next wait would end at once. Requests are looked for before each wait for them.
             let _ = queue.kick().read();
         }
@@ -193,19 +193,23 @@ impl Device for Net {
         (if queue == RECEIVE { WorkerKind::NetReceive } else { WorkerKind::NetSend }, 1)
     }
 
+    fn vhost(&self) -> Option<&Vhost> {
+        self.vhost.as_ref()
+    }
+
     fn serve(&self, (number, queue): (usize, &VirtQueue), chain: &Chain, buffer: &mut [u8]) {
         if number != RECEIVE {
             let len = usize::try_from(chain.readable_len()).ok();
             let frame = len.and_then(|len| buffer.get_mut(HEADER..len));
             match frame.map(|frame| (queue.copy_from(chain, HEADER as u64, frame), frame)) {
                 Some((Err(Lost::Request), _)) => return,
-                Some((Ok(()), frame)) if frame.len() >= ETHERNET => self.send(queue, frame),
+                Some((Ok(()), frame)) if frame.len() >= ETHERNET => self.send(queue, chain, frame),
                 // A frame that is none, or longer than any.
                 _ => {}
             }
             return queue.complete(chain, 0);
         }
-        while let Some(len) = self.receive(queue, buffer) {
+        while let Some(len) = self.receive(queue, chain, buffer) {
             // What does not fit is dropped, as by any card.
             let Some(frame) = buffer.get_mut(..len) else { continue };
             if frame.len() as u64 > chain.writable_len() {

@@ -21,6 +21,7 @@ pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const TABLE: u64 = 0x1_0000;
 pub(crate) const AVAIL: u64 = 0x2_0000;
 pub(crate) const USED: u64 = 0x3_0000;
+const IDLE: u64 = 0x4_0000;
 pub(crate) const DATA: u64 = 0x10_0000;
 pub(crate) const RAM: u64 = 16 * MIB;
 
@@ -29,6 +30,8 @@ pub(crate) struct Driver {
     pub(crate) device: MmioDevice,
     /// The number of the queue that it uses.
     pub(crate) queue: u32,
+    /// A queue that it sets up and does not use.
+    pub(crate) idle: Option<u32>,
     pub(crate) size: u16,
     pub(crate) avail: u16,
     used: u16,
@@ -43,7 +46,7 @@ impl Driver {
 
     pub(crate) fn start_in(ram: Arc<GuestRam>, device: Arc<dyn Device>, features: u64) -> Self {
         let device = MmioDevice::new(device, &ram).unwrap();
-        let mut driver = Self { ram, device, queue: 0, size: 0, avail: 0, used: 0 };
+        let mut driver = Self { ram, device, queue: 0, idle: None, size: 0, avail: 0, used: 0 };
         driver.set_up(features);
         driver
     }
@@ -63,22 +66,30 @@ impl Driver {
     }
 
     pub(crate) fn set_up_queue(&mut self) {
-        self.write(register::VIRTIO_MMIO_QUEUE_SEL, self.queue);
-        let most = self.read(register::VIRTIO_MMIO_QUEUE_NUM_MAX);
-        self.size = u16::try_from(most).unwrap();
+        if let Some(idle) = self.idle {
+            self.place_queue(idle, IDLE);
+        }
+        self.size = self.place_queue(self.queue, 0);
         (self.avail, self.used) = (0, 0);
-        self.put(AVAIL, &[0; 4]);
-        self.put(USED, &[0; 4]);
+    }
+
+    /// Sets up a queue, with its rings so far above the places of the one that is used.
+    fn place_queue(&self, queue: u32, above: u64) -> u16 {
+        self.write(register::VIRTIO_MMIO_QUEUE_SEL, queue);
+        let most = self.read(register::VIRTIO_MMIO_QUEUE_NUM_MAX);
+        self.put(AVAIL + above, &[0; 4]);
+        self.put(USED + above, &[0; 4]);
         self.write(register::VIRTIO_MMIO_QUEUE_NUM, most);
         for (register, address) in [
             (register::VIRTIO_MMIO_QUEUE_DESC_LOW, TABLE),
             (register::VIRTIO_MMIO_QUEUE_AVAIL_LOW, AVAIL),
             (register::VIRTIO_MMIO_QUEUE_USED_LOW, USED),
         ] {
-            self.write(register, u32::try_from(address).unwrap());
+            self.write(register, u32::try_from(address + above).unwrap());
             self.write(register + 4, 0);
         }
         self.write(register::VIRTIO_MMIO_QUEUE_READY, 1);
+        u16::try_from(most).unwrap()
     }
 
     pub(crate) fn read(&self, register: u32) -> u32 {

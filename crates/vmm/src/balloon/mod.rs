@@ -5,6 +5,7 @@ mod memory;
 mod notices;
 mod operator;
 mod resident;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use vmbus_kvm::{
 };
 
 use crate::config::Config;
+use crate::devices::MachineDevices;
 use crate::error::VmmError;
 use crate::machine::{Platform, Vm};
 use crate::memory::{BootMemory, Kept, MemoryPlan};
@@ -26,6 +28,7 @@ use crate::monitor::Balloon;
 use crate::watch::GuestLog;
 use notices::{Notices, Repeat};
 use resident::Resident;
+use slots::Slots;
 
 /// The device.
 struct Device {
@@ -77,8 +80,14 @@ pub(crate) fn attach(
 }
 
 impl Device {
-    fn start(&self, memory: &BootMemory, vm: &Arc<Vm>) -> Result<(), VmmError> {
-        let backend = RamBackend::new(Arc::clone(&memory.ram), VmSlots(Arc::clone(vm)));
+    fn start(
+        &self,
+        memory: &BootMemory,
+        vm: &Arc<Vm>,
+        devices: &Arc<MachineDevices>,
+    ) -> Result<(), VmmError> {
+        let slots = Slots { vm: VmSlots(Arc::clone(vm)), devices: Arc::clone(devices) };
+        let backend = RamBackend::new(Arc::clone(&memory.ram), slots);
         self.memory.replace_backend(backend)?;
         let ram = || Arc::clone(&memory.ram) as Arc<dyn FreePages>;
         self.memory.report_free_pages(self.plan.takes_reports.then(ram));

@@ -12,14 +12,20 @@ use vmbus_kvm::{HostSnapshot, SetTargetError};
 use super::Device;
 use super::notices::DEVICE_ID;
 use super::resident::unexplained;
+use crate::devices::MachineDevices;
 use crate::error::VmmError;
 use crate::machine::Vm;
 use crate::memory::{BootMemory, Kept};
 use crate::monitor::Balloon;
 
 impl Balloon for Device {
-    fn start_machine(&self, memory: &BootMemory, vm: &Arc<Vm>) -> Result<(), VmmError> {
-        self.start(memory, vm)
+    fn start_machine(
+        &self,
+        memory: &BootMemory,
+        vm: &Arc<Vm>,
+        devices: &Arc<MachineDevices>,
+    ) -> Result<(), VmmError> {
+        self.start(memory, vm, devices)
     }
 
     fn stop_machine(&self) -> Kept {

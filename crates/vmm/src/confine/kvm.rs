@@ -1,4 +1,4 @@
-//! The KVM ioctls that this program makes (Linux `include/uapi/linux/kvm.h`), for its filters.
+//! The ioctls that this program makes (Linux `include/uapi/linux/kvm.h` and `vhost.h`), for its filters.
 
 use kvm_bindings::{
     KVMIO, kvm_clock_data, kvm_cpuid2, kvm_enable_cap, kvm_ioeventfd, kvm_lapic_state,
@@ -8,12 +8,19 @@ use kvm_hyperv::ioctl_numbers::{
     KVM_CHECK_EXTENSION, KVM_GET_MSRS, KVM_GET_SUPPORTED_HV_CPUID, KVM_HYPERV_EVENTFD, KVM_IRQFD,
     KVM_SET_GSI_ROUTING, KVM_SET_SIGNAL_MASK, KVM_SET_USER_MEMORY_REGION, KVM_X86_SET_MSR_FILTER,
 };
+use virtio_devices::vhost_requests;
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 
 /// An ioctl request and its name.
 pub(super) struct Request {
     pub(super) name: &'static str,
     pub(super) number: u32,
+}
+
+impl From<vhost_requests::Request> for Request {
+    fn from((name, number): vhost_requests::Request) -> Self {
+        Self { name, number }
+    }
 }
 
 /// A request that `kvm_hyperv` makes, or whose number it exports.

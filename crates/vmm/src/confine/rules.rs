@@ -6,6 +6,7 @@
 //! may do.
 
 use confinement::{Check, Rules, Sysno};
+use virtio_devices::vhost_requests;
 
 use super::Thread;
 use super::kvm::{self, Request};
@@ -145,6 +146,10 @@ fn main() -> Rules {
 fn vcpu() -> Rules {
     // These two consume a pending kick.
     ioctls(&kvm::OF_VCPUS)
+        // When the guest starts or resets a network card.
+        .and(&vhost(&vhost_requests::to_lend()))
+        .and(&vhost(&vhost_requests::to_learn()))
+        .and(&vhost(&vhost_requests::to_release()))
         .allow([Sysno::rt_sigpending, Sysno::rt_sigtimedwait])
         // Of pages that the guest reports as free.
         .and(&discards())
@@ -176,7 +181,10 @@ fn entropy() -> Rules {
 
 /// Waits for an eventfd or a socket, and reads from both.
 fn net_receive() -> Rules {
-    reads_a_socket().allow([Sysno::epoll_create1, Sysno::epoll_ctl, Sysno::epoll_wait])
+    reads_a_socket()
+        .allow([Sysno::epoll_create1, Sysno::epoll_ctl, Sysno::epoll_wait])
+        // Takes the queues back when the kernel cannot serve them.
+        .and(&vhost(&vhost_requests::to_release()))
 }
 
 /// The same, and writes to the socket.
@@ -194,6 +202,9 @@ fn kicks_vcpus() -> Rules {
 
 fn memory() -> Rules {
     ioctls(&kvm::OF_THE_MEMORY)
+        // If they cannot learn of a change, they are released.
+        .and(&vhost(&vhost_requests::to_learn()))
+        .and(&vhost(&vhost_requests::to_release()))
         .allow([Sysno::pread64])
         .allow_where(Sysno::fallocate, "allocate", [is(1, 0)])
         .and(&discards())
@@ -268,6 +279,11 @@ fn ioctls(requests: &[Request]) -> Rules {
     requests.iter().fold(Rules::new(), |rules, request| {
         rules.allow_where(Sysno::ioctl, request.name, [Check::is(1, request.number)])
     })
+}
+
+fn vhost(requests: &[vhost_requests::Request]) -> Rules {
+    let requests: Vec<Request> = requests.iter().copied().map(Into::into).collect();
+    ioctls(&requests)
 }
 
 fn is(argument: u8, value: impl Into<i128>) -> Check {

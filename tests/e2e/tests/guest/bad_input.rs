@@ -126,6 +126,7 @@ fn disks_and_networks_that_are_none() -> Result<()> {
         (format!("--disk={text},format=vmdk"), "raw or qcow2"),
         ("--net=passt,mac=zz".to_owned(), "mac=zz"),
         ("--net=tap".to_owned(), "passt"),
+        ("--net=passt,vhost=on".to_owned(), "takes a tap interface"),
         (format!("--net=passt={}", file("none")), "passt --socket"),
     ] {
         let output = run_with(&setup.kernel, &setup.initrd, &[&option])?;

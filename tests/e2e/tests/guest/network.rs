@@ -3,12 +3,13 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddrV6};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use e2e::tap::Interface;
-use e2e::{Vm, VmConfig, wait_for};
+use e2e::{MIB, NO_CLEARING, Vm, VmConfig, wait_for};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket};
 
@@ -128,36 +129,109 @@ fn the_guest_answers_pings_before_and_after_a_reset() -> Result<()> {
     vm.power_off_after_complaints("its link is gone")
 }
 
+/// The host's end of a tap interface, with which its kernel pings the guest.
+struct Pinger {
+    socket: OwnedFd,
+    guest: SocketAddrV6,
+}
+
+impl Pinger {
+    fn new(tap: &Interface) -> Result<Self> {
+        let socket = socket(AddressFamily::INET6, SocketType::RAW, Some(ipproto::ICMPV6))?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(1)))?;
+        let guest = SocketAddrV6::new(Ipv6Addr::from(link_local(GUESTS)), 0, 0, tap.number()?);
+        Ok(Self { socket, guest })
+    }
+
+    /// Has the guest answer pings of many sizes.
+    fn ping(&self) -> Result<()> {
+        for len in (0..=1400).step_by(200) {
+            let body: Vec<u8> = (0..=255).cycle().take(4 + len).collect();
+            // The kernel computes the checksum.
+            let question = [&[ECHO, 0, 0, 0][..], &body].concat();
+            wait_for("an answer from the guest", || {
+                // No way to the guest before its address and the interface's are known.
+                let _ = sendto(&self.socket, &question, SendFlags::empty(), &self.guest);
+                let mut answer = [0; 2000];
+                while let Ok((received, _)) =
+                    recv(&self.socket, &mut answer[..], RecvFlags::empty())
+                {
+                    if answer[0] == ECHO_REPLY && answer[4..received] == body {
+                        return Ok(Some(()));
+                    }
+                }
+                Ok(None)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits for what is told when an interface is gone.
+fn link_is_lost(vm: &Vm) -> Result<()> {
+    wait_for("a line about the lost link", || {
+        Ok(vm.log()?.contains("its link is gone").then_some(()))
+    })
+}
+
 #[test]
 fn the_guest_answers_pings_over_a_tap_interface() -> Result<()> {
     let tap = Interface::new("hvbtest0")?;
-    let networks = vec![format!("tap={},mac={MAC}", tap.name())];
+    let networks = vec![format!("tap={},mac={MAC},vhost=off", tap.name())];
     let mut vm = Vm::start(&VmConfig { networks, ..VmConfig::default() })?;
     set_up(&mut vm)?;
-    let socket = socket(AddressFamily::INET6, SocketType::RAW, Some(ipproto::ICMPV6))?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(1)))?;
-    let guest = SocketAddrV6::new(Ipv6Addr::from(link_local(GUESTS)), 0, 0, tap.number()?);
-    for len in (0..=1400).step_by(200) {
-        let body: Vec<u8> = (0..=255).cycle().take(4 + len).collect();
-        // The kernel computes the checksum.
-        let question = [&[ECHO, 0, 0, 0][..], &body].concat();
-        wait_for("an answer from the guest", || {
-            // No way to the guest before its address and the interface's are known.
-            let _ = sendto(&socket, &question, SendFlags::empty(), &guest);
-            let mut answer = [0; 2000];
-            while let Ok((received, _)) = recv(&socket, &mut answer[..], RecvFlags::empty()) {
-                if answer[0] == ECHO_REPLY && answer[4..received] == body {
-                    return Ok(Some(()));
-                }
-            }
-            Ok(None)
-        })?;
-    }
+    Pinger::new(&tap)?.ping()?;
     // Without it the guest runs on.
     drop(tap);
-    wait_for("a line about the lost link", || {
-        Ok(vm.log()?.contains("its link is gone").then_some(()))
-    })?;
+    link_is_lost(&vm)?;
     vm.agent.ask("ping")?;
     vm.power_off_after_complaints("its link is gone")
+}
+
+/// The host's kernel serves the card, in all memory that the guest has, before and after a reset.
+#[test]
+fn the_guest_answers_pings_through_vhost_net_while_it_grows_and_shrinks() -> Result<()> {
+    let tap = Interface::new("hvbtest1")?;
+    let networks = vec![format!("tap={},mac={MAC},vhost=on", tap.name())];
+    let (boot, most) = (512 * MIB, 1536 * MIB);
+    let config = VmConfig {
+        networks,
+        cpus: 2,
+        memory: boot,
+        max_memory: Some(most),
+        append: NO_CLEARING,
+        ..VmConfig::default()
+    };
+    let mut vm = Vm::start(&config)?;
+    let pinger = Pinger::new(&tap)?;
+    for _ in 0..2 {
+        vm.wait_for_driver()?;
+        set_up(&mut vm)?;
+        pinger.ping()?;
+        for size in [most, boot, most] {
+            vm.set_target(size)?;
+            // While memory comes and goes, and with buffers in what came.
+            pinger.ping()?;
+            vm.wait_for_size(size)?;
+            pinger.ping()?;
+        }
+        vm.agent.fill(1, 64 * MIB)?;
+        pinger.ping()?;
+        vm.agent.check(1)?;
+        vm.monitor.execute("system_reset", serde_json::json!({}))?;
+        vm.agent.wait_up()?;
+    }
+    let log = vm.log()?;
+    ensure!(!log.contains("in place of vhost-net"), "{log}");
+    // The kernel finds out when the guest sends something: a card that is switched on does.
+    set_up(&mut vm)?;
+    pinger.ping()?;
+    drop(tap);
+    vm.agent.ask("write /sys/class/net/eth0/flags 0x1002")?;
+    vm.agent.ask("write /sys/class/net/eth0/flags 0x1003")?;
+    link_is_lost(&vm)?;
+    let log = vm.log()?;
+    ensure!(log.contains("in place of vhost-net"), "{log}");
+    vm.agent.ask("ping")?;
+    vm.power_off_after_complaints("network")
 }
