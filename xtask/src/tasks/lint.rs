@@ -11,8 +11,9 @@ use super::links;
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 19] = [
+const LAYERS: [(&str, &[&str]); 20] = [
     ("balancer", &[]),
+    ("timeline", &[]),
     ("page_range", &[]),
     ("confinement", &[]),
     ("saved_state", &["page_range"]),
@@ -57,7 +58,7 @@ const LAYERS: [(&str, &[&str]); 19] = [
             "vmbus_kvm",
         ],
     ),
-    ("hvb", &["balance_host", "confinement", "qmp", "vmm"]),
+    ("hvb", &["balance_host", "confinement", "qmp", "timeline", "vmm"]),
     ("minimal_vmm", &["guest_ram", "kvm_hyperv", "page_range", "vmbus", "vmbus_kvm"]),
 ];
 
