@@ -35,6 +35,16 @@ pub(crate) enum Command {
     List,
     /// Keep all virtual machines of this host at the memory that they need.
     Balance(Box<crate::balance_args::BalanceArgs>),
+    /// Write man pages and completions for shells, for packages of hvb.
+    #[command(hide = true)]
+    Generate(GenerateArgs),
+}
+
+/// `hvb generate`
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct GenerateArgs {
+    /// Directory with the layout of /usr/share.
+    pub(crate) directory: PathBuf,
 }
 
 /// `hvb run`

@@ -9,6 +9,7 @@ mod cli;
 mod config;
 mod definition;
 mod disk;
+mod generate;
 mod info;
 mod list;
 mod log;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         Command::Stop(args) => stop::run(&args),
         Command::List => list::run().map(|()| ExitCode::SUCCESS),
         Command::Balance(args) => balance::run(*args).map(|()| ExitCode::SUCCESS),
+        Command::Generate(args) => generate::run(&args.directory).map(|()| ExitCode::SUCCESS),
     });
     result.unwrap_or_else(|error| report::failure(&error))
 }

@@ -32,7 +32,11 @@ pub(crate) fn run(data: &[u8]) {
             Err(error) => assert!(!error.to_string().is_empty()),
         },
         Command::Balloon(args) => assert!(args.size.bytes() > 0 && !args.timeout.is_zero()),
-        Command::Info(_) | Command::Stop(_) | Command::List | Command::Balance(_) => {}
+        Command::Info(_)
+        | Command::Stop(_)
+        | Command::List
+        | Command::Balance(_)
+        | Command::Generate(_) => {}
     }
 }
 

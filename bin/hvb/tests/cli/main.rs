@@ -4,5 +4,6 @@ mod balance;
 mod balloon;
 mod common;
 mod errors;
+mod generate;
 mod names;
 mod stop;
