@@ -325,8 +325,13 @@ impl Daemon {
     }
 
     fn hand_out(&self, orders: &[Order]) {
+        if orders.is_empty() {
+            return;
+        }
+        let names = self.vms.values().map(|vm| (vm.found.name.as_str(), vm));
+        let named: BTreeMap<&str, &Attached> = names.collect();
         for order in orders {
-            if let Some(vm) = self.vms.values().find(|vm| vm.found.name == order.name) {
+            if let Some(vm) = named.get(order.name.as_str()) {
                 vm.session.slot.tell(|state| state.order(order.life, order.target_kib));
             }
         }
