@@ -3,6 +3,8 @@
 mod daemon;
 mod file;
 mod operator;
+mod plot;
+mod replay;
 
 use std::path::PathBuf;
 
@@ -48,6 +50,8 @@ pub(crate) fn run(args: BalanceArgs) -> Result<()> {
         Some(BalanceCommand::Hold { vm, control }) => {
             operator::set(&control.path()?, &vm, hold(true))
         }
+        Some(BalanceCommand::Replay { file, config }) => replay::run(&file, config.as_deref()),
+        Some(BalanceCommand::Plot { file, output, vms }) => plot::run(&file, &output, &vms),
         Some(BalanceCommand::Release { vm, control }) => {
             operator::set(&control.path()?, &vm, hold(false))
         }

@@ -38,6 +38,11 @@ pub(crate) struct DaemonArgs {
     #[arg(long)]
     pub(crate) check: bool,
 
+    /// File to record all samples and decisions to, for `hvb balance replay` and `plot`. A recording
+    /// that is there is continued. It grows without end.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
+
     /// What becomes of the machines when the balancer ends.
     #[arg(long, value_name = "WHAT", value_enum, default_value = "keep")]
     pub(crate) on_exit: OnExitArg,
@@ -117,5 +122,24 @@ pub(crate) enum BalanceCommand {
         vm: String,
         #[command(flatten)]
         control: ControlArgs,
+    },
+    /// Make the decisions of a recording again, and say whether they are the same.
+    Replay {
+        /// What `hvb balance --record` wrote.
+        file: PathBuf,
+        /// Show what these settings would have decided instead. The machines do what they did then.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Draw a recording as a timeline: memory and pressure of the host and of each machine.
+    Plot {
+        /// What `hvb balance --record` wrote.
+        file: PathBuf,
+        /// The picture to write (SVG).
+        #[arg(long, short, value_name = "FILE")]
+        output: PathBuf,
+        /// A machine to draw. May be given several times [default: all].
+        #[arg(long = "vm", value_name = "VM")]
+        vms: Vec<String>,
     },
 }

@@ -37,6 +37,16 @@ pub(crate) enum Command {
     Balance(Box<crate::balance_args::BalanceArgs>),
     /// Say what stops Dynamic Memory on this host and in a virtual machine, and what puts it right.
     Doctor(crate::doctor_args::DoctorArgs),
+    /// Write man pages and completions for shells, for packages of hvb.
+    #[command(hide = true)]
+    Generate(GenerateArgs),
+}
+
+/// `hvb generate`
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct GenerateArgs {
+    /// Directory with the layout of /usr/share.
+    pub(crate) directory: PathBuf,
 }
 
 /// `hvb run`

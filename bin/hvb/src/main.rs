@@ -11,6 +11,7 @@ mod definition;
 mod disk;
 mod doctor;
 mod doctor_args;
+mod generate;
 mod info;
 mod list;
 mod log;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Command::List => list::run().map(|()| ExitCode::SUCCESS),
         Command::Balance(args) => balance::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => Ok(doctor::run(&args)),
+        Command::Generate(args) => generate::run(&args.directory).map(|()| ExitCode::SUCCESS),
     });
     result.unwrap_or_else(|error| report::failure(&error))
 }

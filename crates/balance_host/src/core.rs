@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use balancer::{
     Aged, Balancer, Decision, HostSample, Mode, Pool, Rule, Vm, VmDecision, VmId, VmSample,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::process::Figures;
 use crate::reading::{Link, Reading, Stamped};
+use crate::record::{Entry, Recorder};
 use crate::status::{Explanation, ReservationStatus, Status};
 use crate::wish::{Configuration, Wish, WishError};
 use reservations::Reservations;
@@ -20,13 +22,16 @@ use reservations::Reservations;
 const TELL_AGAIN_MS: u64 = 30_000;
 
 /// What is known of a VM at the moment of a decision.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmInput {
     /// Its name.
+    #[serde(skip)]
     pub name: String,
     /// Its socket.
+    #[serde(skip)]
     pub socket: String,
     /// What kind of VM it is.
+    #[serde(skip)]
     pub kind: &'static str,
     /// Another number is another VM, or the same from its start.
     pub life: u32,
@@ -43,7 +48,7 @@ pub struct VmInput {
 }
 
 /// A size for a VM to have.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// The VM.
     pub name: String,
@@ -100,6 +105,7 @@ pub struct Core {
     host: Option<Stamped<HostSample>>,
     decision: Decision,
     shown: Vec<Shown>,
+    recorder: Option<Recorder>,
 }
 
 impl Core {
@@ -113,6 +119,7 @@ impl Core {
 
     /// Changes the configuration from the next decision on. What was set live stays on top.
     pub fn configure(&mut self, configuration: Configuration) {
+        self.record(|| Entry::Configuration(configuration.clone()));
         let mut policy = configuration.policy;
         if self.dry_run {
             // Nobody moves, so nobody is stuck.
@@ -120,6 +127,30 @@ impl Core {
         }
         self.balancer.set_policy(policy);
         self.configuration = configuration;
+    }
+
+    /// Has everything recorded from now on.
+    pub(crate) fn record_with(&mut self, mut recorder: Recorder) {
+        recorder.record(&Entry::begin(self.dry_run, self.configuration.clone()));
+        self.recorder = Some(recorder);
+    }
+
+    /// Ends the recording, if there is one.
+    pub(crate) fn end_recording(&mut self) {
+        if let Some(recorder) = self.recorder.take() {
+            recorder.end();
+        }
+    }
+
+    fn record(&mut self, entry: impl FnOnce() -> Entry) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.record(&entry());
+        }
+    }
+
+    /// A number for the whole last decision.
+    pub(crate) fn digest(&self) -> u32 {
+        crc32fast::hash(format!("{:?}", self.decision).as_bytes())
     }
 
     /// Decides. `vms` may come in any order.
@@ -131,6 +162,9 @@ impl Core {
     ) -> Vec<Order> {
         vms.sort_by(|one, other| one.name.cmp(&other.name));
         vms.dedup_by(|one, other| one.name == other.name);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.begin_round(now_ms, host, &vms);
+        }
         self.now_ms = now_ms;
         self.host = host;
         self.shown = vms.into_iter().map(|input| self.show(input)).collect();
@@ -151,7 +185,12 @@ impl Core {
                 shown.decision = Some(decision);
             }
         }
-        self.orders()
+        let orders = self.orders();
+        if self.recorder.is_some() {
+            let digest = self.digest();
+            self.record(|| Entry::Decided { digest, orders: orders.clone() });
+        }
+        orders
     }
 
     /// What every VM gets back when the daemon ends: what it booted with, if it has less.
@@ -202,6 +241,7 @@ impl Core {
         let live = wish.over(self.live.get(name).copied().unwrap_or_default());
         live.over(self.configuration.wish(name)).check()?;
         self.live.insert(name.to_owned(), live);
+        self.record(|| Entry::Set { name: name.to_owned(), wish });
         Ok(live)
     }
 
@@ -210,11 +250,13 @@ impl Core {
     /// # Errors
     /// There are too many reservations.
     pub fn reserve(&mut self, size_kib: u64, now_ms: u64, ms: u64) -> Result<u64, TooMany> {
+        self.record(|| Entry::Reserve { size_kib, now_ms, ms });
         self.reservations.add(size_kib, now_ms.saturating_add(ms)).ok_or(TooMany)
     }
 
     /// Withdraws a reservation; whether it was there.
     pub fn withdraw(&mut self, id: u64) -> bool {
+        self.record(|| Entry::Withdraw { id });
         self.reservations.withdraw(id)
     }
 

@@ -16,6 +16,7 @@ use crate::finder::{BadPattern, Found, find};
 use crate::host::HostReader;
 use crate::process::Figures;
 use crate::reading::{Link, Stamped};
+use crate::record::{RecordError, Recorder};
 use crate::session::Session;
 use crate::wish::Configuration;
 
@@ -76,6 +77,8 @@ pub struct Setup {
     pub on_exit: OnExit,
     /// Reads the host.
     pub host: HostReader,
+    /// Where to record everything that decisions follow from, and the decisions.
+    pub record: Option<PathBuf>,
 }
 
 /// Why the daemon cannot start.
@@ -90,6 +93,9 @@ pub enum DaemonError {
     /// The control socket cannot be served.
     #[error(transparent)]
     Control(#[from] ServerError),
+    /// The file for the recording cannot be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
 }
 
 /// The daemon.
@@ -150,13 +156,17 @@ impl Daemon {
     /// # Errors
     /// The configuration is not right, or the control socket cannot be served.
     pub fn start(setup: Setup) -> Result<Self, DaemonError> {
-        let Setup { mut load, file, control, dry_run, on_exit, host } = setup;
+        let Setup { mut load, file, control, dry_run, on_exit, host, record } = setup;
         let stamp = file.as_deref().and_then(FileStamp::of);
         let configuration = load().map_err(DaemonError::Configuration)?;
         let patterns = configuration.patterns.clone();
         find(&patterns)?;
         let (clock, bell) = (Clock::start(), Arc::<Bell>::default());
-        let core = Arc::new(Mutex::new(Core::new(configuration, dry_run)));
+        let mut core = Core::new(configuration, dry_run);
+        if let Some(record) = &record {
+            core.record_with(Recorder::open(record)?);
+        }
+        let core = Arc::new(Mutex::new(core));
         let commands = Control::new(Arc::clone(&core), Arc::clone(&bell), clock);
         let server = Server::start_for(&control, Arc::new(commands))?;
         Ok(Self {
@@ -315,8 +325,13 @@ impl Daemon {
     }
 
     fn hand_out(&self, orders: &[Order]) {
+        if orders.is_empty() {
+            return;
+        }
+        let names = self.vms.values().map(|vm| (vm.found.name.as_str(), vm));
+        let named: BTreeMap<&str, &Attached> = names.collect();
         for order in orders {
-            if let Some(vm) = self.vms.values().find(|vm| vm.found.name == order.name) {
+            if let Some(vm) = named.get(order.name.as_str()) {
                 vm.session.slot.tell(|state| state.order(order.life, order.target_kib));
             }
         }
@@ -332,6 +347,7 @@ impl Daemon {
             }
             self.hand_out(&orders);
         }
+        lock(&self.core).end_recording();
         // A thread carries out its last order before it sees the end.
         for vm in self.vms.values() {
             vm.session.end();

@@ -1,5 +1,6 @@
 //! The host's own figures, from `/proc` and `/sys`.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -58,12 +59,15 @@ impl HostReader {
             .collect();
         let paths = || processes.iter().flatten().filter_map(|figures| figures.group.path());
         let common = groups.common(paths());
-        let all: Vec<String> = paths().map(str::to_owned).collect();
+        let mut members = HashMap::<String, u32>::new();
+        for path in paths() {
+            *members.entry(path.to_owned()).or_default() += 1;
+        }
         for figures in processes.iter_mut().flatten() {
             let Group::Path(path) = &figures.group else { continue };
             figures.sample.cgroup_limit_kib = groups.limit(path);
             // The pressure of a group of several VMs says nothing of one of them.
-            if all.iter().filter(|other| *other == path).count() == 1 {
+            if members.get(path) == Some(&1) {
                 figures.sample.psi_some_permille = groups.pressure(path);
             }
         }

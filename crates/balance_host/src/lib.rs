@@ -9,6 +9,7 @@
 //! - `host`, `process` and `cgroup` read the host's side from `/proc` and `/sys`.
 //! - [`Core`] turns all of it into samples for the `balancer`, and decisions into orders. It knows no
 //!   clock, file or socket: time is an argument.
+//! - `record` writes what goes into the core and what comes out of it; [`Replay`] does it all again.
 //! - [`Control`] answers the operator, whose end of the line is [`Operator`].
 //!
 //! What a monitor says is not trusted: messages, events and time have limits, and a size that the host
@@ -25,6 +26,8 @@ mod machine;
 mod operator;
 mod process;
 mod reading;
+mod record;
+mod replay;
 mod session;
 mod status;
 mod wish;
@@ -38,5 +41,7 @@ pub use host::{Host, HostReader, kib_field, number};
 pub use operator::Operator;
 pub use qmp::ClientError;
 pub use reading::{Facts, Link, Reading, Stamped};
+pub use record::RecordError;
+pub use replay::{Replay, Step};
 pub use status::{Explanation, HostStatus, ReservationStatus, SettingsStatus, Status, VmStatus};
 pub use wish::{Configuration, Wish, WishError};

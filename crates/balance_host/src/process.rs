@@ -4,22 +4,25 @@ use std::fs;
 use std::path::Path;
 
 use balancer::{Pool, ProcessSample};
+use serde::{Deserialize, Serialize};
 
 use crate::host::kib_field;
 
 /// A process's figures.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Figures {
     pub(crate) sample: ProcessSample,
     /// Where the guest's memory comes from.
     pub(crate) pool: Pool,
+    #[serde(skip)]
     pub(crate) group: Group,
 }
 
 /// The cgroup of a process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Group {
     /// It is not known, or none of the unified hierarchy.
+    #[default]
     Unknown,
     /// Its path, which begins with `/`.
     Path(String),

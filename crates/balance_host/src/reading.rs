@@ -1,9 +1,10 @@
 //! What is known of a VM through its monitor.
 
 use balancer::{Aged, GuestReport};
+use serde::{Deserialize, Serialize};
 
 /// A figure and when it was true, in milliseconds of the daemon's clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamped<T> {
     /// The figure.
     pub value: T,
@@ -18,7 +19,7 @@ impl<T> Stamped<T> {
 }
 
 /// What a VM can be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// The memory it boots with.
     pub boot_kib: u64,
@@ -27,7 +28,7 @@ pub struct Facts {
 }
 
 /// What a monitor said.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {
     /// What the VM can be.
     pub facts: Facts,
@@ -44,7 +45,7 @@ pub struct Reading {
 }
 
 /// How a VM's monitor can be reached.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Link {
     /// Nobody has tried yet.
     #[default]

@@ -78,6 +78,9 @@ pub struct VmStatus {
     /// What its process takes from the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resident_kib: Option<u64>,
+    /// `some avg10` of the memory pressure of its cgroup, in thousandths; 0 if it has none of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub psi_some_permille: Option<u32>,
     /// The age of its size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub age_ms: Option<u64>,

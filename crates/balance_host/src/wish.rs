@@ -13,22 +13,22 @@ use crate::reading::Facts;
 pub struct Wish {
     /// What the VM boots with, and keeps until it is known what it needs. By default what the monitor
     /// says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub startup_kib: Option<u64>,
     /// It never gets less. By default 512 MiB, or what it boots with if that is less.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub minimum_kib: Option<u64>,
     /// It never gets more. By default what the monitor says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub maximum_kib: Option<u64>,
     /// Memory to have ready beyond the demand, in percent of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub buffer_percent: Option<u32>,
     /// How much the VM counts where memory is short.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub weight: Option<u32>,
     /// Whether to leave it as it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub hold: Option<bool>,
 }
 
@@ -116,7 +116,7 @@ impl Wish {
 }
 
 /// Everything that the operator can write into a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configuration {
     /// Where the sockets of the VMs are.
     pub patterns: Vec<String>,

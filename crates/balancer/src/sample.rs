@@ -28,6 +28,7 @@ pub enum Mode {
 
 /// Where guest memory comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Pool {
     /// The host's ordinary pages.
     #[default]
@@ -71,6 +72,7 @@ pub struct VmSample {
 /// What a guest says about itself: the status report of Dynamic Memory, or the statistics of a
 /// virtio balloon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct GuestReport {
     /// The VM's size *when the report was made*, not now: `available_kib` is a part of this.
     pub actual_kib: u64,
@@ -86,6 +88,7 @@ pub struct GuestReport {
 
 /// Committed memory as the status report counts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Committed {
     /// The figure of the report. Both Windows and Linux count ballooned pages as committed (Linux
     /// `hv_balloon.c`, `post_status`).
@@ -96,6 +99,7 @@ pub struct Committed {
 
 /// What the host knows of a VM's process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ProcessSample {
     /// Its resident memory: guest memory that is backed, and what the process needs itself. For a
     /// VM of [`Pool::HugePages`], what it has of the pool (`HugetlbPages` of `/proc/PID/status`).
@@ -111,6 +115,7 @@ pub struct ProcessSample {
 
 /// What is known of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HostSample {
     /// Time since these figures were true. They belong together with the VMs' `rss_kib`: what a VM
     /// touches between the two readings is counted twice or not at all.
@@ -135,6 +140,7 @@ pub struct HostSample {
 
 /// A cgroup with a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CgroupLimit {
     /// `memory.max`.
     pub limit_kib: u64,

@@ -132,6 +132,7 @@ impl VmSettings {
 
 /// Figures of the policy that hold for all VMs. The default is meant to be right for a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Policy {
     /// Memory left to the host itself, or `None` for a twentieth of it, at least 512 MiB and at
     /// most a quarter of it. (Hosts under load need a share of their size for page tables and

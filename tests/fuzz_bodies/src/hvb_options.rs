@@ -36,7 +36,8 @@ pub(crate) fn run(data: &[u8]) {
         | Command::Stop(_)
         | Command::List
         | Command::Balance(_)
-        | Command::Doctor(_) => {}
+        | Command::Doctor(_)
+        | Command::Generate(_) => {}
     }
 }
 

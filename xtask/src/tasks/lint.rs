@@ -11,9 +11,10 @@ use super::links;
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 20] = [
+const LAYERS: [(&str, &[&str]); 21] = [
     ("balancer", &[]),
     ("doctor", &[]),
+    ("timeline", &[]),
     ("page_range", &[]),
     ("confinement", &[]),
     ("saved_state", &["page_range"]),
@@ -58,7 +59,10 @@ const LAYERS: [(&str, &[&str]); 20] = [
             "vmbus_kvm",
         ],
     ),
-    ("hvb", &["balance_host", "confinement", "doctor", "kvm_hyperv", "qmp", "vmm"]),
+    (
+        "hvb",
+        &["balance_host", "confinement", "doctor", "kvm_hyperv", "qmp", "timeline", "vmm"],
+    ),
     ("minimal_vmm", &["guest_ram", "kvm_hyperv", "page_range", "vmbus", "vmbus_kvm"]),
 ];
 

@@ -5,6 +5,7 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use balance_host::{Configuration, Daemon, Handle, HostReader, Notice, Setup};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -15,7 +16,7 @@ use crate::{names, run};
 
 /// Runs until a signal ends it.
 pub(super) fn run(args: DaemonArgs) -> Result<()> {
-    let DaemonArgs { config, vms, dry_run, on_exit, control, .. } = args;
+    let DaemonArgs { config, vms, dry_run, on_exit, control, record, .. } = args;
     let is_ours = control.control.is_none();
     let control = control.path()?;
     if let Some(directory) = control.parent().filter(|_| is_ours) {
@@ -23,6 +24,7 @@ pub(super) fn run(args: DaemonArgs) -> Result<()> {
             .with_context(|| format!("{}: cannot be made for sockets", directory.display()))?;
     }
     run::give_up_privileges()?;
+    allow_descriptors();
     // Signals that come from now on are not lost.
     let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot handle signals")?;
     let config_file: Option<PathBuf> = config.clone();
@@ -34,6 +36,7 @@ pub(super) fn run(args: DaemonArgs) -> Result<()> {
         dry_run,
         on_exit: on_exit.into(),
         host: HostReader::default(),
+        record,
     })?;
     let handle = daemon.handle();
     thread::Builder::new()
@@ -43,6 +46,14 @@ pub(super) fn run(args: DaemonArgs) -> Result<()> {
     let has_watchdog = sd_notify::watchdog_enabled().is_some();
     daemon.run(|notice| tell(notice, has_watchdog));
     Ok(())
+}
+
+/// A VM takes four descriptors, and the usual limit is made for programs that use `select`.
+fn allow_descriptors() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!("the limit of open files stays low: {error}");
+    }
 }
 
 /// The settings of a file, and of the command line, which wins.

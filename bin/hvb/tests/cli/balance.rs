@@ -1,7 +1,7 @@
 //! `hvb balance`: the daemon as a process, and its commands.
 
 use std::fs;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -267,23 +267,140 @@ fn told(socket: &UnixDatagram) -> String {
     String::from_utf8(buffer[..count].to_vec()).unwrap()
 }
 
-#[test]
-fn the_service_manager_is_told() {
-    let place = Place::new();
+/// A balancer that tells a service manager what it does, and the manager's socket.
+fn managed(place: &Place, watchdog: Option<&str>) -> (UnixDatagram, Balancer) {
     let path: PathBuf = place.path("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let balancer = place.balancer_with(|command| {
         let notify: &Path = &path;
-        command.env("NOTIFY_SOCKET", notify).env("WATCHDOG_USEC", "30000000");
+        command.env("NOTIFY_SOCKET", notify).env_remove("WATCHDOG_PID");
+        match watchdog {
+            Some(usec) => command.env("WATCHDOG_USEC", usec),
+            None => command.env_remove("WATCHDOG_USEC"),
+        };
     });
+    (socket, balancer)
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let place = Place::new();
+    // A monitor that never answers is no reason for the watchdog to bite.
+    let hangs = UnixListener::bind(place.path("hangs.sock")).unwrap();
+    let (socket, balancer) = managed(&place, Some("30000000"));
     let wait_for = |word: &str| while !told(&socket).contains(word) {};
     wait_for("READY=1");
     place.say(&["status"]).unwrap();
+    let _client = hangs.accept().unwrap();
+    wait_for("WATCHDOG=1");
     wait_for("WATCHDOG=1");
     balancer.signal(Signal::HUP);
     wait_for("RELOADING=1");
     wait_for("READY=1");
     balancer.signal(Signal::TERM);
     wait_for("STOPPING=1");
+}
+
+#[test]
+fn a_service_manager_without_a_watchdog_is_told_of_none() {
+    let place = Place::new();
+    let (socket, balancer) = managed(&place, None);
+    eventually("it has looked at the host", || {
+        place.say(&["status"]).is_ok_and(|text| text.contains(" for VMs, "))
+    });
+    balancer.signal(Signal::TERM);
+    let mut all = String::new();
+    while !all.contains("STOPPING=1") {
+        all += &told(&socket);
+    }
+    assert!(all.starts_with("READY=1") && !all.contains("WATCHDOG"), "{all}");
+}
+
+#[test]
+fn it_may_open_as_many_files_as_the_limit_can_be_raised_to() {
+    let place = Place::new();
+    let shell = "ulimit -Sn 64; exec \"$0\" \"$@\"";
+    let direct = place.command(&[]);
+    let mut command = Command::new("sh");
+    command.args(["-c", shell]).arg(direct.get_program()).args(direct.get_args());
+    command.env("HVB_RUN_DIR", place.0.path()).stdin(Stdio::null()).stderr(Stdio::null());
+    let balancer = Balancer(command.spawn().unwrap());
+    eventually("it runs", || place.say(&["status"]).is_ok());
+    let limits = fs::read_to_string(format!("/proc/{}/limits", balancer.0.id())).unwrap();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let mut files = files.split_whitespace();
+    assert_eq!(files.next(), files.next());
+}
+
+#[test]
+fn a_recording_is_replayed_even_after_a_kill() {
+    let place = Place::new();
+    let guest = Guest::new(256 * MIB).that_uses(64 * MIB);
+    let vm = Monitor::start_at(&place.path("db.sock"), guest);
+    let file = place.path("recording");
+    let balancer = place.balancer_with(|command| {
+        command.arg("--record").arg(&file);
+    });
+    eventually("it shrinks", || {
+        vm.report();
+        vm.guest.target() < 128 * MIB
+    });
+    let path = file.to_str().unwrap();
+    let second = place.path("second.control");
+    let error = place.say(&["--record", path, "--control", second.to_str().unwrap()]).unwrap_err();
+    assert!(error.ends_with("recording: another hvb balance records to it\n"), "{error}");
+    balancer.end(Signal::KILL);
+    let text = place.say(&["replay", path]).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with("recorded by hvb 0."), "{text}");
+    assert!(lines[1].contains(" s db: 256 to "), "{text}");
+    let sums = lines[lines.len() - 2];
+    assert!(sums.ends_with("orders, all as they were") && !sums.contains(" 0 orders"), "{text}");
+    assert!(lines[lines.len() - 1].starts_with("the recording has no end: "), "{text}");
+
+    place.write(&format!("{SETTINGS}\n[vm.db]\nhold = true\n"));
+    let config = place.path("balance.toml");
+    let text = place.say(&["replay", path, "--config", config.to_str().unwrap()]).unwrap();
+    assert!(text.contains(" s db: nothing\n") && text.contains(" then: 256 to "), "{text}");
+    assert!(text.contains(" decisions, 0 orders; "), "{text}");
+    assert!(text.contains(" different, and the first different decision is at "), "{text}");
+
+    let picture = place.path("x.svg");
+    let plot = ["plot", path, "-o", picture.to_str().unwrap()];
+    place.say(&plot).unwrap();
+    let svg = fs::read_to_string(&picture).unwrap();
+    for text in ["host", "db", "assigned", "demand", "RSS", "pressure", "PSI, some", "<polyline"] {
+        assert!(svg.contains(text), "{text}");
+    }
+    let error = place.say(&[&plot[..], &["--vm", "web"]].concat()).unwrap_err();
+    assert!(error.ends_with("recording: there is no VM 'web' in it\n"), "{error}");
+
+    // The next balancer goes on.
+    place.write(SETTINGS);
+    let balancer = place.balancer_with(|command| {
+        command.arg("--record").arg(&file);
+    });
+    eventually("it runs", || {
+        vm.report();
+        place.say(&["explain", "db"]).is_ok_and(|text| text.contains("It has what it wants."))
+    });
+    balancer.end(Signal::TERM);
+    let text = place.say(&["replay", path]).unwrap();
+    assert!(text.ends_with("orders, all as they were\n"), "{text}");
+
+    for command in
+        [&["replay", config.to_str().unwrap()][..], &["plot", "/proc/self/exe", "-o", "x"]]
+    {
+        let error = place.say(command).unwrap_err();
+        assert!(error.ends_with("no recording of hvb balance --record\n"), "{error}");
+    }
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[7] = 9;
+    fs::write(&file, bytes).unwrap();
+    let error = place.say(&["replay", path]).unwrap_err();
+    assert!(
+        error.contains("in format 9, and this hvb knows format 1: use the hvb that"),
+        "{error}"
+    );
 }

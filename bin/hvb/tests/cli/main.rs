@@ -5,5 +5,6 @@ mod balloon;
 mod common;
 mod doctor;
 mod errors;
+mod generate;
 mod names;
 mod stop;

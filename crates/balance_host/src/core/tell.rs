@@ -36,6 +36,7 @@ fn host(core: &Core, now_ms: u64) -> HostStatus {
 fn vm(shown: &Shown, now_ms: u64) -> VmStatus {
     let Shown { input, settings, held, decision } = shown;
     let reading = input.reading.as_ref();
+    let process = input.process.as_ref().map(|figures| figures.value.sample);
     let decision = decision.as_ref();
     let settings = settings.map(|settings| {
         let form = settings.form();
@@ -59,7 +60,8 @@ fn vm(shown: &Shown, now_ms: u64) -> VmStatus {
         status: decision.and_then(|decision| Some(word(decision.status?).to_owned())),
         settings,
         held: *held,
-        resident_kib: input.process.as_ref().map(|figures| figures.value.sample.rss_kib),
+        resident_kib: process.map(|process| process.rss_kib),
+        psi_some_permille: process.map(|process| process.psi_some_permille),
         age_ms: reading.map(|reading| reading.actual.aged(now_ms).age_ms),
         report_age_ms: reading.and_then(|reading| Some(reading.report?.aged(now_ms).age_ms)),
         reason: decision.map(|decision| decision.reason.to_string()),

@@ -4,4 +4,5 @@ mod bad_monitors;
 mod control;
 mod moves;
 mod qemu;
+mod recording;
 mod world;

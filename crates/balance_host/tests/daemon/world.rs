@@ -146,12 +146,25 @@ impl Machine for Guest {
     }
 }
 
-/// A guest behind its monitor, which reports often.
+/// How often guests report. (Real ones do each second.)
+const OFTEN: Duration = Duration::from_millis(50);
+
+/// A guest behind its monitor.
 pub(crate) struct Vm {
     pub(crate) guest: Arc<Guest>,
     server: Arc<Server>,
     ends: Arc<AtomicBool>,
     reporter: Option<JoinHandle<()>>,
+}
+
+/// The guest reports, and before that its size, if its monitor tells it.
+pub(crate) fn report(server: &Server, guest: &Guest, tells_size: bool) {
+    let (actual, report) = guest.size_and_report();
+    if tells_size {
+        server.events().emit(&Event::BalloonChange { actual });
+    }
+    let HvBalloonInfo { committed, available } = report;
+    server.events().emit(&Event::StatusReport { committed, available });
 }
 
 impl Vm {
@@ -168,13 +181,8 @@ impl Vm {
             let (server, guest, ends) = (server.clone(), guest.clone(), ends.clone());
             move || {
                 while !ends.load(Ordering::Relaxed) {
-                    let (actual, report) = guest.size_and_report();
-                    if tells_size {
-                        server.events().emit(&Event::BalloonChange { actual });
-                    }
-                    let HvBalloonInfo { committed, available } = report;
-                    server.events().emit(&Event::StatusReport { committed, available });
-                    thread::sleep(Duration::from_millis(50));
+                    report(&server, &guest, tells_size);
+                    thread::sleep(OFTEN);
                 }
             }
         });
@@ -256,6 +264,7 @@ impl Host {
             dry_run: false,
             on_exit: OnExit::Keep,
             host: HostReader::under(self.root.path()),
+            record: None,
         }))
         .unwrap();
         let handle = daemon.handle();

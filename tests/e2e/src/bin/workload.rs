@@ -17,12 +17,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use e2e::debian::{DebianImage, Shell, is_unmounted};
 use e2e::{MIB, Vm, VmConfig, resident, wait_for};
-use plotters::prelude::{
-    BLACK, BLUE, ChartBuilder, GREEN, IntoDrawingArea, LineSeries, PathElement, RED, RGBColor,
-    SVGBackend, WHITE,
-};
-use qmp::{XQueryDynamicMemory, qapi};
+use qmp::{HvBalloonInfo, XQueryDynamicMemory, qapi};
 use serde_json::Value;
+use timeline::{Curve, Panel, Timeline};
 
 const BOOT: u64 = 1024 * MIB;
 const ROUNDS: u32 = 3;
@@ -53,8 +50,8 @@ struct Sample {
     at: Duration,
     actual: u64,
     resident: u64,
-    committed: u64,
-    available: u64,
+    /// None before the guest's first one.
+    report: Option<HvBalloonInfo>,
 }
 
 fn main() -> ExitCode {
@@ -218,16 +215,12 @@ fn sample(
     let mut client = qmp::Client::connect(socket, e2e::PATIENCE)?;
     while !is_over.load(Ordering::Relaxed) {
         let books = client.run(&XQueryDynamicMemory {})?;
-        // None before the guest's first report.
         let report = client.run(&qapi::query_hv_balloon_status_report {}).ok();
-        let (committed, available) =
-            report.map_or((0, 0), |report| (report.committed, report.available));
         let sample = Sample {
             at: begin.elapsed(),
             actual: books.actual,
             resident: resident(process)?,
-            committed,
-            available,
+            report,
         };
         samples.lock().expect("nobody panics with it").push(sample);
         thread::sleep(Duration::from_millis(500));
@@ -236,37 +229,26 @@ fn sample(
 }
 
 fn draw(picture: &Path, samples: &[Sample]) -> Result<()> {
-    let end = samples.last().context("no samples")?.at.as_secs_f64();
-    let top = samples.iter().map(|it| it.actual.max(it.resident)).max().unwrap_or_default() / MIB;
-    let area = SVGBackend::new(picture, (1000, 500)).into_drawing_area();
-    area.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&area)
-        .margin(12)
-        .caption("A database under load while its memory follows", ("sans-serif", 20))
-        .x_label_area_size(36)
-        .y_label_area_size(60)
-        .build_cartesian_2d(0.0..end, 0_u64..top + top / 10)?;
-    chart
-        .configure_mesh()
-        .x_desc("seconds since the start")
-        .y_desc("MiB")
-        .light_line_style(WHITE)
-        .draw()?;
-    type Column = (&'static str, RGBColor, fn(&Sample) -> u64);
+    type Column = (&'static str, fn(&Sample) -> Option<u64>);
     let columns: [Column; 4] = [
-        ("assigned (actual)", BLACK, |it| it.actual),
-        ("resident memory of hvb", RED, |it| it.resident),
-        ("committed, by the guest's report", BLUE, |it| it.committed),
-        ("available, by the guest's report", GREEN, |it| it.available),
+        ("assigned (actual)", |it| Some(it.actual)),
+        ("resident memory of hvb", |it| Some(it.resident)),
+        ("committed, by the guest's report", |it| Some(it.report?.committed)),
+        ("available, by the guest's report", |it| Some(it.report?.available)),
     ];
-    for (name, color, column) in columns {
-        let points = samples.iter().map(|it| (it.at.as_secs_f64(), column(it) / MIB));
-        chart
-            .draw_series(LineSeries::new(points, color))?
-            .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color));
-    }
-    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
-    area.present()?;
+    let curves = columns.map(|(name, column)| {
+        let mut curve = Curve::default();
+        for sample in samples {
+            let mib = column(sample).map(|bytes| bytes as f64 / MIB as f64);
+            curve.push(sample.at.as_secs_f64(), mib);
+        }
+        (name.to_owned(), curve)
+    });
+    let (title, unit) = (String::new(), "MiB".to_owned());
+    let panel = Panel { title, unit, top: 1.0, height: 460, curves: curves.into() };
+    let title = "A database under load while its memory follows".to_owned();
+    let time = "seconds since the start".to_owned();
+    let svg = Timeline { title, time, panels: vec![panel] }.svg()?;
+    std::fs::write(picture, svg)?;
     Ok(())
 }
