@@ -45,7 +45,6 @@ struct Plan {
 }
 
 /// Memory at one moment, in bytes.
-#[derive(Clone, Copy)]
 struct Sample {
     at: Duration,
     actual: u64,
@@ -233,8 +232,8 @@ fn draw(picture: &Path, samples: &[Sample]) -> Result<()> {
     let columns: [Column; 4] = [
         ("assigned (actual)", |it| Some(it.actual)),
         ("resident memory of hvb", |it| Some(it.resident)),
-        ("committed, by the guest's report", |it| Some(it.report?.committed)),
-        ("available, by the guest's report", |it| Some(it.report?.available)),
+        ("committed, by the guest's report", |it| Some(it.report.as_ref()?.committed)),
+        ("available, by the guest's report", |it| Some(it.report.as_ref()?.available)),
     ];
     let curves = columns.map(|(name, column)| {
         let mut curve = Curve::default();
