@@ -11,7 +11,7 @@ use super::links;
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 19] = [
+const LAYERS: [(&str, &[&str]); 20] = [
     ("balancer", &[]),
     ("page_range", &[]),
     ("confinement", &[]),
@@ -40,6 +40,7 @@ const LAYERS: [(&str, &[&str]); 19] = [
     ),
     ("qmp", &[]),
     ("balance_host", &["balancer", "qmp"]),
+    ("balance_sim", &["balancer"]),
     ("virtio_devices", &["guest_ram"]),
     (
         "vmm",
@@ -57,7 +58,7 @@ const LAYERS: [(&str, &[&str]); 19] = [
             "vmbus_kvm",
         ],
     ),
-    ("hvb", &["balance_host", "confinement", "qmp", "vmm"]),
+    ("hvb", &["balance_host", "balance_sim", "confinement", "qmp", "vmm"]),
     ("minimal_vmm", &["guest_ram", "kvm_hyperv", "page_range", "vmbus", "vmbus_kvm"]),
 ];
 
@@ -65,8 +66,9 @@ const LAYERS: [(&str, &[&str]); 19] = [
 const SHIPPED: [&str; 3] = ["crates", "bin", "examples"];
 
 /// Crates without input, output, clock or unsafe code.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "balancer",
+    "balance_sim",
     "page_range",
     "saved_state",
     "dynmem_protocol",
