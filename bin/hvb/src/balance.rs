@@ -3,6 +3,7 @@
 mod daemon;
 mod file;
 mod operator;
+mod simulate;
 
 use std::path::PathBuf;
 
@@ -50,6 +51,9 @@ pub(crate) fn run(args: BalanceArgs) -> Result<()> {
         }
         Some(BalanceCommand::Release { vm, control }) => {
             operator::set(&control.path()?, &vm, hold(false))
+        }
+        Some(BalanceCommand::Simulate { files, config }) => {
+            simulate::run(&files, config.as_deref())
         }
     }
 }

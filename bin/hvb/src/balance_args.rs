@@ -118,4 +118,13 @@ pub(crate) enum BalanceCommand {
         #[command(flatten)]
         control: ControlArgs,
     },
+    /// Play scenarios with the balancer's policy on a simulated host, and show what comes of it.
+    Simulate {
+        /// Scenarios in TOML.
+        #[arg(value_name = "FILE", required = true)]
+        files: Vec<PathBuf>,
+        /// File with settings of the balancer, whose policy and host's reserve to play with.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
 }

@@ -5,4 +5,5 @@ mod balloon;
 mod common;
 mod errors;
 mod names;
+mod simulate;
 mod stop;
