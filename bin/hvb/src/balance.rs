@@ -5,6 +5,7 @@ mod file;
 mod operator;
 mod plot;
 mod replay;
+mod simulate;
 
 use std::path::PathBuf;
 
@@ -54,6 +55,9 @@ pub(crate) fn run(args: BalanceArgs) -> Result<()> {
         Some(BalanceCommand::Plot { file, output, vms }) => plot::run(&file, &output, &vms),
         Some(BalanceCommand::Release { vm, control }) => {
             operator::set(&control.path()?, &vm, hold(false))
+        }
+        Some(BalanceCommand::Simulate { files, config }) => {
+            simulate::run(&files, config.as_deref())
         }
     }
 }

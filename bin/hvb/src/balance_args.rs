@@ -142,4 +142,13 @@ pub(crate) enum BalanceCommand {
         #[arg(long = "vm", value_name = "VM")]
         vms: Vec<String>,
     },
+    /// Play scenarios with the balancer's policy on a simulated host, and show what comes of it.
+    Simulate {
+        /// Scenarios in TOML.
+        #[arg(value_name = "FILE", required = true)]
+        files: Vec<PathBuf>,
+        /// File with settings of the balancer, whose policy and host's reserve to play with.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
 }

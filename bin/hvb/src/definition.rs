@@ -81,9 +81,13 @@ pub(crate) fn options_of(text: &str) -> Result<Vec<String>> {
 
 /// The place and the message, without the excerpt of the file, which takes several lines.
 pub(crate) fn located(text: &str, error: &toml::de::Error) -> anyhow::Error {
-    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-    let line = before.matches('\n').count().saturating_add(1);
+    let line = line_of(text, error.span().map_or(0, |span| span.start));
     anyhow!("line {line}: {}", error.message().replace('\n', "; "))
+}
+
+/// The line of a text in which the byte at this place is; the first is 1.
+pub(crate) fn line_of(text: &str, place: usize) -> usize {
+    text.get(..place).unwrap_or_default().matches('\n').count().saturating_add(1)
 }
 
 fn run_command() -> clap::Command {

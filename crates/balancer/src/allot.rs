@@ -1,9 +1,10 @@
 //! Shares what there is among the VMs of a pool.
 //!
-//! Four levels are filled one after the other, each by weighted max-min fairness: the minimum and
-//! the demand, the buffers, and what VMs have beyond. So a surplus is lost before any buffer, and a
-//! buffer before anything that is needed; and where a surplus is cut, the largest for its weight is
-//! cut first.
+//! Levels are filled one after the other, each by weighted max-min fairness: the minimum and what
+//! is needed for sure, the rest of the demand, the buffers, and what VMs have beyond. So a surplus
+//! is lost before any buffer, and a buffer before anything that is needed; and where a surplus is
+//! cut, the largest for its weight is cut first. Memory that is free goes to what is sure first,
+//! too.
 //!
 //! A VM grows only into memory that nobody has: what others are to give counts as theirs until they
 //! have given it. Thus the host is not short while memory moves from one VM to another, and it does
@@ -30,6 +31,10 @@ pub struct Account {
     /// the sum of targets exceeds it too: no VM goes below its minimum.
     pub overcommitted_kib: u64,
 }
+
+/// This part of what there is stays free where nothing but surplus would take it, so that a guest
+/// that needs memory finds some. Others give slower than it can take.
+const FREE: u64 = 16;
 
 /// Between which bounds a level shares, in KiB.
 type Bounds = fn(&Row) -> (u64, u64);
@@ -62,7 +67,7 @@ impl Allotment {
         let spare_kib = total_kib.saturating_sub(with_fixed(|row| row.demand_kib));
         let reserved_kib = reserve::book(pool, spare_kib, reservations, rooms);
         let usable_kib = total_kib.saturating_sub(reserved_kib);
-        let zone = if with_fixed(|row| row.demand_kib) > usable_kib {
+        let zone = if with_fixed(|row| row.sure_kib) > usable_kib {
             Zone::Emergency
         } else if with_fixed(|row| row.wanted_kib) > usable_kib {
             Zone::Tight
@@ -74,25 +79,44 @@ impl Allotment {
         let fixed_kib = sum(rows, |row| row.fixed_kib.unwrap_or(0));
 
         let mut left_kib = usable_kib.saturating_sub(fixed_kib);
-        let levels: [Bounds; 3] = [
-            |row| (row.minimum_kib, row.demand_kib),
+        let levels: [Bounds; 4] = [
+            |row| (row.minimum_kib, row.sure_kib),
+            |row| (0, row.demand_kib.saturating_sub(row.sure_kib)),
             |row| (0, row.wanted_kib.saturating_sub(row.demand_kib)),
             |row| (0, row.keep_kib.saturating_sub(row.wanted_kib)),
         ];
         for row in rows.iter_mut().filter(|row| takes_part(row, pool)) {
             row.share_kib = 0;
         }
-        for level in levels {
-            let shared = self.share(pool, left_kib, rows, level, |row, share| {
+        let surplus = levels.len().saturating_sub(1);
+        for (n, level) in levels.into_iter().enumerate() {
+            let stays_kib = if n == surplus { usable_kib / FREE } else { 0 };
+            let there_kib = left_kib.saturating_sub(stays_kib);
+            let shared = self.share(pool, there_kib, rows, level, |row, share| {
                 row.share_kib = row.share_kib.saturating_add(share);
             });
             left_kib = left_kib.saturating_sub(shared);
         }
-        let growth = |row: &Row| (0, row.share_kib.saturating_sub(row.base_kib()));
-        self.share(pool, free_kib, rows, growth, |row, share| {
-            row.target_kib = row.share_kib.min(row.base_kib()).saturating_add(share);
+        let mut left_kib = free_kib;
+        let growths: [Bounds; 2] = [
+            |row| (0, row.share_kib.min(row.sure_kib).saturating_sub(row.base_kib())),
+            |row| {
+                let sure_kib = row.sure_kib.max(row.base_kib());
+                (0, row.share_kib.saturating_sub(sure_kib))
+            },
+        ];
+        for row in rows.iter_mut().filter(|row| takes_part(row, pool)) {
+            row.target_kib = row.share_kib.min(row.base_kib());
+        }
+        for growth in growths {
+            let shared = self.share(pool, left_kib, rows, growth, |row, share| {
+                row.target_kib = row.target_kib.saturating_add(share);
+            });
+            left_kib = left_kib.saturating_sub(shared);
+        }
+        for row in rows.iter_mut().filter(|row| takes_part(row, pool)) {
             row.settle();
-        });
+        }
 
         let held_kib =
             sum(rows, |row| row.fixed_kib.unwrap_or(0).max(row.target_kib).max(row.actual_kib));

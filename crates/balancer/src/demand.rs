@@ -25,6 +25,14 @@
 //! it did then, or when it has had that much for ten minutes: it was a peak. If it is short again
 //! at the same use, it was none, and only less use makes that forgotten.
 //!
+//! A guest whose use rises counts with what it will use in a second if that goes on: by the time
+//! memory is there, the rise has gone on for that long. A demand that falls by less than a
+//! sixteenth does not count as fallen; otherwise every breath of one guest would move memory of all,
+//! wherever it is short.
+//!
+//! What is in use is *sure*, and of a guest that is short, or was, a sixteenth more. The rest of a demand is a
+//! guess; where there is too little for all, it counts only after what is sure.
+//!
 //! With no report from the guest, demand is what the host holds for it: resident plus swapped-out
 //! memory. Both only grow as the guest touches memory, so a VM without reports grows as it touches
 //! memory and its unused memory cannot be found. It is never judged to need less than its startup
@@ -37,10 +45,19 @@ use crate::settings::{MAX_KIB, Policy, SettingsForm};
 /// Reading back less than this between two decisions is no paging.
 const SWAP_IN_KIB: u64 = 1024;
 
+/// A rise by less than this part of what is used is no rise that goes on.
+const RISE: u64 = 32;
+/// A demand that falls by less than this part of it stays.
+const FALL: u64 = 16;
+/// Two reports must be so far apart to tell how fast the use rises.
+const APART_MS: u64 = 500;
+
 /// A demand and what it was judged by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Demand {
     pub(crate) kib: u64,
+    /// The part of it that is beyond doubt.
+    pub(crate) sure_kib: u64,
     pub(crate) basis: Basis,
 }
 
@@ -50,6 +67,12 @@ pub(crate) struct DemandState {
     swapped_in_kib: Option<u64>,
     oom_kills: Option<u64>,
     learned: Option<Learned>,
+    /// What was used, and when.
+    used: Option<(u64, u64)>,
+    /// By how much the use rises in a second.
+    rises_kib: u64,
+    /// The demand that counted last.
+    counted_kib: u64,
 }
 
 /// What a guest needed when it was short.
@@ -90,7 +113,10 @@ impl DemandState {
             return Err(HoldCause::ImpossibleSize { actual_kib: size.value });
         }
         match sample.guest {
-            Some(guest) => self.judge_report(guest, now_ms, policy),
+            Some(guest) => {
+                let demand = self.judge_report(guest, now_ms, policy)?;
+                Ok(Demand { kib: self.steady(demand.kib), ..demand })
+            }
             None if sample.awaits_report => Err(HoldCause::NoReportYet),
             None => by_process(sample, form, policy),
         }
@@ -115,22 +141,56 @@ impl DemandState {
             report.committed.map_or(0, |c| c.reported_kib.saturating_sub(c.ballooned_kib));
         let beyond = committed.saturating_sub(used_kib);
 
+        let rises_kib = self.rise(used_kib, now_ms.saturating_sub(age_ms));
         let pages = self.is_paging(&report);
         let is_short = available_kib < actual_kib / 32;
         if pages || is_short {
-            let promised_kib = beyond.min(used_kib).max(used_kib / 8);
+            let promised_kib = beyond.max(rises_kib).min(used_kib).max(used_kib / 8);
             let kib = self.learn(used_kib.saturating_add(promised_kib), used_kib);
-            return Ok(Demand { kib, basis: Basis::Short { used_kib, demand_kib: kib, pages } });
+            let sure_kib = short_sure_kib(used_kib);
+            let basis = Basis::Short { used_kib, demand_kib: kib, pages };
+            return Ok(Demand { kib, sure_kib, basis });
         }
         let promised_kib = (beyond / 4).min(used_kib / 2);
-        let kib = used_kib.saturating_add(promised_kib);
+        let kib = used_kib.saturating_add(promised_kib.max(rises_kib));
         match self.remembered(used_kib, actual_kib, now_ms, policy) {
             Some(was_short_kib) if was_short_kib > kib => Ok(Demand {
                 kib: was_short_kib,
+                sure_kib: short_sure_kib(used_kib),
                 basis: Basis::Remembered { used_kib, was_short_kib },
             }),
-            _ => Ok(Demand { kib, basis: Basis::Report { used_kib, promised_kib } }),
+            _ if rises_kib > promised_kib => {
+                let basis = Basis::Rising { used_kib, rises_kib };
+                Ok(Demand { kib, sure_kib: used_kib, basis })
+            }
+            _ => {
+                let basis = Basis::Report { used_kib, promised_kib };
+                Ok(Demand { kib, sure_kib: used_kib, basis })
+            }
         }
+    }
+
+    /// By how much the use rises in a second, at most by as much as is used, if a report of this
+    /// time has it at `used_kib`.
+    fn rise(&mut self, used_kib: u64, at_ms: u64) -> u64 {
+        let (before_kib, before_ms) = *self.used.get_or_insert((used_kib, at_ms));
+        let ms = at_ms.saturating_sub(before_ms);
+        if ms >= APART_MS {
+            let more_kib = used_kib.saturating_sub(before_kib);
+            let rises_kib = more_kib.saturating_mul(1000).checked_div(ms).unwrap_or(0);
+            self.rises_kib = if rises_kib < used_kib / RISE { 0 } else { rises_kib.min(used_kib) };
+            self.used = Some((used_kib, at_ms));
+        }
+        self.rises_kib
+    }
+
+    /// The demand that counts.
+    fn steady(&mut self, kib: u64) -> u64 {
+        let fell = self.counted_kib.saturating_sub(kib);
+        if kib > self.counted_kib || fell >= self.counted_kib / FALL {
+            self.counted_kib = kib;
+        }
+        self.counted_kib
     }
 
     /// Whether the guest read from swap or killed a process since the last decision. The counters
@@ -181,6 +241,12 @@ impl DemandState {
     }
 }
 
+/// What a guest needs for sure that is short while it uses `used_kib`, or was: with twice as much
+/// available as would make it count as short again.
+const fn short_sure_kib(used_kib: u64) -> u64 {
+    used_kib.saturating_add(used_kib / 16)
+}
+
 fn by_process(
     sample: &VmSample,
     form: &SettingsForm,
@@ -196,7 +262,8 @@ fn by_process(
     // Beyond the VM's size, it is the process's own.
     let held_kib = held_kib.min(sample.actual_kib.value);
     let basis = Basis::HostOnly { held_kib, startup_kib: form.startup_kib };
-    Ok(Demand { kib: held_kib.max(form.startup_kib), basis })
+    let kib = held_kib.max(form.startup_kib);
+    Ok(Demand { kib, sure_kib: kib, basis })
 }
 
 #[cfg(test)]
@@ -271,6 +338,52 @@ mod tests {
         assert_eq!(kib(&sample(report(GIB / 8, 12 * GIB))), 12 * GIB);
         let used = 8 * GIB - GIB / 8;
         assert_eq!(kib(&sample(report(GIB / 8, 0))), used + used / 8);
+    }
+
+    /// Judges a guest that uses `used_kib` of 8 GiB, by a report of this time.
+    fn judged(state: &mut DemandState, used_kib: u64, now_ms: u64, age_ms: u64) -> Demand {
+        let mut sample = sample(report(8 * GIB - used_kib, 0));
+        sample.guest = sample.guest.map(|guest| Aged { age_ms, ..guest });
+        judge_at(state, &sample, now_ms).unwrap()
+    }
+
+    #[test]
+    fn a_rise_counts_for_another_second() {
+        let state = &mut DemandState::default();
+        assert_eq!(judged(state, GIB, 0, 0).kib, GIB);
+        let rising = judged(state, GIB + GIB / 4, 500, 0);
+        assert_eq!(rising.kib, GIB + GIB / 4 + GIB / 2);
+        assert_eq!(rising.sure_kib, GIB + GIB / 4);
+        let basis = Basis::Rising { used_kib: GIB + GIB / 4, rises_kib: GIB / 2 };
+        assert_eq!(rising.basis, basis);
+        // The same report again, and a new one in which it has not risen further.
+        assert_eq!(judged(state, GIB + GIB / 4, 700, 200), rising);
+        assert_eq!(judged(state, GIB + GIB / 4, 1500, 0).kib, GIB + GIB / 4);
+        // No more than as much again.
+        assert_eq!(judged(state, 3 * GIB, 2000, 0).kib, 6 * GIB);
+    }
+
+    #[test]
+    fn a_small_rise_and_a_small_fall_are_none() {
+        let state = &mut DemandState::default();
+        assert_eq!(judged(state, 4 * GIB, 0, 0).kib, 4 * GIB);
+        let more = 4 * GIB + GIB / 16;
+        assert_eq!(judged(state, more, 1000, 0).kib, more);
+        assert_eq!(judged(state, more - more / 16 + 1, 2000, 0).kib, more);
+        let less = more - more / 16;
+        assert_eq!(judged(state, less, 3000, 0).kib, less);
+    }
+
+    #[test]
+    fn what_is_in_use_is_sure_and_the_rest_a_guess() {
+        let sure = |available_kib, committed_kib| {
+            let sample = sample(report(available_kib, committed_kib));
+            let demand = judge_at(&mut DemandState::default(), &sample, 0).unwrap();
+            (demand.sure_kib, demand.kib)
+        };
+        assert_eq!(sure(6 * GIB, 4 * GIB), (2 * GIB, 2 * GIB + GIB / 2));
+        let used = 8 * GIB - GIB / 8;
+        assert_eq!(sure(GIB / 8, 12 * GIB), (used + used / 16, 12 * GIB));
     }
 
     /// Judges a guest that uses `used_kib` of 8 GiB and has read `swapped` from swap.

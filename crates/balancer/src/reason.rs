@@ -15,6 +15,13 @@ pub enum Basis {
         /// The part that counts of what is committed beyond that.
         promised_kib: u64,
     },
+    /// The guest's reports, which show that it uses more and more.
+    Rising {
+        /// In use.
+        used_kib: u64,
+        /// By how much that rises in a second.
+        rises_kib: u64,
+    },
     /// The guest's report, which shows that it is short.
     Short {
         /// In use.
@@ -51,6 +58,12 @@ impl fmt::Display for Basis {
                 "The guest uses {}; of what it has promised to programs beyond that, {} count.",
                 Size(used_kib),
                 Size(promised_kib)
+            ),
+            Self::Rising { used_kib, rises_kib } => write!(
+                f,
+                "The guest uses {}, and {} more each second, of which the next counts.",
+                Size(used_kib),
+                Size(rises_kib)
             ),
             Self::Short { used_kib, demand_kib, pages } => {
                 let sign = if pages { "is paging" } else { "has almost nothing available" };

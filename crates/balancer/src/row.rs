@@ -33,7 +33,7 @@ impl VmState {
     }
 }
 
-/// A VM in a decision. `minimum ≤ demand ≤ wanted ≤ keep ≤ cap`.
+/// A VM in a decision. `minimum ≤ sure ≤ demand ≤ wanted ≤ keep ≤ cap`.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) pool: Pool,
@@ -44,6 +44,8 @@ pub(crate) struct Row {
     current_kib: u64,
     pub(crate) minimum_kib: u64,
     cap_kib: u64,
+    /// The part of the demand that is beyond doubt.
+    pub(crate) sure_kib: u64,
     pub(crate) demand_kib: u64,
     pub(crate) wanted_kib: u64,
     /// What it may have if nobody else wants it.
@@ -90,6 +92,7 @@ impl Row {
             current_kib,
             minimum_kib: form.minimum_kib,
             cap_kib: form.maximum_kib,
+            sure_kib: current_kib,
             demand_kib: current_kib,
             wanted_kib: current_kib,
             keep_kib: current_kib,
@@ -174,6 +177,7 @@ impl Row {
             self.limit = Some(Limit::Minimum { kib: self.minimum_kib });
         }
         self.demand_kib = demand.kib.clamp(self.minimum_kib, self.cap_kib);
+        self.sure_kib = demand.sure_kib.clamp(self.minimum_kib, self.demand_kib);
         self.wanted_kib = wanted_kib.clamp(self.minimum_kib, self.cap_kib);
     }
 
@@ -196,7 +200,8 @@ impl Row {
     /// Leaves the target as it is for a trifle.
     pub(crate) fn settle(&mut self) {
         self.target_kib =
-            pace::grow(self.target_kib, self.current_kib, self.demand_kib, self.wanted_kib);
+            pace::grow(self.target_kib, self.current_kib, self.demand_kib, self.wanted_kib)
+                .max(self.minimum_kib);
     }
 
     /// Says why the target is what it is.

@@ -143,7 +143,7 @@ pub struct Policy {
     pub stale_after_ms: u64,
     /// A surplus must last this long before it is taken, so that a short lull costs nothing.
     pub surplus_lasts_ms: u64,
-    /// Time between two steps of a shrink. Each takes a quarter of the surplus, which gives the
+    /// Time between two steps of a shrink. Each takes half of the surplus, which gives the
     /// guest's reports time to show what the last step did.
     pub shrink_period_ms: u64,
     /// A VM that does not move towards its target for this long is stuck.
@@ -162,7 +162,7 @@ impl Default for Policy {
             host_reserve_kib: None,
             stale_after_ms: 10_000,
             surplus_lasts_ms: 30_000,
-            shrink_period_ms: 5_000,
+            shrink_period_ms: 10_000,
             stuck_after_ms: 20_000,
             retry_after_ms: 60_000,
             remember_paging_ms: 600_000,

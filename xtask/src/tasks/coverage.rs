@@ -31,6 +31,7 @@ pub(crate) struct CoverageArgs {
 /// The tests of these packages need neither KVM nor a program that is built elsewhere.
 const PACKAGES: &[&str] = &[
     "balancer",
+    "balance_sim",
     "page_range",
     "dynmem_protocol",
     "saved_state",

@@ -11,7 +11,7 @@ use super::links;
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 21] = [
+const LAYERS: [(&str, &[&str]); 22] = [
     ("balancer", &[]),
     ("doctor", &[]),
     ("timeline", &[]),
@@ -42,6 +42,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
     ),
     ("qmp", &[]),
     ("balance_host", &["balancer", "qmp"]),
+    ("balance_sim", &["balancer"]),
     ("virtio_devices", &["guest_ram"]),
     (
         "vmm",
@@ -61,7 +62,16 @@ const LAYERS: [(&str, &[&str]); 21] = [
     ),
     (
         "hvb",
-        &["balance_host", "confinement", "doctor", "kvm_hyperv", "qmp", "timeline", "vmm"],
+        &[
+            "balance_host",
+            "balance_sim",
+            "confinement",
+            "doctor",
+            "kvm_hyperv",
+            "qmp",
+            "timeline",
+            "vmm",
+        ],
     ),
     ("minimal_vmm", &["guest_ram", "kvm_hyperv", "page_range", "vmbus", "vmbus_kvm"]),
 ];
@@ -70,8 +80,9 @@ const LAYERS: [(&str, &[&str]); 21] = [
 const SHIPPED: [&str; 3] = ["crates", "bin", "examples"];
 
 /// Crates without input, output, clock or unsafe code.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "balancer",
+    "balance_sim",
     "page_range",
     "saved_state",
     "dynmem_protocol",

@@ -248,12 +248,9 @@ fn parse(text: &str) -> Result<Configuration> {
         defaults: defaults.as_ref().map(|table| table.as_ref().wish()).unwrap_or_default(),
         vms: vm.iter().map(|(name, table)| (name.clone(), table.as_ref().wish())).collect(),
     };
-    let at = |place: usize| {
-        let before = text.get(..place).unwrap_or_default();
-        before.matches('\n').count().saturating_add(1)
-    };
     let check = |what: &str, wish: Wish, place: usize| {
-        wish.check().map_err(|error| anyhow!("line {}: {what}: {error}", at(place)))
+        let line = definition::line_of(text, place);
+        wish.check().map_err(|error| anyhow!("line {line}: {what}: {error}"))
     };
     if let Some(table) = &defaults {
         check("defaults", configuration.defaults, table.span().start)?;

@@ -7,4 +7,5 @@ mod doctor;
 mod errors;
 mod generate;
 mod names;
+mod simulate;
 mod stop;
