@@ -39,6 +39,17 @@ const OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
 const ESCAPE: u8 = 0x01;
 const LEAVE: u8 = b'x';
 
+/// Registers of a 16550, and bits in them, that [`SerialPort`] has a say in.
+const INTERRUPT_ENABLE: u8 = 1;
+const RECEIVED_DATA_ENABLED: u8 = 1;
+const IDENTIFICATION: u8 = 2;
+const NO_INTERRUPT: u8 = 1;
+const RECEIVED_DATA: u8 = 4;
+const LINE_CONTROL: u8 = 3;
+const DIVISOR_LATCH: u8 = 0x80;
+const LINE_STATUS: u8 = 5;
+const DATA_READY: u8 = 1;
+
 /// Where the guest's serial port goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SerialOutput {
@@ -66,7 +77,22 @@ pub(crate) struct SerialPort(Serial<Interrupt, NoEvents, Output>);
 
 impl SerialPort {
     pub(crate) fn read(&mut self, offset: u8) -> u8 {
-        self.0.read(offset)
+        let value = self.0.read(offset);
+        match offset {
+            // `vm-superio` takes the first byte that is read for the end of the interrupt. A driver that
+            // reads so many bytes at a time (Linux: 256) would then never learn of the others, and no
+            // more would find room.
+            IDENTIFICATION if self.has_unread_input() => (value & !NO_INTERRUPT) | RECEIVED_DATA,
+            _ => value,
+        }
+    }
+
+    /// Whether there is input, of which the driver wants to know by interrupts.
+    fn has_unread_input(&mut self) -> bool {
+        let mut has = |offset, bit| self.0.read(offset) & bit != 0;
+        has(LINE_STATUS, DATA_READY)
+            && !has(LINE_CONTROL, DIVISOR_LATCH)
+            && has(INTERRUPT_ENABLE, RECEIVED_DATA_ENABLED)
     }
 
     pub(crate) fn write(&mut self, offset: u8, value: u8) {
@@ -368,6 +394,27 @@ mod tests {
         assert_eq!(left.get(), 1);
         let mut keys = Keys { leave: None::<fn()>, escaped: false };
         assert_eq!(keys.pass(b"\x01x"), b"\x01x");
+    }
+
+    /// As Linux reads: some bytes at an interrupt, and then it asks whether there is another.
+    #[test]
+    fn a_driver_that_reads_some_bytes_at_a_time_learns_of_the_others() {
+        const DATA: u8 = 0;
+        let interrupt = Interrupt(EventFd::new(EFD_NONBLOCK).unwrap());
+        let mut port = SerialPort(Serial::new(interrupt, Output(None)));
+        port.write(INTERRUPT_ENABLE, RECEIVED_DATA_ENABLED);
+        assert_eq!(port.read(IDENTIFICATION) & NO_INTERRUPT, NO_INTERRUPT);
+        assert_eq!(port.enqueue(b"abc"), 3);
+        for expected in *b"abc" {
+            let why = port.read(IDENTIFICATION);
+            assert_eq!(why & (RECEIVED_DATA | NO_INTERRUPT), RECEIVED_DATA, "{why:#x}");
+            assert_eq!(port.read(DATA), expected);
+        }
+        assert_eq!(port.read(IDENTIFICATION) & NO_INTERRUPT, NO_INTERRUPT);
+        // A driver that wants no interrupts is told of none.
+        port.write(INTERRUPT_ENABLE, 0);
+        port.enqueue(b"d");
+        assert_eq!(port.read(IDENTIFICATION) & NO_INTERRUPT, NO_INTERRUPT);
     }
 
     #[test]

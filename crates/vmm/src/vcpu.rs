@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_hyperv::crash::{self, Crash};
-use kvm_hyperv::exit::{HypervExit, complete_hypercall};
+use kvm_hyperv::exit::{HypervExit, InternalError, complete_hypercall};
 use kvm_hyperv::{kick, msr};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmbus::protocol::VpIndex;
@@ -136,10 +136,23 @@ impl Vcpu {
             VcpuExit::SystemEvent(event, _) => return self.system_event(event),
             other => {
                 let reason = format!("{other:?}");
-                return Err(MachineError::VcpuStopped { vcpu: self.id, reason });
+                return Err(self.stopped(reason));
             }
         }
         Ok(Next::Run)
+    }
+
+    /// KVM cannot go on, for this reason or one that it says elsewhere.
+    fn stopped(&mut self, exit: String) -> MachineError {
+        let why = InternalError::read(&mut self.fd).map_or(exit, |error| error.to_string());
+        let place = match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(regs), Ok(sregs)) => format!(
+                "rip {:#x} rsp {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cs {:#x}",
+                regs.rip, regs.rsp, sregs.cr0, sregs.cr2, sregs.cr3, sregs.cs.base
+            ),
+            (Err(error), _) | (_, Err(error)) => format!("registers unknown: {error}"),
+        };
+        MachineError::VcpuStopped { vcpu: self.id, reason: format!("{why}; {place}") }
     }
 
     /// The guest wrote the Hyper-V reset or crash MSR, which KVM handles whatever CPUID says.
