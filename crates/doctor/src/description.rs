@@ -242,6 +242,8 @@ impl Description {
         self.kernel_command_line = said.kernel_command_line;
         self.guest = self.guest.or(said.guest);
         self.cpu.text = said.cpu.text;
+        // QEMU shows it only if there are slots.
+        self.memory.max = self.memory.max.or(said.memory.max);
         if let Origin::Proxmox(_) = said.origin {
             self.origin = said.origin;
         }

@@ -115,7 +115,7 @@ fn kvm(host: &Host) -> Vec<Finding> {
         .collect();
     if capabilities.iter().all(|it| it.present || it.lost.is_some()) {
         let more = capabilities.iter().filter(|it| it.present && it.lost.is_some());
-        let more: String = more.map(|it| format!(", {}", it.name)).collect();
+        let more: String = more.map(|it| format!(", and {}", it.name)).collect();
         let what = format!("KVM has all Hyper-V capabilities that VMBus needs{more}");
         findings.insert(0, Finding::new("kvm", Level::Fine, what));
     }

@@ -71,22 +71,21 @@ pub(super) fn examine(machine: &Description, changes: &mut Changes<'_>) -> Vec<F
 }
 
 fn maxmem(machine: &Description, changes: &mut Changes<'_>) -> Option<Finding> {
-    let wants_more =
-        machine.hv_balloons.is_empty() || machine.hv_balloons.iter().any(|it| it.memdev.is_some());
-    // Without a memdev there is nothing to place, and the finding on it says what else is needed.
+    let has_memdev = machine.hv_balloons.iter().any(|balloon| balloon.memdev.is_some());
+    // One that runs has found its place.
+    if has_memdev && machine.is_running {
+        return None;
+    }
     let boot = machine.memory.boot?;
     let slots = machine.memory.slots;
     let added = added(machine);
     let least = least_maxmem(&machine.chipset, boot, slots, added)?;
     let has = machine.memory.max;
-    if has.is_some_and(|max| max >= least) || (!wants_more && has.is_none()) {
+    if has.is_some_and(|max| max >= least) {
         return None;
     }
-    let level = if machine.hv_balloons.iter().any(|it| it.memdev.is_some()) {
-        Level::Stops
-    } else {
-        Level::Limits
-    };
+    // Without a memdev there is nothing to place yet, but nothing to grow by either.
+    let level = if has_memdev { Level::Stops } else { Level::Limits };
     let what = match has {
         Some(max) => {
             format!("maxmem is {}, and at least {} is needed", size::words(max), size::words(least))
