@@ -193,7 +193,7 @@ fn the_guest_answers_pings_over_a_tap_interface() -> Result<()> {
 fn the_guest_answers_pings_through_vhost_net_while_it_grows_and_shrinks() -> Result<()> {
     let tap = Interface::new("hvbtest1")?;
     let networks = vec![format!("tap={},mac={MAC},vhost=on", tap.name())];
-    let (boot, most) = (512 * MIB, 1536 * MIB);
+    let (boot, most) = (512 * MIB, 1024 * MIB);
     let config = VmConfig {
         networks,
         cpus: 2,
@@ -204,20 +204,17 @@ fn the_guest_answers_pings_through_vhost_net_while_it_grows_and_shrinks() -> Res
     };
     let mut vm = Vm::start(&config)?;
     let pinger = Pinger::new(&tap)?;
-    for _ in 0..2 {
+    for sizes in [&[most, boot, most][..], &[most]] {
         vm.wait_for_driver()?;
         set_up(&mut vm)?;
         pinger.ping()?;
-        for size in [most, boot, most] {
+        for &size in sizes {
             vm.set_target(size)?;
             // While memory comes and goes, and with buffers in what came.
             pinger.ping()?;
             vm.wait_for_size(size)?;
             pinger.ping()?;
         }
-        vm.agent.fill(1, 64 * MIB)?;
-        pinger.ping()?;
-        vm.agent.check(1)?;
         vm.monitor.execute("system_reset", serde_json::json!({}))?;
         vm.agent.wait_up()?;
     }
