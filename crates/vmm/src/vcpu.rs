@@ -27,6 +27,9 @@ use crate::power::PowerRequest;
 /// crashes as well is the second.
 const MOST_CRASHES: u8 = 8;
 
+/// Base of CS, and RIP, after INIT (Intel SDM vol. 3, 10.1.4): where a PC has its firmware.
+const RESET_VECTOR: (u64, u64) = (0xffff_0000, 0xfff0);
+
 /// The signal that gets a vCPU's thread out of the guest.
 pub(crate) fn kick_signal() -> i32 {
     SIGRTMIN()
@@ -136,23 +139,30 @@ impl Vcpu {
             VcpuExit::SystemEvent(event, _) => return self.system_event(event),
             other => {
                 let reason = format!("{other:?}");
-                return Err(self.stopped(reason));
+                return self.stopped(reason);
             }
         }
         Ok(Next::Run)
     }
 
     /// KVM cannot go on, for this reason or one that it says elsewhere.
-    fn stopped(&mut self, exit: String) -> MachineError {
+    fn stopped(&mut self, exit: String) -> Result<Next, MachineError> {
         let why = InternalError::read(&mut self.fd).map_or(exit, |error| error.to_string());
         let place = match (self.fd.get_regs(), self.fd.get_sregs()) {
+            // Another vCPU sent it INIT: a crash kernel that did not start on this one, and was not told
+            // to leave the others alone. A PC's firmware would be there, and start the machine anew.
+            (Ok(regs), Ok(sregs)) if (sregs.cs.base, regs.rip) == RESET_VECTOR => {
+                tracing::warn!(vcpu = self.id, "the guest sent its boot processor to the firmware");
+                self.shared.control.send(Control::Reset(Cause::Guest));
+                return Ok(Next::Stop);
+            }
             (Ok(regs), Ok(sregs)) => format!(
                 "rip {:#x} rsp {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cs {:#x}",
                 regs.rip, regs.rsp, sregs.cr0, sregs.cr2, sregs.cr3, sregs.cs.base
             ),
             (Err(error), _) | (_, Err(error)) => format!("registers unknown: {error}"),
         };
-        MachineError::VcpuStopped { vcpu: self.id, reason: format!("{why}; {place}") }
+        Err(MachineError::VcpuStopped { vcpu: self.id, reason: format!("{why}; {place}") })
     }
 
     /// The guest wrote the Hyper-V reset or crash MSR, which KVM handles whatever CPUID says.

@@ -17,6 +17,9 @@ on_one_and_two_cpus! {
 const FULL: u64 = 1024 * MIB;
 const HALF: u64 = 512 * MIB;
 
+/// The devices of the bus: the balloon, and the services for shutdown, heartbeat and time.
+const DEVICES: usize = 4;
+
 fn shrinks_and_grows_twice_with_data_intact(cpus: u32) -> Result<()> {
     // Free memory must stay with the guest until it is ballooned, or the host has it already.
     let free_page_reporting = Some("off");
@@ -134,6 +137,12 @@ fn bus_is_unloaded_and_loaded_again(cpus: u32) -> Result<()> {
     let mut vm =
         Vm::start(&VmConfig { cpus, append: "agent.skip=hv_balloon", ..VmConfig::default() })?;
     for _ in 0..3 {
+        // Linux 6.12 fails (`vmbus_free_channels`) if it is unloaded before it has registered the
+        // device of each channel.
+        wait_for("all devices of the bus", || {
+            let devices = vm.agent.ask("ls /sys/bus/vmbus/devices")?.lines.len();
+            Ok((devices == DEVICES).then_some(()))
+        })?;
         vm.agent.ask("rmmod hv_vmbus")?;
         vm.agent.ask("insmod hv_vmbus")?;
     }
