@@ -51,7 +51,7 @@ fn a_held_guest_stands_still_and_follows_its_target_when_it_goes_on(cpus: u32) -
 fn a_guest_that_is_held_over_and_over_is_resized() -> Result<()> {
     let mut vm = Vm::boot(2)?;
     vm.agent.fill(1, 128 * MIB)?;
-    for round in 0..20 {
+    for round in 0..10 {
         vm.set_target((512 + 256 * (round % 2)) * MIB)?;
         for _ in 0..5 {
             command(&mut vm, "stop")?;

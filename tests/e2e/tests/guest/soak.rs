@@ -53,7 +53,7 @@ fn a_hundred_random_resizes_lose_no_data() -> Result<()> {
 fn some_steps_of_the_long_soak_leave_nothing_wrong() -> Result<()> {
     let plan = Plan {
         seed: 2,
-        limit: Limit::Steps(20),
+        limit: Limit::Steps(14),
         keep_size: false,
         hugepages: None,
         progress: false,
