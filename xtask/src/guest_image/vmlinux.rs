@@ -97,7 +97,7 @@ mod tests {
         image[PAYLOAD_LENGTH] = 12;
         image[1030..1038].copy_from_slice(b"a kernel");
         assert_eq!(payload(&image), Some(&b"a kernel"[..]));
-        assert_eq!(payload(&image[..1040]), None);
+        assert_eq!(payload(&image[..1037]), None);
         image[MAGIC.0] = 0;
         assert_eq!(payload(&image), None);
     }

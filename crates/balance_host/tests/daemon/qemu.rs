@@ -131,8 +131,9 @@ fn memory_moves_between_qemus_of_both_kinds() {
     assert_eq!(kind("virtio"), "QEMU with virtio-balloon");
     hyperv.guest.uses(GIB);
     virtio.guest.uses(4 * GIB);
+    // But for less than a 64th, for which no target is moved.
     eventually("the one with virtio-balloon has all that it can have", || {
-        virtio.guest.actual() == 4 * GIB
+        virtio.guest.actual() > 4 * GIB - 4 * GIB / 64
     });
     assert!(host.ledger.peak() <= 8 * GIB, "{}", host.ledger.peak());
     balance.end();

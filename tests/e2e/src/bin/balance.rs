@@ -29,7 +29,8 @@ const LIMIT: u64 = 6144 * MIB;
 const SHARE: u64 = LIMIT / 4 - 128 * MIB;
 const MOST: u64 = 3072 * MIB;
 
-const SEED: u64 = 1;
+/// How much of it a process takes at a time: Linux refuses to promise more than there is at once.
+const STEP: u64 = 256 * MIB;
 
 /// Where to write.
 #[derive(Debug, Parser)]
@@ -77,8 +78,11 @@ fn run(plan: &Plan) -> Result<()> {
     println!("\nwith `hvb balance`:");
     let mut balancer = Balancer::start(directory.path(), &plan.record)?;
     balancer.wait_for_all(machines.len())?;
-    for machine in &mut machines {
-        balancer.turn(machine)?;
+    for turn in 0..machines.len() {
+        if let Err(error) = balancer.turn(&mut machines[turn]) {
+            machines.iter_mut().for_each(|machine| println!("{}", machine.vm.last_words()));
+            return Err(error);
+        }
     }
 
     println!("\nthe same with a monitor that answers nobody, and with losses:");
@@ -148,13 +152,17 @@ impl Member {
     /// Lets a process fill memory and verify it; returns how long that took, in seconds.
     fn work(&mut self) -> Result<f64> {
         let begin = Instant::now();
-        let done = self.vm.agent.fill(SEED, NEED).and_then(|()| self.vm.agent.check(SEED));
-        // Whether it lives or not.
-        let freed = self.vm.agent.ask(&format!("free {SEED}"));
-        let kills = self.vm.agent.ask("dmesg Out of memory")?.lines.len();
+        let steps = 1..=NEED / STEP;
+        let agent = &mut self.vm.agent;
+        let filled = steps.clone().try_for_each(|step| agent.fill(step, STEP));
+        let done = filled.and_then(|()| steps.clone().try_for_each(|step| agent.check(step)));
+        for step in steps {
+            // Whether it lives, or was ever there.
+            let _ = agent.ask(&format!("free {step}"));
+        }
+        let kills = agent.ask("dmesg Out of memory")?.lines.len();
         let new = kills - std::mem::replace(&mut self.kills, kills);
         done?;
-        freed?;
         ensure!(new == 0, "the guest of {} killed {new} processes", self.name);
         Ok(begin.elapsed().as_secs_f64())
     }
