@@ -6,6 +6,7 @@
 //! with each file of the corpora, so that an ordinary `cargo test` covers everything that the
 //! fuzzers have ever found.
 
+mod balance_recording;
 mod boot;
 mod device;
 mod dm_messages;
@@ -65,6 +66,7 @@ pub struct Target {
 
 /// All targets.
 pub const TARGETS: &[Target] = &[
+    Target { name: "balance_recording", run: balance_recording::run },
     Target { name: "boot", run: boot::run },
     Target { name: "device", run: device::run },
     Target { name: "dm_messages", run: dm_messages::run },

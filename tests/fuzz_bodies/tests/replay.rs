@@ -57,6 +57,7 @@ macro_rules! replayed {
 
 // In the order of `TARGETS`.
 replayed!(
+    balance_recording,
     boot,
     device,
     dm_messages,
