@@ -20,7 +20,7 @@ mod vm;
 
 pub use agent::{Agent, Answer, Checked, Meminfo};
 pub use config::{NO_CLEARING, VmConfig};
-pub use setup::{Setup, hvb};
+pub use setup::{Setup, hvb, is_long_run};
 pub use vm::{Vm, has_size, resident};
 
 /// Bytes in a MiB.

@@ -61,3 +61,9 @@ pub fn hvb(args: &[&str]) -> Result<Output> {
     let setup = Setup::from_env()?;
     Ok(Command::new(setup.hvb).args(args).stdin(Stdio::null()).output()?)
 }
+
+/// Whether tests whose length is a choice are to take their time: `HVB_LONG_TESTS` is set.
+#[must_use]
+pub fn is_long_run() -> bool {
+    std::env::var_os("HVB_LONG_TESTS").is_some()
+}

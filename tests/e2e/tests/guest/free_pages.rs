@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{MIB, NO_CLEARING, Vm, VmConfig, wait_for};
+use e2e::{MIB, NO_CLEARING, Vm, VmConfig, is_long_run, wait_for};
 use qmp::Reported;
 use serde_json::json;
 
@@ -17,6 +17,8 @@ on_one_and_two_cpus! {
 
 const BOOT: u64 = 1024 * MIB;
 const FREED: u64 = 512 * MIB;
+/// The same in a long run, in which the guest is larger by as much.
+const FREED_LONG: u64 = 2048 * MIB;
 /// In small pages, of which a guest in the rig gets few in a second while the host is busy.
 const FREED_SMALL: u64 = 128 * MIB;
 const KEPT: u64 = 64 * MIB;
@@ -33,7 +35,7 @@ const OF_FRAGMENTS: u64 = 75;
 const SOON: Duration = Duration::from_secs(10);
 
 fn freed_memory_comes_back_in_small_pages_and_beside_a_balloon(cpus: u32) -> Result<()> {
-    let mut vm = boot(cpus, "off")?;
+    let mut vm = boot(cpus, BOOT, "off")?;
     frees_and_uses_again(&mut vm, FREED_SMALL)?;
 
     // Beside memory that is out, and after it has come back.
@@ -46,26 +48,27 @@ fn freed_memory_comes_back_in_small_pages_and_beside_a_balloon(cpus: u32) -> Res
 }
 
 fn freed_memory_comes_back_in_huge_pages_and_after_a_reset(cpus: u32) -> Result<()> {
-    let mut vm = boot(cpus, "thp")?;
-    frees_and_uses_again(&mut vm, FREED)?;
+    let freed = if is_long_run() { FREED_LONG } else { FREED };
+    let mut vm = boot(cpus, BOOT - FREED + freed, "thp")?;
+    frees_and_uses_again(&mut vm, freed)?;
 
     // In the middle of the reports.
     let before = reported(&mut vm)?;
-    vm.agent.fill(3, FREED / 2)?;
+    vm.agent.fill(3, freed / 2)?;
     vm.agent.ask("free 3")?;
     wait_for("a report", || Ok((reported(&mut vm)? != before).then_some(())))?;
     vm.monitor.execute("system_reset", json!(null))?;
     vm.wait_event("RESET")?;
     vm.agent.wait_up()?;
     vm.wait_for_driver()?;
-    frees_and_uses_again(&mut vm, FREED)?;
+    frees_and_uses_again(&mut vm, freed)?;
     vm.power_off()
 }
 
-fn boot(cpus: u32, hugepages: &'static str) -> Result<Vm> {
+fn boot(cpus: u32, memory: u64, hugepages: &'static str) -> Result<Vm> {
     let mut vm = Vm::start(&VmConfig {
         cpus,
-        memory: BOOT,
+        memory,
         hugepages: Some(hugepages),
         free_page_reporting: Some("on"),
         append: NO_CLEARING,
