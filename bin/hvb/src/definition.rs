@@ -4,7 +4,8 @@
 //! so that both are checked by the same code, and those of the command line win.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -58,9 +59,12 @@ fn options(file: &Path) -> Result<Vec<String>> {
 /// # Errors
 /// It cannot be read, or is something else.
 pub(crate) fn read(file: &Path) -> Result<String> {
-    let size = fs::metadata(file)?.len();
-    ensure!(size <= MAX_BYTES, "{size} bytes are too many for a file of settings");
-    Ok(fs::read_to_string(file)?)
+    let mut text = String::new();
+    // Not the size that the file says it has: that of a pipe or a device is 0.
+    let read = File::open(file)?.take(MAX_BYTES + 1).read_to_string(&mut text);
+    ensure!(text.len() as u64 <= MAX_BYTES, "more than 1 MiB is too much for a file of settings");
+    read?;
+    Ok(text)
 }
 
 /// The options that a file with this text stands for.
@@ -165,11 +169,23 @@ fn text(key: &str, value: &OsStr) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::fd::AsRawFd;
 
     use clap::Parser;
 
     use super::*;
     use crate::cli::{Command, RunArgs};
+
+    #[test]
+    fn a_file_is_read_up_to_a_limit_whatever_it_is() {
+        let error = read(Path::new("/dev/zero")).unwrap_err();
+        assert_eq!(error.to_string(), "more than 1 MiB is too much for a file of settings");
+        let (output, mut input) = std::io::pipe().unwrap();
+        input.write_all(b"cpus = 2").unwrap();
+        drop(input);
+        let name = format!("/dev/fd/{}", output.as_raw_fd());
+        assert_eq!(read(Path::new(&name)).unwrap(), "cpus = 2");
+    }
 
     fn words(arguments: &[&str]) -> Vec<OsString> {
         ["hvb", "run"].iter().chain(arguments).map(Into::into).collect()

@@ -7,15 +7,16 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, ensure};
 use doctor::MAX_TEXT_BYTES;
 
-/// The text in a file that the user named; `-` is the standard input.
+/// The text in a file that the user named, which may be a pipe; `-` is the standard input.
 pub(super) fn text(file: &Path) -> Result<String> {
     if file == Path::new("-") {
         return read(io::stdin().lock()).context("standard input");
     }
-    limited(file)
+    let named = || file.display().to_string();
+    read(File::open(file).with_context(named)?).with_context(named)
 }
 
-/// The text in a file.
+/// The text in a file that somebody else named.
 pub(super) fn limited(file: &Path) -> Result<String> {
     let named = || file.display().to_string();
     // A pipe without a writer would let this wait for ever.
@@ -49,6 +50,9 @@ fn read(source: impl Read) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     #[test]
@@ -62,6 +66,17 @@ mod tests {
         assert!(said(&long).contains("longer than 4 MiB"));
         std::fs::write(&long, b"\xff-m 1G").unwrap();
         assert_eq!(limited(&long).unwrap(), "\u{fffd}-m 1G");
+    }
+
+    #[test]
+    fn a_pipe_that_the_user_named_is_read() {
+        let (output, mut input) = io::pipe().unwrap();
+        input.write_all(b"-m 1G").unwrap();
+        drop(input);
+        let name = format!("/dev/fd/{}", output.as_raw_fd());
+        assert_eq!(text(Path::new(&name)).unwrap(), "-m 1G");
+        let dir = tempfile::tempdir().unwrap();
+        assert!(format!("{:#}", text(dir.path()).unwrap_err()).contains("directory"));
     }
 
     #[test]
