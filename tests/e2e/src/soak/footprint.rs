@@ -9,9 +9,12 @@ use anyhow::{Context, Result};
 pub(super) struct Footprint {
     /// Resident memory of the guest's mappings.
     pub(super) guest: u64,
-    /// Anonymous memory outside them, which the process itself has written to. Excludes the
-    /// program's own file, whose resident part depends on what has run.
+    /// Anonymous memory outside them in small pages, which the process itself has written to. Excludes
+    /// the program's own file, whose resident part depends on what has run.
     pub(super) private: u64,
+    /// The same in huge pages. The host's `khugepaged` makes one of a heap or a stack of which few
+    /// pages are in use, so these tell less of what `hvb` uses.
+    pub(super) private_huge: u64,
     /// Open files.
     pub(super) descriptors: u64,
     pub(super) threads: u64,
@@ -54,21 +57,24 @@ fn entries(process: u32, what: &str) -> Result<u64> {
 /// which has its flags.
 fn parse(smaps: &str) -> Result<Footprint> {
     let mut footprint = Footprint::default();
-    let (mut resident, mut anonymous) = (0, 0);
+    let (mut resident, mut anonymous, mut huge) = (0, 0, 0);
     for line in smaps.lines() {
         let Some((name, value)) = line.split_once(':') else { continue };
         let kib = || value.trim().trim_end_matches(" kB").parse::<u64>().context(line.to_owned());
         match name {
             "Rss" => resident = kib()? * 1024,
             "Anonymous" => anonymous = kib()? * 1024,
+            "AnonHugePages" => huge = kib()? * 1024,
             "VmFlags" => {
                 if is_the_guests(value) {
                     footprint.guest += resident;
                     footprint.guest_mappings += 1;
                 } else {
-                    footprint.private += anonymous;
+                    footprint.private += anonymous.saturating_sub(huge);
+                    footprint.private_huge += huge;
                     footprint.mappings += 1;
                 }
+                (resident, anonymous, huge) = (0, 0, 0);
             }
             _ => {}
         }
@@ -89,13 +95,15 @@ mod tests {
     fn memory_of_the_guest_is_told_from_that_of_the_process() {
         let smaps = "\
 7f00-7f10 rw-p 00000000 00:00 0 \nRss: 512 kB\nAnonymous: 500 kB\nVmFlags: rd wr mr mw nr hg \n\
-5500-5510 rw-p 00000000 00:00 0 [heap]\nRss: 40 kB\nAnonymous: 36 kB\nVmFlags: rd wr mr mw \n\
+5500-5510 rw-p 00000000 00:00 0 [heap]\nRss: 40 kB\nAnonymous: 36 kB\nAnonHugePages: 0 kB\nVmFlags: rd wr mr mw \n\
+5580-5590 rw-p 00000000 00:00 0 \nRss: 2060 kB\nAnonymous: 2056 kB\nAnonHugePages: 2048 kB\nVmFlags: rd wr \n\
 5600-5610 r-xp 00000000 fe:00 7 /a: b\nRss: 900 kB\nAnonymous: 0 kB\nVmFlags: rd ex mr mw nh \n\
 5700-5710 r-xp 00000000 fe:00 7 /hvb\nRss: 900 kB\nAnonymous: 0 kB\nVmFlags: rd ex mr mw \n";
         let expected = Footprint {
             guest: 1412 * 1024,
-            private: 36 * 1024,
-            mappings: 2,
+            private: 44 * 1024,
+            private_huge: 2048 * 1024,
+            mappings: 3,
             guest_mappings: 2,
             ..Footprint::default()
         };
@@ -129,7 +137,8 @@ mod tests {
         let memory = std::hint::black_box(vec![1_u8; 64 << 20]);
         let after = Footprint::of(me).unwrap();
         drop((file, memory));
-        assert!(after.private >= before.private + (60 << 20), "{before:?} {after:?}");
+        let private = |footprint: &Footprint| footprint.private + footprint.private_huge;
+        assert!(private(&after) >= private(&before) + (60 << 20), "{before:?} {after:?}");
         assert!(before.threads > 0 && before.mappings > 10, "{before:?}");
         assert!(after.descriptors > 3, "{after:?}");
     }

@@ -45,6 +45,10 @@ const OVER_THE_BOOKS: u64 = 32 * MIB;
 const MORE_PRIVATE_AT_END: u64 = MIB;
 const MORE_PRIVATE_EVER: u64 = 4 * MIB;
 
+/// How much of that the host may have put into huge pages, beyond what there was after the warm-up: a
+/// few of them, each for pages that are used and some that are not.
+const MORE_PRIVATE_HUGE: u64 = 8 * MIB;
+
 /// How many steps are printed on a failure.
 const TRAIL: usize = 30;
 

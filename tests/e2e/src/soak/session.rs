@@ -10,7 +10,10 @@ use qmp::{Client, DynamicMemoryInfo};
 use super::footprint::{Footprint, descriptors_and_threads, threads_named};
 use super::steps::{ResetBy, Step};
 use super::tally::Tally;
-use super::{BOOT, LEAST, MORE_PRIVATE_AT_END, MORE_PRIVATE_EVER, MOST, OVER_THE_BOOKS, Plan};
+use super::{
+    BOOT, LEAST, MORE_PRIVATE_AT_END, MORE_PRIVATE_EVER, MORE_PRIVATE_HUGE, MOST, OVER_THE_BOOKS,
+    Plan,
+};
 use crate::{MIB, PATIENCE, Vm, VmConfig, has_size, wait_for};
 
 /// How far the guest's `MemTotal` may be from the expected value: a few pages that a kernel keeps
@@ -259,12 +262,14 @@ impl Session {
         let limits = Footprint {
             guest: now.guest,
             private: start.private + MORE_PRIVATE_EVER,
+            private_huge: start.private_huge + MORE_PRIVATE_HUGE,
             descriptors: start.descriptors + clients * DESCRIPTORS_OF_A_CLIENT,
             threads: start.threads + clients * THREADS_OF_A_CLIENT,
             mappings: start.mappings + MORE_MAPPINGS + 4 * clients * THREADS_OF_A_CLIENT,
             guest_mappings: start.guest_mappings + MORE_GUEST_MAPPINGS,
         };
         let within = now.private <= limits.private
+            && now.private_huge <= limits.private_huge
             && now.descriptors <= limits.descriptors
             && now.threads <= limits.threads
             && now.mappings <= limits.mappings

@@ -7,7 +7,7 @@ use qmp::DynamicMemoryInfo;
 
 use super::footprint::Footprint;
 use super::steps::{ResetBy, Step};
-use super::{MORE_PRIVATE_AT_END, MORE_PRIVATE_EVER, OVER_THE_BOOKS};
+use super::{MORE_PRIVATE_AT_END, MORE_PRIVATE_EVER, MORE_PRIVATE_HUGE, OVER_THE_BOOKS};
 use crate::{Checked, MIB};
 
 /// All figures of a soak.
@@ -107,6 +107,7 @@ impl Host {
         let most = &mut self.most;
         most.guest = most.guest.max(now.guest);
         most.private = most.private.max(now.private);
+        most.private_huge = most.private_huge.max(now.private_huge);
         most.descriptors = most.descriptors.max(now.descriptors);
         most.threads = most.threads.max(now.threads);
         most.mappings = most.mappings.max(now.mappings);
@@ -179,6 +180,16 @@ impl Tally {
                 kib(MORE_PRIVATE_AT_END),
                 kib(host.most.private),
                 kib(MORE_PRIVATE_EVER)
+            ),
+        )?;
+        row(
+            "  in huge pages",
+            format!(
+                "start {}, end {}, most {} (limit {} more)",
+                kib(start.private_huge),
+                kib(end.private_huge),
+                kib(host.most.private_huge),
+                kib(MORE_PRIVATE_HUGE)
             ),
         )?;
         for (name, of) in [
