@@ -50,6 +50,8 @@ pub(crate) struct Kept {
     pub(crate) target: Option<PageCount>,
     /// The target set since the reset was requested.
     pub(crate) set_since: Option<PageCount>,
+    /// In multiples of which the guest took memory beyond its boot memory, if it told.
+    pub(crate) alignment: Option<PageCount>,
 }
 
 impl MemoryPlan {
@@ -92,6 +94,10 @@ impl MemoryPlan {
     /// a guest larger than its boot size boots with the size it had. A smaller one boots with its
     /// boot size, since a kernel may not start in less, and is shrunk once its driver is there;
     /// until then the host provides only what the guest touches.
+    ///
+    /// A larger one boots with whole steps of its alignment above its boot size, and gives the rest up
+    /// likewise. Otherwise what is left to add would no longer be made of such steps, and the maximum
+    /// would be out of reach.
     pub(crate) fn after_reset(&self, kept: Kept) -> Result<BootMemory, VmmError> {
         if self.on_reset == OnReset::BootSize {
             return Ok(self.provide(self.boot, kept.set_since)?);
@@ -101,7 +107,11 @@ impl MemoryPlan {
         let size = size.align_up(unit).unwrap_or(size).min(self.maximum);
         let target = kept.set_since.or(kept.target);
         if size > self.boot {
-            match self.provide(size, target) {
+            let steps = size.saturating_sub(self.boot).align_up(kept.alignment.unwrap_or(unit));
+            let boots_with = steps.map_or(size, |steps| self.boot.saturating_add(steps));
+            let boots_with = boots_with.min(self.maximum);
+            let target = target.or((size < boots_with).then_some(size));
+            match self.provide(boots_with, target) {
                 Ok(memory) => return Ok(memory),
                 Err(error) => tracing::warn!(
                     "the guest cannot keep its size and boots with its boot size: {}",
@@ -164,6 +174,34 @@ impl MemoryPlan {
 mod tests {
     use super::*;
     use crate::config::tests::small;
+
+    #[test]
+    fn a_guest_that_keeps_its_size_can_still_reach_its_maximum() {
+        let mib = |mib: u64| PageCount::from_bytes(mib << 20);
+        let plan = MemoryPlan {
+            maximum: mib(1536),
+            on_reset: OnReset::KeepSize,
+            ..MemoryPlan::fixed(mib(512))
+        };
+        let after = |kept: Kept| {
+            let memory = plan.after_reset(kept).unwrap();
+            (memory.ram.pages().len(), memory.target)
+        };
+        let alignment = Some(mib(128));
+        let grown = |size| Kept { size: Some(mib(size)), alignment, ..Kept::default() };
+        assert_eq!(after(grown(765)), (mib(768), Some(mib(765))));
+        assert_eq!(after(grown(768)), (mib(768), None));
+        assert_eq!(after(grown(1535)), (mib(1536), Some(mib(1535))));
+        // It had another target.
+        let pursued = Kept { target: Some(mib(1536)), ..grown(765) };
+        assert_eq!(after(pursued), (mib(768), Some(mib(1536))));
+        // An alignment of 2 GiB leads beyond the maximum.
+        let coarse = Kept { alignment: Some(mib(2048)), ..grown(765) };
+        assert_eq!(after(coarse), (mib(1536), Some(mib(765))));
+        // A driver that came, and went without a word of its alignment.
+        assert_eq!(after(Kept { alignment: None, ..grown(765) }), (mib(765), None));
+        assert_eq!(after(grown(300)), (mib(512), Some(mib(300))));
+    }
 
     #[test]
     fn a_guest_can_report_where_the_host_can_take_reports_unless_that_is_off() {

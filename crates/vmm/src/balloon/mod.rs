@@ -26,7 +26,7 @@ use crate::machine::{Platform, Vm};
 use crate::memory::{BootMemory, Kept, MemoryPlan};
 use crate::monitor::Balloon;
 use crate::watch::GuestLog;
-use notices::{Notices, Repeat};
+use notices::{Alignment, Notices, Repeat};
 use resident::Resident;
 use slots::Slots;
 
@@ -37,6 +37,7 @@ struct Device {
     status_reports: bool,
     bus: BusHandle,
     repeat: Repeat,
+    alignment: Alignment,
     resident: Resident,
 }
 
@@ -68,15 +69,22 @@ pub(crate) fn attach(
 ) -> Result<Arc<dyn Balloon>, VmmError> {
     let settings = settings(config, plan, first);
     let this = Arc::new(OnceLock::new());
-    let repeat = Repeat::default();
-    let notices = Notices::new(Arc::clone(monitor), log, Arc::clone(&this), repeat.clone());
+    let (repeat, alignment) = (Repeat::default(), Alignment::default());
+    let notices = Notices::new(
+        Arc::clone(monitor),
+        log,
+        Arc::clone(&this),
+        repeat.clone(),
+        alignment.clone(),
+    );
     let memory = host.dynamic_memory(settings, NoMachine, notices)?;
     // Set only once, here.
     let _ = this.set(memory.clone());
     let resident = Resident::new(plan.huge_pages.from_pool());
     let status_reports = config.status_reports;
     let bus = host.handle();
-    Ok(Arc::new(Device { memory, plan: *plan, status_reports, bus, repeat, resident }))
+    let plan = *plan;
+    Ok(Arc::new(Device { memory, plan, status_reports, bus, repeat, alignment, resident }))
 }
 
 impl Device {
@@ -109,6 +117,6 @@ impl Device {
         self.memory.report_free_pages(None);
         // This fails only if the whole host has ended.
         let _ = self.memory.replace_backend(NoMachine);
-        Kept { size, target, set_since }
+        Kept { size, target, set_since, alignment: self.alignment.take() }
     }
 }

@@ -1,6 +1,6 @@
 //! The device's notices, passed on to the monitor's clients and the log.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,7 @@ pub(crate) struct Notices {
     /// The shortfall that the log has told of last.
     told: Option<String>,
     repeat: Repeat,
+    alignment: Alignment,
 }
 
 /// A wish of another thread that the size be told to the monitor's clients although it has not
@@ -45,6 +46,17 @@ impl Repeat {
     }
 }
 
+/// The alignment of memory added to the guest that runs, in pages, once it has told it; 0 before.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Alignment(Arc<AtomicU64>);
+
+impl Alignment {
+    /// The alignment of the guest that ends. The next one has to tell its own.
+    pub(super) fn take(&self) -> Option<PageCount> {
+        Some(self.0.swap(0, Ordering::AcqRel)).filter(|pages| *pages > 0).map(PageCount::new)
+    }
+}
+
 impl Notices {
     /// `monitor` and `device` are set once these exist.
     pub(crate) fn new(
@@ -52,6 +64,7 @@ impl Notices {
         log: GuestLog,
         device: Arc<OnceLock<DynamicMemoryHandle<Platform>>>,
         repeat: Repeat,
+        alignment: Alignment,
     ) -> Self {
         Self {
             monitor,
@@ -62,6 +75,7 @@ impl Notices {
             device,
             told: None,
             repeat,
+            alignment,
         }
     }
 
@@ -117,7 +131,10 @@ impl Notices {
     /// far as it was meant to. The same is said once, however often the driver starts.
     fn tell_of_shortfall(&mut self) {
         let Some(device) = self.device.get() else { return };
-        let found = shortfall(&device.snapshot().device);
+        let snapshot = device.snapshot().device;
+        let alignment = snapshot.alignment.map_or(0, PageCount::get);
+        self.alignment.0.store(alignment, Ordering::Release);
+        let found = shortfall(&snapshot);
         if let Some(text) = &found
             && found != self.told
         {
@@ -316,7 +333,13 @@ mod tests {
     fn a_size_that_is_to_be_repeated_is_due_at_once() {
         let limit = Arc::new(std::sync::Mutex::new(crate::log_limit::LogLimit::new("a test")));
         let repeat = Repeat::default();
-        let mut notices = Notices::new(Arc::default(), limit, Arc::default(), repeat.clone());
+        let mut notices = Notices::new(
+            Arc::default(),
+            limit,
+            Arc::default(),
+            repeat.clone(),
+            Alignment::default(),
+        );
         assert_eq!(notices.due(), None);
         repeat.ask();
         assert_eq!(notices.due(), Some(Duration::ZERO));
