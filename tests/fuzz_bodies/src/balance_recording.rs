@@ -42,7 +42,8 @@ fn framed(mut data: &[u8]) -> Vec<u8> {
     while let Some((length, rest)) = data.split_first_chunk() {
         let length = usize::from(u16::from_le_bytes(*length)).min(rest.len());
         let (payload, rest) = rest.split_at(length);
-        recording.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+        let length = u32::try_from(payload.len()).expect("two bytes count it");
+        recording.extend_from_slice(&length.to_le_bytes());
         recording.extend_from_slice(&crc32fast::hash(payload).to_le_bytes());
         recording.extend_from_slice(payload);
         data = rest;
