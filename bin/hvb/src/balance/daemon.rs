@@ -32,7 +32,7 @@ pub(super) fn run(args: DaemonArgs) -> Result<()> {
     let daemon = Daemon::start(Setup {
         load: Box::new(load),
         file: config_file,
-        control,
+        control: Some(control),
         dry_run,
         on_exit: on_exit.into(),
         host: HostReader::default(),
@@ -49,7 +49,7 @@ pub(super) fn run(args: DaemonArgs) -> Result<()> {
 }
 
 /// A VM takes four descriptors, and the usual limit is made for programs that use `select`.
-fn allow_descriptors() {
+pub(crate) fn allow_descriptors() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         tracing::warn!("the limit of open files stays low: {error}");
@@ -57,7 +57,7 @@ fn allow_descriptors() {
 }
 
 /// The settings of a file, and of the command line, which wins.
-pub(super) fn load(file: Option<&Path>, vms: &[String]) -> Result<Configuration> {
+pub(crate) fn load(file: Option<&Path>, vms: &[String]) -> Result<Configuration> {
     let mut configuration = match file {
         Some(file) => file::read(file)?,
         None => Configuration::default(),
