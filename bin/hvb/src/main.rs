@@ -70,7 +70,7 @@ fn main() -> ExitCode {
 /// would run over the screen of `hvb top`, which shows the problems of machines itself.
 const fn usual_log(command: &Command) -> &'static str {
     match command {
-        Command::Balance(_) => "warn,balance_host=info",
+        Command::Balance(_) => "warn,balance_host=info,balance_web=info",
         Command::Top(_) => "error",
         _ => "warn",
     }
