@@ -29,6 +29,7 @@ pub(crate) fn run(args: TopArgs) -> Result<()> {
     if !prints {
         return terminal::show(feed, screen);
     }
+    feed.settle()?;
     if csv && !report::line_if_read(CSV_HEAD)? {
         return Ok(());
     }

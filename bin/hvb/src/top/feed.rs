@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use balance_host::{Daemon, HostReader, OnExit, Operator, Setup, Status, View};
+use balance_host::{Daemon, HostReader, OnExit, Operator, Setup, Status, View, VmStatus};
 use balance_top::Source;
 
 use crate::balance::{daemon, file, operator};
@@ -14,6 +14,9 @@ use crate::balance_args::ControlArgs;
 /// How often the first decision is waited for. It comes when all monitors have answered, or after two
 /// seconds.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// How long first reports are waited for.
+const REPORTS: Duration = Duration::from_millis(2500);
 
 /// Tells the figures of all machines.
 pub(super) enum Feed {
@@ -81,6 +84,27 @@ impl Feed {
                 thread::sleep(LOOK_AGAIN);
             },
         }
+    }
+
+    /// Waits for the guests' first reports, where the machines themselves are asked: they come once a
+    /// second, and without them no demand is known.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        let Self::Monitors(_) = self else { return Ok(()) };
+        let deadline = Instant::now() + REPORTS;
+        while Instant::now() < deadline {
+            let status = self.status()?;
+            let is_known = |vm: &VmStatus| vm.problem.is_some() || vm.report_age_ms.is_some();
+            if status.vms.iter().all(is_known) {
+                // The decision that takes the last of them in is made within milliseconds.
+                let decisions = status.decisions;
+                while self.status()?.decisions == decisions && Instant::now() < deadline {
+                    thread::sleep(LOOK_AGAIN);
+                }
+                return Ok(());
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
     }
 
     /// Changes a setting of a machine, given as KEY=VALUE.

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::common::{Guest, Monitor};
-use crate::place::{MIB, Place, eventually};
+use crate::place::{MIB, Place, SETTINGS, eventually};
 use crate::web::serving;
 
 /// A browser with one page. It is told what to do over two pipes.
@@ -146,8 +146,8 @@ fn the_page_shows_all_machines_and_changes_by_itself() {
     assert_eq!(browser.value("document.images.length"), 0);
     // What the balancer does is seen without a key being pressed.
     eventually("it is told and shown", || {
-        [&db, &evil].map(Monitor::report);
-        browser.text().contains("ago: 256 MiB → ")
+        [&db, &evil].into_iter().for_each(Monitor::report);
+        browser.text().contains(" MiB → ")
     });
     assert_eq!(browser.value("document.body.classList.contains('stale')"), false);
     let web = Guest::new(128 * MIB).that_uses(40 * MIB);
@@ -188,6 +188,8 @@ fn the_page_shows_all_machines_and_changes_by_itself() {
 fn picture() {
     let file = std::env::var("HVB_PAGE_PICTURE").expect("HVB_PAGE_PICTURE is the file to write");
     let place = Place::new();
+    // Too little for all buffers.
+    place.write(&SETTINGS.replace("[host]", "[host]\nlimit = \"700M\""));
     let machines = [("build", 512, 300), ("db", 384, 90), ("mail", 128, 121), ("web", 256, 150)];
     let vms = machines.map(|(name, size, uses)| {
         let guest = Guest::new(size * MIB).that_uses(uses * MIB);
@@ -199,7 +201,7 @@ fn picture() {
     browser.ask("Page.navigate", json!({ "url": format!("http://{address}/") }));
     eventually("all are told", || {
         vms.iter().for_each(Monitor::report);
-        browser.text().matches("ago: ").count() == vms.len()
+        browser.text().matches("ago: ").count() >= 3
     });
     browser.picture(Path::new(&file));
 }
