@@ -1,9 +1,9 @@
 //! The arguments of `hvb balance`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use balance_web::Listen;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::cli::{seconds, size};
@@ -50,8 +50,8 @@ pub(crate) struct DaemonArgs {
 
     /// Serve metrics, JSON and a page over HTTP on this address: a port of the loopback interface, or an
     /// IP address with a port.
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) listen: Option<Listen>,
+    #[arg(long, value_name = "ADDRESS", value_parser = crate::listen::address)]
+    pub(crate) listen: Option<SocketAddr>,
 
     /// File with the token that HTTP clients must give. Addresses that other hosts can reach need one.
     #[arg(long, value_name = "FILE", requires = "listen")]

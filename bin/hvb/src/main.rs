@@ -14,6 +14,7 @@ mod doctor_args;
 mod generate;
 mod info;
 mod list;
+mod listen;
 mod log;
 mod monitor;
 mod names;

@@ -8,24 +8,40 @@ use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
-use balance_top::{CSV_HEAD, Screen, csv};
+use balance_top::{CSV_HEAD, Screen, Sort, csv};
+use ratatui::crossterm;
 
 use crate::report;
-use crate::top_args::TopArgs;
+use crate::top_args::{SortArg, TopArgs};
 use feed::Feed;
 
 /// The columns of a text that goes to no terminal.
 const COLUMNS: u16 = 120;
 
+impl From<SortArg> for Sort {
+    fn from(arg: SortArg) -> Self {
+        match arg {
+            SortArg::Name => Self::Name,
+            SortArg::Status => Self::Status,
+            SortArg::Pressure => Self::Pressure,
+            SortArg::Assigned => Self::Assigned,
+            SortArg::Demand => Self::Demand,
+            SortArg::Rss => Self::Resident,
+            SortArg::Age => Self::Age,
+        }
+    }
+}
+
 /// Shows what the balancer, or else the machines themselves tell.
 pub(crate) fn run(args: TopArgs) -> Result<()> {
     let prints = args.once || args.json || args.csv;
-    if !prints && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+    let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    if !prints && !is_terminal {
         bail!("this is no terminal: use --once, --json or --csv");
     }
     let TopArgs { control, vms, sort, filter, once, json, csv, interval } = args;
     let mut feed = Feed::open(control, &vms)?;
-    let screen = Screen::new(feed.source()).sorted_by(sort).filtered_by(&filter);
+    let screen = Screen::new(feed.source()).sorted_by(sort.into()).filtered_by(&filter);
     if !prints {
         return terminal::show(feed, screen);
     }

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use balance_top::Sort;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::balance_args::ControlArgs;
 use crate::cli::seconds;
@@ -20,9 +19,9 @@ pub(crate) struct TopArgs {
     #[arg(long, value_name = "GLOB", conflicts_with = "control")]
     pub(crate) vms: Vec<String>,
 
-    /// What to sort by: name, status, pressure, assigned, demand, rss or age.
-    #[arg(long, value_name = "COLUMN", default_value = "name", value_parser = sort)]
-    pub(crate) sort: Sort,
+    /// What to sort by.
+    #[arg(long, value_name = "COLUMN", value_enum, default_value = "name")]
+    pub(crate) sort: SortArg,
 
     /// Show only machines with this text in their name.
     #[arg(long, value_name = "TEXT", default_value = "")]
@@ -45,10 +44,20 @@ pub(crate) struct TopArgs {
     pub(crate) interval: Duration,
 }
 
-fn sort(text: &str) -> Result<Sort, String> {
-    let found = Sort::ALL.into_iter().find(|sort| sort.word() == text);
-    found.ok_or_else(|| {
-        let words = Sort::ALL.map(Sort::word).join(", ");
-        format!("invalid column '{text}': give one of {words}")
-    })
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SortArg {
+    /// From A.
+    Name,
+    /// The worst first.
+    Status,
+    /// The highest first.
+    Pressure,
+    /// The most first.
+    Assigned,
+    /// The most first.
+    Demand,
+    /// The most first.
+    Rss,
+    /// The oldest data first.
+    Age,
 }

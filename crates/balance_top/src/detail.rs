@@ -78,7 +78,8 @@ impl Figure {
             .absent_value_symbol(" ")
             .style(Style::new().fg(self.color))
             .render(history, buffer);
-        let most = most.map_or_else(|| "-".to_owned(), |most| format!("max {}", (self.write)(most)));
+        let most =
+            most.map_or_else(|| "-".to_owned(), |most| format!("max {}", (self.write)(most)));
         Line::from(most).right_aligned().render(value, buffer);
     }
 }
@@ -86,9 +87,9 @@ impl Figure {
 fn settings_text(vm: &VmStatus) -> String {
     let Some(settings) = vm.settings else { return "its size is not known yet".to_owned() };
     let held = if vm.held { ", held" } else { "" };
-    let pressure = vm.psi_some_permille.map_or_else(String::new, |permille| {
-        format!(", PSI {} %", percent(permille))
-    });
+    let pressure = vm
+        .psi_some_permille
+        .map_or_else(String::new, |permille| format!(", PSI {} %", percent(permille)));
     format!(
         "minimum {}, maximum {}, startup {}, buffer {} %, weight {}{held}{pressure}",
         short(settings.minimum_kib),

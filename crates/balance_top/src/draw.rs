@@ -59,7 +59,8 @@ impl Screen {
             } else {
                 // A narrow table has no room for the reason.
                 let last = vm.last_action.as_ref();
-                let text = last.map(|last| format!("{} {}", clean(&vm.name), tell(self, last, now_ms)));
+                let text =
+                    last.map(|last| format!("{} {}", clean(&vm.name), tell(self, last, now_ms)));
                 Line::from(text.unwrap_or_default()).render(action, buffer);
             }
         }
@@ -157,7 +158,8 @@ impl Screen {
         }
         match self.source {
             Source::Monitors => {
-                let text = "no balancer runs: this is read from the monitors, and nothing is changed";
+                let text =
+                    "no balancer runs: this is read from the monitors, and nothing is changed";
                 notes.push(Line::from(text).fg(Color::Yellow));
             }
             Source::Balancer if self.status.dry_run => {
@@ -188,9 +190,7 @@ impl Screen {
             }
             Mode::Filter => Line::from(format!("/{}_", clean(&self.filter))).bold(),
             _ => match &self.message {
-                Some(message) if message.is_bad => {
-                    Line::from(clean(&message.text)).fg(Color::Red)
-                }
+                Some(message) if message.is_bad => Line::from(clean(&message.text)).fg(Color::Red),
                 Some(message) => Line::from(clean(&message.text)).fg(Color::Green),
                 None => Line::from(self.hints()).dim(),
             },

@@ -73,7 +73,10 @@ mod tests {
         for size in 0..100 {
             past.take(&[vm(size, size == 99)]);
         }
-        assert_eq!((sizes(&past)[0], sizes(&past)[58], sizes(&past)[59]), (Some(40), Some(98), None));
+        assert_eq!(
+            (sizes(&past)[0], sizes(&past)[58], sizes(&past)[59]),
+            (Some(40), Some(98), None)
+        );
         past.take(&[]);
         assert_eq!(sizes(&past), vec![None; 60]);
     }

@@ -1,8 +1,9 @@
 //! Who is served.
 
+use std::net::IpAddr;
+
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap};
 
-use crate::listen::is_loopback;
 use crate::token::Token;
 
 /// What is asked of each request.
@@ -71,8 +72,10 @@ impl Gate {
 /// matter: a tunnel may have another.
 fn is_own_name(host: &str) -> bool {
     let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    // Colons before the port are those of an address, which then is in brackets.
+    let is_name = |name: &str| name.ends_with(']') || !name.contains(':');
     let name = match host.rsplit_once(':') {
-        Some((name, port)) if is_port(port) && !(name.contains(':') && !name.ends_with(']')) => name,
+        Some((name, port)) if is_port(port) && is_name(name) => name,
         _ => host,
     };
     if name.eq_ignore_ascii_case("localhost") {
@@ -80,9 +83,14 @@ fn is_own_name(host: &str) -> bool {
     }
     let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
     match address {
-        Some(address) => address.parse().is_ok_and(|address| is_loopback(std::net::IpAddr::V6(address))),
-        None => name.parse().is_ok_and(|address| is_loopback(std::net::IpAddr::V4(address))),
+        Some(address) => address.parse().is_ok_and(|address| is_loopback(IpAddr::V6(address))),
+        None => name.parse().is_ok_and(|address| is_loopback(IpAddr::V4(address))),
     }
+}
+
+/// Whether only this host can reach the address.
+pub(crate) fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
 }
 
 #[cfg(test)]
@@ -100,7 +108,15 @@ mod tests {
     #[test]
     fn names_that_could_be_anybodys_are_refused() {
         let check = |host: &str| Gate::Local.check(&headers(&[("host", host)]));
-        for host in ["localhost", "LOCALHOST:80", "127.0.0.1:9178", "127.1.2.3", "[::1]:80", "[::1]", "localhost:"] {
+        for host in [
+            "localhost",
+            "LOCALHOST:80",
+            "127.0.0.1:9178",
+            "127.1.2.3",
+            "[::1]:80",
+            "[::1]",
+            "localhost:",
+        ] {
             assert_eq!(check(host), Ok(()), "{host}");
         }
         for host in [

@@ -55,10 +55,7 @@ impl Guarded {
     }
 }
 
-fn give_up<T>(
-    sleep: &mut Pin<Box<Sleep>>,
-    context: &mut Context<'_>,
-) -> Poll<io::Result<T>> {
+fn give_up<T>(sleep: &mut Pin<Box<Sleep>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
     use std::future::Future;
     sleep.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
 }

@@ -24,7 +24,6 @@ mod body;
 mod cache;
 mod gate;
 mod guarded;
-mod listen;
 mod metrics;
 mod page;
 mod route;
@@ -32,6 +31,5 @@ mod server;
 mod token;
 
 pub use cache::Source;
-pub use listen::{BadAddress, Listen};
 pub use server::{Socket, Web, WebError};
 pub use token::{Token, TokenError};

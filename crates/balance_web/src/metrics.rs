@@ -169,9 +169,12 @@ const MACHINE: [Metric<VmStatus>; 22] = [
         "Whether the machine's figures are too old to act on, or its monitor does not answer",
         |vm| Some(flag(vm.stale)),
     ),
-    metric("vm_refused", none, "Whether the monitor refused the last target or does not reach it", |vm| {
-        Some(flag(vm.obstacle.is_some()))
-    }),
+    metric(
+        "vm_refused",
+        none,
+        "Whether the monitor refused the last target or does not reach it",
+        |vm| Some(flag(vm.obstacle.is_some())),
+    ),
 ];
 
 /// Words of which one is true: a metric with a label for each.

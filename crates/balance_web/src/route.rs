@@ -76,7 +76,9 @@ mod tests {
         assert_eq!(get("/metrics", Some("x=y")), Ok(Route::Metrics));
         assert_eq!(get("/api/v1/vms", Some("")), Ok(Route::Vms));
         assert_eq!(get("/api/v1/events", None), Ok(Route::Events));
-        for path in ["", "//", "/metrics/", "/%6detrics", "/../metrics", "/api", "/api/v1/vms/db", "*"] {
+        for path in
+            ["", "//", "/metrics/", "/%6detrics", "/../metrics", "/api", "/api/v1/vms/db", "*"]
+        {
             assert_eq!(get(path, None), Err(NoRoute::Path), "{path}");
         }
         assert_eq!(route(&Method::HEAD, "/", None), Ok(Route::Page));
@@ -91,7 +93,17 @@ mod tests {
         assert_eq!(get("/api/v1/decisions", None), Ok(Route::Decisions { after: 0 }));
         assert_eq!(ask("after=7"), Ok(Route::Decisions { after: 7 }));
         assert_eq!(ask("after=18446744073709551615"), Ok(Route::Decisions { after: u64::MAX }));
-        for query in ["after=", "after=-1", "after=+1", "after=x", "after=18446744073709551616", "x", "after=1&x=2", "&after=1", "after=%31"] {
+        for query in [
+            "after=",
+            "after=-1",
+            "after=+1",
+            "after=x",
+            "after=18446744073709551616",
+            "x",
+            "after=1&x=2",
+            "&after=1",
+            "after=%31",
+        ] {
             assert_eq!(ask(query), Err(NoRoute::Query), "{query}");
         }
         assert_eq!(get("/api/v1/vms", Some("after=1")), Err(NoRoute::Query));

@@ -19,9 +19,8 @@ use tokio::task::{LocalSet, spawn_local};
 
 use crate::body::Body;
 use crate::cache::{Cache, Source};
-use crate::gate::{Gate, Refusal};
+use crate::gate::{Gate, Refusal, is_loopback};
 use crate::guarded::{Guarded, Limits};
-use crate::listen::Listen;
 use crate::metrics;
 use crate::page;
 use crate::route::{NoRoute, Route, route};
@@ -49,8 +48,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How much this thread gives way to the others of its process and its host.
 const NICE: i32 = 10;
 
-const LIMITS: Limits =
-    Limits { request: Duration::from_secs(5), taken: Duration::from_secs(20) };
+const LIMITS: Limits = Limits { request: Duration::from_secs(5), taken: Duration::from_secs(20) };
 
 /// Why nothing can be served.
 #[derive(Debug, thiserror::Error)]
@@ -95,11 +93,10 @@ impl Socket {
     ///
     /// # Errors
     /// There is no token and other hosts could connect, or the address cannot be had.
-    pub fn bind(listen: Listen, token: Option<Token>) -> Result<Self, WebError> {
-        let address = listen.address();
+    pub fn bind(address: SocketAddr, token: Option<Token>) -> Result<Self, WebError> {
         let gate = match token {
             Some(token) => Gate::Token(token),
-            None if listen.is_loopback() => Gate::Local,
+            None if is_loopback(address.ip()) => Gate::Local,
             None => return Err(WebError::Open(address)),
         };
         let fail = |source| WebError::Listen { address, source };
@@ -251,10 +248,10 @@ impl Shared {
         let now = Instant::now();
         let uri = request.uri();
         let (kind, body) = match route(request.method(), uri.path(), uri.query()) {
-            Ok(Route::Page) => ("text/html; charset=utf-8", Bytes::from_static(page::PAGE.as_bytes())),
-            Ok(Route::Metrics) => {
-                (metrics::CONTENT_TYPE, self.cache.borrow_mut().metrics(now))
+            Ok(Route::Page) => {
+                ("text/html; charset=utf-8", Bytes::from_static(page::PAGE.as_bytes()))
             }
+            Ok(Route::Metrics) => (metrics::CONTENT_TYPE, self.cache.borrow_mut().metrics(now)),
             Ok(Route::Vms) => (JSON, self.cache.borrow_mut().vms(now)),
             Ok(Route::Decisions { after }) => (JSON, self.cache.borrow_mut().decisions(now, after)),
             Ok(Route::Events) => return self.stream(now),
@@ -302,7 +299,8 @@ impl Shared {
 
 /// Says why nobody serves this client.
 fn turn_away(stream: &TcpStream) {
-    const TEXT: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    const TEXT: &[u8] =
+        b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     // A socket that is new takes this; if not, its end says enough.
     let _ = stream.try_write(TEXT);
 }

@@ -161,7 +161,14 @@ mod tests {
         };
         assert_eq!(read(&format!(" {SECRET}\n"), 0o640), Ok(Token(SECRET.to_owned())));
         assert!(read(SECRET, 0o644).unwrap_err().contains("chmod 600"));
-        for text in ["", "short", "fifteen-letters", "two words of a line", "zwölf-Buchstaben-oder", &"x".repeat(5000)] {
+        for text in [
+            "",
+            "short",
+            "fifteen-letters",
+            "two words of a line",
+            "zwölf-Buchstaben-oder",
+            &"x".repeat(5000),
+        ] {
             assert!(read(text, 0o600).unwrap_err().contains("openssl rand"), "{text}");
         }
         let error = Token::read(&place.path().join("none")).unwrap_err().to_string();

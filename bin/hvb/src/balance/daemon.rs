@@ -18,7 +18,15 @@ use crate::{names, run};
 /// Runs until a signal ends it.
 pub(super) fn run(args: DaemonArgs) -> Result<()> {
     let DaemonArgs {
-        config, vms, dry_run, on_exit, control, record, listen, listen_token_file, ..
+        config,
+        vms,
+        dry_run,
+        on_exit,
+        control,
+        record,
+        listen,
+        listen_token_file,
+        ..
     } = args;
     let is_ours = control.control.is_none();
     let control = control.path()?;

@@ -21,7 +21,7 @@ const REPORTS: Duration = Duration::from_millis(2500);
 /// Tells the figures of all machines.
 pub(super) enum Feed {
     /// A balancer. The connection is made anew after it failed.
-    Balancer { control: PathBuf, connection: Option<Operator> },
+    Balancer { control: PathBuf, connection: Option<Box<Operator>> },
     /// A balancer within this process that decides and changes nothing.
     Monitors(View),
 }
@@ -41,7 +41,7 @@ impl Feed {
         };
         match connection {
             None => Self::watch(vms),
-            connection => Ok(Self::Balancer { control, connection }),
+            Some(balancer) => Ok(Self::Balancer { control, connection: Some(Box::new(balancer)) }),
         }
     }
 
@@ -119,16 +119,15 @@ impl Feed {
         };
         let mut balancer = match connection.take() {
             Some(balancer) => balancer,
-            None => operator::connect(control)?,
+            None => Box::new(operator::connect(control)?),
         };
         let answer = question(&mut balancer);
         // One that said no answers again. After any other failure its answers may be out of step.
         let is_well = match &answer {
             Ok(_) => true,
-            Err(error) => matches!(
-                error.downcast_ref(),
-                Some(balance_host::ClientError::Command { .. })
-            ),
+            Err(error) => {
+                matches!(error.downcast_ref(), Some(balance_host::ClientError::Command { .. }))
+            }
         };
         *connection = is_well.then_some(balancer);
         answer

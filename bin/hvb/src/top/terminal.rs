@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use balance_host::Status;
 use balance_top::{Effect, Key, Screen};
-use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use signal_hook::consts::{SIGHUP, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -145,7 +145,9 @@ fn key(event: KeyEvent) -> Option<Key> {
     }
     Some(match event.code {
         KeyCode::Char('c') if event.modifiers.contains(KeyModifiers::CONTROL) => Key::Interrupt,
-        KeyCode::Char(_) if event.modifiers.intersects(KeyModifiers::CONTROL | KeyModifiers::ALT) => {
+        KeyCode::Char(_)
+            if event.modifiers.intersects(KeyModifiers::CONTROL | KeyModifiers::ALT) =>
+        {
             return None;
         }
         KeyCode::Char(c) => Key::Char(c),

@@ -174,7 +174,10 @@ fn the_page_shows_all_machines_and_changes_by_itself() {
     assert_ne!(background("light"), background("dark"));
 
     drop(balancer);
-    browser.until("the page says that the balancer is gone", "document.body.classList.contains('stale')");
+    browser.until(
+        "the page says that the balancer is gone",
+        "document.body.classList.contains('stale')",
+    );
     assert!(browser.text().contains("The balancer has told nothing for "));
     let _balancer = place.balancer_with(|command| {
         command.args(["--listen", &address]);
@@ -197,7 +200,7 @@ fn picture() {
     });
     let (_balancer, address) = serving(&place, &[]);
     let mut browser = Browser::start(&place);
-    browser.set_size(1000, 620, false);
+    browser.set_size(1000, 640, false);
     browser.ask("Page.navigate", json!({ "url": format!("http://{address}/") }));
     eventually("all are told", || {
         vms.iter().for_each(Monitor::report);

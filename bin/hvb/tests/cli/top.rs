@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::common::{Guest, Monitor, command, stderr, stdout};
-use crate::place::{Balancer, MIB, Place, eventually};
+use crate::place::{Balancer, MIB, Place, SETTINGS, eventually};
 
 /// A terminal in which `hvb top` runs.
 struct Terminal {
@@ -133,7 +133,9 @@ fn eighty_columns_show_and_set_everything() {
     terminal.until("another order", |lines| has(lines, "s sort: status"));
     // The balancer goes away and comes back.
     drop(balancer);
-    terminal.until("what is shown is old", |lines| has(lines, "nothing new for ") && has(lines, "no balancer runs here"));
+    terminal.until("what is shown is old", |lines| {
+        has(lines, "nothing new for ") && has(lines, "no balancer runs here")
+    });
     let _balancer = place.balancer();
     terminal.until("it is back", |lines| {
         vms.iter().for_each(Monitor::report);
@@ -143,7 +145,9 @@ fn eighty_columns_show_and_set_everything() {
     terminal.until("the shell is back", |lines| has(lines, "done") && !has(lines, "q quit"));
     terminal.type_text("echo $((6 * 7))");
     terminal.press("Enter");
-    terminal.until("it echoes and has lines", |lines| has(lines, "echo $((6") && lines.iter().any(|line| line == "42"));
+    terminal.until("it echoes and has lines", |lines| {
+        has(lines, "echo $((6") && lines.iter().any(|line| line == "42")
+    });
 }
 
 #[test]
@@ -229,8 +233,7 @@ fn lines_come_until_nobody_reads_them() {
     let mut child: Child = top(&place, &["--csv"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let names = (0..7).map(|_| lines.next().unwrap().unwrap());
-    let names: Vec<String> =
-        names.map(|line| line.split(',').nth(1).unwrap().to_owned()).collect();
+    let names: Vec<String> = names.map(|line| line.split(',').nth(1).unwrap().to_owned()).collect();
     assert_eq!(names, ["name", "db", "mail", "web", "db", "mail", "web"]);
     drop(lines);
     assert!(child.wait().unwrap().success());
@@ -245,7 +248,7 @@ fn a_place_without_a_terminal_or_a_balancer_is_told_what_to_do() {
     let error = say(&place, &["--once", "--control", missing.to_str().unwrap()]).unwrap_err();
     assert!(error.contains("no balancer runs here: start hvb balance"), "{error}");
     for (arguments, expected) in [
-        (&["--sort", "color"][..], "--sort <COLUMN>: invalid column 'color': give one of name, "),
+        (&["--sort", "color"][..], "invalid value 'color' for '--sort <COLUMN>'"),
         (&["--json", "--csv"], "cannot be used with"),
         (&["--vms", "/run/["], "'/run/[' is no pattern for sockets"),
         (&["--vms", "x", "--control", "y"], "cannot be used with"),
@@ -257,4 +260,44 @@ fn a_place_without_a_terminal_or_a_balancer_is_told_what_to_do() {
     // Without machines there is an answer too.
     let text = say(&place, &["--once"]).unwrap();
     assert!(text.contains("no virtual machine was found"), "{text}");
+}
+
+/// Writes the frames of docs/top.md: `HVB_TOP_FRAMES=FILE cargo test -p hvb --test cli top:: -- --ignored`.
+#[test]
+#[ignore = "writes frames"]
+fn frames() {
+    let file = std::env::var("HVB_TOP_FRAMES").expect("HVB_TOP_FRAMES is the file to write");
+    let place = Place::new();
+    // Too little for all buffers.
+    place.write(&SETTINGS.replace("[host]", "[host]\nlimit = \"700M\""));
+    let machines = [("build", 512, 300), ("db", 384, 90), ("mail", 128, 121), ("web", 256, 150)];
+    let vms = machines.map(|(name, size, uses)| {
+        let guest = Guest::new(size * MIB).that_uses(uses * MIB);
+        Monitor::start_at(&place.path(&format!("{name}.sock")), guest)
+    });
+    let wide = Terminal::start(&place, 120, 12, &["--sort", "pressure"]);
+    wide.until("it waits", |lines| has(lines, "no balancer runs"));
+    wide.press("q");
+    let _balancer = place.balancer();
+    eventually("they are told", || {
+        vms.iter().for_each(Monitor::report);
+        vms[0].guest.target() < 512 * MIB
+    });
+    wide.press("Up");
+    wide.press("Enter");
+    let many = wide.until("all are told", |lines| {
+        vms.iter().for_each(Monitor::report);
+        !has(lines, "no balancer runs") && has(lines, "9s: to")
+    });
+    drop(wide);
+    let narrow = Terminal::start(&place, 80, 20, &[]);
+    narrow.until("it is shown", |lines| has(lines, "db "));
+    narrow.press("d");
+    let mut seconds = 0;
+    let one = narrow.until("it has a history", |lines| {
+        vms.iter().for_each(Monitor::report);
+        seconds += 1;
+        seconds > 300 && has(lines, "assigned")
+    });
+    std::fs::write(file, [many.join("\n"), one.join("\n")].join("\n\n")).unwrap();
 }

@@ -51,7 +51,10 @@ fn a_balancer_serves_what_it_knows_and_did() {
             && !metrics.contains("vm_removed_bytes_total{vm=\"db\"} 0\n")
     });
     let decisions = get(&address, "/api/v1/decisions", "");
-    assert!(decisions.contains("\"vm\":\"db\"") && decisions.contains("\"from-kib\":262144"), "{decisions}");
+    assert!(
+        decisions.contains("\"vm\":\"db\"") && decisions.contains("\"from-kib\":262144"),
+        "{decisions}"
+    );
     let vms = get(&address, "/api/v1/vms", "");
     assert!(vms.contains("\"last-action\":{") && vms.contains("\"stale\":false"), "{vms}");
     assert!(get(&address, "/", "").contains("<title>hvb balance</title>"));
@@ -78,8 +81,14 @@ fn a_token_opens_and_what_is_none_is_refused_at_the_start() {
         assert!(!output.status.success() && error.contains(expected), "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");
     };
-    refused(&["--listen", "0.0.0.0:0"], "can be reached from other hosts: give --listen-token-file");
-    refused(&["--listen", "example.org:80"], "--listen <ADDRESS>: invalid address 'example.org:80'");
+    refused(
+        &["--listen", "0.0.0.0:0"],
+        "can be reached from other hosts: give --listen-token-file",
+    );
+    refused(
+        &["--listen", "example.org:80"],
+        "--listen <ADDRESS>: invalid address 'example.org:80'",
+    );
     refused(&["--listen-token-file", path], "--listen <ADDRESS>");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     refused(&["--listen", "0", "--listen-token-file", path], "chmod 600");

@@ -122,7 +122,10 @@ fn stale_data_look_stale() {
     screen.fail("it hangs".to_owned());
     let text = lines(&screen, 13_000, 80, 11);
     assert_eq!(text[1], "nothing new for 12s: it hangs");
-    assert!(text[3..6].iter().all(|line| line.contains("stale") && line.contains(" 12s ")), "{text:#?}");
+    assert!(
+        text[3..6].iter().all(|line| line.contains("stale") && line.contains(" 12s ")),
+        "{text:#?}"
+    );
 }
 
 #[test]
@@ -142,7 +145,12 @@ fn what_is_not_as_usual_is_said() {
     status.vms[1].problem = Some("nobody listens".to_owned());
     screen.take(status, 0);
     let text = lines(&screen, 0, 120, 20).join("\n");
-    for part in ["no balancer runs", "overcommitted by 1G", "reserved for new machines: 2G", "nobody listens"] {
+    for part in [
+        "no balancer runs",
+        "overcommitted by 1G",
+        "reserved for new machines: 2G",
+        "nobody listens",
+    ] {
         assert!(text.contains(part), "{text}");
     }
     screen.take(Status { vms: Vec::new(), ..self::status() }, 0);
@@ -191,9 +199,8 @@ fn keys_set_what_a_balancer_can_be_told() {
     press(&mut screen, "jm2");
     assert_eq!(lines(&screen, 1000, 80, 10)[9], "minimum of mail: 2_");
     press(&mut screen, "G");
-    let set = |setting: &str| {
-        Some(Effect::Set { vm: "mail".to_owned(), setting: setting.to_owned() })
-    };
+    let set =
+        |setting: &str| Some(Effect::Set { vm: "mail".to_owned(), setting: setting.to_owned() });
     assert_eq!(screen.press(Key::Enter), set("minimum=2G"));
     screen.answer(Err("it cannot be".to_owned()));
     assert_eq!(lines(&screen, 1000, 80, 10)[9], "it cannot be");

@@ -11,8 +11,7 @@ fn documented() -> Vec<String> {
 /// The names of the samples in a text.
 fn names(text: &str) -> Vec<&str> {
     let samples = text.lines().filter(|line| !line.starts_with('#'));
-    let mut names: Vec<&str> =
-        samples.filter_map(|line| line.split(['{', ' ']).next()).collect();
+    let mut names: Vec<&str> = samples.filter_map(|line| line.split(['{', ' ']).next()).collect();
     names.dedup();
     names
 }

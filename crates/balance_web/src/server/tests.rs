@@ -4,8 +4,8 @@ use super::*;
 use balance_host::{ActionStatus, HostStatus, MovedStatus, SettingsStatus, Status, VmStatus};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream as Client;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const GIB: u64 = 1 << 20;
 
@@ -19,7 +19,8 @@ pub(crate) fn status() -> Status {
         reason: "It gets what it needs.".to_owned(),
         age_ms: 5000,
     };
-    let moved = MovedStatus { added_kib: GIB, removed_kib: 0, add_operations: 3, remove_operations: 0 };
+    let moved =
+        MovedStatus { added_kib: GIB, removed_kib: 0, add_operations: 3, remove_operations: 0 };
     let vm = VmStatus {
         name: "db".to_owned(),
         socket: "/run/hvb/db.sock".to_owned(),
@@ -82,7 +83,7 @@ impl Source for Counted {
 }
 
 fn serve(token: Option<Token>, source: Counted) -> Web {
-    Socket::bind("0".parse().unwrap(), token).unwrap().serve(source).unwrap()
+    Socket::bind("127.0.0.1:0".parse().unwrap(), token).unwrap().serve(source).unwrap()
 }
 
 fn connect(web: &Web) -> Client {
@@ -171,7 +172,12 @@ fn bad_requests_are_refused_with_a_remedy() {
         let start: String = words.chars().take(50).collect();
         // A connection that was reset may lose the answer.
         let is_reset = answer.is_empty() && words.len() > 16 << 10;
-        assert!(is_reset || answer.starts_with(&format!("HTTP/1.1 {status}")) || answer.starts_with(&format!("HTTP/1.0 {status}")), "{start}: {answer}");
+        assert!(
+            is_reset
+                || answer.starts_with(&format!("HTTP/1.1 {status}"))
+                || answer.starts_with(&format!("HTTP/1.0 {status}")),
+            "{start}: {answer}"
+        );
         assert!(is_reset || answer.contains(part), "{start}: {answer}");
     }
     assert!(get(&web, "/metrics").contains("# EOF"), "it is well afterwards");
@@ -184,7 +190,9 @@ fn who_has_the_token_is_served_under_any_name() {
     std::fs::write(&file, "correct-horse-battery\n").unwrap();
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let web = serve(Some(Token::read(&file).unwrap()), Counted::default());
-    let ask = |header: &str| send(&web, &format!("GET /metrics HTTP/1.1\r\nHost: a.example\r\n{header}\r\n"));
+    let ask = |header: &str| {
+        send(&web, &format!("GET /metrics HTTP/1.1\r\nHost: a.example\r\n{header}\r\n"))
+    };
     for header in ["", "Authorization: Bearer wrong-horse-battery\r\n"] {
         let answer = ask(header);
         assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
@@ -236,8 +244,7 @@ fn streams_and_connections_have_a_number() {
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("close some"), "{answer}");
     assert!(get(&web, "/metrics").contains("# EOF"), "there is room for others");
     // Clients that say nothing take the rest.
-    let mut silent: Vec<Client> =
-        (MAX_STREAMS..MAX_CONNECTIONS).map(|_| connect(&web)).collect();
+    let mut silent: Vec<Client> = (MAX_STREAMS..MAX_CONNECTIONS).map(|_| connect(&web)).collect();
     let answer = get(&web, "/metrics");
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     // They are cut off when their time is over, and others are served again.
@@ -253,7 +260,7 @@ fn streams_and_connections_have_a_number() {
 fn a_client_that_does_not_read_is_cut_off() {
     // An answer that is longer than what the kernel keeps for a client.
     let source = Counted { length: 8 << 20, ..Counted::default() };
-    let socket = Socket::bind("0".parse().unwrap(), None).unwrap();
+    let socket = Socket::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let limits = Limits { request: Duration::from_secs(5), taken: Duration::from_millis(300) };
     let web = socket.serve_within(source, limits).unwrap();
     let mut slow = stream(&web);
