@@ -191,7 +191,7 @@ impl Core {
             }
         }
         let orders = self.orders();
-        self.history.act(&orders, now_ms, self.dry_run);
+        self.history.act(&orders, &self.shown, now_ms, self.dry_run);
         self.decisions = self.decisions.saturating_add(1);
         if self.recorder.is_some() {
             let digest = self.digest();

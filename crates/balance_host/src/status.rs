@@ -145,7 +145,9 @@ pub struct ActionStatus {
     pub from_kib: u64,
     /// What it should have.
     pub to_kib: u64,
-    /// Why, in sentences.
+    /// The rule that decided, in a sentence.
+    pub rule: String,
+    /// Why, in sentences, of which the rule is one.
     pub reason: String,
     /// How long ago.
     pub age_ms: u64,

@@ -170,7 +170,8 @@ impl Screen {
     pub(crate) fn is_stale(&self, vm: &VmStatus, now_ms: u64) -> bool {
         let limit_ms = self.status.stale_after_ms;
         let age_ms = crate::sort::age_ms(vm).unwrap_or(0);
-        vm.stale || age_ms.saturating_add(self.waited_ms(now_ms)) > limit_ms
+        // A balancer of an older version does not tell the limit.
+        vm.stale || limit_ms > 0 && age_ms.saturating_add(self.waited_ms(now_ms)) > limit_ms
     }
 }
 

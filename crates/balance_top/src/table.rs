@@ -120,9 +120,9 @@ fn last(screen: &Screen, vm: &VmStatus, now_ms: u64) -> String {
     }
 }
 
-/// An action and its reason, the shortest first, so that a narrow line has what matters.
+/// An action and the rule behind it, the shortest first, so that a narrow line has what matters.
 pub(crate) fn tell(screen: &Screen, action: &ActionStatus, now_ms: u64) -> String {
-    let ActionStatus { from_kib, to_kib, reason, age_ms, .. } = action;
+    let ActionStatus { from_kib, to_kib, rule, age_ms, .. } = action;
     let (sign, kib) = match to_kib.checked_sub(*from_kib) {
         Some(more) => ('+', more),
         None => ('-', from_kib.saturating_sub(*to_kib)),
@@ -130,5 +130,5 @@ pub(crate) fn tell(screen: &Screen, action: &ActionStatus, now_ms: u64) -> Strin
     let would = if screen.status.dry_run { "(dry) " } else { "" };
     let age = age(age_ms.saturating_add(screen.waited_ms(now_ms)));
     let (change, to) = (short(kib), short(*to_kib));
-    format!("{would}{sign}{change} {age}: to {to}. {}", clean(reason))
+    format!("{would}{sign}{change} {age}: to {to}. {}", clean(rule))
 }

@@ -14,7 +14,8 @@ struct Terminal {
 
 impl Terminal {
     fn start(place: &Place, columns: u16, rows: u16, arguments: &[&str]) -> Self {
-        let terminal = Self { socket: place.path("tmux").to_str().unwrap().to_owned() };
+        let socket = place.path(&format!("tmux-{columns}"));
+        let terminal = Self { socket: socket.to_str().unwrap().to_owned() };
         let (columns, rows) = (columns.to_string(), rows.to_string());
         // The shell behind it shows what the terminal is like afterwards.
         let size = ["new-session", "-d", "-x", &columns, "-y", &rows];

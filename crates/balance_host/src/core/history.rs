@@ -13,6 +13,7 @@ const MOST_ACTIONS: usize = 256;
 struct Action {
     number: u64,
     order: Order,
+    rule: String,
     at_ms: u64,
 }
 
@@ -61,13 +62,22 @@ impl History {
         }
     }
 
-    /// Takes in what the VMs are told, or would be in a dry run.
-    pub(super) fn act(&mut self, orders: &[Order], now_ms: u64, dry_run: bool) {
+    /// Takes in what the VMs are told, or would be in a dry run. The orders are of VMs that are shown, and
+    /// in their order.
+    pub(super) fn act(&mut self, orders: &[Order], shown: &[Shown], now_ms: u64, dry_run: bool) {
+        let mut shown = shown.iter();
         // An order of the present size moves nobody.
         let moves = |order: &&Order| !order.is_reminder && order.target_kib != order.actual_kib;
         for order in orders.iter().filter(moves) {
             self.last_number = self.last_number.saturating_add(1);
-            let action = Action { number: self.last_number, order: order.clone(), at_ms: now_ms };
+            let decision = shown.find(|shown| shown.input.name == order.name);
+            let decision = decision.and_then(|shown| shown.decision);
+            let action = Action {
+                number: self.last_number,
+                order: order.clone(),
+                rule: decision.map(|decision| decision.reason.rule.to_string()).unwrap_or_default(),
+                at_ms: now_ms,
+            };
             if let Some(past) = self.vms.get_mut(&order.name) {
                 past.last = Some(action.clone());
                 for moved in [&mut past.moved, &mut self.moved] {
@@ -111,6 +121,7 @@ impl Action {
             vm: name.clone(),
             from_kib: *actual_kib,
             to_kib: *target_kib,
+            rule: self.rule.clone(),
             reason: reason.clone(),
             age_ms: now_ms.saturating_sub(self.at_ms),
         }

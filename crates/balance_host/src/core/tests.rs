@@ -325,6 +325,8 @@ fn what_vms_were_told_and_what_they_moved_is_remembered() {
     let told = core.actions(500);
     assert_eq!((told.len(), told[0].vm.as_str(), told[0].from_kib), (1, "db", 2 * GIB));
     assert!(told[0].to_kib > 2 * GIB && told[0].age_ms == 500, "{told:?}");
+    assert_eq!(told[0].rule, "It gets what it needs and its buffer at once.");
+    assert!(told[0].reason.contains(&told[0].rule) && told[0].reason != told[0].rule, "{told:?}");
     core.decide(1000, host(1000), vec![vm("db", 1000, 3 * GIB, GIB)]);
     let status = core.status(1000);
     assert_eq!(status.decisions, 2);

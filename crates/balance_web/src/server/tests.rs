@@ -16,7 +16,8 @@ pub(crate) fn status() -> Status {
         vm: "db".to_owned(),
         from_kib: GIB,
         to_kib: 2 * GIB,
-        reason: "It gets what it needs.".to_owned(),
+        rule: "It gets what it needs.".to_owned(),
+        reason: "The guest uses 1.0 GiB. It gets what it needs.".to_owned(),
         age_ms: 5000,
     };
     let moved =
