@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use balance_host::Status;
 use balance_top::{Effect, Key, Screen};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
-use signal_hook::consts::{SIGHUP, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::feed::Feed;
@@ -37,7 +37,7 @@ struct Order {
 pub(super) fn show(feed: Feed, mut screen: Screen) -> Result<()> {
     let (inputs, received) = channel();
     let (orders, ordered) = channel();
-    let signals = Signals::new([SIGHUP, SIGTERM]).context("cannot handle signals")?;
+    let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot handle signals")?;
     // Restores the terminal also after a panic.
     let mut terminal = ratatui::try_init().context("cannot use this terminal")?;
     let start = |name: &str, work: Box<dyn FnOnce() + Send>| {

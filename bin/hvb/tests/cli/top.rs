@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::common::{Guest, Monitor, command, stderr, stdout};
 use crate::place::{Balancer, MIB, Place, SETTINGS, eventually};
 
@@ -47,6 +49,16 @@ impl Terminal {
 
     fn lines(&self) -> Vec<String> {
         self.tmux(&["capture-pane", "-p"]).lines().map(str::to_owned).collect()
+    }
+
+    /// Sends the program in the terminal a signal.
+    fn signal(&self, signal: Signal) {
+        let shell = self.tmux(&["display-message", "-p", "#{pane_pid}"]);
+        let shell = shell.trim();
+        let children = format!("/proc/{shell}/task/{shell}/children");
+        let child = std::fs::read_to_string(children).unwrap();
+        let child = child.split_whitespace().next().unwrap().parse().unwrap();
+        kill_process(Pid::from_raw(child).unwrap(), signal).unwrap();
     }
 
     /// Waits for a frame.
@@ -182,7 +194,8 @@ fn without_a_balancer_the_machines_are_asked_and_nothing_is_changed() {
     assert!(lines[1].starts_with("no balancer runs: this is read from the monitors"), "{lines:#?}");
     terminal.press("m");
     terminal.until("why not", |lines| has(lines, "start hvb balance"));
-    terminal.press("q");
+    // However it ends, the terminal is as it was.
+    terminal.signal(Signal::TERM);
     terminal.until("the shell is back", |lines| has(lines, "done") && !has(lines, "q quit"));
     assert_eq!(vms.map(|vm| vm.guest.target()), [256 * MIB, 128 * MIB, 192 * MIB]);
 }
