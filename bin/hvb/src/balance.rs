@@ -1,8 +1,8 @@
 //! `hvb balance`: keeps all VMs of a host at the memory that they need.
 
-mod daemon;
-mod file;
-mod operator;
+pub(crate) mod daemon;
+pub(crate) mod file;
+pub(crate) mod operator;
 mod plot;
 mod replay;
 mod simulate;
@@ -26,7 +26,7 @@ impl From<OnExitArg> for OnExit {
 }
 
 impl ControlArgs {
-    fn path(self) -> Result<PathBuf> {
+    pub(crate) fn path(self) -> Result<PathBuf> {
         self.control.map_or_else(|| Ok(names::directory()?.join("balance.control")), Ok)
     }
 }

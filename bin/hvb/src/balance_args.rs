@@ -1,5 +1,6 @@
 //! The arguments of `hvb balance`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -46,6 +47,15 @@ pub(crate) struct DaemonArgs {
     /// What becomes of the machines when the balancer ends.
     #[arg(long, value_name = "WHAT", value_enum, default_value = "keep")]
     pub(crate) on_exit: OnExitArg,
+
+    /// Serve metrics, JSON and a page over HTTP on this address: a port of the loopback interface, or an
+    /// IP address with a port.
+    #[arg(long, value_name = "ADDRESS", value_parser = crate::listen::address)]
+    pub(crate) listen: Option<SocketAddr>,
+
+    /// File with the token that HTTP clients must give. Addresses that other hosts can reach need one.
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    pub(crate) listen_token_file: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) control: ControlArgs,

@@ -35,6 +35,8 @@ pub(crate) enum Command {
     List,
     /// Keep all virtual machines of this host at the memory that they need.
     Balance(Box<crate::balance_args::BalanceArgs>),
+    /// Show the host and all virtual machines, their memory and what was done last, once a second.
+    Top(Box<crate::top_args::TopArgs>),
     /// Say what stops Dynamic Memory on this host and in a virtual machine, and what puts it right.
     Doctor(crate::doctor_args::DoctorArgs),
     /// Write man pages and completions for shells, for packages of hvb.

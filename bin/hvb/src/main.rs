@@ -14,6 +14,7 @@ mod doctor_args;
 mod generate;
 mod info;
 mod list;
+mod listen;
 mod log;
 mod monitor;
 mod names;
@@ -22,6 +23,8 @@ mod report;
 mod run;
 mod size;
 mod stop;
+mod top;
+mod top_args;
 
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
 use cli::{Cli, Command};
@@ -57,16 +60,19 @@ fn main() -> ExitCode {
         Command::Stop(args) => stop::run(&args),
         Command::List => list::run().map(|()| ExitCode::SUCCESS),
         Command::Balance(args) => balance::run(*args).map(|()| ExitCode::SUCCESS),
+        Command::Top(args) => top::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => Ok(doctor::run(&args)),
         Command::Generate(args) => generate::run(&args.directory).map(|()| ExitCode::SUCCESS),
     });
     result.unwrap_or_else(|error| report::failure(&error))
 }
 
-/// What is logged if `HVB_LOG` does not say: what the balancer does is what it is run for.
+/// What is logged if `HVB_LOG` does not say: what the balancer does is what it is run for, and a log
+/// would run over the screen of `hvb top`, which shows the problems of machines itself.
 const fn usual_log(command: &Command) -> &'static str {
     match command {
-        Command::Balance(_) => "warn,balance_host=info",
+        Command::Balance(_) => "warn,balance_host=info,balance_web=info",
+        Command::Top(_) => "error",
         _ => "warn",
     }
 }

@@ -15,10 +15,15 @@ const USAGE: u8 = 2;
 /// Writes a line to stdout. A closed pipe is not a failure, because the exit status still reports
 /// the outcome.
 pub(crate) fn line(text: &str) -> Result<()> {
+    line_if_read(text).map(|_| ())
+}
+
+/// As [`line()`]; whether somebody may read it. Output without end ends where nobody does.
+pub(crate) fn line_if_read(text: &str) -> Result<bool> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{}", printable(text)).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("cannot write to stdout"),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        result => result.map(|()| true).context("cannot write to stdout"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! From readings to orders: the `balancer` between what is known of VMs by name and what they are told.
 
+mod history;
 mod reservations;
 mod tell;
 
@@ -13,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::process::Figures;
 use crate::reading::{Link, Reading, Stamped};
 use crate::record::{Entry, Recorder};
-use crate::status::{Explanation, ReservationStatus, Status};
+use crate::status::{ActionStatus, Explanation, ReservationStatus, Status};
 use crate::wish::{Configuration, Wish, WishError};
+use history::History;
 use reservations::Reservations;
 
 /// A VM that is not where it should be is told again after this long: somebody else may have told it
@@ -105,6 +107,8 @@ pub struct Core {
     host: Option<Stamped<HostSample>>,
     decision: Decision,
     shown: Vec<Shown>,
+    history: History,
+    decisions: u64,
     recorder: Option<Recorder>,
 }
 
@@ -168,6 +172,7 @@ impl Core {
         self.now_ms = now_ms;
         self.host = host;
         self.shown = vms.into_iter().map(|input| self.show(input)).collect();
+        self.history.observe(&self.shown);
         self.meet();
         let (ids, samples) = self.samples();
         let host = self.host_sample();
@@ -186,6 +191,8 @@ impl Core {
             }
         }
         let orders = self.orders();
+        self.history.act(&orders, &self.shown, now_ms, self.dry_run);
+        self.decisions = self.decisions.saturating_add(1);
         if self.recorder.is_some() {
             let digest = self.digest();
             self.record(|| Entry::Decided { digest, orders: orders.clone() });
@@ -218,6 +225,12 @@ impl Core {
         tell::status(self, now_ms)
     }
 
+    /// What VMs were told last, the newest first.
+    #[must_use]
+    pub fn actions(&self, now_ms: u64) -> Vec<ActionStatus> {
+        self.history.actions(now_ms)
+    }
+
     /// Why a VM has what it has.
     ///
     /// # Errors
@@ -225,7 +238,7 @@ impl Core {
     pub fn explain(&self, name: &str, now_ms: u64) -> Result<Explanation, UnknownVm> {
         let shown = self.shown.iter().find(|shown| shown.input.name == name);
         let shown = shown.ok_or_else(|| UnknownVm(name.to_owned()))?;
-        Ok(tell::explanation(shown, &self.decision, now_ms))
+        Ok(tell::explanation(self, shown, now_ms))
     }
 
     /// Changes settings of a VM until the daemon ends; returns those that were set so.

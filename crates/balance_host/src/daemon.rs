@@ -18,6 +18,7 @@ use crate::process::Figures;
 use crate::reading::{Link, Stamped};
 use crate::record::{RecordError, Recorder};
 use crate::session::Session;
+use crate::view::View;
 use crate::wish::Configuration;
 
 /// Host and processes are read this often, and at least as often a decision is made.
@@ -69,8 +70,8 @@ pub struct Setup {
     pub load: Box<dyn FnMut() -> Result<Configuration, String> + Send>,
     /// The file that it reads, if there is one.
     pub file: Option<PathBuf>,
-    /// The path of the control socket.
-    pub control: PathBuf,
+    /// The path of the control socket; `None` for a daemon that nobody controls.
+    pub control: Option<PathBuf>,
     /// Decide, and change nothing.
     pub dry_run: bool,
     /// What becomes of the VMs at the end.
@@ -112,7 +113,7 @@ pub struct Daemon {
     core: Arc<Mutex<Core>>,
     vms: BTreeMap<PathBuf, Attached>,
     host: Option<Stamped<HostSample>>,
-    _control: Server,
+    _control: Option<Server>,
 }
 
 /// A VM and its thread.
@@ -151,7 +152,7 @@ impl FileStamp {
 }
 
 impl Daemon {
-    /// Reads the configuration and listens on the control socket.
+    /// Reads the configuration and listens on the control socket, if there is to be one.
     ///
     /// # Errors
     /// The configuration is not right, or the control socket cannot be served.
@@ -167,8 +168,11 @@ impl Daemon {
             core.record_with(Recorder::open(record)?);
         }
         let core = Arc::new(Mutex::new(core));
-        let commands = Control::new(Arc::clone(&core), Arc::clone(&bell), clock);
-        let server = Server::start_for(&control, Arc::new(commands))?;
+        let serve = |path: PathBuf| {
+            let commands = Control::new(Arc::clone(&core), Arc::clone(&bell), clock);
+            Server::start_for(&path, Arc::new(commands))
+        };
+        let server = control.map(serve).transpose()?;
         Ok(Self {
             load,
             file,
@@ -190,6 +194,12 @@ impl Daemon {
     #[must_use]
     pub fn handle(&self) -> Handle {
         Handle(Arc::clone(&self.bell))
+    }
+
+    /// Looks at the daemon while it runs.
+    #[must_use]
+    pub fn view(&self) -> View {
+        View::new(Arc::clone(&self.core), self.clock)
     }
 
     /// Runs until the handle ends it.

@@ -10,7 +10,8 @@
 //! - [`Core`] turns all of it into samples for the `balancer`, and decisions into orders. It knows no
 //!   clock, file or socket: time is an argument.
 //! - `record` writes what goes into the core and what comes out of it; [`Replay`] does it all again.
-//! - [`Control`] answers the operator, whose end of the line is [`Operator`].
+//! - [`Control`] answers the operator, whose end of the line is [`Operator`]; [`View`] is for others in
+//!   the daemon's own process.
 //!
 //! What a monitor says is not trusted: messages, events and time have limits, and a size that the host
 //! cannot have is refused.
@@ -30,6 +31,7 @@ mod record;
 mod replay;
 mod session;
 mod status;
+mod view;
 mod wish;
 
 pub use balancer::{MAX_KIB, Policy};
@@ -43,5 +45,9 @@ pub use qmp::ClientError;
 pub use reading::{Facts, Link, Reading, Stamped};
 pub use record::RecordError;
 pub use replay::{Replay, Step};
-pub use status::{Explanation, HostStatus, ReservationStatus, SettingsStatus, Status, VmStatus};
+pub use status::{
+    ActionStatus, Explanation, HostStatus, MovedStatus, ReservationStatus, SettingsStatus, Status,
+    VmStatus,
+};
+pub use view::View;
 pub use wish::{Configuration, Wish, WishError};

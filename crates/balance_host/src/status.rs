@@ -8,6 +8,15 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// Whether nothing is changed.
     pub dry_run: bool,
+    /// How many decisions were made; none before all VMs that were found have answered.
+    #[serde(default)]
+    pub decisions: u64,
+    /// Data older than this are no ground for a change.
+    #[serde(default)]
+    pub stale_after_ms: u64,
+    /// What was moved since the daemon began, also by VMs that are gone.
+    #[serde(default)]
+    pub moved: MovedStatus,
     /// The host.
     pub host: HostStatus,
     /// The VMs, by name.
@@ -64,6 +73,9 @@ pub struct VmStatus {
     /// The same with its buffer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wanted_kib: Option<u64>,
+    /// What its guest reports as available.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_kib: Option<u64>,
     /// What it wants in thousandths of what it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure_permille: Option<u64>,
@@ -87,6 +99,15 @@ pub struct VmStatus {
     /// The age of its guest's report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report_age_ms: Option<u64>,
+    /// Whether its figures are too old to act on, or its monitor does not answer.
+    #[serde(default)]
+    pub stale: bool,
+    /// What it gained and lost since the daemon met it.
+    #[serde(default)]
+    pub moved: MovedStatus,
+    /// What it was told last that changed its size, or would have been in a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_action: Option<ActionStatus>,
     /// Why it has the target that it has, in sentences.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -96,6 +117,40 @@ pub struct VmStatus {
     /// Why its monitor refused the last target, or does not reach it, in the monitor's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub obstacle: Option<String>,
+}
+
+/// Sums that only grow, as Hyper-V counts them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MovedStatus {
+    /// What was added, as the sizes that were seen tell.
+    pub added_kib: u64,
+    /// What was removed, likewise.
+    pub removed_kib: u64,
+    /// How many times a VM was told to grow.
+    pub add_operations: u64,
+    /// How many times a VM was told to shrink.
+    pub remove_operations: u64,
+}
+
+/// A change that a VM was told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ActionStatus {
+    /// Its number. Later ones have larger numbers.
+    pub number: u64,
+    /// The VM.
+    pub vm: String,
+    /// What it had.
+    pub from_kib: u64,
+    /// What it should have.
+    pub to_kib: u64,
+    /// The rule that decided, in a sentence.
+    pub rule: String,
+    /// Why, in sentences, of which the rule is one.
+    pub reason: String,
+    /// How long ago.
+    pub age_ms: u64,
 }
 
 /// Settings in force.

@@ -37,6 +37,7 @@ pub(crate) fn run(data: &[u8]) {
         | Command::List
         | Command::Balance(_)
         | Command::Doctor(_)
+        | Command::Top(_)
         | Command::Generate(_) => {}
     }
 }

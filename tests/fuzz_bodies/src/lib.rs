@@ -37,6 +37,8 @@ mod definition;
 mod disk;
 #[path = "../../../bin/hvb/src/doctor_args.rs"]
 mod doctor_args;
+#[path = "../../../bin/hvb/src/listen.rs"]
+mod listen;
 #[cfg_attr(not(test), expect(dead_code, reason = "other commands use more"))]
 #[path = "../../../bin/hvb/src/names.rs"]
 mod names;
@@ -45,6 +47,8 @@ mod network;
 #[expect(dead_code, reason = "the balancer uses more")]
 #[path = "../../../bin/hvb/src/size.rs"]
 mod size;
+#[path = "../../../bin/hvb/src/top_args.rs"]
+mod top_args;
 
 // A driver for virtio devices.
 #[expect(dead_code, reason = "shared with the tests of the devices")]

@@ -19,7 +19,9 @@ pub(crate) const QEMU: Program = Program { file: "qemu-system-x86_64", package: 
 pub(crate) const MMDEBSTRAP: Program = Program { file: "mmdebstrap", package: "mmdebstrap" };
 pub(crate) const MKE2FS: Program = Program { file: "mke2fs", package: "e2fsprogs" };
 pub(crate) const LZ4: Program = Program { file: "lz4", package: "lz4" };
+pub(crate) const CHROMIUM: Program = Program { file: "chromium", package: "chromium" };
 pub(crate) const PASST: Program = Program { file: "passt", package: "passt" };
+pub(crate) const TMUX: Program = Program { file: "tmux", package: "tmux" };
 pub(crate) const XZ: Program = Program { file: "xz", package: "xz-utils" };
 pub(crate) const ZSTD: Program = Program { file: "zstd", package: "zstd" };
 

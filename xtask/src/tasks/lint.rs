@@ -11,7 +11,7 @@ use super::links;
 use crate::workspace;
 
 /// Each crate and the crates of this workspace it may know: the layers of `ARCHITECTURE.md`.
-const LAYERS: [(&str, &[&str]); 22] = [
+const LAYERS: [(&str, &[&str]); 24] = [
     ("balancer", &[]),
     ("doctor", &[]),
     ("timeline", &[]),
@@ -43,6 +43,8 @@ const LAYERS: [(&str, &[&str]); 22] = [
     ("qmp", &[]),
     ("balance_host", &["balancer", "qmp"]),
     ("balance_sim", &["balancer"]),
+    ("balance_top", &["balance_host"]),
+    ("balance_web", &["balance_host"]),
     ("virtio_devices", &["guest_ram"]),
     (
         "vmm",
@@ -65,6 +67,8 @@ const LAYERS: [(&str, &[&str]); 22] = [
         &[
             "balance_host",
             "balance_sim",
+            "balance_top",
+            "balance_web",
             "confinement",
             "doctor",
             "kvm_hyperv",

@@ -61,7 +61,7 @@ pub(crate) fn main(args: &TestArgs) -> Result<ExitCode> {
     let mut total = Tally::default();
     if args.only != Some(Part::Kvm) {
         println!("tests on this machine");
-        packages::ensure_installed(&[packages::PASST])?;
+        packages::ensure_installed(&[packages::CHROMIUM, packages::PASST, packages::TMUX])?;
         total.add(suite::run(&Plan { programs: host, args: args.args.clone(), shared: None })?);
         total.add(doc_tests(&args.args)?);
     }

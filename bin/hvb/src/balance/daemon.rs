@@ -5,6 +5,7 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use balance_host::{Configuration, Daemon, Handle, HostReader, Notice, Setup};
+use balance_web::{Socket, Token};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -16,7 +17,17 @@ use crate::{names, run};
 
 /// Runs until a signal ends it.
 pub(super) fn run(args: DaemonArgs) -> Result<()> {
-    let DaemonArgs { config, vms, dry_run, on_exit, control, record, .. } = args;
+    let DaemonArgs {
+        config,
+        vms,
+        dry_run,
+        on_exit,
+        control,
+        record,
+        listen,
+        listen_token_file,
+        ..
+    } = args;
     let is_ours = control.control.is_none();
     let control = control.path()?;
     if let Some(directory) = control.parent().filter(|_| is_ours) {
@@ -27,12 +38,15 @@ pub(super) fn run(args: DaemonArgs) -> Result<()> {
     allow_descriptors();
     // Signals that come from now on are not lost.
     let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot handle signals")?;
+    // Told before anything runs, if the address cannot be had.
+    let token = listen_token_file.as_deref().map(Token::read).transpose()?;
+    let socket = listen.map(|listen| Socket::bind(listen, token)).transpose()?;
     let config_file: Option<PathBuf> = config.clone();
     let load = move || load(config.as_deref(), &vms).map_err(|error| format!("{error:#}"));
     let daemon = Daemon::start(Setup {
         load: Box::new(load),
         file: config_file,
-        control,
+        control: Some(control),
         dry_run,
         on_exit: on_exit.into(),
         host: HostReader::default(),
@@ -43,13 +57,15 @@ pub(super) fn run(args: DaemonArgs) -> Result<()> {
         .name("signals".to_owned())
         .spawn(move || watch(signals, &handle))
         .context("cannot start the thread for signals")?;
+    // It ends with this function.
+    let _web = socket.map(|socket| socket.serve(daemon.view())).transpose()?;
     let has_watchdog = sd_notify::watchdog_enabled().is_some();
     daemon.run(|notice| tell(notice, has_watchdog));
     Ok(())
 }
 
 /// A VM takes four descriptors, and the usual limit is made for programs that use `select`.
-fn allow_descriptors() {
+pub(crate) fn allow_descriptors() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         tracing::warn!("the limit of open files stays low: {error}");
@@ -57,7 +73,7 @@ fn allow_descriptors() {
 }
 
 /// The settings of a file, and of the command line, which wins.
-pub(super) fn load(file: Option<&Path>, vms: &[String]) -> Result<Configuration> {
+pub(crate) fn load(file: Option<&Path>, vms: &[String]) -> Result<Configuration> {
     let mut configuration = match file {
         Some(file) => file::read(file)?,
         None => Configuration::default(),

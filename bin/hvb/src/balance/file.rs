@@ -287,7 +287,7 @@ pub(super) fn print(configuration: &Configuration) -> Result<String> {
 ///
 /// # Errors
 /// A word is none, or is no setting.
-pub(super) fn wish(words: &[String]) -> Result<Wish> {
+pub(crate) fn wish(words: &[String]) -> Result<Wish> {
     let mut table = Table::new();
     for word in words {
         let (key, value) = word

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use balance_host::{ClientError, HostStatus, Operator, ReservationStatus, VmStatus, Wish, command};
 
 use crate::report;
@@ -16,14 +16,23 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How often a reservation is asked after.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
-fn connect(control: &Path) -> Result<Operator> {
-    Operator::connect(control, ANSWER).map_err(|error| match error {
-        ClientError::NoSocket { .. } | ClientError::NobodyListens { .. } => anyhow!(
+/// Connects to the balancer.
+pub(crate) fn connect(control: &Path) -> Result<Operator> {
+    find(control)?.with_context(|| {
+        format!(
             "{}: no balancer runs here: start hvb balance, or give its --control",
             control.display()
-        ),
-        error => error.into(),
+        )
     })
+}
+
+/// Connects to the balancer, if one runs.
+pub(crate) fn find(control: &Path) -> Result<Option<Operator>> {
+    match Operator::connect(control, ANSWER) {
+        Ok(balancer) => Ok(Some(balancer)),
+        Err(ClientError::NoSocket { .. } | ClientError::NobodyListens { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Shows the host and all machines.

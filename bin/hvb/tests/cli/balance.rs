@@ -3,107 +3,13 @@
 use std::fs;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-use crate::common::{Guest, Monitor, command, hvb, stderr, stdout};
-
-const MIB: u64 = 1 << 20;
-
-/// Small enough for any host, and without patience.
-const SETTINGS: &str = r#"
-[host]
-reserve = "1M"
-[policy]
-surplus-lasts = 0
-shrink-period = 0
-[defaults]
-minimum = "32M"
-"#;
-
-/// Waits until something holds; `meanwhile` is done again and again.
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !holds() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// A directory with sockets and settings.
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn new() -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
-        place.write(SETTINGS);
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, text: &str) {
-        // As editors do, so that no half of it is ever read.
-        fs::write(self.path("new"), text).unwrap();
-        fs::rename(self.path("new"), self.path("balance.toml")).unwrap();
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = command(&[&["balance"], arguments].concat());
-        command.env("HVB_RUN_DIR", self.0.path());
-        command
-    }
-
-    fn say(&self, arguments: &[&str]) -> Result<String, String> {
-        let output = self.command(arguments).output().unwrap();
-        match output.status.success() {
-            true => Ok(stdout(&output)),
-            false => Err(stderr(&output)),
-        }
-    }
-
-    fn balancer(&self) -> Balancer {
-        self.balancer_with(|_| {})
-    }
-
-    fn balancer_with(&self, change: impl FnOnce(&mut Command)) -> Balancer {
-        let config = self.path("balance.toml");
-        let mut command = self.command(&["--config", config.to_str().unwrap()]);
-        let log = fs::File::create(self.path("log")).unwrap();
-        command.stdin(Stdio::null()).stderr(log);
-        change(&mut command);
-        Balancer(command.spawn().unwrap())
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap()
-    }
-}
-
-struct Balancer(Child);
-
-impl Balancer {
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.0), signal).unwrap();
-    }
-
-    fn end(mut self, signal: Signal) -> Option<i32> {
-        self.signal(signal);
-        self.0.wait().unwrap().code()
-    }
-}
-
-impl Drop for Balancer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use crate::common::{Guest, Monitor, hvb, stdout};
+use crate::place::{Balancer, MIB, Place, SETTINGS, eventually};
 
 fn check(text: &str) -> Result<String, String> {
     let place = Place::new();

@@ -1,6 +1,6 @@
 //! Tells the operator what the core knows, in figures and sentences.
 
-use balancer::{Account, Decision};
+use balancer::Account;
 
 use super::{Core, Shown};
 use crate::status::{Explanation, HostStatus, SettingsStatus, Status, VmStatus};
@@ -8,8 +8,11 @@ use crate::status::{Explanation, HostStatus, SettingsStatus, Status, VmStatus};
 pub(super) fn status(core: &Core, now_ms: u64) -> Status {
     Status {
         dry_run: core.dry_run,
+        decisions: core.decisions,
+        stale_after_ms: core.configuration.policy.stale_after_ms,
+        moved: core.history.moved(),
         host: host(core, now_ms),
-        vms: core.shown.iter().map(|shown| vm(shown, now_ms)).collect(),
+        vms: core.shown.iter().map(|shown| vm(core, shown, now_ms)).collect(),
         reservations: core.reservations.status(now_ms).collect(),
     }
 }
@@ -33,11 +36,16 @@ fn host(core: &Core, now_ms: u64) -> HostStatus {
     }
 }
 
-fn vm(shown: &Shown, now_ms: u64) -> VmStatus {
+fn vm(core: &Core, shown: &Shown, now_ms: u64) -> VmStatus {
     let Shown { input, settings, held, decision } = shown;
     let reading = input.reading.as_ref();
     let process = input.process.as_ref().map(|figures| figures.value.sample);
     let decision = decision.as_ref();
+    let report = reading.and_then(|reading| Some(reading.report?.aged(now_ms)));
+    let age_ms = reading.map(|reading| reading.actual.aged(now_ms).age_ms);
+    let oldest_ms = age_ms.max(report.map(|report| report.age_ms));
+    let stale_after_ms = core.configuration.policy.stale_after_ms;
+    let (moved, last_action) = core.history.of(&input.name, now_ms);
     let settings = settings.map(|settings| {
         let form = settings.form();
         SettingsStatus {
@@ -60,10 +68,14 @@ fn vm(shown: &Shown, now_ms: u64) -> VmStatus {
         status: decision.and_then(|decision| Some(word(decision.status?).to_owned())),
         settings,
         held: *held,
+        available_kib: report.map(|report| report.value.available_kib),
         resident_kib: process.map(|process| process.rss_kib),
         psi_some_permille: process.map(|process| process.psi_some_permille),
-        age_ms: reading.map(|reading| reading.actual.aged(now_ms).age_ms),
-        report_age_ms: reading.and_then(|reading| Some(reading.report?.aged(now_ms).age_ms)),
+        age_ms,
+        report_age_ms: report.map(|report| report.age_ms),
+        stale: input.link.problem().is_some() || oldest_ms.is_some_and(|ms| ms > stale_after_ms),
+        moved,
+        last_action,
         reason: decision.map(|decision| decision.reason.to_string()),
         problem: input.link.problem().map(str::to_owned),
         obstacle: input.refusal.clone().or_else(|| reading?.obstacle.clone()),
@@ -79,8 +91,8 @@ const fn word(status: balancer::Status) -> &'static str {
     }
 }
 
-pub(super) fn explanation(shown: &Shown, decision: &Decision, now_ms: u64) -> Explanation {
-    let vm = vm(shown, now_ms);
+pub(super) fn explanation(core: &Core, shown: &Shown, now_ms: u64) -> Explanation {
+    let (vm, decision) = (vm(core, shown, now_ms), &core.decision);
     let mut sentences = Vec::new();
     if let Some(problem) = &vm.problem {
         sentences.push(format!("Its monitor does not answer: {problem}."));

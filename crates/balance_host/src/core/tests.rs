@@ -1,6 +1,7 @@
 use super::*;
 use crate::process::Group;
 use crate::reading::Facts;
+use crate::status::MovedStatus;
 use balancer::{GuestReport, Policy, ProcessSample};
 
 const GIB: u64 = 1 << 20;
@@ -314,4 +315,60 @@ fn the_same_inputs_give_the_same_orders() {
     };
     assert_eq!(run(), run());
     assert!(run().len() > 3);
+}
+
+#[test]
+fn what_vms_were_told_and_what_they_moved_is_remembered() {
+    let mut core = Core::new(configuration(64 * GIB), false);
+    assert_eq!(core.status(0).decisions, 0);
+    core.decide(0, host(0), vec![vm("db", 0, 2 * GIB, 2 * GIB - 4096)]);
+    let told = core.actions(500);
+    assert_eq!((told.len(), told[0].vm.as_str(), told[0].from_kib), (1, "db", 2 * GIB));
+    assert!(told[0].to_kib > 2 * GIB && told[0].age_ms == 500, "{told:?}");
+    assert_eq!(told[0].rule, "It gets what it needs and its buffer at once.");
+    assert!(told[0].reason.contains(&told[0].rule) && told[0].reason != told[0].rule, "{told:?}");
+    core.decide(1000, host(1000), vec![vm("db", 1000, 3 * GIB, GIB)]);
+    let status = core.status(1000);
+    assert_eq!(status.decisions, 2);
+    let MovedStatus { added_kib, removed_kib, add_operations, remove_operations } = status.moved;
+    assert_eq!((added_kib, removed_kib), (GIB, 0));
+    assert_eq!((add_operations, remove_operations), (1, 1));
+    assert_eq!(status.vms[0].moved, status.moved);
+    assert_eq!(status.vms[0].last_action.as_ref(), core.actions(1000).first());
+    // Another life did not shrink, and a VM that is gone leaves the sums of all.
+    let mut again = vm("db", 2000, GIB, GIB / 2);
+    again.life = 1;
+    core.decide(2000, host(2000), vec![again]);
+    core.decide(3000, host(3000), vec![]);
+    core.decide(4000, host(4000), vec![vm("db", 4000, 3 * GIB, GIB)]);
+    let status = core.status(4000);
+    assert_eq!((status.moved.added_kib, status.moved.removed_kib), (GIB, 0));
+    assert_eq!(status.vms[0].moved.added_kib, 0);
+}
+
+#[test]
+fn the_past_is_bounded_and_a_dry_run_counts_no_operation() {
+    let mut core = Core::new(configuration(64 * GIB), true);
+    for round in 0..400 {
+        let used = if round % 2 == 0 { GIB / 2 } else { 4 * GIB - 4096 };
+        core.decide(round * 1000, host(round * 1000), vec![vm("db", round * 1000, 4 * GIB, used)]);
+    }
+    let actions = core.actions(400_000);
+    assert_eq!(actions.len(), 256);
+    assert!(actions.windows(2).all(|pair| pair[0].number == pair[1].number + 1));
+    assert_eq!(core.status(400_000).moved, MovedStatus::default());
+}
+
+#[test]
+fn old_figures_are_marked() {
+    let mut core = Core::new(configuration(64 * GIB), false);
+    core.decide(0, host(0), vec![vm("db", 0, 2 * GIB, GIB)]);
+    let is_stale = |core: &Core, now_ms| core.status(now_ms).vms[0].stale;
+    let limit_ms = core.status(0).stale_after_ms;
+    assert!(!is_stale(&core, limit_ms));
+    assert!(is_stale(&core, limit_ms + 1));
+    let mut down = vm("db", 0, 2 * GIB, GIB);
+    down.link = Link::Down("it hangs".to_owned());
+    core.decide(0, host(0), vec![down]);
+    assert!(is_stale(&core, 0));
 }

@@ -260,7 +260,7 @@ impl Host {
         let daemon = Daemon::start(change(Setup {
             load: Box::new(move || Ok(configuration.clone())),
             file: None,
-            control: control.clone(),
+            control: Some(control.clone()),
             dry_run: false,
             on_exit: OnExit::Keep,
             host: HostReader::under(self.root.path()),
