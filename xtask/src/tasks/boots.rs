@@ -27,6 +27,9 @@ pub(crate) struct BootsArgs {
     /// The program that runs them. QEMU is the control: what fails there as well is not ours.
     #[arg(long, value_enum, default_value = "hvb")]
     vmm: Vmm,
+    /// How often each guest of `hvb` shrinks and grows back before it is powered off.
+    #[arg(long, default_value_t = 0)]
+    resizes: u32,
     /// Passed on to `cargo xtask rig`, before the command: for example
     /// `--rig-option=--threads=single`. May be given several times.
     #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
@@ -61,7 +64,8 @@ pub(crate) fn main(args: &BootsArgs) -> Result<ExitCode> {
     rig.arg("rig").args(&args.rig_option);
     rig.args(["--", &boots]);
     rig.args(["--count", &args.count.to_string(), "--cpus", &cpus.join(",")]);
-    rig.args(["--parallel", &args.parallel.to_string(), "--vmm"]);
+    rig.args(["--parallel", &args.parallel.to_string()]);
+    rig.args(["--resizes", &args.resizes.to_string(), "--vmm"]);
     rig.arg(match args.vmm {
         Vmm::Hvb | Vmm::HvbWithoutDevice => "hvb",
         Vmm::HvBalloon => "hv-balloon",

@@ -17,6 +17,9 @@ use e2e::{MIB, Vm, VmConfig};
 /// Memory of a guest, in bytes.
 const MEMORY: u64 = 320 * MIB;
 
+/// What `--resizes` shrinks a guest to, in bytes.
+const SMALL: u64 = 256 * MIB;
+
 /// What to boot.
 #[derive(Debug, Parser)]
 struct Plan {
@@ -32,6 +35,9 @@ struct Plan {
     /// The program that runs them.
     #[arg(long, value_enum, default_value = "hvb")]
     vmm: Peer,
+    /// How often each guest of `hvb` shrinks and grows back before it is powered off.
+    #[arg(long, default_value_t = 0)]
+    resizes: u32,
 }
 
 /// A boot that has ended.
@@ -57,7 +63,7 @@ fn run(plan: &Plan) -> ExitCode {
                         return;
                     }
                     let turn = number as usize % plan.cpus.len();
-                    let boot = boot(number, plan.vmm, plan.cpus[turn]);
+                    let boot = boot(number, plan, plan.cpus[turn]);
                     let mut boots = boots.lock().expect("no thread panics with it");
                     boots.push(boot);
                     if boots.len() % 10 == 0 {
@@ -73,11 +79,11 @@ fn run(plan: &Plan) -> ExitCode {
     if boots.iter().all(|boot| boot.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn boot(number: u32, vmm: Peer, cpus: u32) -> Boot {
+fn boot(number: u32, plan: &Plan, cpus: u32) -> Boot {
     let start = Instant::now();
-    let result = match vmm {
-        Peer::Hvb => boot_hvb(cpus),
-        Peer::HvBalloon | Peer::VirtioBalloon | Peer::Microvm => boot_qemu(vmm, cpus),
+    let result = match plan.vmm {
+        Peer::Hvb => boot_hvb(cpus, plan.resizes),
+        Peer::HvBalloon | Peer::VirtioBalloon | Peer::Microvm => boot_qemu(plan.vmm, cpus),
     };
     if let Err(error) = &result {
         let after = start.elapsed().as_secs_f64();
@@ -86,9 +92,17 @@ fn boot(number: u32, vmm: Peer, cpus: u32) -> Boot {
     Boot { cpus, took: start.elapsed(), ok: result.is_ok() }
 }
 
-fn boot_hvb(cpus: u32) -> Result<()> {
+fn boot_hvb(cpus: u32, resizes: u32) -> Result<()> {
     let config = VmConfig { cpus, memory: MEMORY, ..VmConfig::default() };
-    Vm::start(&config)?.power_off()
+    let mut vm = Vm::start(&config)?;
+    if resizes > 0 {
+        vm.wait_for_driver()?;
+    }
+    for _ in 0..resizes {
+        vm.resize(SMALL)?;
+        vm.resize(MEMORY)?;
+    }
+    vm.power_off()
 }
 
 fn boot_qemu(qemu: Peer, cpus: u32) -> Result<()> {
