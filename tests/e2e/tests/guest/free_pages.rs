@@ -30,9 +30,11 @@ const MOST: u64 = 90;
 /// some of what it frees is then in smaller ones.
 const OF_FRAGMENTS: u64 = 75;
 
-/// From the end of the process that had the memory. Linux waits two seconds, then reports 128 MiB at
-/// a time.
+/// From the end of the process that had the memory. Linux waits two seconds, reports a sixteenth of
+/// its free blocks or 128 MiB, waits two seconds again, and so on: all within about half a minute
+/// (`mm/page_reporting.c`).
 const SOON: Duration = Duration::from_secs(10);
+const SOON_LONG: Duration = Duration::from_secs(40);
 
 fn freed_memory_comes_back_in_small_pages_and_beside_a_balloon(cpus: u32) -> Result<()> {
     let mut vm = boot(cpus, BOOT, "off")?;
@@ -96,9 +98,10 @@ fn free(vm: &mut Vm, seed: u64, bytes: u64, percent: u64) -> Result<()> {
     ensure!(used > bytes, "the guest did not use its memory: {used} resident");
     vm.agent.ask(&format!("free {seed}"))?;
     let expected = bytes / 100 * percent;
+    let soon = if bytes > FREED { SOON_LONG } else { SOON };
     let begin = Instant::now();
     while vm.resident()? > used - expected {
-        if begin.elapsed() > SOON {
+        if begin.elapsed() > soon {
             let free = vm.agent.ask("cat /proc/buddyinfo")?;
             bail!(
                 "resident memory was {used} and is {}: {:?}; free blocks of the guest: {free:?}",
