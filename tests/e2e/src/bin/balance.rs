@@ -76,13 +76,15 @@ fn run(plan: &Plan) -> Result<()> {
     ensure!(fits == 0, "{fits} fit without a balancer");
 
     println!("\nwith `hvb balance`:");
-    let mut balancer = Balancer::start(directory.path(), &plan.record)?;
-    balancer.wait_for_all(machines.len())?;
+    let balancer = Balancer::start(directory.path(), &plan.record)?;
+    let mut worked = balancer.wait_for_all(machines.len());
     for turn in 0..machines.len() {
-        if let Err(error) = balancer.turn(&mut machines[turn]) {
-            machines.iter_mut().for_each(|machine| println!("{}", machine.vm.last_words()));
-            return Err(error);
-        }
+        worked = worked.and_then(|()| balancer.turn(&mut machines[turn]));
+    }
+    if worked.is_err() {
+        machines.iter_mut().for_each(|machine| println!("{}", machine.vm.last_words()));
+        println!("-- hvb balance:\n{}", balancer.log()?);
+        return worked;
     }
 
     println!("\nthe same with a monitor that answers nobody, and with losses:");
@@ -100,9 +102,9 @@ fn run(plan: &Plan) -> Result<()> {
     balancer.turn(&mut third)?;
 
     let before = balancer.sizes()?;
-    balancer.kill()?;
+    drop(balancer);
     let second = plan.record.with_extension("2.record");
-    let mut balancer = Balancer::start(directory.path(), &second)?;
+    let balancer = Balancer::start(directory.path(), &second)?;
     balancer.wait_for_all(3)?;
     let after = balancer.sizes()?;
     println!("  the balancer was killed: {before:?} MiB, and started again: {after:?} MiB");
@@ -112,7 +114,7 @@ fn run(plan: &Plan) -> Result<()> {
     for machine in [reset, third, fourth] {
         machine.vm.power_off()?;
     }
-    balancer.end()
+    Ok(())
 }
 
 /// A machine of the group.
@@ -221,10 +223,11 @@ impl Balancer {
             let Ok(sizes) = self.sizes() else { return Ok(None) };
             Ok((sizes.len() == count).then_some(()))
         })
+        .with_context(|| format!("{:?}", self.status()))
     }
 
     /// A machine's turn to work; shows the sizes when it has its data.
-    fn turn(&mut self, machine: &mut Member) -> Result<()> {
+    fn turn(&self, machine: &mut Member) -> Result<()> {
         let worked = machine.work();
         let sizes = self.sizes()?;
         let sizes: Vec<String> = sizes.iter().map(|(name, mib)| format!("{name} {mib}")).collect();
@@ -234,20 +237,14 @@ impl Balancer {
         Ok(())
     }
 
-    fn kill(&mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        fs::remove_file(&self.control).or(Ok(()))
-    }
-
-    fn end(mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
+    /// What it has logged.
+    fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.control.with_file_name("balance.log"))?)
     }
 }
 
 impl Drop for Balancer {
+    /// Without a chance to end as it would like to. What it listened on stays, as after a power cut.
     fn drop(&mut self) {
         let _ = self.child.kill().and_then(|()| self.child.wait());
     }
