@@ -118,9 +118,7 @@ impl Peer {
         let (boot, more) = (machine.boot / MIB, (machine.most - machine.boot) / MIB);
         let cpus = machine.cpus;
         let device = match self {
-            Self::VirtioBalloon => {
-                "-device virtio-balloon-pci,id=balloon,deflate-on-oom=on".to_owned()
-            }
+            Self::VirtioBalloon => "-device virtio-balloon-pci,id=balloon".to_owned(),
             _ => format!(
                 "-object memory-backend-ram,id=more,size={more}M -device vmbus-bridge \
                  -device hv-balloon,id=balloon,memdev=more,status-report=on"
