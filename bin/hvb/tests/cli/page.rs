@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::common::{Guest, Monitor};
-use crate::place::{MIB, Place, SETTINGS, eventually};
+use crate::place::{MIB, Place, eventually};
 use crate::web::serving;
 
 /// A browser with one page. It is told what to do over two pipes.
@@ -191,13 +191,7 @@ fn the_page_shows_all_machines_and_changes_by_itself() {
 fn picture() {
     let file = std::env::var("HVB_PAGE_PICTURE").expect("HVB_PAGE_PICTURE is the file to write");
     let place = Place::new();
-    // Too little for all buffers.
-    place.write(&SETTINGS.replace("[host]", "[host]\nlimit = \"700M\""));
-    let machines = [("build", 512, 300), ("db", 384, 90), ("mail", 128, 121), ("web", 256, 150)];
-    let vms = machines.map(|(name, size, uses)| {
-        let guest = Guest::new(size * MIB).that_uses(uses * MIB);
-        Monitor::start_at(&place.path(&format!("{name}.sock")), guest)
-    });
+    let vms = place.crowd();
     let (_balancer, address) = serving(&place, &[]);
     let mut browser = Browser::start(&place);
     browser.set_size(1000, 640, false);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::common::{command, stderr, stdout};
+use crate::common::{Guest, Monitor, command, stderr, stdout};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -64,6 +64,20 @@ impl Place {
             true => Ok(stdout(&output)),
             false => Err(stderr(&output)),
         }
+    }
+
+    /// Machines by name, with their size and what they use, in MiB.
+    pub(crate) fn machines<const N: usize>(&self, machines: [(&str, u64, u64); N]) -> [Monitor; N] {
+        machines.map(|(name, size, uses)| {
+            let guest = Guest::new(size * MIB).that_uses(uses * MIB);
+            Monitor::start_at(&self.path(&format!("{name}.sock")), guest)
+        })
+    }
+
+    /// Machines for which there is too little for all buffers, as the documentation shows them.
+    pub(crate) fn crowd(&self) -> [Monitor; 4] {
+        self.write(&SETTINGS.replace("[host]", "[host]\nlimit = \"700M\""));
+        self.machines([("build", 512, 300), ("db", 384, 90), ("mail", 128, 121), ("web", 256, 150)])
     }
 
     pub(crate) fn balancer(&self) -> Balancer {

@@ -6,8 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::common::{Guest, Monitor, command, stderr, stdout};
-use crate::place::{Balancer, MIB, Place, SETTINGS, eventually};
+use crate::common::{Monitor, command, stderr, stdout};
+use crate::place::{Balancer, MIB, Place, eventually};
 
 /// A terminal in which `hvb top` runs.
 struct Terminal {
@@ -86,10 +86,7 @@ fn has(lines: &[String], part: &str) -> bool {
 
 /// Machines of which one needs more than it has.
 fn machines(place: &Place) -> [Monitor; 3] {
-    [("db", 256, 64), ("mail", 128, 40), ("web", 192, 100)].map(|(name, size, uses)| {
-        let guest = Guest::new(size * MIB).that_uses(uses * MIB);
-        Monitor::start_at(&place.path(&format!("{name}.sock")), guest)
-    })
+    place.machines([("db", 256, 64), ("mail", 128, 40), ("web", 192, 100)])
 }
 
 /// The machines under a balancer that has told them what they should have.
@@ -282,13 +279,7 @@ fn a_place_without_a_terminal_or_a_balancer_is_told_what_to_do() {
 fn frames() {
     let file = std::env::var("HVB_TOP_FRAMES").expect("HVB_TOP_FRAMES is the file to write");
     let place = Place::new();
-    // Too little for all buffers.
-    place.write(&SETTINGS.replace("[host]", "[host]\nlimit = \"700M\""));
-    let machines = [("build", 512, 300), ("db", 384, 90), ("mail", 128, 121), ("web", 256, 150)];
-    let vms = machines.map(|(name, size, uses)| {
-        let guest = Guest::new(size * MIB).that_uses(uses * MIB);
-        Monitor::start_at(&place.path(&format!("{name}.sock")), guest)
-    });
+    let vms = place.crowd();
     let wide = Terminal::start(&place, 120, 12, &["--sort", "pressure"]);
     wide.until("it waits", |lines| has(lines, "no balancer runs"));
     wide.press("q");
