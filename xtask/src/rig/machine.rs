@@ -134,9 +134,11 @@ fn accept(listener: &UnixListener, qemu: &mut Child) -> Result<UnixStream> {
 
 fn arguments(spec: &Spec, dir: &Path) -> Vec<String> {
     // Virtual GIF is off: with it, QEMU 10.0's emulation lets nested guests hang on two CPUs. The
-    // kernel's check of its timer fails on a host so busy that ten ticks take too long.
-    const KERNEL: &str =
-        "console=ttyS0 panic=-1 quiet mitigations=off no_timer_check kvm_amd.vgif=0";
+    // kernel's check of its timer fails on a host so busy that ten ticks take too long. The timer
+    // ticks at a fixed rate, since one that is set for each interrupt stays silent for good once an
+    // interrupt is lost, as the emulation loses one now and then: docs/rig.md.
+    const KERNEL: &str = "console=ttyS0 panic=-1 quiet mitigations=off no_timer_check \
+                          kvm_amd.vgif=0 nohz=off highres=off";
     let mut arguments: Vec<String> = [
         "-nodefaults -no-user-config -no-reboot -display none",
         "-machine q35 -cpu max,+svm",

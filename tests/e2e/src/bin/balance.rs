@@ -78,8 +78,8 @@ fn run(plan: &Plan) -> Result<()> {
     println!("\nwith `hvb balance`:");
     let balancer = Balancer::start(directory.path(), &plan.record)?;
     let mut worked = balancer.wait_for_all(machines.len());
-    for turn in 0..machines.len() {
-        worked = worked.and_then(|()| balancer.turn(&mut machines[turn]));
+    for machine in &mut machines {
+        worked = worked.and_then(|()| balancer.turn(machine));
     }
     if worked.is_err() {
         machines.iter_mut().for_each(|machine| println!("{}", machine.vm.last_words()));
