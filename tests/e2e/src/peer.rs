@@ -256,6 +256,19 @@ impl PeerVm {
         self.child.id()
     }
 
+    /// The assertion that the program failed, if that has ended it.
+    ///
+    /// # Errors
+    ///
+    /// The process cannot be asked for.
+    pub fn failed_assertion(&mut self) -> Result<Option<String>> {
+        if self.child.try_wait()?.is_none() {
+            return Ok(None);
+        }
+        let words = fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default();
+        Ok(words.lines().find(|line| line.contains("Assertion")).map(str::to_owned))
+    }
+
     /// Lets the guest power off, and waits for the end of the process.
     ///
     /// # Errors
