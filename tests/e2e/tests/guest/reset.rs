@@ -1,7 +1,9 @@
 //! The guest's size after a reset: its boot size, or the size it had.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
-use e2e::{MIB, Vm, VmConfig, wait_for};
+use e2e::{MIB, Setup, Vm, VmConfig, wait_for};
 use qmp::Value;
 use serde_json::json;
 
@@ -86,4 +88,51 @@ fn guest_keeps_its_size_above_and_below_that_at_boot() -> Result<()> {
     let back = vm.agent.meminfo()?.total;
     ensure!(is_near(back, total), "MemTotal is {back} and was {total}");
     vm.power_off()
+}
+
+/// A kernel (`elf(5)`) of one loadable part, that sends INIT to its own processor: it enables the local APIC
+/// and writes 0x4500 to the low half of its command register, whose high half addresses APIC 0 (Intel SDM
+/// vol. 3, 10.6.1 and 10.9).
+fn kernel_that_sends_init() -> Vec<u8> {
+    const ADDRESS: u64 = 0x10_0000;
+    const CODE: [u8; 27] = [
+        0xb8, 0xff, 0x01, 0x00, 0x00, // mov eax, 0x1ff
+        0xbf, 0xf0, 0x00, 0xe0, 0xfe, // mov edi, 0xfee000f0
+        0x89, 0x07, // mov [rdi], eax
+        0xb8, 0x00, 0x45, 0x00, 0x00, // mov eax, 0x4500
+        0xbf, 0x00, 0x03, 0xe0, 0xfe, // mov edi, 0xfee00300
+        0x89, 0x07, // mov [rdi], eax
+        0xf4, // hlt
+        0xeb, 0xfd, // jmp to the hlt
+    ];
+    let mut image = vec![0; 64 + 56];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &[0x7f, b'E', b'L', b'F', 2, 1, 1]);
+    put(18, &62_u16.to_le_bytes());
+    put(24, &ADDRESS.to_le_bytes());
+    put(32, &64_u64.to_le_bytes());
+    put(54, &56_u16.to_le_bytes());
+    put(56, &1_u16.to_le_bytes());
+    put(64, &1_u32.to_le_bytes());
+    put(72, &120_u64.to_le_bytes());
+    put(88, &ADDRESS.to_le_bytes());
+    put(96, &CODE.len().to_le_bytes());
+    put(104, &4096_u64.to_le_bytes());
+    image.extend(CODE);
+    image
+}
+
+/// A PC has its firmware where a boot processor goes on after INIT. Here is none, so the machine starts anew.
+#[test]
+fn a_boot_processor_that_is_sent_init_is_a_reset() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let vmlinux = directory.path().join("vmlinux");
+    fs::write(&vmlinux, kernel_that_sends_init())?;
+    let setup = Setup { vmlinux, ..Setup::from_env()? };
+    let mut vm = Vm::start_with(&VmConfig { memory: 256 * MIB, ..Default::default() }, &setup)?;
+    for _ in 0..3 {
+        ensure!(vm.wait_event("RESET")?["guest"] == json!(true), "not a reset by the guest");
+    }
+    vm.monitor.execute("quit", Value::Null)?;
+    vm.end_after_complaints("the guest sent its boot processor to the firmware")
 }
