@@ -12,6 +12,9 @@ const QUEUE: usize = 1024;
 /// How long dropping the log waits for lines to be written.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// The size of the thread's stack: smaller than a huge page, as with all threads of a VM.
+const STACK_BYTES: usize = 256 << 10;
+
 enum Message {
     Line(Vec<u8>),
     /// A closure to run on the thread.
@@ -33,7 +36,10 @@ impl Log {
     /// The system cannot start a thread.
     pub(crate) fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
         let (sender, messages) = sync_channel(QUEUE);
-        Builder::new().name("log".into()).spawn(move || write_lines(&messages, output))?;
+        Builder::new()
+            .name("log".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || write_lines(&messages, output))?;
         Ok(Self(sender))
     }
 

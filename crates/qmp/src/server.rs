@@ -37,6 +37,10 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// How often that wait checks.
 const FAREWELL_STEP: Duration = Duration::from_millis(2);
 
+/// The size of a thread's stack. Smaller than a huge page, so that the kernel cannot back a whole one with
+/// memory because of the few pages that a thread uses, as it does where transparent huge pages are always on.
+const STACK_BYTES: usize = 512 << 10;
+
 /// The pause after a failed accept, for example for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -135,14 +139,13 @@ impl Server {
         let hub = Arc::<Hub>::default();
         let accepting = {
             let (listener, hub) = (listener.clone(), hub.clone());
-            thread::Builder::new()
-                .name("qmp-accept".to_owned())
-                .spawn(move || {
-                    if let Err(error) = prepare(ServerThread::Accept) {
-                        return tracing::error!(%error, "cannot prepare the monitor's thread");
-                    }
-                    accept_loop(&listener, &hub, &commands, &prepare);
-                })
+            let accept = move || {
+                if let Err(error) = prepare(ServerThread::Accept) {
+                    return tracing::error!(%error, "cannot prepare the monitor's thread");
+                }
+                accept_loop(&listener, &hub, &commands, &prepare);
+            };
+            spawn("qmp-accept", accept)
                 .map_err(|source| ServerError::Listen { path: path.to_owned(), source })?
         };
         Ok(Self { listener, hub, accepting: Some(accepting) })
@@ -356,7 +359,7 @@ fn accept_loop(
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new().name(name.to_owned()).spawn(body)
+    thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(body)
 }
 
 /// Tells a client why it is not served, if it can take that without blocking.

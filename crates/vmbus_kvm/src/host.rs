@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use bus_recording::Event;
 use vmbus::{ChannelId, Offer, OfferError, Server, ServerConfig, VmbusDevice};
@@ -116,8 +116,8 @@ impl<P: Platform> HostBuilder<P> {
             .map_err(StartError::system("cannot wait for the eventfd that wakes the bus"))?;
         let (requests, inbox) = channel();
         let bus_loop = BusLoop::new(slots, inbox, sources, Arc::clone(&shared));
-        let thread = Builder::new()
-            .name(Thread::Bus.name().into())
+        let thread = Thread::Bus
+            .builder()
             .spawn(move || bus_loop.run())
             .map_err(StartError::system("cannot start the thread of the bus"))?;
         Ok(Host { shared, vp_count, requests, pausing: Mutex::default(), thread: Some(thread) })

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::thread::Builder;
 use std::time::Duration;
 
 use bus_recording::Event;
@@ -23,6 +24,10 @@ pub enum Thread {
     Memory,
 }
 
+/// The size of a thread's stack. Smaller than a huge page, so that the kernel cannot back a whole one with
+/// memory because of the few pages that a thread uses, as it does where transparent huge pages are always on.
+const STACK_BYTES: usize = 512 << 10;
+
 impl Thread {
     /// The thread's name, as debuggers show it.
     #[must_use]
@@ -31,6 +36,11 @@ impl Thread {
             Self::Bus => "vmbus",
             Self::Memory => "memory",
         }
+    }
+
+    /// What such a thread starts with.
+    pub(crate) fn builder(self) -> Builder {
+        Builder::new().name(self.name().into()).stack_size(STACK_BYTES)
     }
 }
 

@@ -10,7 +10,6 @@ use std::mem;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::Builder;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -95,7 +94,7 @@ impl BusRecorder {
         let waiting = Arc::<Mutex<Waiting>>::default();
         let (end, ends) = channel();
         let shared = Arc::clone(&waiting);
-        Builder::new().name(Thread::Recording.name().into()).spawn(move || {
+        Thread::Recording.builder().spawn(move || {
             if confine().is_ok() {
                 write_all(output, &name, &shared, &ends);
             }

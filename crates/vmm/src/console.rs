@@ -6,7 +6,6 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::Builder;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -222,8 +221,8 @@ impl Console {
                 body();
             }
         };
-        Builder::new()
-            .name(thread.name().into())
+        thread
+            .builder()
             .spawn(confined)
             .map(drop)
             .map_err(MachineError::system("cannot start a console thread"))

@@ -3,7 +3,7 @@
 mod network;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use guest_ram::GuestRam;
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -131,7 +131,7 @@ impl MachineDevices {
                     run();
                 }
             };
-            let started = Builder::new().name(thread.name().into()).spawn(confined);
+            let started = thread.builder().spawn(confined);
             threads.push(started.map_err(MachineError::system("cannot start a device's thread"))?);
         }
         Ok(())

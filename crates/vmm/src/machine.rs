@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use guest_ram::{GuestRam, RamAddressSpace, RamRegion};
 use kvm_bindings::{KVM_CAP_HYPERV_SYNIC2, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
@@ -20,7 +20,7 @@ use vmm_sys_util::signal::Killable;
 use crate::boot::cpu;
 use crate::boot::linux::BootFiles;
 use crate::brake::Brake;
-use crate::confine::Confinement;
+use crate::confine::{Confinement, Thread};
 use crate::console::Console;
 use crate::control::ControlSender;
 use crate::devices::{Devices, MachineDevices};
@@ -171,7 +171,8 @@ impl Machine {
         let mut threads = Vec::with_capacity(vcpus);
         let mut result = Ok(());
         for vcpu in self.waiting.drain(..) {
-            match Builder::new().name(format!("vcpu{}", vcpu.id)).spawn(move || vcpu.run()) {
+            match Thread::Vcpu.builder().name(format!("vcpu{}", vcpu.id)).spawn(move || vcpu.run())
+            {
                 Ok(thread) => threads.push(thread),
                 Err(source) => {
                     let what = "cannot start a vCPU's thread";

@@ -1,7 +1,6 @@
 //! Signals that ask the process to end, or to write its flight recorder to the log.
 
 use std::sync::Arc;
-use std::thread::Builder;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
@@ -27,8 +26,8 @@ pub(crate) fn watch(
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).map_err(failed)?;
     let handle = signals.handle();
     let mut asker = Asker::default();
-    Builder::new()
-        .name("signals".into())
+    Thread::Signals
+        .builder()
         .spawn(move || {
             if confinement.enter(Thread::Signals).is_err() {
                 return;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dynmem_vsp::{Job, Prepare, Task};
@@ -57,9 +57,7 @@ impl Worker {
             is_to_settle: Arc::clone(&is_to_settle),
             settles_at: None,
         };
-        let thread = Builder::new()
-            .name(Thread::Memory.name().into())
-            .spawn(move || run.until_stopped(&queue))?;
+        let thread = Thread::Memory.builder().spawn(move || run.until_stopped(&queue))?;
         Ok(Self { requests, open_jobs, is_to_settle, thread: Some(thread) })
     }
 

@@ -10,6 +10,7 @@ mod rules;
 use std::io;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
+use std::thread::Builder;
 
 use confinement::{ApplyError, Filter, Mode};
 use qmp::ServerThread;
@@ -55,6 +56,10 @@ pub fn confine_log_thread(seccomp: Seccomp) -> Result<(), VmmError> {
 /// The advice printed after the name of a forbidden call.
 const ADVICE: &str = "either the guest has taken over hvb, or this is a defect of hvb; please \
                       report this line. With --seccomp log such calls are made";
+
+/// The size of a thread's stack. Smaller than a huge page, so that the kernel cannot back a whole one with
+/// memory because of the few pages that a thread uses, as it does where transparent huge pages are always on.
+const STACK_BYTES: usize = 512 << 10;
 
 /// A kind of thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +123,11 @@ impl Thread {
             Self::NetSend => "net-send",
             Self::Log => "log",
         }
+    }
+
+    /// What such a thread starts with.
+    pub(crate) fn builder(self) -> Builder {
+        Builder::new().name(self.name().into()).stack_size(STACK_BYTES)
     }
 }
 
