@@ -1,12 +1,11 @@
 //! Memory limits and pressure of control groups (cgroup v2).
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::PathBuf;
 
 use balancer::CgroupLimit;
 
-use crate::host::{kib_field, number, pressure};
+use crate::host::{kib_field, number, pressure, text};
 
 /// The groups at one moment; each limit is read once.
 pub(crate) struct Groups {
@@ -41,7 +40,7 @@ impl Groups {
         }
         let limits = holding.into_iter().filter_map(|path| Some((self.own_limit(path)?, path)));
         let (limit_kib, path) = limits.min()?;
-        let stat = fs::read_to_string(self.file(path, "memory.stat")).unwrap_or_default();
+        let stat = text(&self.file(path, "memory.stat")).unwrap_or_default();
         Some(CgroupLimit {
             limit_kib,
             current_kib: number(&self.file(path, "memory.current"))? / 1024,

@@ -1,6 +1,7 @@
 //! The host's own figures, from `/proc` and `/sys`.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -76,13 +77,13 @@ impl HostReader {
     }
 
     fn sample(&self) -> io::Result<HostSample> {
-        let meminfo = fs::read_to_string(self.proc.join("meminfo"))?;
+        let meminfo = text(&self.proc.join("meminfo"))?;
         let field = |name| {
             kib_field(&meminfo, name)
                 .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no such field"))
         };
         let (some, full) = pressure(&self.proc.join("pressure/memory"));
-        let vmstat = fs::read_to_string(self.proc.join("vmstat")).unwrap_or_default();
+        let vmstat = text(&self.proc.join("vmstat")).unwrap_or_default();
         Ok(HostSample {
             age_ms: 0,
             total_kib: field("MemTotal:")?,
@@ -111,6 +112,23 @@ impl HostReader {
     }
 }
 
+/// The text of a file of `/proc` or `/sys`, which has no size to ask for: in as few reads as it takes.
+pub(crate) fn text(file: &Path) -> io::Result<String> {
+    let mut file = fs::File::open(file)?;
+    let mut text = Vec::new();
+    let mut buffer = [0; 8 * 1024];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => text.extend_from_slice(buffer.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    // The name of a process may be any bytes.
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
 /// The first number after a name at the beginning of a line.
 #[must_use]
 pub fn kib_field(text: &str, name: &str) -> Option<u64> {
@@ -123,12 +141,12 @@ pub fn kib_field(text: &str, name: &str) -> Option<u64> {
 /// The number in a file; `None` if there is none, or another word, such as `max`.
 #[must_use]
 pub fn number(file: &Path) -> Option<u64> {
-    fs::read_to_string(file).ok()?.trim().parse().ok()
+    text(file).ok()?.trim().parse().ok()
 }
 
 /// `some avg10` and `full avg10` of a file of pressure, in thousandths; 0 if the kernel does not tell.
 pub(crate) fn pressure(file: &Path) -> (u32, u32) {
-    let text = fs::read_to_string(file).unwrap_or_default();
+    let text = text(file).unwrap_or_default();
     let average = |kind| {
         let line = text.lines().find_map(|line| line.strip_prefix(kind))?;
         permille(line.trim_start().strip_prefix("avg10=")?.split_whitespace().next()?)

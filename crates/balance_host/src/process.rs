@@ -1,12 +1,11 @@
 //! The process of a VM: `/proc/PID`.
 
-use std::fs;
 use std::path::Path;
 
 use balancer::{Pool, ProcessSample};
 use serde::{Deserialize, Serialize};
 
-use crate::host::kib_field;
+use crate::host::{kib_field, text};
 
 /// A process's figures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,8 +39,8 @@ impl Group {
 impl Figures {
     /// Reads what is in the directory of a process; `None` if it has ended.
     pub(crate) fn read(directory: &Path) -> Option<Self> {
-        let status = fs::read_to_string(directory.join("status")).ok()?;
-        let cgroup = fs::read_to_string(directory.join("cgroup")).unwrap_or_default();
+        let status = text(&directory.join("status")).ok()?;
+        let cgroup = text(&directory.join("cgroup")).unwrap_or_default();
         Some(Self::parse(&status, &cgroup))
     }
 

@@ -31,15 +31,11 @@ const FIRST_PAUSE_MS: u64 = 250;
 const LAST_PAUSE_MS: u64 = 8000;
 
 /// A monitor that wakes this thread more often than this in a second is cut off. One that shrinks its
-/// guest as fast as it can sends some fifty messages. (Each time may take [`REST`], so more than a
-/// thousand could never be counted.)
+/// guest as fast as it can sends some fifty messages.
 const MAX_WAKES: u32 = 200;
 
 /// The same for events, of which many may come at one time.
 const MAX_EVENTS: u32 = 4000;
-
-/// How long to wait for the rest of a message of which the beginning is there.
-const REST: Duration = Duration::from_millis(1);
 
 const STACK_BYTES: usize = 256 << 10;
 
@@ -156,13 +152,13 @@ impl Attendant {
                 read_at_ms = self.clock.now_ms().saturating_add(PERIOD_MS);
             }
             // An answer may have brought events with it.
-            let mut meaning = self.events(&mut machine, &mut client, &mut rate, Duration::ZERO)?;
+            let mut meaning = self.events(&mut machine, &mut client, &mut rate)?;
             machine.caught_up();
             if meaning == Meaning::Nothing {
                 let left_ms = read_at_ms.saturating_sub(self.clock.now_ms());
                 if self.wait(Some(&client), left_ms) {
                     rate.woken(self.clock.now_ms())?;
-                    meaning = self.events(&mut machine, &mut client, &mut rate, REST)?;
+                    meaning = self.events(&mut machine, &mut client, &mut rate)?;
                 }
             }
             match meaning {
@@ -183,10 +179,9 @@ impl Attendant {
         machine: &mut Machine,
         client: &mut Client,
         rate: &mut Rate,
-        patience: Duration,
     ) -> Result<Meaning, AttachError> {
         let mut meaning = Meaning::Nothing;
-        while let Some(event) = client.next_event(patience)? {
+        while let Some(event) = client.next_event(Duration::ZERO)? {
             rate.event(self.clock.now_ms())?;
             match machine.take(&event, self.clock.now_ms()) {
                 Meaning::Nothing => {}

@@ -3,14 +3,14 @@
 use crate::framer::{FrameError, Framer};
 use crate::socket::{MAX_PATH_BYTES, connect_within};
 use nix::errno::Errno;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt::PeerCredentials};
 use qapi_qmp::VersionInfo;
 use qapi_spec::{Command, ErrorClass};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,8 @@ pub struct Client {
     events: VecDeque<ReceivedEvent>,
     version: VersionInfo,
     timeout: Duration,
+    /// How long a read of the stream waits.
+    waits: Duration,
     last_id: u64,
 }
 
@@ -213,6 +215,7 @@ impl Client {
             events: VecDeque::new(),
             version: VersionInfo { qemu: triple(0, 0, 0), package: String::new() },
             timeout,
+            waits: timeout,
             last_id: 0,
         };
         client.version = client.greeting()?;
@@ -273,7 +276,8 @@ impl Client {
         }
     }
 
-    /// The next event, or `None` if there is none within `timeout`.
+    /// The next event, or `None` if there is none within `timeout`. With a timeout of zero, what has
+    /// arrived is read, and nothing waited for.
     ///
     /// # Errors
     /// The server closed the connection.
@@ -339,17 +343,31 @@ impl Client {
                 });
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            self.stream.set_read_timeout(Some(left)).map_err(|e| self.io_error(e))?;
-            match self.stream.read(&mut buffer) {
+            let read = match left.is_zero() {
+                true => recv(self.stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT)
+                    .map_err(io::Error::from),
+                false => self.wait_at_most(left).and_then(|()| self.stream.read(&mut buffer)),
+            };
+            match read {
                 Ok(0) => return Err(ClientError::Closed { path: self.path.clone() }),
                 Ok(count) => self.framer.push(&buffer[..count]),
+                Err(error) if is_timeout(&error) && left.is_zero() => return Ok(None),
                 Err(error) if is_timeout(&error) => {}
                 Err(error) => return Err(self.io_error(error)),
             }
         }
+    }
+
+    /// Limits how long a read waits, to the millisecond, so that the limit hardly ever has to be set:
+    /// it is the same for all answers.
+    fn wait_at_most(&mut self, left: Duration) -> io::Result<()> {
+        let ms = u64::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        let waits = Duration::from_millis(ms);
+        if waits != self.waits {
+            self.stream.set_read_timeout(Some(waits))?;
+            self.waits = waits;
+        }
+        Ok(())
     }
 
     fn keep(&mut self, event: ReceivedEvent) {

@@ -5,6 +5,7 @@ use serde_json::json;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -86,6 +87,32 @@ fn events_too_long_to_keep_are_dropped() {
     let mut client = Client::connect(&path, PATIENCE).unwrap();
     assert_eq!(client.next_event(PATIENCE).unwrap().unwrap().name, "SHORT");
     assert_eq!(client.next_event(IMPATIENCE).unwrap(), None);
+}
+
+#[test]
+fn without_patience_what_has_arrived_is_read_and_half_a_message_is_kept() {
+    let (said, says) = mpsc::channel::<()>();
+    let (go, goes) = mpsc::channel::<()>();
+    let (_directory, path) = serve(move |mut stream| {
+        let rest = [r#"{"return": {}, "id": 1}"#, r#"{"event": "ONE"}{"eve"#, r#"nt": "TWO"}"#];
+        stream.get_mut().write_all(GREETING.as_bytes()).unwrap();
+        for text in rest {
+            stream.get_mut().write_all(text.as_bytes()).unwrap();
+            said.send(()).unwrap();
+            goes.recv().unwrap();
+        }
+        keep_open(stream);
+    });
+    let mut client = Client::connect(&path, PATIENCE).unwrap();
+    let mut all = Vec::new();
+    for names in [&[][..], &["ONE"], &["TWO"]] {
+        says.recv().unwrap();
+        while let Some(event) = client.next_event(Duration::ZERO).unwrap() {
+            all.push(event.name);
+        }
+        assert_eq!(std::mem::take(&mut all), names);
+        go.send(()).unwrap();
+    }
 }
 
 #[test]
