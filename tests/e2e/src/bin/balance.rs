@@ -6,8 +6,8 @@
 //! nobody, a machine that is reset before its turn, another that is killed, and a balancer that is killed
 //! and started again. Ends with status 0 only if all that holds.
 //!
-//! The process is a patient one: where less is available than it takes next, it waits a while before it takes
-//! it all the same. A virtio balloon gives a guest back some 26 MiB in a second here, and a process that takes
+//! The process is a patient one: where less is available than it takes next, it waits a while, once in vain, before it
+//! takes it all the same. A virtio balloon gives a guest back some 26 MiB in a second here, and a process that takes
 //! memory faster than that is killed with any balancer, unless its guest has swap.
 
 use std::fs::{self, File};
@@ -187,21 +187,27 @@ impl<'a> Member<'a> {
         Ok(())
     }
 
-    /// Waits until there is room for the next step, but not for ever.
-    fn wait_for_room(&mut self) -> Result<()> {
+    /// Waits until there is room for the next step, but not for ever; whether there is.
+    fn wait_for_room(&mut self) -> Result<bool> {
         let begin = Instant::now();
-        while self.vm.agent.meminfo()?.available < ROOM && begin.elapsed() < ITS_PATIENCE {
+        loop {
+            if self.vm.agent.meminfo()?.available >= ROOM {
+                return Ok(true);
+            }
+            if begin.elapsed() >= ITS_PATIENCE {
+                return Ok(false);
+            }
             sleep(Duration::from_millis(250));
         }
-        Ok(())
     }
 
     /// Lets a process fill memory and verify it; returns how long that took, in seconds.
     fn work(&mut self) -> Result<f64> {
         let begin = Instant::now();
         let steps = 1..=NEED / STEP;
+        let mut is_patient = true;
         let filled = steps.clone().try_for_each(|step| {
-            self.wait_for_room()?;
+            is_patient = is_patient && self.wait_for_room()?;
             self.vm.agent.fill(step, STEP)
         });
         let agent = &mut self.vm.agent;
