@@ -78,24 +78,36 @@ pub fn dumpable(process: u32) -> Result<Dumpable> {
     Ok(result)
 }
 
-/// Memory that only this process has, in bytes, without its mapping of so many bytes: the guest's memory
+/// Memory that only one process has, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Private {
+    /// What it has written: it costs the host as much again with each further process.
+    pub written: u64,
+    /// What it has not: mostly parts of the program's file, which a second process shares.
+    pub clean: u64,
+}
+
+/// The private memory of a process without its mapping of so many bytes: the guest's memory
 /// (proc_pid_smaps(5)).
 ///
 /// # Errors
 ///
 /// The process is gone, or belongs to another user.
-pub fn private_bytes(process: u32, guest: u64) -> Result<u64> {
+pub fn private_bytes(process: u32, guest: u64) -> Result<Private> {
     let smaps = fs::read_to_string(format!("/proc/{process}/smaps"))?;
-    let (mut sum, mut is_guest) = (0, false);
+    let (mut private, mut is_guest) = (Private::default(), false);
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
         match (words.next(), words.next()) {
             (Some("Size:"), Some(kib)) => is_guest = kib.parse::<u64>()? * 1024 == guest,
-            (Some("Private_Clean:" | "Private_Dirty:"), Some(kib)) if !is_guest => {
-                sum += kib.parse::<u64>()? * 1024;
+            (Some("Private_Dirty:"), Some(kib)) if !is_guest => {
+                private.written += kib.parse::<u64>()? * 1024;
+            }
+            (Some("Private_Clean:"), Some(kib)) if !is_guest => {
+                private.clean += kib.parse::<u64>()? * 1024;
             }
             _ => {}
         }
     }
-    Ok(sum)
+    Ok(private)
 }

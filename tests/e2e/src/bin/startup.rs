@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use e2e::peer::{Machine, Peer, PeerVm};
-use e2e::process::private_bytes;
+use e2e::process::{Private, private_bytes};
 use e2e::tap::Interface;
 use e2e::{MIB, Setup};
 
@@ -32,7 +32,7 @@ struct Start {
     /// To its first process.
     init: Duration,
     /// Memory that only this process has, without the guest's, when the guest is idle.
-    private: u64,
+    private: Private,
 }
 
 fn main() -> ExitCode {
@@ -58,8 +58,11 @@ fn run(plan: &Plan) -> Result<()> {
     }
     let program = Setup::from_env()?.hvb;
     println!("{} starts of each, medians; {}", plan.rounds, program.display());
-    println!("| machine | to the kernel's first word, s | to init, s | private memory, MiB |");
-    println!("|---|---:|---:|---:|");
+    println!(
+        "| machine | to the kernel's first word, s | to init, s | private memory: written, MiB | \
+         of the program, MiB |"
+    );
+    println!("|---|---:|---:|---:|---:|");
     for (peer, starts) in PEERS.into_iter().zip(&starts) {
         let median = |figure: fn(&Start) -> f64| {
             let mut figures: Vec<f64> = starts.iter().map(figure).collect();
@@ -67,11 +70,12 @@ fn run(plan: &Plan) -> Result<()> {
             figures[figures.len() / 2]
         };
         println!(
-            "| {} | {:.2} | {:.2} | {:.1} |",
+            "| {} | {:.2} | {:.2} | {:.1} | {:.1} |",
             peer.name(),
             median(|it| it.kernel.as_secs_f64()),
             median(|it| it.init.as_secs_f64()),
-            median(|it| it.private as f64 / MIB as f64)
+            median(|it| it.private.written as f64 / MIB as f64),
+            median(|it| it.private.clean as f64 / MIB as f64)
         );
     }
     Ok(())
@@ -93,7 +97,7 @@ fn start(peer: Peer, disk: &Path, tap: &str) -> Result<Start> {
     vm.agent.wait_up().with_context(|| vm.agent.last_words())?;
     let init = vm.started.elapsed();
     let private = private_bytes(vm.id(), MEMORY)?;
-    ensure!(private > 0, "no memory");
+    ensure!(private.written > 0, "no memory");
     vm.power_off()?;
     Ok(Start { kernel, init, private })
 }
