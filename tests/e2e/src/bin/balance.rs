@@ -127,7 +127,8 @@ fn run(plan: &Plan) -> Result<()> {
     ensure!(before == after, "a machine was moved by the new balancer at once");
     balancer.turn(&mut fourth)?;
     drop(silent);
-    for machine in [reset, third, fourth] {
+    for mut machine in [reset, third, fourth] {
+        machine.revive()?;
         machine.vm.power_off()?;
     }
     Ok(())
