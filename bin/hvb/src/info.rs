@@ -79,7 +79,7 @@ fn status(client: &mut Client) -> Result<String, ClientError> {
 
 fn memory(client: &mut Client) -> Result<String, ClientError> {
     match client.run(&qapi::query_balloon {}) {
-        Ok(info) => Ok(human(info.actual.unsigned_abs())),
+        Ok(info) => Ok(u64::try_from(info.actual).map_or_else(|_| "unknown".to_owned(), human)),
         Err(ClientError::Command { desc, .. }) => Ok(format!("unknown: {desc}")),
         Err(error) => Err(error),
     }

@@ -62,7 +62,8 @@ fn state(socket: &Path) -> Result<[String; 4], ClientError> {
     let status = status.get("status").and_then(Value::as_str).unwrap_or("unknown").to_owned();
     let unknown = || "-".to_owned();
     let actual = client.run(&qapi::query_balloon {});
-    let actual = actual.map_or_else(|_| unknown(), |info| human(info.actual.unsigned_abs()));
+    let actual = actual.ok().and_then(|info| u64::try_from(info.actual).ok());
+    let actual = actual.map_or_else(unknown, human);
     let (boot, maximum) = match client.run(&XQueryDynamicMemory {}) {
         Ok(books) => (human(books.boot), human(books.maximum)),
         Err(_) => (unknown(), unknown()),

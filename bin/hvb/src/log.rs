@@ -72,13 +72,22 @@ impl Drop for Log {
 
 impl Write for Line {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let _ = self.0.try_send(Message::Line(line.to_vec()));
+        let _ = self.0.try_send(Message::Line(one_line(line)));
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Texts of others are part of lines: a line break in them must not begin a line that looks like our own.
+fn one_line(line: &[u8]) -> Vec<u8> {
+    let mut bytes = line.to_vec();
+    let inner = bytes.len().saturating_sub(1);
+    let breaks = bytes.iter_mut().take(inner).filter(|byte| matches!(byte, b'\n' | b'\r'));
+    breaks.for_each(|byte| *byte = b' ');
+    bytes
 }
 
 fn write_lines(messages: &Receiver<Message>, mut output: impl Write) {
@@ -115,6 +124,13 @@ mod tests {
         io::Read::read_to_string(&mut file, &mut text).unwrap();
         assert_eq!(text.lines().count(), 500);
         assert!(text.lines().zip(0..).all(|(line, number)| line == number.to_string()));
+    }
+
+    #[test]
+    fn a_line_break_within_a_line_begins_no_other() {
+        assert_eq!(one_line(b"a\nb\r\nc\n"), b"a b  c\n");
+        assert_eq!(one_line(b"\n"), b"\n");
+        assert_eq!(one_line(b""), b"");
     }
 
     #[test]

@@ -32,20 +32,47 @@ pub(crate) fn text(text: &str) -> Result<()> {
     text.lines().try_for_each(line)
 }
 
+/// The longest text in a cell of a table, in characters.
+const MAX_CELL: usize = 200;
+
 /// Writes rows as a table, of which the first is the head.
 pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> Result<()> {
+    rows_of(rows).iter().try_for_each(|row| line(row))
+}
+
+/// The lines of a table. A text of somebody else may have any length, and is cut.
+fn rows_of<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
+    let cut = |text: &String| match text.char_indices().nth(MAX_CELL) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.clone(),
+    };
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(cut)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
-    rows.iter().try_for_each(|row| {
+    let line_of = |row: &[String; N]| {
         let cells = row.iter().zip(&widths).map(|(text, &width)| format!("{text:<width$}"));
-        line(cells.collect::<Vec<_>>().join("  ").trim_end())
-    })
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line_of).collect()
 }
 
 /// Reports a failure as one line, with the chain of causes.
 pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
-    complain(&format!("{error:#}"));
+    complain(&chain(error));
     ExitCode::FAILURE
+}
+
+/// An error with its causes. Some errors tell their cause themselves; it is told once.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Reports an invalid command line, or prints the requested help.
@@ -150,6 +177,22 @@ mod tests {
         assert!(text("hvb run --kernal k").contains("--kernal"));
         assert!(text("hvb blloon").contains("'balloon'"));
         assert!(!text("hvb run --hugepages 3M --kernel k").contains('\n'));
+    }
+
+    #[test]
+    fn a_text_without_end_does_not_take_the_table_with_it() {
+        let row = |text: &str| [text.to_owned(), "x".to_owned()];
+        let lines = rows_of(&[row("NAME"), row(&"é".repeat(70_000)), row("a")]);
+        assert_eq!(lines[1], format!("{}…  x", "é".repeat(200)));
+        assert_eq!(lines[2], format!("a{}  x", " ".repeat(200)));
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let io = || io::Error::other("the disk is full");
+        let told = anyhow::Error::new(io()).context("/x: the disk is full").context("cannot write");
+        assert_eq!(chain(&told), "cannot write: /x: the disk is full");
+        assert_eq!(chain(&anyhow::Error::new(io()).context("/x")), "/x: the disk is full");
     }
 
     #[test]

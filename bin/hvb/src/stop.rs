@@ -3,7 +3,7 @@
 use crate::cli::StopArgs;
 use crate::monitor::{connect, explain};
 use crate::report;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use qmp::{Client, ClientError, ReceivedEvent, Value, qapi};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -43,7 +43,15 @@ pub(crate) fn run(args: &StopArgs) -> Result<ExitCode> {
     {
         return Err(explained(error));
     }
-    wait_for_end(&mut client, LAST).map_err(explained)?;
+    if wait_for_end(&mut client, LAST).map_err(explained)?.is_none() {
+        let process = client.server_process();
+        let process =
+            process.map_or_else(|| "its process".to_owned(), |id| format!("process {id}"));
+        let seconds = LAST.as_secs();
+        bail!(
+            "{name}: the machine was told to end, and is there after {seconds} s: kill {process}"
+        );
+    }
     report::line(&format!("{name}: the machine {how}"))?;
     Ok(ExitCode::from(ENDED))
 }
@@ -69,6 +77,7 @@ fn wait_for_end(client: &mut Client, timeout: Duration) -> Result<Option<End>, C
                 end = Some(how(&event));
                 deadline = Instant::now() + LAST;
             }
+            Ok(Some(_)) if Instant::now() >= deadline => return Ok(end),
             Ok(Some(_)) => {}
             Err(error) if has_closed(&error) => {
                 return Ok(end.or_else(|| Some(End::Other("the monitor closed".to_owned()))));

@@ -295,7 +295,9 @@ impl Core {
             reading.actual.value = reading.actual.value.min(host_kib).min(limit_kib);
         }
         let wish = self.wish(&input.name);
-        let settings = input.reading.as_ref().and_then(|reading| wish.settle(reading.facts).ok());
+        // Of a VM that says nothing of its size nothing is known that it could have.
+        let reading = input.reading.as_ref().filter(|reading| reading.facts.maximum_kib > 0);
+        let settings = reading.and_then(|reading| wish.settle(reading.facts).ok());
         Shown { input, settings, held: wish.hold.unwrap_or(false), decision: None }
     }
 

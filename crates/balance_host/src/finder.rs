@@ -1,11 +1,11 @@
 //! Finds VMs: sockets under a glob, each with a name.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::{fs, iter};
-
-use glob::MatchOptions;
 
 /// The most VMs of a host. Each has a thread.
 const MAX_VMS: usize = 4096;
@@ -35,7 +35,8 @@ pub struct BadPattern {
 ///
 /// A VM is named by what differs between the sockets: the first part of the path in which the pattern
 /// has a wildcard, without the text around the wildcards. So `/run/hvb/*.sock` and `/run/vm/*/qmp` both
-/// name by what stands for `*`. Where that is no unique name, the path is the name.
+/// name by what stands for `*`. Where that is no unique name, the path is the name. A wildcard does not stand
+/// for a hidden file. Of several names of one socket, such as symbolic links to it, its own is taken.
 ///
 /// # Errors
 /// A pattern is none.
@@ -44,10 +45,9 @@ pub fn find(patterns: &[String]) -> Result<BTreeMap<PathBuf, Found>, BadPattern>
     for pattern in patterns {
         let bad =
             |error: glob::PatternError| BadPattern { pattern: pattern.clone(), reason: error.msg };
-        let options = MatchOptions { require_literal_leading_dot: true, ..MatchOptions::new() };
         // Directories that cannot be read have no sockets for this user.
-        let paths = glob::glob_with(pattern, options).map_err(bad)?.flatten();
-        for path in paths {
+        let paths = glob::glob(pattern).map_err(bad)?.flatten();
+        for path in paths.filter(|path| !is_hidden(pattern, path)) {
             if found.len() == MAX_VMS {
                 tracing::warn!("more than {MAX_VMS} sockets match: the others are left alone");
                 return Ok(found);
@@ -59,8 +59,39 @@ pub fn find(patterns: &[String]) -> Result<BTreeMap<PathBuf, Found>, BadPattern>
             }
         }
     }
+    drop_aliases(&mut found);
     name_apart(&mut found);
     Ok(found)
+}
+
+/// Whether a wildcard stands for a name that begins with a dot. (The option of `glob` that looks for that
+/// panics where a name is not UTF-8, in version 0.3.4.)
+fn is_hidden(pattern: &str, path: &Path) -> bool {
+    let dots = |path: &Path| -> Vec<OsString> {
+        let parts = path.components().map(|part| part.as_os_str().to_owned());
+        parts.filter(|part| part.as_bytes().starts_with(b".")).collect()
+    };
+    let meant = dots(Path::new(pattern));
+    let is_meant = |part: &OsString| {
+        let matches = |meant: &OsString| {
+            let pattern = meant.to_str().and_then(|meant| glob::Pattern::new(meant).ok());
+            pattern.is_some_and(|pattern| part.to_str().is_some_and(|part| pattern.matches(part)))
+        };
+        meant.iter().any(|meant| meant == part || matches(meant))
+    };
+    dots(path).iter().any(|part| !is_meant(part))
+}
+
+/// Leaves one path of each socket: a socket that was told by two names would be two VMs, of twice the memory.
+fn drop_aliases(found: &mut BTreeMap<PathBuf, Found>) {
+    let mut own: BTreeMap<(u64, u64), PathBuf> = BTreeMap::new();
+    for (path, vm) in &*found {
+        let is_alias = || fs::symlink_metadata(path).is_ok_and(|file| file.is_symlink());
+        if !own.contains_key(&vm.identity) || !is_alias() {
+            own.insert(vm.identity, path.clone());
+        }
+    }
+    found.retain(|path, vm| own.get(&vm.identity) == Some(path));
 }
 
 fn name_apart(found: &mut BTreeMap<PathBuf, Found>) {
@@ -106,6 +137,8 @@ fn stem(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
+    use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
 
     #[test]
@@ -136,6 +169,40 @@ mod tests {
         assert_eq!(names(&[pattern("*.sock"), pattern("a.*")]), ["sock", "b"], "the last names");
         let both = names(&[pattern("*.sock"), pattern("sub/*.sock")]);
         assert_eq!(both, [pattern("a.sock"), "b".to_owned(), pattern("sub/a.sock")]);
+    }
+
+    #[test]
+    fn names_that_are_no_text_and_hidden_ones_are_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &[u8]| directory.path().join(OsStr::from_bytes(name));
+        fs::create_dir(at(b"x\xff")).unwrap();
+        fs::create_dir(at(b".hidden")).unwrap();
+        let names = [&b"a.sock"[..], b"\xff.sock", b"x\xff/b.sock", b".hidden/c.sock", b".d.sock"];
+        let _sockets = names.map(|name| UnixListener::bind(at(name)).unwrap());
+        let names = |pattern: &str| -> Vec<String> {
+            let pattern = directory.path().join(pattern).to_str().unwrap().to_owned();
+            find(&[pattern]).unwrap().into_values().map(|vm| vm.name).collect()
+        };
+        assert_eq!(names("*.sock"), ["a"]);
+        assert_eq!(names("*/*.sock"), [""; 0]);
+        assert_eq!(names(".*.sock"), ["d"]);
+        assert_eq!(names(".hidden/*.sock"), ["c"]);
+    }
+
+    #[test]
+    fn a_socket_with_several_names_is_one_machine() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let _socket = UnixListener::bind(at("real.sock")).unwrap();
+        for link in ["a.sock", "z.sock"] {
+            symlink(at("real.sock"), at(link)).unwrap();
+        }
+        let names = |pattern: &str| -> Vec<String> {
+            let pattern = at(pattern).to_str().unwrap().to_owned();
+            find(&[pattern]).unwrap().into_values().map(|vm| vm.name).collect()
+        };
+        assert_eq!(names("*.sock"), ["real"]);
+        assert_eq!(names("[az].sock"), ["a"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use qmp::{Client, ClientError, DynamicMemoryInfo, ErrorClass, ReceivedEvent, Val
 use qmp::{XQueryDynamicMemory, qapi};
 use serde_json::json;
 
-use crate::reading::{Facts, Reading, Stamped};
+use crate::reading::{Facts, Reading, Stamped, short};
 use hyperv::{Known, StatusReport};
 use virtio::Statistics;
 
@@ -169,7 +169,7 @@ impl Machine {
                     self.report = Some(report.of_guest(size, &Known::of(&info)));
                 }
                 told_kib = info.target.map(|bytes| bytes / KIB);
-                obstacle = info.stopped.or(info.waiting);
+                obstacle = info.stopped.or(info.waiting).map(|words| short(&words));
                 *reports
             }
             Kind::HvBalloon { reports, assigned_kib } => {
@@ -243,9 +243,11 @@ impl Machine {
 /// The property that says how often a virtio balloon's guest is asked, in seconds.
 const POLLING: &str = "guest-stats-polling-interval";
 
+/// What a monitor does not tell is zero; then the present size is all that is known to be possible.
 fn facts_of(info: &DynamicMemoryInfo) -> Facts {
-    let maximum = info.maximum.max(info.boot);
-    Facts { boot_kib: info.boot / KIB, maximum_kib: maximum / KIB }
+    let boot = if info.boot == 0 { info.actual } else { info.boot };
+    let maximum = info.maximum.max(boot).max(info.actual);
+    Facts { boot_kib: boot / KIB, maximum_kib: maximum / KIB }
 }
 
 fn kib(bytes: i64) -> u64 {
@@ -321,6 +323,18 @@ fn start_polling(client: &mut Client, path: &str, dry: bool) -> Result<Polls, Cl
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_monitor_does_not_tell_is_no_size() {
+        let facts = |boot, maximum, actual| {
+            let info = DynamicMemoryInfo { boot, maximum, actual, ..DynamicMemoryInfo::default() };
+            let Facts { boot_kib, maximum_kib } = facts_of(&info);
+            (boot_kib << 10, maximum_kib << 10)
+        };
+        assert_eq!(facts(2 << 30, 4 << 30, 1 << 30), (2 << 30, 4 << 30));
+        assert_eq!(facts(0, 0, 2 << 30), (2 << 30, 2 << 30));
+        assert_eq!(facts(1 << 30, 0, 2 << 30), (1 << 30, 2 << 30));
+    }
 
     #[test]
     fn a_report_has_the_size_of_its_place_in_the_stream_of_events() {

@@ -44,6 +44,18 @@ pub struct Reading {
     pub obstacle: Option<String>,
 }
 
+/// The longest text of a monitor that is kept, in characters.
+const MAX_TEXT: usize = 240;
+
+/// A monitor's words as they are kept: it may say anything, of any length, and a host may have many.
+pub(crate) fn short(text: &str) -> String {
+    let mut words: String = text.chars().take(MAX_TEXT).collect();
+    if words.len() < text.len() {
+        words.push('…');
+    }
+    words.replace(char::is_control, " ")
+}
+
 /// How a VM's monitor can be reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Link {
@@ -66,5 +78,17 @@ impl Link {
             Self::New | Self::Up => None,
             Self::Down(reason) | Self::Gone(reason) => Some(reason),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_monitor_s_words_are_cut_and_keep_to_their_line() {
+        assert_eq!(short("no\n\x1b[2Jroom"), "no  [2Jroom");
+        assert_eq!(short(&"é".repeat(240)), "é".repeat(240));
+        assert_eq!(short(&"é".repeat(1 << 20)), format!("{}…", "é".repeat(240)));
     }
 }

@@ -8,7 +8,7 @@
 //! VMs are written when they change, and their names once for each start.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -135,8 +135,22 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Creates the file, or continues a recording.
+    /// Creates the file, or continues a recording. One that is damaged keeps all that it has, under another
+    /// name.
     pub(crate) fn open(path: &Path) -> Result<Self, RecordError> {
+        match Self::open_sound(path) {
+            Err(error @ RecordError::Damaged { .. }) => {
+                let aside = aside(path);
+                fs::rename(path, &aside)
+                    .map_err(|source| RecordError::Io { path: path.to_owned(), source })?;
+                tracing::warn!("{error}: it is {} now, and a new one begins", aside.display());
+                Self::open_sound(path)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_sound(path: &Path) -> Result<Self, RecordError> {
         let failed = |source| RecordError::Io { path: path.to_owned(), source };
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
@@ -242,17 +256,43 @@ fn head() -> [u8; MAGIC.len() + 1] {
     [a, b, c, d, e, f, g, VERSION]
 }
 
+/// A name beside `path` that is free.
+fn aside(path: &Path) -> PathBuf {
+    let named = |number: u32| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".damaged-{number}"));
+        PathBuf::from(name)
+    };
+    (1..).map(named).find(|name| !name.exists()).unwrap_or_else(|| named(0))
+}
+
 /// Where the last whole frame of a recording ends.
 fn end_of(file: &File, path: &Path) -> Result<u64, RecordError> {
     let mut entries = Entries::begin(BufReader::new(file), path)?;
     loop {
         match entries.next() {
             Ok(Some(_)) => {}
-            // What is behind that cannot be read, now or later.
-            Ok(None) | Err(RecordError::Damaged { .. }) => return Ok(entries.end),
+            // The rest of an entry that was being written.
+            Ok(None) => return Ok(entries.end),
+            Err(error @ RecordError::Damaged { .. }) => {
+                let end = entries.end;
+                let io = |source| RecordError::Io { path: path.to_owned(), source };
+                return if is_zero_from(file, end).map_err(io)? { Ok(end) } else { Err(error) };
+            }
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether a file has nothing but zeros from here on: a loss of power can leave that behind the last write.
+fn is_zero_from(mut file: &File, start: u64) -> io::Result<bool> {
+    file.seek(SeekFrom::Start(start))?;
+    for byte in BufReader::new(file).bytes() {
+        if byte? != 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Reads a recording.

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::board::{Bell, Clock, Process, Slot};
 use crate::machine::{AttachError, Machine, Meaning};
-use crate::reading::Link;
+use crate::reading::{Link, short};
 
 /// The time limit for an answer. A busy QEMU takes seconds.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -214,7 +214,7 @@ impl Attendant {
             }
             // The monitor is well, and its guest may be later.
             Err(error @ ClientError::Command { .. }) => {
-                self.set_link(Link::Down(error.to_string()));
+                self.set_link(Link::Down(short(&error.to_string())));
                 Ok(())
             }
             Err(error) => Err(error.into()),
@@ -227,7 +227,7 @@ impl Attendant {
         let Some(target) = pending else { return Ok(false) };
         let refusal = match Machine::order(client, target.kib) {
             Ok(()) => None,
-            Err(ClientError::Command { desc, .. }) => Some(desc),
+            Err(ClientError::Command { desc, .. }) => Some(short(&desc)),
             Err(error) => return Err(error.into()),
         };
         self.slot.lock().carried_out(target, refusal);
@@ -279,9 +279,9 @@ impl Attendant {
 fn link_of(error: &AttachError) -> Link {
     match error {
         AttachError::Client(ClientError::NoSocket { .. } | ClientError::NobodyListens { .. }) => {
-            Link::Gone(error.to_string())
+            Link::Gone(short(&error.to_string()))
         }
-        _ => Link::Down(error.to_string()),
+        _ => Link::Down(short(&error.to_string())),
     }
 }
 

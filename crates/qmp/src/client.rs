@@ -27,6 +27,9 @@ const MAX_KEPT_EVENTS: usize = 1024;
 /// be anyone's and must not fill this process's memory.
 const MAX_KEPT_EVENT_BYTES: usize = 16 << 10;
 
+/// The most answers in a row that may be late: as many as anybody has commands under way.
+const MAX_LATE_ANSWERS: u32 = 1000;
+
 /// A connection to a QMP server, past negotiation.
 #[derive(Debug)]
 pub struct Client {
@@ -262,11 +265,13 @@ impl Client {
                 None => return Err(self.timed_out(command)),
                 // A late answer carries the id of an older command; a parse error carries none.
                 Some(Message::Answer { id, result }) if id == wanted || id.is_null() => result,
-                Some(Message::Answer { .. }) => continue,
-                Some(Message::Event(event)) => {
+                Some(Message::Answer { .. }) if Instant::now() < deadline => continue,
+                Some(Message::Event(event)) if Instant::now() < deadline => {
                     self.keep(event);
                     continue;
                 }
+                // A server that says something else all the time has not answered either.
+                Some(_) => return Err(self.timed_out(command)),
             };
             return result.map_err(|Failure { class, desc }| ClientError::Command {
                 command: command.to_owned(),
@@ -277,22 +282,23 @@ impl Client {
     }
 
     /// The next event, or `None` if there is none within `timeout`. With a timeout of zero, what has
-    /// arrived is read, and nothing waited for.
+    /// arrived is read, and nothing waited for. Answers that came too late are skipped.
     ///
     /// # Errors
-    /// The server closed the connection.
+    /// The server closed the connection, or answers what nobody asked.
     pub fn next_event(&mut self, timeout: Duration) -> Result<Option<ReceivedEvent>, ClientError> {
         if let Some(event) = self.events.pop_front() {
             return Ok(Some(event));
         }
         let deadline = Instant::now() + timeout;
-        loop {
+        for _ in 0..MAX_LATE_ANSWERS {
             match self.receive(deadline)? {
                 None => return Ok(None),
                 Some(Message::Event(event)) => return Ok(Some(event)),
                 Some(Message::Answer { .. }) => {}
             }
         }
+        Err(self.not_qmp("answers that nobody asked for"))
     }
 
     fn greeting(&mut self) -> Result<VersionInfo, ClientError> {

@@ -116,6 +116,38 @@ fn without_patience_what_has_arrived_is_read_and_half_a_message_is_kept() {
 }
 
 #[test]
+fn a_server_that_only_sends_events_is_given_up_in_time() {
+    let flood = |after: &'static str| {
+        serve(move |mut stream| {
+            stream.get_mut().write_all(GREETING.as_bytes()).unwrap();
+            stream.get_mut().write_all(after.as_bytes()).unwrap();
+            let events = r#"{"event": "X"}{"return": {}, "id": 77}"#.repeat(1000);
+            while stream.get_mut().write_all(events.as_bytes()).is_ok() {}
+        })
+    };
+    let (_directory, path) = flood("");
+    let error = Client::connect(&path, Duration::from_millis(300)).unwrap_err();
+    assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
+    let (_directory, path) = flood(r#"{"return": {}, "id": 1}"#);
+    let mut client = Client::connect(&path, Duration::from_millis(300)).unwrap();
+    let error = client.run(&qapi::query_status {}).unwrap_err();
+    assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
+}
+
+#[test]
+fn a_server_that_answers_what_nobody_asked_is_given_up() {
+    let (_directory, path) = serve(|mut stream| {
+        stream.get_mut().write_all(GREETING.as_bytes()).unwrap();
+        let answers = r#"{"return": {}, "id": 1}"#.repeat(5000);
+        stream.get_mut().write_all(answers.as_bytes()).unwrap();
+        keep_open(stream);
+    });
+    let mut client = Client::connect(&path, PATIENCE).unwrap();
+    let error = client.next_event(PATIENCE).unwrap_err();
+    assert!(error.to_string().contains("nobody asked"), "{error}");
+}
+
+#[test]
 fn a_silent_server_is_given_up() {
     let (_directory, path) = serve(keep_open);
     assert!(matches!(connect_error(&path), ClientError::NoGreeting { .. }));

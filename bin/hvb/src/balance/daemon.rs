@@ -1,9 +1,9 @@
 //! The balancer as a process: its files, signals and service manager.
 
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::{fs, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use balance_host::{Configuration, Daemon, Handle, HostReader, Notice, Setup};
 use balance_web::{Socket, Token};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -13,6 +13,7 @@ use signal_hook::iterator::Signals;
 
 use super::file;
 use crate::balance_args::DaemonArgs;
+use crate::report::chain;
 use crate::{names, run};
 
 /// Runs until a signal ends it.
@@ -42,7 +43,12 @@ pub(super) fn run(args: DaemonArgs) -> Result<()> {
     let token = listen_token_file.as_deref().map(Token::read).transpose()?;
     let socket = listen.map(|listen| Socket::bind(listen, token)).transpose()?;
     let config_file: Option<PathBuf> = config.clone();
-    let load = move || load(config.as_deref(), &vms).map_err(|error| format!("{error:#}"));
+    let mut is_first = true;
+    let load = move || {
+        let again = !std::mem::take(&mut is_first);
+        let checked = config.as_deref().filter(|_| again).map_or(Ok(()), can_be_read_again);
+        checked.and_then(|()| load(config.as_deref(), &vms)).map_err(|error| chain(&error))
+    };
     let daemon = Daemon::start(Setup {
         load: Box::new(load),
         file: config_file,
@@ -72,6 +78,19 @@ pub(crate) fn allow_descriptors() {
     }
 }
 
+/// Refuses what is no file to read again: a pipe, which would hold up all machines until somebody writes to
+/// it and then has nothing more, and an empty file, which is one that somebody is writing.
+fn can_be_read_again(file: &Path) -> Result<()> {
+    let found = fs::metadata(file).with_context(|| file.display().to_string())?;
+    ensure!(found.is_file(), "{}: no regular file, and read at the start only", file.display());
+    ensure!(
+        found.len() > 0,
+        "{}: empty; for the defaults, write a comment into it",
+        file.display()
+    );
+    Ok(())
+}
+
 /// The settings of a file, and of the command line, which wins.
 pub(crate) fn load(file: Option<&Path>, vms: &[String]) -> Result<Configuration> {
     let mut configuration = match file {
@@ -85,6 +104,7 @@ pub(crate) fn load(file: Option<&Path>, vms: &[String]) -> Result<Configuration>
         let usual = names::directory()?.join("*.sock");
         configuration.patterns = vec![usual.display().to_string()];
     }
+    balance_host::find(&configuration.patterns)?;
     Ok(configuration)
 }
 

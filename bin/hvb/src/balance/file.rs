@@ -39,7 +39,7 @@ struct HostTable {
 #[derive(Debug, Default, DeriveDeserialize, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct PolicyTable {
-    stale_after: Option<Written<Seconds>>,
+    stale_after: Option<Written<Age>>,
     surplus_lasts: Option<Written<Seconds>>,
     shrink_period: Option<Written<Seconds>>,
     stuck_after: Option<Written<Seconds>>,
@@ -83,6 +83,14 @@ struct Size;
 /// A time, in milliseconds: a number of seconds.
 #[derive(Clone, Copy, Debug)]
 struct Seconds;
+
+/// A time after which figures are old, in milliseconds: a number of seconds, and more than it takes to get
+/// new ones.
+#[derive(Clone, Copy, Debug)]
+struct Age;
+
+/// Figures come once a second, or every second and a half.
+const LEAST_AGE_SECONDS: u64 = 3;
 
 #[derive(Clone, Copy, Debug)]
 struct Written<F> {
@@ -128,6 +136,29 @@ impl Form for Seconds {
 
     fn write(ms: u64) -> toml::Value {
         toml::Value::Integer(i64::try_from(ms / 1000).unwrap_or(i64::MAX))
+    }
+}
+
+impl Form for Age {
+    const EXPECTED: &'static str = "a number of seconds, 3 or more";
+
+    fn of_text(text: &str) -> Result<u64, String> {
+        Err(format!("invalid time '{text}': give {}, up to {MAX_SECONDS}", Self::EXPECTED))
+    }
+
+    fn of_number(seconds: u64) -> Result<u64, String> {
+        if seconds < LEAST_AGE_SECONDS {
+            return Err(format!(
+                "after {seconds} s all figures would be too old, since they come once a second: give \
+                 {}",
+                Self::EXPECTED
+            ));
+        }
+        Seconds::of_number(seconds)
+    }
+
+    fn write(ms: u64) -> toml::Value {
+        Seconds::write(ms)
     }
 }
 
@@ -205,7 +236,7 @@ impl PolicyTable {
         let or = |time: Option<Written<Seconds>>, usual| time.map_or(usual, |time| time.value);
         Policy {
             host_reserve_kib: host.reserve.map(|size| size.value),
-            stale_after_ms: or(self.stale_after, usual.stale_after_ms),
+            stale_after_ms: self.stale_after.map_or(usual.stale_after_ms, |age| age.value),
             surplus_lasts_ms: or(self.surplus_lasts, usual.surplus_lasts_ms),
             shrink_period_ms: or(self.shrink_period, usual.shrink_period_ms),
             stuck_after_ms: or(self.stuck_after, usual.stuck_after_ms),
@@ -218,7 +249,7 @@ impl PolicyTable {
     fn of(policy: &Policy) -> Self {
         let time = |ms| Some(Written::new(ms));
         Self {
-            stale_after: time(policy.stale_after_ms),
+            stale_after: Some(Written::new(policy.stale_after_ms)),
             surplus_lasts: time(policy.surplus_lasts_ms),
             shrink_period: time(policy.shrink_period_ms),
             stuck_after: time(policy.stuck_after_ms),
@@ -298,13 +329,17 @@ pub(crate) fn wish(words: &[String]) -> Result<Wish> {
             "false" => toml::Value::Boolean(false),
             text => definition::scalar(text),
         };
+        // By itself, so that an error names it.
+        VmTable::deserialize(Table::from_iter([(key.to_owned(), value.clone())])).map_err(
+            |error: toml::de::Error| {
+                anyhow!("{word}: {}", error.message().trim_end().replace('\n', "; "))
+            },
+        )?;
         if table.insert(key.to_owned(), value).is_some() {
             bail!("'{key}' is given twice");
         }
     }
-    let table: VmTable = table.try_into().map_err(|error: toml::de::Error| {
-        anyhow!("{}", error.message().trim_end().replace('\n', "; "))
-    })?;
+    let table: VmTable = table.try_into()?;
     Ok(table.wish())
 }
 
@@ -405,6 +440,8 @@ hold = true
         let expected =
             "line 2: vm.db: the minimum of 4096 MiB is above the maximum of 2048 MiB: lower";
         assert!(error.starts_with(expected), "{error}");
+        let error = refusal("[policy]\nstale-after = 0\n");
+        assert!(error.starts_with("line 2: after 0 s all figures would be too old"), "{error}");
         let error = refusal("[vm.db]\n[vm.web]\n[vm.db]\n");
         assert!(error.starts_with("line 3: ") && error.contains("duplicate key"), "{error}");
         let error = refusal("[defaults]\nminimum = \"4G\"\n[vm.db]\nmaximum = \"2G\"\n");

@@ -1,11 +1,14 @@
 //! Commands to a balancer that runs.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use balance_host::{ClientError, HostStatus, Operator, ReservationStatus, VmStatus, Wish, command};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::report;
 use crate::size::{ByteSize, human};
@@ -141,9 +144,17 @@ pub(super) fn reserve(
     timeout: Duration,
 ) -> Result<()> {
     let mut balancer = connect(control)?;
+    let is_interrupted = Arc::<AtomicBool>::default();
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&is_interrupted))
+            .context("cannot handle signals")?;
+    }
     let reserved = balancer.reserve(size.bytes() / 1024, lasting.as_secs())?;
     let deadline = Instant::now() + timeout;
     let failure = loop {
+        if is_interrupted.load(Ordering::Relaxed) {
+            break "interrupted".to_owned();
+        }
         let room = balancer.reservation(reserved)?;
         let room = room.context("the reservation has ended: a new machine has it, or its time")?;
         if room.ready {

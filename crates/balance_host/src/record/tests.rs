@@ -185,6 +185,16 @@ fn a_recording_is_continued_from_its_last_whole_frame() {
         record();
         assert_eq!(read(&std::fs::read(&path).unwrap()).unwrap(), [&both[..], &both].concat());
     }
+    // Damage in the middle is not the end: all that there is stays, under another name.
+    for number in 1..3 {
+        let mut damaged = [&once[..], &once[8..]].concat();
+        damaged[12] ^= 1;
+        std::fs::write(&path, &damaged).unwrap();
+        record();
+        assert_eq!(read(&std::fs::read(&path).unwrap()).unwrap(), both);
+        let aside = place.path().join(format!("recording.damaged-{number}"));
+        assert_eq!(std::fs::read(aside).unwrap(), damaged);
+    }
     std::fs::write(&path, "my letters").unwrap();
     let error = Recorder::open(&path).unwrap_err().to_string();
     assert!(error.ends_with("no recording of hvb balance --record"), "{error}");
