@@ -1,6 +1,8 @@
 //! `hvb balance`: the daemon as a process, and its commands.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -55,6 +57,41 @@ fn a_check_names_file_line_and_remedy() {
     assert!(error.starts_with("hvb: /does/not/exist: No such file"), "{error}");
     let error = place.say(&["--vms", "/run/["]).unwrap_err();
     assert!(error.contains("'/run/[' is no pattern for sockets"), "{error}");
+    let error = place.say(&["--check", "--vms", "/run/["]).unwrap_err();
+    assert!(error.contains("'/run/[' is no pattern for sockets"), "{error}");
+}
+
+#[test]
+fn a_name_that_is_no_text_ends_nothing() {
+    let place = Place::new();
+    let vm = Monitor::start_at(&place.path("db.sock"), Guest::new(256 * MIB).that_uses(64 * MIB));
+    fs::write(place.0.path().join(OsStr::from_bytes(b"\xff.sock")), "").unwrap();
+    let balancer = place.balancer();
+    eventually("it shrinks", || {
+        vm.report();
+        vm.guest.target() < 128 * MIB
+    });
+    assert_eq!(balancer.end(Signal::TERM), Some(0));
+}
+
+#[test]
+fn an_interrupted_reserve_leaves_no_reservation() {
+    let place = Place::new();
+    // It uses what it has, so that nobody else can have it.
+    let [vm] = place.machines([("db", 256, 250)]);
+    place.write(&SETTINGS.replace("[host]", "[host]\nlimit = \"400M\""));
+    let balancer = place.balancer();
+    let reserved = || {
+        vm.report();
+        place.say(&["status"]).is_ok_and(|status| status.contains("reserved: "))
+    };
+    eventually("it is known", || place.say(&["explain", "db"]).is_ok());
+    let reserve = place.command(&["reserve", "390M", "--timeout", "60"]).spawn().unwrap();
+    eventually("it is reserved", reserved);
+    let reserve = Balancer(reserve);
+    assert_eq!(reserve.end(Signal::INT), Some(1));
+    assert!(!reserved());
+    assert_eq!(balancer.end(Signal::TERM), Some(0));
 }
 
 #[test]
@@ -160,6 +197,12 @@ fn a_signal_or_a_changed_file_has_it_read_and_a_wrong_one_is_refused() {
     place.write("[vm.db]\nminimum = \"12Q\"\n");
     eventually("it is refused", || place.log().contains("line 2: invalid size '12Q'"));
     assert!(place.log().contains("the configuration before it stays in force"));
+    place.write("");
+    eventually("it is refused", || place.log().contains("balance.toml: empty; for the defaults,"));
+    let config = place.path("balance.toml");
+    fs::remove_file(&config).unwrap();
+    assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
+    eventually("it is refused", || place.log().contains("balance.toml: no regular file, and read"));
     place.write(&format!("{SETTINGS}\n[vm.db]\nminimum = \"240M\"\n"));
     balancer.signal(Signal::HUP);
     reaches(240 * MIB);
