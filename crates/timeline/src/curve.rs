@@ -55,6 +55,12 @@ impl Curve {
         self.pieces.last().map(|piece| piece.at)
     }
 
+    /// Whether it has no point.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
     /// The highest value.
     pub(crate) fn top(&self) -> Option<f64> {
         self.pieces.iter().map(|piece| piece.high).reduce(f64::max)

@@ -5,7 +5,7 @@ mod curve;
 
 use plotters::coord::Shift;
 use plotters::prelude::{
-    BLACK, ChartBuilder, DrawingArea, IntoDrawingArea, LineSeries, PathElement, RGBColor,
+    BLACK, ChartBuilder, Color, DrawingArea, IntoDrawingArea, LineSeries, PathElement, RGBColor,
     SVGBackend, SeriesLabelPosition, WHITE,
 };
 
@@ -111,8 +111,10 @@ impl Panel {
             .x_desc(time)
             .y_desc(&self.unit)
             .y_labels(usize::try_from(self.height / 30)?)
-            .x_label_formatter(&|value| value.to_string())
-            .y_label_formatter(&|value| value.to_string())
+            .label_style((FONT, 11))
+            .axis_desc_style((FONT, 11))
+            .x_label_formatter(&|value| label(*value))
+            .y_label_formatter(&|value| label(*value))
             .light_line_style(WHITE)
             .draw()?;
         for ((name, curve), color) in self.curves.iter().zip(COLORS.iter().cycle()) {
@@ -127,9 +129,15 @@ impl Panel {
         }
         let mut names = chart.configure_series_labels();
         names.position(SeriesLabelPosition::UpperLeft).label_font((FONT, 12));
-        names.border_style(BLACK).background_style(WHITE).draw()?;
+        names.background_style(WHITE.mix(0.7)).draw()?;
         Ok(())
     }
+}
+
+/// A figure of a scale: the scale's steps are sums of fractions, so they have more digits than they mean.
+fn label(value: f64) -> String {
+    let rounded = (value * 1000.0).round() / 1000.0;
+    rounded.to_string()
 }
 
 #[cfg(test)]
@@ -157,6 +165,11 @@ mod tests {
         }
         assert!(!svg.contains("<figure>"));
         assert!(svg.contains("<polyline"));
+    }
+
+    #[test]
+    fn figures_of_a_scale_have_the_digits_that_they_mean() {
+        assert_eq!([label(0.600_000_000_000_000_1), label(2000.0)], ["0.6", "2000"]);
     }
 
     #[test]

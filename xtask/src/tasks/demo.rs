@@ -86,6 +86,10 @@ fn balance(kernel: guest_image::GuestKernel) -> Result<ExitCode> {
     let output = workspace::target().join("balance");
     std::fs::create_dir_all(&output)?;
     let record = output.join("balance.record");
+    // A recording is continued where there is one.
+    if record.exists() {
+        std::fs::remove_file(&record)?;
+    }
     let mut rig = std::process::Command::new(std::env::current_exe()?);
     rig.args(["rig", "--writable"]).arg(&output);
     rig.args(["--", &program, "--record"]).arg(&record);

@@ -76,8 +76,13 @@ fn percent(permille: Option<u32>) -> Option<f64> {
     Some((f64::from(permille?) / 10.0).min(MAX_PERCENT))
 }
 
+/// After a longer time than this without a decision, nobody knows what was in between: the balancer did not
+/// run.
+const GAP_SECONDS: f64 = 30.0;
+
 #[derive(Default)]
 struct Curves {
+    last: Option<f64>,
     host: (Vec<Curve>, Vec<Curve>),
     vms: BTreeMap<String, (Vec<Curve>, Vec<Curve>)>,
 }
@@ -86,6 +91,9 @@ impl Curves {
     fn add(&mut self, at_ms: u64, status: &Status, names: &[String]) {
         #[expect(clippy::cast_precision_loss, reason = "a place in a picture")]
         let at = at_ms as f64 / 1000.0;
+        if let Some(last) = self.last.replace(at).filter(|last| at - last > GAP_SECONDS) {
+            self.interrupt(last);
+        }
         let host = Some(&status.host).filter(|host| host.zone != "unknown");
         let (memory, stalls) = &mut self.host;
         push(memory, at, host, &HOST_MEMORY);
@@ -105,13 +113,28 @@ impl Curves {
         }
     }
 
+    /// Ends all lines here; what follows begins others.
+    fn interrupt(&mut self, at: f64) {
+        push(&mut self.host.0, at, None, &HOST_MEMORY);
+        push(&mut self.host.1, at, None, &HOST_STALLS);
+        for (memory, pressure) in self.vms.values_mut() {
+            push(memory, at, None, &VM_MEMORY);
+            push(pressure, at, None, &VM_PRESSURE);
+        }
+    }
+
     fn panels(self) -> Vec<Panel> {
         let (memory, stalls) = self.host;
         let mut panels = vec![
             panel("host", "MiB", 200, memory, &HOST_MEMORY),
             panel("host", "%", 120, stalls, &HOST_STALLS),
         ];
+        // A monitor that never answered has nothing to show.
+        let known = |curves: &[Curve]| curves.iter().any(|curve| !curve.is_empty());
         for (name, (memory, pressure)) in self.vms {
+            if !known(&memory) {
+                continue;
+            }
             let name = report::printable(&name);
             panels.push(panel(&name, "MiB", 200, memory, &VM_MEMORY));
             panels.push(panel(&name, "%", 140, pressure, &VM_PRESSURE));
