@@ -112,7 +112,8 @@ fn heed(socket: &Path, event: &ReceivedEvent) -> Result<()> {
 }
 
 fn actual(client: &mut Client) -> Result<u64, ClientError> {
-    Ok(client.run(&qapi::query_balloon {})?.actual.unsigned_abs())
+    // Less than nothing is nothing.
+    Ok(u64::try_from(client.run(&qapi::query_balloon {})?.actual).unwrap_or(0))
 }
 
 fn sample(client: &mut Client, wanted: u64) -> Result<Sample, ClientError> {

@@ -1,6 +1,6 @@
 //! The host's own figures, from `/proc` and `/sys`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -8,16 +8,17 @@ use std::{fs, io};
 use balancer::HostSample;
 
 use crate::cgroup::Groups;
-use crate::process::{Figures, Group};
+use crate::process::{Figures, Group, Watched};
 
 /// Bytes of a page in the counters of `/proc/vmstat`, in KiB: that of x86-64.
 const PAGE_KIB: u64 = 4;
 
 /// Reads what the kernel tells.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct HostReader {
     proc: PathBuf,
     sys: PathBuf,
+    watched: HashMap<u32, Watched>,
 }
 
 /// The host and the processes of its VMs at one moment.
@@ -47,17 +48,17 @@ impl HostReader {
     /// A reader for a system whose `proc` and `sys` are in this directory.
     #[must_use]
     pub fn under(root: &Path) -> Self {
-        Self { proc: root.join("proc"), sys: root.join("sys") }
+        Self { proc: root.join("proc"), sys: root.join("sys"), watched: HashMap::new() }
     }
 
     /// Reads the host's figures, and those of processes.
     #[must_use]
-    pub fn read(&self, pids: &[Option<u32>]) -> Host {
+    pub fn read(&mut self, pids: &[Option<u32>]) -> Host {
         let mut groups = Groups::new(self.sys.join("fs/cgroup"));
-        let mut processes: Vec<Option<Figures>> = pids
-            .iter()
-            .map(|pid| Figures::read(&self.proc.join(pid.as_ref()?.to_string())))
-            .collect();
+        let mut processes: Vec<Option<Figures>> =
+            pids.iter().map(|pid| self.process((*pid)?)).collect();
+        let wanted: HashSet<u32> = pids.iter().flatten().copied().collect();
+        self.watched.retain(|pid, _| wanted.contains(pid));
         let paths = || processes.iter().flatten().filter_map(|figures| figures.group.path());
         let common = groups.common(paths());
         let mut members = HashMap::<String, u32>::new();
@@ -74,6 +75,19 @@ impl HostReader {
         }
         let sample = self.sample().map(|sample| HostSample { cgroup: common, ..sample });
         Host { sample: sample.ok(), processes }
+    }
+
+    fn process(&mut self, pid: u32) -> Option<Figures> {
+        let directory = self.proc.join(pid.to_string());
+        let known = self.watched.get_mut(&pid).and_then(|watched| watched.read(&directory));
+        if known.is_some() {
+            return known;
+        }
+        // It is new, or its number is another process's now.
+        let mut watched = Watched::open(&directory)?;
+        let figures = watched.read(&directory)?;
+        self.watched.insert(pid, watched);
+        Some(figures)
     }
 
     fn sample(&self) -> io::Result<HostSample> {
@@ -252,5 +266,26 @@ mod tests {
             None,
         ];
         assert_eq!(figures, expected);
+    }
+
+    #[test]
+    fn a_process_is_read_anew_and_one_that_ends_is_another_when_its_number_comes_back() {
+        let root = host();
+        let path = root.path();
+        let status = |rss: u32| {
+            let _ = fs::remove_dir_all(path.join("proc/7"));
+            write(path, "proc/7/status", &format!("VmRSS:\t {rss} kB\n"));
+        };
+        let mut reader = HostReader::under(path);
+        let mut rss = || Some(reader.read(&[Some(7)]).processes.pop()??.sample.rss_kib);
+        status(1000);
+        assert_eq!(rss(), Some(1000));
+        // The same file, as the kernel has it.
+        fs::write(path.join("proc/7/status"), "VmRSS:\t 2000 kB\n").unwrap();
+        assert_eq!(rss(), Some(2000));
+        assert_eq!(reader.read(&[]).processes, []);
+        status(3000);
+        let again = reader.read(&[Some(7)]).processes.pop().unwrap().unwrap();
+        assert_eq!(again.sample.rss_kib, 3000);
     }
 }

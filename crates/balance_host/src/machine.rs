@@ -32,6 +32,8 @@ pub(crate) struct Machine {
     /// The last report of a Hyper-V guest that was not put together with a size yet.
     fresh: Option<(StatusReport, Stamped<u64>)>,
     report: Option<Stamped<balancer::GuestReport>>,
+    /// What one of our own machines said last, while that is still true.
+    books: Option<Books>,
 }
 
 #[derive(Debug)]
@@ -55,6 +57,30 @@ enum Polls {
     Already,
     /// They are for us; this is what was set before.
     ForUs { before: u64 },
+}
+
+/// What one of our own machines has said of its memory.
+#[derive(Clone, Debug)]
+struct Books {
+    info: DynamicMemoryInfo,
+    asked_ms: u64,
+}
+
+/// Books that no event has changed are asked for this often.
+const BOOKS_MS: u64 = 10_000;
+
+impl Books {
+    /// Whether nothing is under way: each change from here on is told by an event.
+    fn are_settled(&self) -> bool {
+        let info = &self.info;
+        let is_there = info.target.is_none_or(|target| target == info.actual);
+        is_there && info.in_flight == 0 && info.held == 0 && info.undiscarded == 0
+    }
+
+    /// Whether they are new enough for a report to need no others.
+    const fn hold(&self, now_ms: u64) -> bool {
+        now_ms.saturating_sub(self.asked_ms) < BOOKS_MS
+    }
 }
 
 /// What an event means for whoever reads the machine.
@@ -112,7 +138,12 @@ impl Machine {
 
     fn new(kind: Kind, facts: Facts, actual_kib: u64) -> Self {
         let tracked_kib = actual_kib;
-        Self { kind, facts, actual_kib, tracked_kib, fresh: None, report: None }
+        Self { kind, facts, actual_kib, tracked_kib, fresh: None, report: None, books: None }
+    }
+
+    /// The size may be about to change.
+    pub(crate) fn disturb(&mut self) {
+        self.books = None;
     }
 
     /// What this is, for the operator.
@@ -140,13 +171,20 @@ impl Machine {
                 None => Meaning::Nothing,
             },
             "BALLOON_CHANGE" => {
+                self.disturb();
                 if let Some(bytes) = event.data.get("actual").and_then(Value::as_u64) {
                     self.tracked_kib = bytes / KIB;
                 }
                 Meaning::Read
             }
-            "MEMORY_DEVICE_SIZE_CHANGE" | "X_BALLOON_STOPPED" => Meaning::Read,
-            "RESET" => Meaning::Reset,
+            "MEMORY_DEVICE_SIZE_CHANGE" | "X_BALLOON_STOPPED" => {
+                self.disturb();
+                Meaning::Read
+            }
+            "RESET" => {
+                self.disturb();
+                Meaning::Reset
+            }
             _ => Meaning::Nothing,
         }
     }
@@ -161,7 +199,12 @@ impl Machine {
         let mut obstacle = None;
         let can_report = match &mut self.kind {
             Kind::Own { reports } => {
-                let info = client.run(&XQueryDynamicMemory {})?;
+                let has_report = self.fresh.is_some();
+                let books = self.books.take().filter(|books| has_report && books.hold(now_ms()));
+                let (info, asked_ms) = match books {
+                    Some(Books { info, asked_ms }) => (info, asked_ms),
+                    None => (client.run(&XQueryDynamicMemory {})?, now_ms()),
+                };
                 self.facts = facts_of(&info);
                 self.actual_kib = info.actual / KIB;
                 if let Some((report, size)) = self.fresh.take() {
@@ -169,7 +212,9 @@ impl Machine {
                     self.report = Some(report.of_guest(size, &Known::of(&info)));
                 }
                 told_kib = info.target.map(|bytes| bytes / KIB);
-                obstacle = info.stopped.or(info.waiting).map(|words| short(&words));
+                let words = info.stopped.as_ref().or(info.waiting.as_ref());
+                obstacle = words.map(|words| short(words));
+                self.books = Some(Books { info, asked_ms }).filter(Books::are_settled);
                 *reports
             }
             Kind::HvBalloon { reports, assigned_kib } => {
@@ -323,6 +368,36 @@ fn start_polling(client: &mut Client, path: &str, dry: bool) -> Result<Polls, Cl
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn books_hold_until_something_changes() {
+        let facts = Facts { boot_kib: 4 << 20, maximum_kib: 4 << 20 };
+        let info = DynamicMemoryInfo { actual: 4 << 30, ..DynamicMemoryInfo::default() };
+        let books = |info: &DynamicMemoryInfo| Books { info: info.clone(), asked_ms: 1000 };
+        assert!(books(&info).are_settled() && books(&info).hold(10_999));
+        assert!(!books(&info).hold(11_000));
+        for change in [
+            DynamicMemoryInfo { target: Some(2 << 30), ..info.clone() },
+            DynamicMemoryInfo { in_flight: 4096, ..info.clone() },
+            DynamicMemoryInfo { held: 4096, ..info.clone() },
+            DynamicMemoryInfo { undiscarded: 4096, ..info.clone() },
+        ] {
+            assert!(!books(&change).are_settled(), "{change:?}");
+        }
+        let mut machine = Machine::new(Kind::Own { reports: true }, facts, 4 << 20);
+        for (name, holds) in [
+            ("HV_BALLOON_STATUS_REPORT", true),
+            ("RTC_CHANGE", true),
+            ("BALLOON_CHANGE", false),
+            ("MEMORY_DEVICE_SIZE_CHANGE", false),
+            ("X_BALLOON_STOPPED", false),
+            ("RESET", false),
+        ] {
+            machine.books = Some(books(&info));
+            machine.take(&ReceivedEvent { name: name.to_owned(), data: Value::Null }, 7);
+            assert_eq!(machine.books.is_some(), holds, "{name}");
+        }
+    }
 
     #[test]
     fn what_a_monitor_does_not_tell_is_no_size() {

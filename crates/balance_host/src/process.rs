@@ -1,5 +1,7 @@
 //! The process of a VM: `/proc/PID`.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use balancer::{Pool, ProcessSample};
@@ -34,26 +36,56 @@ impl Group {
             Self::Path(path) => Some(path),
         }
     }
+
+    /// From the text of `/proc/PID/cgroup`.
+    fn of(cgroup: &str) -> Self {
+        let group = cgroup.lines().find_map(|line| line.strip_prefix("0::"));
+        // A path outside of this namespace says nothing.
+        let group = group.filter(|path| path.starts_with('/') && !path.contains("/.."));
+        group.map_or(Self::Unknown, |path| Self::Path(path.to_owned()))
+    }
+}
+
+/// A process that is read once a second. Its file stays open: that is cheaper, and it never becomes that of
+/// another process with the same number.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    status: File,
+    group: Group,
+    reads: u32,
+}
+
+/// Its group is read as often as every so many times; a process hardly ever changes it.
+const GROUP_READS: u32 = 10;
+
+impl Watched {
+    /// Begins with what is in the directory of a process; `None` if it has ended.
+    pub(crate) fn open(directory: &Path) -> Option<Self> {
+        let status = File::open(directory.join("status")).ok()?;
+        Some(Self { status, group: Group::Unknown, reads: 0 })
+    }
+
+    /// Reads it; `None` if the process has ended.
+    pub(crate) fn read(&mut self, directory: &Path) -> Option<Figures> {
+        let mut buffer = [0; 8 * 1024];
+        let count = self.status.read_at(&mut buffer, 0).ok()?;
+        if self.reads.is_multiple_of(GROUP_READS) {
+            self.group = Group::of(&text(&directory.join("cgroup")).unwrap_or_default());
+        }
+        self.reads = self.reads.wrapping_add(1);
+        let status = String::from_utf8_lossy(buffer.get(..count)?);
+        Some(Figures::parse(&status, self.group.clone()))
+    }
 }
 
 impl Figures {
-    /// Reads what is in the directory of a process; `None` if it has ended.
-    pub(crate) fn read(directory: &Path) -> Option<Self> {
-        let status = text(&directory.join("status")).ok()?;
-        let cgroup = text(&directory.join("cgroup")).unwrap_or_default();
-        Some(Self::parse(&status, &cgroup))
-    }
-
-    fn parse(status: &str, cgroup: &str) -> Self {
+    fn parse(status: &str, group: Group) -> Self {
         let kib = |name| kib_field(status, name).unwrap_or(0);
         // A VMM has memory of the pool for its guest only.
         let (pool, rss_kib) = match kib("HugetlbPages:") {
             0 => (Pool::Ordinary, kib("VmRSS:")),
             huge_kib => (Pool::HugePages, huge_kib),
         };
-        let group = cgroup.lines().find_map(|line| line.strip_prefix("0::"));
-        // A path outside of this namespace says nothing.
-        let group = group.filter(|path| path.starts_with('/') && !path.contains("/.."));
         Self {
             sample: ProcessSample {
                 rss_kib,
@@ -62,7 +94,7 @@ impl Figures {
                 psi_some_permille: 0,
             },
             pool,
-            group: group.map_or(Group::Unknown, |path| Group::Path(path.to_owned())),
+            group,
         }
     }
 }
@@ -74,15 +106,15 @@ mod tests {
     #[test]
     fn memory_of_the_pool_is_the_guest_s() {
         let status = "VmRSS:\t 100 kB\nHugetlbPages:\t 2048 kB\n";
-        let figures = Figures::parse(status, "");
+        let figures = Figures::parse(status, Group::Unknown);
         assert_eq!((figures.pool, figures.sample.rss_kib), (Pool::HugePages, 2048));
-        let figures = Figures::parse("VmRSS:\t 100 kB\n", "");
+        let figures = Figures::parse("VmRSS:\t 100 kB\n", Group::Unknown);
         assert_eq!((figures.pool, figures.sample.rss_kib), (Pool::Ordinary, 100));
     }
 
     #[test]
     fn only_a_path_of_the_unified_hierarchy_is_a_group() {
-        let group = |cgroup| Figures::parse("", cgroup).group;
+        let group = Group::of;
         assert_eq!(group("1:cpu:/a\n0::/vms/a\n"), Group::Path("/vms/a".to_owned()));
         assert_eq!(group("1:memory:/a\n"), Group::Unknown);
         assert_eq!(group("0::/../../a\n"), Group::Unknown);

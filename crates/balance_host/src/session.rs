@@ -136,6 +136,7 @@ impl Attendant {
         loop {
             if self.carry_out(&mut client)? {
                 // What it has now decides what others can have.
+                machine.disturb();
                 read_at_ms = 0;
             }
             let is_over = {

@@ -31,9 +31,8 @@ pub(crate) struct DemoArgs {
     #[arg(long, conflicts_with_all = ["cpus", "memory", "to", "grow", "kernel"])]
     workload: bool,
     /// Shows four machines of hvb and QEMU instead, whose memory follows their need, and draws it to
-    /// balance/balance.svg in cargo's target directory. Fails at the fourth, for now: a guest with
-    /// virtio-balloon kills a process before the balancer has given it more.
-    #[arg(long, hide = true, conflicts_with_all = ["workload", "cpus", "memory", "to", "grow"])]
+    /// balance/balance.svg in cargo's target directory.
+    #[arg(long, conflicts_with_all = ["workload", "cpus", "memory", "to", "grow"])]
     balance: bool,
 }
 
