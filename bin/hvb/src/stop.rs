@@ -3,7 +3,7 @@
 use crate::cli::StopArgs;
 use crate::monitor::{connect, explain};
 use crate::report;
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use qmp::{Client, ClientError, ReceivedEvent, Value, qapi};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -25,13 +25,14 @@ pub(crate) fn run(args: &StopArgs) -> Result<ExitCode> {
     } else {
         client.run(&qapi::system_powerdown {}).map_err(explained)?;
         match wait_for_end(&mut client, args.timeout).map_err(explained)? {
-            Some(End::Guest) => {
+            Wait::Ended(End::Guest) => {
                 let seconds = begun.elapsed().as_secs_f64();
                 report::line(&format!("{name}: the guest shut down after {seconds:.1} s"))?;
                 return Ok(ExitCode::SUCCESS);
             }
-            Some(End::Other(reason)) => format!("was ended by another ({reason})"),
-            None => {
+            Wait::Ended(End::Other(reason)) => format!("was ended by another ({reason})"),
+            Wait::Announced => return Err(is_still_there(args, &client)),
+            Wait::Silence => {
                 let seconds = args.timeout.as_secs();
                 format!("was ended, since its guest did not shut down within {seconds} s")
             }
@@ -43,14 +44,8 @@ pub(crate) fn run(args: &StopArgs) -> Result<ExitCode> {
     {
         return Err(explained(error));
     }
-    if wait_for_end(&mut client, LAST).map_err(explained)?.is_none() {
-        let process = client.server_process();
-        let process =
-            process.map_or_else(|| "its process".to_owned(), |id| format!("process {id}"));
-        let seconds = LAST.as_secs();
-        bail!(
-            "{name}: the machine was told to end, and is there after {seconds} s: kill {process}"
-        );
+    if !matches!(wait_for_end(&mut client, LAST).map_err(explained)?, Wait::Ended(_)) {
+        return Err(is_still_there(args, &client));
     }
     report::line(&format!("{name}: the machine {how}"))?;
     Ok(ExitCode::from(ENDED))
@@ -65,22 +60,41 @@ enum End {
     Other(String),
 }
 
-/// Waits until the machine has ended, so that its sockets and files are free again; `None` if it has not
-/// announced its end within `timeout`.
-fn wait_for_end(client: &mut Client, timeout: Duration) -> Result<Option<End>, ClientError> {
+fn is_still_there(args: &StopArgs, client: &Client) -> anyhow::Error {
+    let process = client.server_process();
+    let process = process.map_or_else(|| "its process".to_owned(), |id| format!("process {id}"));
+    let (name, seconds) = (args.socket.display(), LAST.as_secs());
+    anyhow!("{name}: the machine was to end, and is there after {seconds} s: kill {process}")
+}
+
+/// What came of waiting for the end of a machine.
+#[derive(Debug, PartialEq, Eq)]
+enum Wait {
+    /// It has ended: its sockets and files are free again.
+    Ended(End),
+    /// It has announced its end, and is there after [`LAST`].
+    Announced,
+    /// It has not announced its end in time.
+    Silence,
+}
+
+/// Waits until the machine has ended, if it announces that within `timeout`.
+fn wait_for_end(client: &mut Client, timeout: Duration) -> Result<Wait, ClientError> {
     let mut deadline = Instant::now() + timeout;
     let mut end = None;
     loop {
-        match client.next_event(deadline.saturating_duration_since(Instant::now())) {
-            Ok(None) => return Ok(end),
-            Ok(Some(event)) if event.name == "SHUTDOWN" => {
+        let event = client.next_event(deadline.saturating_duration_since(Instant::now()));
+        let is_late = Instant::now() >= deadline;
+        match event {
+            Ok(Some(event)) if event.name == "SHUTDOWN" && end.is_none() => {
                 end = Some(how(&event));
                 deadline = Instant::now() + LAST;
             }
-            Ok(Some(_)) if Instant::now() >= deadline => return Ok(end),
-            Ok(Some(_)) => {}
+            Ok(Some(_)) if !is_late => {}
+            Ok(_) => return Ok(if end.is_some() { Wait::Announced } else { Wait::Silence }),
             Err(error) if has_closed(&error) => {
-                return Ok(end.or_else(|| Some(End::Other("the monitor closed".to_owned()))));
+                let other = || End::Other("the monitor closed".to_owned());
+                return Ok(Wait::Ended(end.unwrap_or_else(other)));
             }
             Err(error) => return Err(error),
         }

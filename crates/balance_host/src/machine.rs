@@ -70,7 +70,8 @@ struct Books {
 const BOOKS_MS: u64 = 10_000;
 
 impl Books {
-    /// Whether nothing is under way: each change from here on is told by an event.
+    /// Whether nothing is under way. From here on, each change of the size is told by an event; what else
+    /// changes, such as the target that another client sets, is known after [`BOOKS_MS`] at the latest.
     fn are_settled(&self) -> bool {
         let info = &self.info;
         let is_there = info.target.is_none_or(|target| target == info.actual);

@@ -141,8 +141,10 @@ impl Recorder {
         match Self::open_sound(path) {
             Err(error @ RecordError::Damaged { .. }) => {
                 let aside = aside(path);
-                fs::rename(path, &aside)
-                    .map_err(|source| RecordError::Io { path: path.to_owned(), source })?;
+                if let Err(source) = fs::rename(path, &aside) {
+                    tracing::error!("it cannot be renamed to {}: {source}", aside.display());
+                    return Err(error);
+                }
                 tracing::warn!("{error}: it is {} now, and a new one begins", aside.display());
                 Self::open_sound(path)
             }
@@ -272,8 +274,13 @@ fn end_of(file: &File, path: &Path) -> Result<u64, RecordError> {
     loop {
         match entries.next() {
             Ok(Some(_)) => {}
-            // The rest of an entry that was being written.
-            Ok(None) => return Ok(entries.end),
+            // The rest of an entry that was being written, or a length that is damaged.
+            Ok(None) => {
+                let end = entries.end;
+                let io = |source| RecordError::Io { path: path.to_owned(), source };
+                let is_cut = !has_frame(&rest_of(file, end).map_err(io)?);
+                return if is_cut { Ok(end) } else { Err(entries.damaged()) };
+            }
             Err(error @ RecordError::Damaged { .. }) => {
                 let end = entries.end;
                 let io = |source| RecordError::Io { path: path.to_owned(), source };
@@ -282,6 +289,27 @@ fn end_of(file: &File, path: &Path) -> Result<u64, RecordError> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// What a file has from here on; of more than one frame can have, the beginning.
+fn rest_of(mut file: &File, start: u64) -> io::Result<Vec<u8>> {
+    let mut rest = Vec::new();
+    file.seek(SeekFrom::Start(start))?;
+    file.take(u64::from(MAX_PAYLOAD) * 2).read_to_end(&mut rest)?;
+    Ok(rest)
+}
+
+/// Whether there is a whole frame anywhere.
+fn has_frame(bytes: &[u8]) -> bool {
+    (0..bytes.len()).any(|start| {
+        let (Some(head), Some(rest)) = (bytes.get(start..start + 8), bytes.get(start + 8..)) else {
+            return false;
+        };
+        let &[a, b, c, d, ref crc @ ..] = head else { return false };
+        let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+        let payload = rest.get(..length).filter(|payload| !payload.is_empty());
+        payload.is_some_and(|payload| crc32fast::hash(payload).to_le_bytes() == *crc)
+    })
 }
 
 /// Whether a file has nothing but zeros from here on: a loss of power can leave that behind the last write.

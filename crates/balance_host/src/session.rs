@@ -37,6 +37,9 @@ const MAX_WAKES: u32 = 200;
 /// The same for events, of which many may come at one time.
 const MAX_EVENTS: u32 = 4000;
 
+/// Events are taken for so long before the thread looks at what else there is to do.
+const EVENTS_MS: u64 = 100;
+
 const STACK_BYTES: usize = 256 << 10;
 
 /// A VM's thread and what it shares with the loop.
@@ -154,8 +157,8 @@ impl Attendant {
             }
             // An answer may have brought events with it.
             let mut meaning = self.events(&mut machine, &mut client, &mut rate)?;
-            machine.caught_up();
             if meaning == Meaning::Nothing {
+                machine.caught_up();
                 let left_ms = read_at_ms.saturating_sub(self.clock.now_ms());
                 if self.wait(Some(&client), left_ms) {
                     rate.woken(self.clock.now_ms())?;
@@ -174,7 +177,7 @@ impl Attendant {
         }
     }
 
-    /// Takes all events that are there; what the most important one means.
+    /// Takes the events that are there, for [`EVENTS_MS`] at most; what the most important one means.
     fn events(
         &self,
         machine: &mut Machine,
@@ -182,12 +185,17 @@ impl Attendant {
         rate: &mut Rate,
     ) -> Result<Meaning, AttachError> {
         let mut meaning = Meaning::Nothing;
+        let until_ms = self.clock.now_ms().saturating_add(EVENTS_MS);
         while let Some(event) = client.next_event(Duration::ZERO)? {
             rate.event(self.clock.now_ms())?;
             match machine.take(&event, self.clock.now_ms()) {
                 Meaning::Nothing => {}
                 Meaning::Read if meaning == Meaning::Reset => {}
                 other => meaning = other,
+            }
+            if self.clock.now_ms() >= until_ms {
+                // The others are taken after the next answer.
+                return Ok(if meaning == Meaning::Nothing { Meaning::Read } else { meaning });
             }
         }
         Ok(meaning)

@@ -36,6 +36,7 @@ pub struct Client {
     path: PathBuf,
     stream: UnixStream,
     framer: Framer,
+    max_message_bytes: usize,
     events: VecDeque<ReceivedEvent>,
     version: VersionInfo,
     timeout: Duration,
@@ -215,6 +216,7 @@ impl Client {
             path: path.to_owned(),
             stream,
             framer: Framer::new(max_message_bytes),
+            max_message_bytes,
             events: VecDeque::new(),
             version: VersionInfo { qemu: triple(0, 0, 0), package: String::new() },
             timeout,
@@ -339,14 +341,19 @@ impl Client {
         }
     }
 
-    /// The next value on the wire, or `None` once the deadline has passed.
+    /// The next value on the wire, or `None` once the deadline has passed. Then what is there is read all the
+    /// same, but no more than one message can have: blanks are no message, and may come without end.
     fn receive_value(&mut self, deadline: Instant) -> Result<Option<Value>, ClientError> {
         let mut buffer = [0; 16 * 1024];
+        let mut late = 0_usize;
         loop {
             if let Some(message) = self.framer.next_message() {
                 return message.map(Some).map_err(|error: FrameError| {
                     self.not_qmp(&format!("something that is not JSON ({error})"))
                 });
+            }
+            if late > self.max_message_bytes {
+                return Ok(None);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let read = match left.is_zero() {
@@ -356,7 +363,10 @@ impl Client {
             };
             match read {
                 Ok(0) => return Err(ClientError::Closed { path: self.path.clone() }),
-                Ok(count) => self.framer.push(&buffer[..count]),
+                Ok(count) => {
+                    self.framer.push(&buffer[..count]);
+                    late = late.saturating_add(if left.is_zero() { count } else { 0 });
+                }
                 Err(error) if is_timeout(&error) && left.is_zero() => return Ok(None),
                 Err(error) if is_timeout(&error) => {}
                 Err(error) => return Err(self.io_error(error)),

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const IMPATIENCE: Duration = Duration::from_millis(100);
@@ -132,6 +132,22 @@ fn a_server_that_only_sends_events_is_given_up_in_time() {
     let mut client = Client::connect(&path, Duration::from_millis(300)).unwrap();
     let error = client.run(&qapi::query_status {}).unwrap_err();
     assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
+}
+
+#[test]
+fn blanks_without_end_are_no_answer() {
+    let (_directory, path) = serve(|stream| {
+        // Two, so that there is always something to read.
+        for _ in 0..2 {
+            let mut stream = stream.get_ref().try_clone().unwrap();
+            thread::spawn(move || while stream.write_all(&[b' '; 100_000]).is_ok() {});
+        }
+        keep_open(stream);
+    });
+    let begin = Instant::now();
+    let error = Client::connect_limited(&path, IMPATIENCE, 1 << 16).unwrap_err();
+    assert!(matches!(error, ClientError::NoGreeting { .. }), "{error}");
+    assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
 }
 
 #[test]

@@ -268,11 +268,13 @@ impl PeerVm {
     ///
     /// The process cannot be asked for.
     pub fn failed_assertion(&mut self) -> Result<Option<String>> {
-        if self.child.try_wait()?.is_none() {
-            return Ok(None);
-        }
         let words = fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default();
-        Ok(words.lines().find(|line| line.contains("Assertion")).map(str::to_owned))
+        let assertion = words.lines().find(|line| line.contains("Assertion")).map(str::to_owned);
+        if assertion.is_some() {
+            // Its console is closed before it can be waited for.
+            self.child.wait()?;
+        }
+        Ok(assertion)
     }
 
     /// Lets the guest power off, and waits for the end of the process.

@@ -86,8 +86,10 @@ fn balance(kernel: guest_image::GuestKernel) -> Result<ExitCode> {
     std::fs::create_dir_all(&output)?;
     let record = output.join("balance.record");
     // A recording is continued where there is one.
-    if record.exists() {
-        std::fs::remove_file(&record)?;
+    for old in [record.clone(), record.with_extension("2.record")] {
+        if old.exists() {
+            std::fs::remove_file(&old)?;
+        }
     }
     let mut rig = std::process::Command::new(std::env::current_exe()?);
     rig.args(["rig", "--writable"]).arg(&output);

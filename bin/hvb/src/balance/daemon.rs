@@ -43,11 +43,19 @@ pub(super) fn run(args: DaemonArgs) -> Result<()> {
     let token = listen_token_file.as_deref().map(Token::read).transpose()?;
     let socket = listen.map(|listen| Socket::bind(listen, token)).transpose()?;
     let config_file: Option<PathBuf> = config.clone();
-    let mut is_first = true;
+    let mut was_empty = None;
     let load = move || {
-        let again = !std::mem::take(&mut is_first);
-        let checked = config.as_deref().filter(|_| again).map_or(Ok(()), can_be_read_again);
-        checked.and_then(|()| load(config.as_deref(), &vms)).map_err(|error| chain(&error))
+        let file = config.as_deref();
+        let checked = match (file, was_empty) {
+            (Some(file), Some(was_empty)) => can_be_read_again(file, was_empty),
+            _ => Ok(()),
+        };
+        let loaded = checked.and_then(|()| load(file, &vms));
+        if loaded.is_ok() {
+            let found = file.and_then(|file| fs::metadata(file).ok());
+            was_empty = Some(found.is_some_and(|found| found.len() == 0));
+        }
+        loaded.map_err(|error| chain(&error))
     };
     let daemon = Daemon::start(Setup {
         load: Box::new(load),
@@ -79,15 +87,13 @@ pub(crate) fn allow_descriptors() {
 }
 
 /// Refuses what is no file to read again: a pipe, which would hold up all machines until somebody writes to
-/// it and then has nothing more, and an empty file, which is one that somebody is writing.
-fn can_be_read_again(file: &Path) -> Result<()> {
-    let found = fs::metadata(file).with_context(|| file.display().to_string())?;
-    ensure!(found.is_file(), "{}: no regular file, and read at the start only", file.display());
-    ensure!(
-        found.len() > 0,
-        "{}: empty; for the defaults, write a comment into it",
-        file.display()
-    );
+/// it and then has nothing more, and a file that has become empty, which is one that somebody is writing.
+fn can_be_read_again(file: &Path, was_empty: bool) -> Result<()> {
+    let (found, name) = (fs::metadata(file), file.display());
+    let found = found.with_context(|| name.to_string())?;
+    ensure!(found.is_file(), "{name}: no regular file, and read at the start only");
+    let remedy = "to go back to the defaults, write a comment into it";
+    ensure!(was_empty || found.len() > 0, "{name}: it has become empty; {remedy}");
     Ok(())
 }
 

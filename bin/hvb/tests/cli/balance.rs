@@ -198,7 +198,7 @@ fn a_signal_or_a_changed_file_has_it_read_and_a_wrong_one_is_refused() {
     eventually("it is refused", || place.log().contains("line 2: invalid size '12Q'"));
     assert!(place.log().contains("the configuration before it stays in force"));
     place.write("");
-    eventually("it is refused", || place.log().contains("balance.toml: empty; for the defaults,"));
+    eventually("it is refused", || place.log().contains("balance.toml: it has become empty;"));
     let config = place.path("balance.toml");
     fs::remove_file(&config).unwrap();
     assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());

@@ -89,6 +89,7 @@ fn run(plan: &Plan) -> Result<()> {
     ensure!(fits == 0, "{fits} fit without a balancer");
 
     println!("\nwith `hvb balance`:");
+    machines.iter_mut().try_for_each(Member::revive)?;
     let balancer = Balancer::start(directory.path(), &plan.record)?;
     let mut worked = balancer.wait_for_all(machines.len());
     for machine in &mut machines {
