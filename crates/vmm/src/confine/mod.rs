@@ -190,6 +190,9 @@ impl Confinement {
 /// learn the limit once there are more than eight arenas (one for each thread).
 fn settle_allocator() {
     const THREADS: usize = 12;
+    // Enough that freeing it shrinks an arena. With 2 MiB in one, which two threads may share, the kernel
+    // could put a huge page there and leave all of it.
+    const BLOCKS: usize = 24;
     let (arrive, arrivals) = channel();
     let gate = Mutex::new(());
     std::thread::scope(|scope| {
@@ -197,13 +200,14 @@ fn settle_allocator() {
         for _ in 0..THREADS {
             let (arrive, gate) = (arrive.clone(), &gate);
             let use_arena = move || {
-                let memory = std::hint::black_box(vec![vec![1_u8; 16 << 10]; 64]);
+                let memory = std::hint::black_box(vec![vec![1_u8; 16 << 10]; BLOCKS]);
                 drop(arrive);
                 drop(gate.lock());
                 drop(memory);
             };
-            // If the system has no room for so many threads, the VM will not have more either.
-            let _ = std::thread::Builder::new().spawn_scoped(scope, use_arena);
+            // The C library keeps the stacks of threads that end, for those to come: they are to have the
+            // same size. If the system has no room for so many threads, the VM will not have more either.
+            let _ = Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, use_arena);
         }
         drop(arrive);
         // Nobody sends. This returns when the last sender is dropped, so all threads have
