@@ -63,13 +63,16 @@ impl Subject {
 
 /// Runs cargo-mutants for each crate. Fails if a mutant of any of them was missed.
 pub(crate) fn main(args: &MutantsArgs) -> Result<ExitCode> {
+    // cargo-mutants makes one directory only.
+    let output = workspace::target().join("mutants");
+    std::fs::create_dir_all(&output)?;
     let mut code = ExitCode::SUCCESS;
     let subjects = Subject::value_variants().iter();
     for &subject in subjects.filter(|subject| args.only.is_none_or(|only| only == **subject)) {
         let mut command = TOOL.command()?;
         command.args(["--package", subject.name(), "--test-package", subject.judges()]);
         command.args(["--minimum-test-timeout", LEAST_LIMIT_SECONDS, "--no-shuffle"]);
-        command.arg("--output").arg(workspace::target().join("mutants").join(subject.name()));
+        command.arg("--output").arg(output.join(subject.name()));
         if let Some(shard) = &args.shard {
             command.args(["--shard", shard]);
         }
