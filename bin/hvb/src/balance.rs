@@ -37,7 +37,10 @@ pub(crate) fn run(args: BalanceArgs) -> Result<()> {
     match args.command {
         None if args.daemon.check => {
             let file = args.daemon.config.as_deref();
-            report::text(&file::print(&daemon::load(file, &args.daemon.vms)?)?)
+            let configuration = daemon::load(file, &args.daemon.vms)?;
+            // As the daemon does when it starts.
+            balance_host::find(&configuration.patterns)?;
+            report::text(&file::print(&configuration)?)
         }
         None => daemon::run(args.daemon),
         Some(BalanceCommand::Status { json, control }) => operator::status(&control.path()?, json),

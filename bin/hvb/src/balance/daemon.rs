@@ -110,7 +110,6 @@ pub(crate) fn load(file: Option<&Path>, vms: &[String]) -> Result<Configuration>
         let usual = names::directory()?.join("*.sock");
         configuration.patterns = vec![usual.display().to_string()];
     }
-    balance_host::find(&configuration.patterns)?;
     Ok(configuration)
 }
 
