@@ -1,6 +1,6 @@
 //! The settings of the balancer as a TOML file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::marker::PhantomData;
 use std::path::Path;
@@ -319,7 +319,8 @@ pub(super) fn print(configuration: &Configuration) -> Result<String> {
 /// # Errors
 /// A word is none, or is no setting.
 pub(crate) fn wish(words: &[String]) -> Result<Wish> {
-    let mut table = Table::new();
+    let mut keys = BTreeSet::new();
+    let mut wish = Wish::default();
     for word in words {
         let (key, value) = word
             .split_once('=')
@@ -330,17 +331,17 @@ pub(crate) fn wish(words: &[String]) -> Result<Wish> {
             text => definition::scalar(text),
         };
         // By itself, so that an error names it.
-        VmTable::deserialize(Table::from_iter([(key.to_owned(), value.clone())])).map_err(
+        let table = VmTable::deserialize(Table::from_iter([(key.to_owned(), value)])).map_err(
             |error: toml::de::Error| {
                 anyhow!("{word}: {}", error.message().trim_end().replace('\n', "; "))
             },
         )?;
-        if table.insert(key.to_owned(), value).is_some() {
+        if !keys.insert(key) {
             bail!("'{key}' is given twice");
         }
+        wish = table.wish().over(wish);
     }
-    let table: VmTable = table.try_into()?;
-    Ok(table.wish())
+    Ok(wish)
 }
 
 #[cfg(test)]
