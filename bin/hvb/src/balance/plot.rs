@@ -92,34 +92,29 @@ impl Curves {
         #[expect(clippy::cast_precision_loss, reason = "a place in a picture")]
         let at = at_ms as f64 / 1000.0;
         if let Some(last) = self.last.replace(at).filter(|last| at - last > GAP_SECONDS) {
-            self.interrupt(last);
+            // All lines end there; what follows begins others.
+            self.push(last, None, &BTreeMap::new());
         }
-        let host = Some(&status.host).filter(|host| host.zone != "unknown");
-        let (memory, stalls) = &mut self.host;
-        push(memory, at, host, &HOST_MEMORY);
-        push(stalls, at, host, &HOST_STALLS);
         for vm in &status.vms {
             if names.is_empty() || names.contains(&vm.name) {
                 self.vms.entry(vm.name.clone()).or_default();
             }
         }
-        let present: BTreeMap<&str, &VmStatus> =
-            status.vms.iter().map(|vm| (vm.name.as_str(), vm)).collect();
-        for (name, (memory, pressure)) in &mut self.vms {
-            // What a monitor that does not answer said before is not true now.
-            let vm = present.get(name.as_str()).filter(|vm| vm.problem.is_none()).copied();
-            push(memory, at, vm, &VM_MEMORY);
-            push(pressure, at, vm, &VM_PRESSURE);
-        }
+        let host = Some(&status.host).filter(|host| host.zone != "unknown");
+        // What a monitor that does not answer said before is not true now.
+        let answer = status.vms.iter().filter(|vm| vm.problem.is_none());
+        self.push(at, host, &answer.map(|vm| (vm.name.as_str(), vm)).collect());
     }
 
-    /// Ends all lines here; what follows begins others.
-    fn interrupt(&mut self, at: f64) {
-        push(&mut self.host.0, at, None, &HOST_MEMORY);
-        push(&mut self.host.1, at, None, &HOST_STALLS);
-        for (memory, pressure) in self.vms.values_mut() {
-            push(memory, at, None, &VM_MEMORY);
-            push(pressure, at, None, &VM_PRESSURE);
+    /// Adds a point to all curves, or a gap.
+    fn push(&mut self, at: f64, host: Option<&HostStatus>, vms: &BTreeMap<&str, &VmStatus>) {
+        let (memory, stalls) = &mut self.host;
+        push(memory, at, host, &HOST_MEMORY);
+        push(stalls, at, host, &HOST_STALLS);
+        for (name, (memory, pressure)) in &mut self.vms {
+            let vm = vms.get(name.as_str()).copied();
+            push(memory, at, vm, &VM_MEMORY);
+            push(pressure, at, vm, &VM_PRESSURE);
         }
     }
 
