@@ -41,14 +41,27 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 ///
 /// `probe` fails, or returns no value within [`PATIENCE`]; the error then says what was awaited:
 /// `what`.
-pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait_for<T>(what: &str, probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    match poll_for(PATIENCE, probe)? {
+        Some(found) => Ok(found),
+        None => bail!("{what}: not within {PATIENCE:?}"),
+    }
+}
+
+/// Polls `probe` until it returns a value; `None` if it has returned none within `limit`.
+///
+/// # Errors
+///
+/// `probe` fails.
+pub fn poll_for<T>(
+    limit: Duration,
+    mut probe: impl FnMut() -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    let deadline = Instant::now() + limit;
     loop {
-        if let Some(found) = probe()? {
+        let found = probe()?;
+        if found.is_some() || Instant::now() > deadline {
             return Ok(found);
-        }
-        if Instant::now() > deadline {
-            bail!("{what}: not within {PATIENCE:?}");
         }
         std::thread::sleep(Duration::from_millis(50));
     }

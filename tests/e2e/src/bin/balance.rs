@@ -15,14 +15,13 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use e2e::cgroup::Group;
 use e2e::peer::{Machine, Peer, PeerVm};
-use e2e::{MIB, Setup, wait_for};
+use e2e::{MIB, Setup, poll_for, wait_for};
 use serde_json::{Value, json};
 
 /// What a process needs in each guest in turn.
@@ -191,16 +190,10 @@ impl<'a> Member<'a> {
 
     /// Waits until there is room for the next step, but not for ever; whether there is.
     fn wait_for_room(&mut self) -> Result<bool> {
-        let begin = Instant::now();
-        loop {
-            if self.vm.agent.meminfo()?.available >= ROOM {
-                return Ok(true);
-            }
-            if begin.elapsed() >= ITS_PATIENCE {
-                return Ok(false);
-            }
-            sleep(Duration::from_millis(250));
-        }
+        let room = poll_for(ITS_PATIENCE, || {
+            Ok((self.vm.agent.meminfo()?.available >= ROOM).then_some(()))
+        })?;
+        Ok(room.is_some())
     }
 
     /// Lets a process fill memory and verify it; returns how long that took, in seconds.
