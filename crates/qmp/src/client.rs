@@ -263,23 +263,23 @@ impl Client {
         let deadline = Instant::now() + self.timeout;
         self.stream.write_all(format!("{request}\n").as_bytes()).map_err(|e| self.io_error(e))?;
         loop {
-            let result = match self.receive(deadline)? {
+            match self.receive(deadline)? {
                 None => return Err(self.timed_out(command)),
                 // A late answer carries the id of an older command; a parse error carries none.
-                Some(Message::Answer { id, result }) if id == wanted || id.is_null() => result,
-                Some(Message::Answer { .. }) if Instant::now() < deadline => continue,
-                Some(Message::Event(event)) if Instant::now() < deadline => {
-                    self.keep(event);
-                    continue;
+                Some(Message::Answer { id, result }) if id == wanted || id.is_null() => {
+                    return result.map_err(|Failure { class, desc }| ClientError::Command {
+                        command: command.to_owned(),
+                        class,
+                        desc,
+                    });
                 }
-                // A server that says something else all the time has not answered either.
-                Some(_) => return Err(self.timed_out(command)),
-            };
-            return result.map_err(|Failure { class, desc }| ClientError::Command {
-                command: command.to_owned(),
-                class,
-                desc,
-            });
+                Some(Message::Answer { .. }) => {}
+                Some(Message::Event(event)) => self.keep(event),
+            }
+            // A server that says something else all the time has not answered either.
+            if Instant::now() >= deadline {
+                return Err(self.timed_out(command));
+            }
         }
     }
 
