@@ -1,7 +1,6 @@
 //! Finds VMs: sockets under a glob, each with a name.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
@@ -47,7 +46,8 @@ pub fn find(patterns: &[String]) -> Result<BTreeMap<PathBuf, Found>, BadPattern>
             |error: glob::PatternError| BadPattern { pattern: pattern.clone(), reason: error.msg };
         // Directories that cannot be read have no sockets for this user.
         let paths = glob::glob(pattern).map_err(bad)?.flatten();
-        for path in paths.filter(|path| !is_hidden(pattern, path)) {
+        let dotted = dotted(pattern);
+        for path in paths.filter(|path| !is_hidden(path, &dotted)) {
             if found.len() == MAX_VMS {
                 tracing::warn!("more than {MAX_VMS} sockets match: the others are left alone");
                 return Ok(found);
@@ -64,22 +64,18 @@ pub fn find(patterns: &[String]) -> Result<BTreeMap<PathBuf, Found>, BadPattern>
     Ok(found)
 }
 
+/// The parts of a pattern that are meant for names that begin with a dot.
+fn dotted(pattern: &str) -> Vec<glob::Pattern> {
+    let parts = pattern.split('/').filter(|part| part.starts_with('.'));
+    parts.filter_map(|part| glob::Pattern::new(part).ok()).collect()
+}
+
 /// Whether a wildcard stands for a name that begins with a dot. (The option of `glob` that looks for that
 /// panics where a name is not UTF-8, in version 0.3.4.)
-fn is_hidden(pattern: &str, path: &Path) -> bool {
-    let dots = |path: &Path| -> Vec<OsString> {
-        let parts = path.components().map(|part| part.as_os_str().to_owned());
-        parts.filter(|part| part.as_bytes().starts_with(b".")).collect()
-    };
-    let meant = dots(Path::new(pattern));
-    let is_meant = |part: &OsString| {
-        let matches = |meant: &OsString| {
-            let pattern = meant.to_str().and_then(|meant| glob::Pattern::new(meant).ok());
-            pattern.is_some_and(|pattern| part.to_str().is_some_and(|part| pattern.matches(part)))
-        };
-        meant.iter().any(|meant| meant == part || matches(meant))
-    };
-    dots(path).iter().any(|part| !is_meant(part))
+fn is_hidden(path: &Path, dotted: &[glob::Pattern]) -> bool {
+    let is_meant = |part: &str| dotted.iter().any(|pattern| pattern.matches(part));
+    let mut parts = path.components().map(|part| part.as_os_str());
+    parts.any(|part| part.as_bytes().starts_with(b".") && !part.to_str().is_some_and(is_meant))
 }
 
 /// Leaves one path of each socket: a socket that was told by two names would be two VMs, of twice the memory.

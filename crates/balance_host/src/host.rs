@@ -128,17 +128,9 @@ impl HostReader {
 
 /// The text of a file of `/proc` or `/sys`, which has no size to ask for: in as few reads as it takes.
 pub(crate) fn text(file: &Path) -> io::Result<String> {
-    let mut file = fs::File::open(file)?;
-    let mut text = Vec::new();
-    let mut buffer = [0; 8 * 1024];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => text.extend_from_slice(buffer.get(..count).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let mut text = Vec::with_capacity(8 * 1024);
+    // A plain file would be asked for its size and place first.
+    fs::File::open(file)?.take(u64::MAX).read_to_end(&mut text)?;
     // The name of a process may be any bytes.
     Ok(String::from_utf8_lossy(&text).into_owned())
 }

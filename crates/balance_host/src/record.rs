@@ -270,21 +270,18 @@ fn aside(path: &Path) -> PathBuf {
 
 /// Where the last whole frame of a recording ends.
 fn end_of(file: &File, path: &Path) -> Result<u64, RecordError> {
+    let io = |source| RecordError::Io { path: path.to_owned(), source };
     let mut entries = Entries::begin(BufReader::new(file), path)?;
     loop {
         match entries.next() {
             Ok(Some(_)) => {}
             // The rest of an entry that was being written, or a length that is damaged.
-            Ok(None) => {
-                let end = entries.end;
-                let io = |source| RecordError::Io { path: path.to_owned(), source };
-                let is_cut = !has_frame(&rest_of(file, end).map_err(io)?);
-                return if is_cut { Ok(end) } else { Err(entries.damaged()) };
+            Ok(None) if has_frame(&rest_of(file, entries.end).map_err(io)?) => {
+                return Err(entries.damaged());
             }
-            Err(error @ RecordError::Damaged { .. }) => {
-                let end = entries.end;
-                let io = |source| RecordError::Io { path: path.to_owned(), source };
-                return if is_zero_from(file, end).map_err(io)? { Ok(end) } else { Err(error) };
+            Ok(None) => return Ok(entries.end),
+            Err(RecordError::Damaged { .. }) if is_zero_from(file, entries.end).map_err(io)? => {
+                return Ok(entries.end);
             }
             Err(error) => return Err(error),
         }
