@@ -149,11 +149,9 @@ fn measure(cli: &Cli, vms: &[Vm], process: &Process, control: &Path) -> Result<(
         operator.is_some()
     });
     let mut operator = operator.context("it listens")?;
-    let deadline = Instant::now() + PATIENCE;
-    while !knows_all(&operator.status()?, vms.len()) {
-        ensure!(Instant::now() < deadline, "never: it has a report of each guest");
-        thread::sleep(Duration::from_millis(50));
-    }
+    eventually("it has a report of each guest", || {
+        operator.status().is_ok_and(|status| knows_all(&status, vms.len()))
+    });
     drop(operator);
     thread::sleep(Duration::from_secs(5));
 
