@@ -86,5 +86,5 @@ pub use platform::{Bound, BusMemory, MemoryGuard, Platform};
 pub use reporting::{FreePages, Reported};
 pub use saved_state::{FormatError, SavedState};
 pub use shared::BusHandle;
-pub use supervisor::{HostFailure, Report, Supervisor, Thread};
+pub use supervisor::{HostFailure, Report, Supervisor, THREAD_STACK_BYTES, Thread};
 pub use trace::Trace;

@@ -24,9 +24,10 @@ pub enum Thread {
     Memory,
 }
 
-/// The size of a thread's stack. Smaller than a huge page, so that the kernel cannot back a whole one with
-/// memory because of the few pages that a thread uses, as it does where transparent huge pages are always on.
-const STACK_BYTES: usize = 512 << 10;
+/// The size of the stacks of this crate's threads, in bytes, and a good one for a VMM's others. Smaller than a
+/// huge page, so that the kernel cannot back a whole one with memory because of the few pages that a thread
+/// uses, as it does where transparent huge pages are always on.
+pub const THREAD_STACK_BYTES: usize = 512 << 10;
 
 impl Thread {
     /// The thread's name, as debuggers show it.
@@ -40,7 +41,7 @@ impl Thread {
 
     /// What such a thread starts with.
     pub(crate) fn builder(self) -> Builder {
-        Builder::new().name(self.name().into()).stack_size(STACK_BYTES)
+        Builder::new().name(self.name().into()).stack_size(THREAD_STACK_BYTES)
     }
 }
 

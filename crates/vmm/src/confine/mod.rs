@@ -14,6 +14,7 @@ use std::thread::Builder;
 
 use confinement::{ApplyError, Filter, Mode};
 use qmp::ServerThread;
+use vmbus_kvm::THREAD_STACK_BYTES;
 
 use crate::control::{Control, ControlSender};
 use crate::error::{MachineError, VmmError};
@@ -56,10 +57,6 @@ pub fn confine_log_thread(seccomp: Seccomp) -> Result<(), VmmError> {
 /// The advice printed after the name of a forbidden call.
 const ADVICE: &str = "either the guest has taken over hvb, or this is a defect of hvb; please \
                       report this line. With --seccomp log such calls are made";
-
-/// The size of a thread's stack. Smaller than a huge page, so that the kernel cannot back a whole one with
-/// memory because of the few pages that a thread uses, as it does where transparent huge pages are always on.
-const STACK_BYTES: usize = 512 << 10;
 
 /// A kind of thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +124,7 @@ impl Thread {
 
     /// What such a thread starts with.
     pub(crate) fn builder(self) -> Builder {
-        Builder::new().name(self.name().into()).stack_size(STACK_BYTES)
+        Builder::new().name(self.name().into()).stack_size(THREAD_STACK_BYTES)
     }
 }
 
@@ -207,7 +204,7 @@ fn settle_allocator() {
             };
             // The C library keeps the stacks of threads that end, for those to come: they are to have the
             // same size. If the system has no room for so many threads, the VM will not have more either.
-            let _ = Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, use_arena);
+            let _ = Builder::new().stack_size(THREAD_STACK_BYTES).spawn_scoped(scope, use_arena);
         }
         drop(arrive);
         // Nobody sends. This returns when the last sender is dropped, so all threads have
