@@ -260,9 +260,9 @@ fn the_size_of_a_memory_device_is_an_event_of_which_the_newest_counts() {
     for bytes in 0..20_000 {
         events.emit(&size(bytes));
     }
-    let mut rest = slow.reader.lines().map(|line| line.unwrap());
-    let last = rest.find(|line| line.contains("19999")).unwrap();
-    let last: Value = serde_json::from_str(&last).unwrap();
+    let lines = slow.reader.lines().map(|line| line.unwrap());
+    let mut events = lines.map(|line| serde_json::from_str::<Value>(&line).unwrap());
+    let last = events.find(|event| event["data"]["size"] == 19_999).unwrap();
     assert_eq!(last["event"], "MEMORY_DEVICE_SIZE_CHANGE");
     let expected = json!({ "id": "b0", "size": 19_999, "qom-path": "/machine/peripheral/b0" });
     assert_eq!(last["data"], expected);
