@@ -3,11 +3,11 @@
 //! A slot holds the newest of each thing and nothing else, so no thread can fill another's memory or
 //! wait for it.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::reading::{Link, Reading};
@@ -69,11 +69,11 @@ pub(crate) struct Target {
     pub(crate) number: u64,
 }
 
-/// What a VM's thread and the loop share.
-#[derive(Debug)]
+/// What a VM's thread, the watch and the loop share.
+#[derive(Debug, Default)]
 pub(crate) struct Slot {
     state: Mutex<SlotState>,
-    wake: OwnedFd,
+    called: Condvar,
 }
 
 /// A process that serves a monitor.
@@ -115,6 +115,8 @@ pub(crate) struct SlotState {
     /// What the monitor said to the last order, if it refused.
     pub(crate) refusal: Option<String>,
     pub(crate) end: bool,
+    /// Somebody wants the VM's thread.
+    is_called: bool,
     /// Try to connect now.
     pub(crate) hurry: bool,
     /// What the loop knew when it last looked: used memory and size.
@@ -122,30 +124,39 @@ pub(crate) struct SlotState {
 }
 
 impl Slot {
-    pub(crate) fn new() -> std::io::Result<Self> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { state: Mutex::default(), wake })
-    }
-
     pub(crate) fn lock(&self) -> MutexGuard<'_, SlotState> {
         lock(&self.state)
     }
 
-    /// Changes the state and wakes the VM's thread.
+    /// Changes the state and calls the VM's thread.
     pub(crate) fn tell(&self, change: impl FnOnce(&mut SlotState)) {
-        change(&mut self.lock());
-        // A counter that is full has woken it already.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        let mut state = self.lock();
+        change(&mut state);
+        state.is_called = true;
+        drop(state);
+        self.called.notify_one();
     }
 
-    /// Readable once the thread was woken.
-    pub(crate) fn wake(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+    /// Waits until the VM's thread is called, at most `patience`. A call before that counts.
+    pub(crate) fn wait(&self, patience: Option<Duration>) {
+        let mut state = self.lock();
+        let is_quiet = |state: &mut SlotState| !state.is_called;
+        state = match patience {
+            None => self.called.wait_while(state, is_quiet).unwrap_or_else(PoisonError::into_inner),
+            Some(patience) => {
+                let waited = self.called.wait_timeout_while(state, patience, is_quiet);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        state.is_called = false;
     }
 
-    pub(crate) fn awake(&self) {
-        // Nothing to read is as good.
-        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+    /// Takes a reading in, and has the loop look at it at once if it should.
+    pub(crate) fn publish(&self, reading: Reading, bell: &Bell) {
+        let is_urgent = self.lock().publish(reading);
+        if is_urgent {
+            bell.ring(|calls| calls.decide = true);
+        }
     }
 }
 
@@ -164,7 +175,7 @@ impl SlotState {
     }
 
     /// Takes a reading in; whether the loop should look at it at once.
-    pub(crate) fn publish(&mut self, reading: Reading) -> bool {
+    fn publish(&mut self, reading: Reading) -> bool {
         self.read_after = self.done;
         let (used_kib, actual_kib) = usage(&reading);
         let is_urgent = self.seen_kib.is_none_or(|(seen_used, seen_actual)| {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
-use std::{fs, thread};
+use std::{fs, io, thread};
 
 use balancer::HostSample;
 use qmp::{Server, ServerError};
@@ -17,8 +17,9 @@ use crate::host::HostReader;
 use crate::process::Figures;
 use crate::reading::{Link, Stamped};
 use crate::record::{RecordError, Recorder};
-use crate::session::Session;
+use crate::session::{Common, Session};
 use crate::view::View;
+use crate::watch::Watch;
 use crate::wish::Configuration;
 
 /// Host and processes are read this often, and at least as often a decision is made.
@@ -32,7 +33,7 @@ const FIND_MS: u64 = 2000;
 const MEET_MS: u64 = 2000;
 
 /// Reports that arrive within this time are answered by one decision.
-const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// How long the end waits for VMs to be told their last size.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -94,6 +95,9 @@ pub enum DaemonError {
     /// The control socket cannot be served.
     #[error(transparent)]
     Control(#[from] ServerError),
+    /// There is no thread or descriptor to wait for monitors.
+    #[error("cannot wait for monitors: {0}")]
+    Watch(#[source] io::Error),
     /// The file for the recording cannot be written.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -111,6 +115,7 @@ pub struct Daemon {
     clock: Clock,
     bell: Arc<Bell>,
     core: Arc<Mutex<Core>>,
+    watch: Arc<Watch>,
     vms: BTreeMap<PathBuf, Attached>,
     host: Option<Stamped<HostSample>>,
     _control: Option<Server>,
@@ -173,6 +178,7 @@ impl Daemon {
             Server::start_for(&path, Arc::new(commands))
         };
         let server = control.map(serve).transpose()?;
+        let watch = Watch::start(clock, Arc::clone(&bell)).map_err(DaemonError::Watch)?;
         Ok(Self {
             load,
             file,
@@ -184,6 +190,7 @@ impl Daemon {
             clock,
             bell,
             core,
+            watch: Arc::new(watch),
             vms: BTreeMap::new(),
             host: None,
             _control: server,
@@ -230,6 +237,8 @@ impl Daemon {
                 find_at_ms = now_ms.saturating_add(FIND_MS);
             }
             if now_ms >= next_ms {
+                // Only a panic ends it. Better no balancer, which is started again, than a deaf one.
+                assert!(!self.watch.has_ended(), "the watch over monitors has ended");
                 self.look();
                 notify(Notice::Alive);
                 next_ms = now_ms.saturating_add(PERIOD_MS);
@@ -290,7 +299,12 @@ impl Daemon {
                 vm.found.name = found.name;
                 continue;
             }
-            let common = (self.clock, Arc::clone(&self.bell), self.dry_run);
+            let common = Common {
+                clock: self.clock,
+                bell: Arc::clone(&self.bell),
+                watch: Arc::clone(&self.watch),
+                dry: self.dry_run,
+            };
             match Session::start(&found.name, &socket, common) {
                 Ok(session) => {
                     self.vms.insert(socket, Attached { found, session, process: None });

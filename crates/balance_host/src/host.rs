@@ -228,6 +228,7 @@ mod tests {
             let status =
                 format!("Name:\tx\nVmRSS:\t  {pid}000 kB\nVmSwap:\t 5 kB\nHugetlbPages:\t 0 kB\n");
             write(path, &format!("proc/{pid}/status"), &status);
+            write(path, &format!("proc/{pid}/statm"), "1 1 1 1 0 1 0\n");
             write(path, &format!("proc/{pid}/cgroup"), &format!("0::/{group}\n"));
         }
         let group = |file: &str| format!("sys/fs/cgroup/{file}");
@@ -264,19 +265,28 @@ mod tests {
     fn a_process_is_read_anew_and_one_that_ends_is_another_when_its_number_comes_back() {
         let root = host();
         let path = root.path();
-        let status = |rss: u32| {
-            let _ = fs::remove_dir_all(path.join("proc/7"));
-            write(path, "proc/7/status", &format!("VmRSS:\t {rss} kB\n"));
+        let write = |statm: &str, status: &str| {
+            write(path, "proc/7/statm", statm);
+            write(path, "proc/7/status", status);
         };
+        let end = || fs::remove_dir_all(path.join("proc/7")).unwrap();
         let mut reader = HostReader::under(path);
         let mut rss = || Some(reader.read(&[Some(7)]).processes.pop()??.sample.rss_kib);
-        status(1000);
+        write("900 250", "VmRSS:\t 1000 kB\n");
         assert_eq!(rss(), Some(1000));
-        // The same file, as the kernel has it.
-        fs::write(path.join("proc/7/status"), "VmRSS:\t 2000 kB\n").unwrap();
+        // The same files, as the kernel has them.
+        write("900 500", "VmRSS:\t 2000 kB\n");
         assert_eq!(rss(), Some(2000));
+        // A change that `statm` does not show is seen with the next reading of the whole.
+        write("900 500", "VmRSS:\t 2000 kB\nHugetlbPages:\t 2048 kB\n");
+        let seen: Vec<_> = std::iter::from_fn(&mut rss).take(20).collect();
+        assert_eq!((seen[0], seen[19]), (2000, 2048));
+        // With memory of the pool, the whole is read each time.
+        write("900 500", "VmRSS:\t 2000 kB\nHugetlbPages:\t 4096 kB\n");
+        assert_eq!(rss(), Some(4096));
         assert_eq!(reader.read(&[]).processes, []);
-        status(3000);
+        end();
+        write("900 750", "VmRSS:\t 3000 kB\n");
         let again = reader.read(&[Some(7)]).processes.pop().unwrap().unwrap();
         assert_eq!(again.sample.rss_kib, 3000);
     }

@@ -5,7 +5,8 @@
 //!   the targets.
 //! - `finder` finds the VMs: sockets under a glob, and their names.
 //! - `session` speaks with one VM's monitor, on a thread of its own, so that a monitor that hangs
-//!   delays nobody; `machine` knows the three kinds of monitors.
+//!   delays nobody; `machine` knows the three kinds of monitors. `watch` takes the reports of all guests
+//!   while nothing else is wanted of their monitors, and `rate` limits what one may say.
 //! - `host`, `process` and `cgroup` read the host's side from `/proc` and `/sys`.
 //! - [`Core`] turns all of it into samples for the `balancer`, and decisions into orders. It knows no
 //!   clock, file or socket: time is an argument.
@@ -26,12 +27,14 @@ mod host;
 mod machine;
 mod operator;
 mod process;
+mod rate;
 mod reading;
 mod record;
 mod replay;
 mod session;
 mod status;
 mod view;
+mod watch;
 mod wish;
 
 pub use balancer::{MAX_KIB, Policy};

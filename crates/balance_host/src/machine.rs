@@ -85,7 +85,8 @@ impl Books {
 }
 
 /// What an event means for whoever reads the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// More important ones are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Meaning {
     /// Nothing.
     Nothing,
@@ -190,33 +191,28 @@ impl Machine {
         }
     }
 
+    /// What the machine is like by a report that has come, if that needs no command.
+    pub(crate) fn at_hand(&mut self, now_ms: u64) -> Option<Reading> {
+        self.fresh?;
+        let books = self.books.take().filter(|books| books.hold(now_ms))?;
+        Some(self.settle(books, now_ms))
+    }
+
     /// Reads the machine. `now_ms` is asked for when the answers are there.
     pub(crate) fn read(
         &mut self,
         client: &mut Client,
         now_ms: impl Fn() -> u64,
     ) -> Result<Reading, ClientError> {
-        let mut told_kib = None;
-        let mut obstacle = None;
+        if let Some(reading) = self.at_hand(now_ms()) {
+            return Ok(reading);
+        }
         let can_report = match &mut self.kind {
-            Kind::Own { reports } => {
-                let has_report = self.fresh.is_some();
-                let books = self.books.take().filter(|books| has_report && books.hold(now_ms()));
-                let (info, asked_ms) = match books {
-                    Some(Books { info, asked_ms }) => (info, asked_ms),
-                    None => (client.run(&XQueryDynamicMemory {})?, now_ms()),
-                };
-                self.facts = facts_of(&info);
-                self.actual_kib = info.actual / KIB;
-                if let Some((report, size)) = self.fresh.take() {
-                    // Events come in order, so the size was right when the guest reported.
-                    self.report = Some(report.of_guest(size, &Known::of(&info)));
-                }
-                told_kib = info.target.map(|bytes| bytes / KIB);
-                let words = info.stopped.as_ref().or(info.waiting.as_ref());
-                obstacle = words.map(|words| short(words));
-                self.books = Some(Books { info, asked_ms }).filter(Books::are_settled);
-                *reports
+            Kind::Own { .. } => {
+                self.books = None;
+                let info = client.run(&XQueryDynamicMemory {})?;
+                let asked_ms = now_ms();
+                return Ok(self.settle(Books { info, asked_ms }, asked_ms));
             }
             Kind::HvBalloon { reports, assigned_kib } => {
                 self.actual_kib = size(client)?;
@@ -249,14 +245,37 @@ impl Machine {
                 false
             }
         };
-        Ok(Reading {
+        Ok(self.reading(can_report, now_ms()))
+    }
+
+    /// Puts the books of one of our own machines and its guest's report together.
+    fn settle(&mut self, books: Books, now_ms: u64) -> Reading {
+        let info = &books.info;
+        self.facts = facts_of(info);
+        self.actual_kib = info.actual / KIB;
+        if let Some((report, size)) = self.fresh.take() {
+            // Events come in order, so the size was right when the guest reported.
+            self.report = Some(report.of_guest(size, &Known::of(info)));
+        }
+        let words = info.stopped.as_ref().or(info.waiting.as_ref());
+        let reading = Reading {
+            told_kib: info.target.map(|bytes| bytes / KIB),
+            obstacle: words.map(|words| short(words)),
+            ..self.reading(matches!(self.kind, Kind::Own { reports: true }), now_ms)
+        };
+        self.books = Some(books).filter(Books::are_settled);
+        reading
+    }
+
+    fn reading(&self, can_report: bool, now_ms: u64) -> Reading {
+        Reading {
             facts: self.facts,
-            actual: Stamped { value: self.actual_kib, at_ms: now_ms() },
+            actual: Stamped { value: self.actual_kib, at_ms: now_ms },
             report: self.report,
             can_report,
-            told_kib,
-            obstacle,
-        })
+            told_kib: None,
+            obstacle: None,
+        }
     }
 
     /// The events before the last answer have been taken.

@@ -46,35 +46,58 @@ impl Group {
     }
 }
 
-/// A process that is read once a second. Its file stays open: that is cheaper, and it never becomes that of
+/// A process that is read once a second. Its files stay open: that is cheaper, and they never become those of
 /// another process with the same number.
 #[derive(Debug)]
 pub(crate) struct Watched {
+    statm: File,
     status: File,
-    group: Group,
     reads: u32,
+    last: Option<Last>,
 }
 
-/// Its group is read as often as every so many times; a process hardly ever changes it.
-const GROUP_READS: u32 = 10;
+#[derive(Debug)]
+struct Last {
+    statm: Vec<u8>,
+    figures: Figures,
+}
+
+/// A process is read whole as often as every so many times, even if its `statm` says that nothing has changed.
+const WHOLE_READS: u32 = 10;
 
 impl Watched {
     /// Begins with what is in the directory of a process; `None` if it has ended.
     pub(crate) fn open(directory: &Path) -> Option<Self> {
-        let status = File::open(directory.join("status")).ok()?;
-        Some(Self { status, group: Group::Unknown, reads: 0 })
+        let file = |name| File::open(directory.join(name)).ok();
+        Some(Self { statm: file("statm")?, status: file("status")?, reads: 0, last: None })
     }
 
     /// Reads it; `None` if the process has ended.
+    ///
+    /// The kernel composes `status` of many things, which takes it several times as long as `statm`, whose few
+    /// numbers change when memory comes, goes or is swapped, unless it is of the pool.
     pub(crate) fn read(&mut self, directory: &Path) -> Option<Figures> {
+        let mut buffer = [0; 256];
+        let count = self.statm.read_at(&mut buffer, 0).ok()?;
+        let statm = buffer.get(..count)?;
+        let is_whole = self.reads.is_multiple_of(WHOLE_READS);
+        self.reads = self.reads.wrapping_add(1);
+        let is_same =
+            |last: &&Last| !is_whole && last.statm == statm && last.figures.pool == Pool::Ordinary;
+        if let Some(last) = self.last.as_ref().filter(is_same) {
+            return Some(last.figures.clone());
+        }
+        let group = match &self.last {
+            Some(last) if !is_whole => last.figures.group.clone(),
+            _ => Group::of(&text(&directory.join("cgroup")).unwrap_or_default()),
+        };
+        let statm = statm.to_vec();
         let mut buffer = [0; 8 * 1024];
         let count = self.status.read_at(&mut buffer, 0).ok()?;
-        if self.reads.is_multiple_of(GROUP_READS) {
-            self.group = Group::of(&text(&directory.join("cgroup")).unwrap_or_default());
-        }
-        self.reads = self.reads.wrapping_add(1);
         let status = String::from_utf8_lossy(buffer.get(..count)?);
-        Some(Figures::parse(&status, self.group.clone()))
+        let figures = Figures::parse(&status, group);
+        self.last = Some(Last { statm, figures: figures.clone() });
+        Some(figures)
     }
 }
 

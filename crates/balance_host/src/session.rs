@@ -1,7 +1,7 @@
 //! One VM's monitor, on a thread of its own.
 //!
-//! The thread waits for the monitor and for the loop, and for nothing else. Whatever the monitor does,
-//! it costs this thread only: an answer has a time limit, a message a length, and messages a rate.
+//! The thread connects, asks and orders; in between, the [watch](crate::watch) takes the guest's reports. Whatever
+//! the monitor does, it costs this thread only: an answer has a time limit, a message a length, and messages a rate.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use qmp::{Client, ClientError};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use crate::board::{Bell, Clock, Process, Slot};
 use crate::machine::{AttachError, Machine, Meaning};
 use crate::reading::{Link, short};
+use crate::watch::{Visit, Watch};
+use qmp::{Client, ClientError};
 
 /// The time limit for an answer. A busy QEMU takes seconds.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -22,23 +21,9 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// The longest message accepted. The longest needed, QEMU's list of devices, has a few KB.
 const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
-/// A VM whose events are no reason to read it is read this often. Guests report each second, and each
-/// report is a reason.
-const PERIOD_MS: u64 = 1500;
-
 /// The pauses between attempts to connect double from the first to the last.
 const FIRST_PAUSE_MS: u64 = 250;
 const LAST_PAUSE_MS: u64 = 8000;
-
-/// A monitor that wakes this thread more often than this in a second is cut off. One that shrinks its
-/// guest as fast as it can sends some fifty messages.
-const MAX_WAKES: u32 = 200;
-
-/// The same for events, of which many may come at one time.
-const MAX_EVENTS: u32 = 4000;
-
-/// Events are taken for so long before the thread looks at what else there is to do.
-const EVENTS_MS: u64 = 100;
 
 const STACK_BYTES: usize = 256 << 10;
 
@@ -51,21 +36,11 @@ pub(crate) struct Session {
 
 impl Session {
     /// Starts the thread for the VM behind `socket`.
-    pub(crate) fn start(
-        name: &str,
-        socket: &Path,
-        (clock, bell, dry): (Clock, Arc<Bell>, bool),
-    ) -> io::Result<Self> {
-        let slot = Arc::new(Slot::new()?);
+    pub(crate) fn start(name: &str, socket: &Path, common: Common) -> io::Result<Self> {
+        let slot = Arc::<Slot>::default();
         let shared = Arc::clone(&slot);
-        let mut attendant = Attendant {
-            name: name.to_owned(),
-            socket: socket.to_owned(),
-            slot: shared,
-            clock,
-            bell,
-            dry,
-        };
+        let mut attendant =
+            Attendant { name: name.to_owned(), socket: socket.to_owned(), slot: shared, common };
         let builder = Builder::new().name("vm".to_owned()).stack_size(STACK_BYTES);
         let thread = builder.spawn(move || attendant.run())?;
         Ok(Self { slot, thread })
@@ -81,26 +56,34 @@ impl Session {
     }
 }
 
+/// What all sessions have in common.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub(crate) clock: Clock,
+    pub(crate) bell: Arc<Bell>,
+    pub(crate) watch: Arc<Watch>,
+    /// Change nothing.
+    pub(crate) dry: bool,
+}
+
 struct Attendant {
     name: String,
     socket: PathBuf,
     slot: Arc<Slot>,
-    clock: Clock,
-    bell: Arc<Bell>,
-    dry: bool,
+    common: Common,
 }
 
 impl Attendant {
     fn run(&mut self) {
         let mut pause_ms = FIRST_PAUSE_MS;
         while !self.slot.lock().end {
-            let begun_ms = self.clock.now_ms();
+            let begun_ms = self.now_ms();
             match self.attend() {
                 Ok(()) => return,
                 Err(error) => self.set_link(link_of(&error)),
             }
             // A connection that lasted was no failed attempt.
-            if self.clock.now_ms().saturating_sub(begun_ms) > LAST_PAUSE_MS {
+            if self.now_ms().saturating_sub(begun_ms) > LAST_PAUSE_MS {
                 pause_ms = FIRST_PAUSE_MS;
             }
             if self.rest(pause_ms) {
@@ -113,9 +96,9 @@ impl Attendant {
 
     /// Waits before the next attempt; whether somebody said that it is time.
     fn rest(&self, pause_ms: u64) -> bool {
-        let until_ms = self.clock.now_ms().saturating_add(pause_ms);
+        let until_ms = self.now_ms().saturating_add(pause_ms);
         loop {
-            let left_ms = until_ms.saturating_sub(self.clock.now_ms());
+            let left_ms = until_ms.saturating_sub(self.now_ms());
             let mut state = self.slot.lock();
             if std::mem::take(&mut state.hurry) || state.end {
                 return true;
@@ -124,81 +107,55 @@ impl Attendant {
             if left_ms == 0 {
                 return false;
             }
-            self.wait(None, left_ms);
+            self.slot.wait(Some(Duration::from_millis(left_ms)));
         }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.common.clock.now_ms()
     }
 
     /// Connects, and attends to the VM until the end.
     fn attend(&mut self) -> Result<(), AttachError> {
         let mut client = Client::connect_limited(&self.socket, ANSWER, MAX_MESSAGE_BYTES)?;
         self.meet(client.server_process());
-        let mut machine = Machine::attach(&mut client, self.dry)?;
+        let machine = Machine::attach(&mut client, self.common.dry)?;
         self.slot.lock().kind = machine.describe();
-        let mut rate = Rate::default();
-        let mut read_at_ms = self.clock.now_ms();
+        let mut visit = Visit::new(client, machine);
         loop {
-            if self.carry_out(&mut client)? {
+            if self.carry_out(&mut visit.client)? {
                 // What it has now decides what others can have.
-                machine.disturb();
-                read_at_ms = 0;
+                visit.machine.disturb();
+                visit.hurry();
             }
             let is_over = {
                 let state = self.slot.lock();
                 state.end && state.pending().is_none()
             };
             if is_over {
-                machine.detach(&mut client);
+                visit.machine.detach(&mut visit.client);
                 return Ok(());
             }
-            let now_ms = self.clock.now_ms();
-            if now_ms >= read_at_ms {
-                self.read(&mut machine, &mut client)?;
-                read_at_ms = self.clock.now_ms().saturating_add(PERIOD_MS);
+            if visit.is_due(self.now_ms()) {
+                self.read(&mut visit)?;
+                visit.was_read(self.now_ms());
             }
             // An answer may have brought events with it.
-            let mut meaning = self.events(&mut machine, &mut client, &mut rate)?;
+            let mut meaning = visit.take_events(self.now_ms())?.unwrap_or(Meaning::Nothing);
             if meaning == Meaning::Nothing {
-                machine.caught_up();
-                let left_ms = read_at_ms.saturating_sub(self.clock.now_ms());
-                if self.wait(Some(&client), left_ms) {
-                    rate.woken(self.clock.now_ms())?;
-                    meaning = self.events(&mut machine, &mut client, &mut rate)?;
-                }
+                visit.machine.caught_up();
+                (visit, meaning) = self.common.watch.over(visit, &self.slot)?;
             }
             match meaning {
                 Meaning::Nothing => {}
-                Meaning::Read => read_at_ms = 0,
+                Meaning::Read => visit.hurry(),
                 Meaning::Reset => {
-                    machine.reset();
+                    visit.machine.reset();
                     self.slot.lock().begin_life();
-                    read_at_ms = 0;
+                    visit.hurry();
                 }
             }
         }
-    }
-
-    /// Takes the events that are there, for [`EVENTS_MS`] at most; what the most important one means.
-    fn events(
-        &self,
-        machine: &mut Machine,
-        client: &mut Client,
-        rate: &mut Rate,
-    ) -> Result<Meaning, AttachError> {
-        let mut meaning = Meaning::Nothing;
-        let until_ms = self.clock.now_ms().saturating_add(EVENTS_MS);
-        while let Some(event) = client.next_event(Duration::ZERO)? {
-            rate.event(self.clock.now_ms())?;
-            match machine.take(&event, self.clock.now_ms()) {
-                Meaning::Nothing => {}
-                Meaning::Read if meaning == Meaning::Reset => {}
-                other => meaning = other,
-            }
-            if self.clock.now_ms() >= until_ms {
-                // The others are taken after the next answer.
-                return Ok(if meaning == Meaning::Nothing { Meaning::Read } else { meaning });
-            }
-        }
-        Ok(meaning)
     }
 
     /// Notes whose monitor this is. Another process is another VM.
@@ -211,14 +168,11 @@ impl Attendant {
         }
     }
 
-    fn read(&self, machine: &mut Machine, client: &mut Client) -> Result<(), AttachError> {
-        match machine.read(client, || self.clock.now_ms()) {
+    fn read(&self, visit: &mut Visit) -> Result<(), AttachError> {
+        match visit.machine.read(&mut visit.client, || self.now_ms()) {
             Ok(reading) => {
                 self.set_link(Link::Up);
-                let is_urgent = self.slot.lock().publish(reading);
-                if is_urgent {
-                    self.bell.ring(|calls| calls.decide = true);
-                }
+                self.slot.publish(reading, &self.common.bell);
                 Ok(())
             }
             // The monitor is well, and its guest may be later.
@@ -241,27 +195,6 @@ impl Attendant {
         };
         self.slot.lock().carried_out(target, refusal);
         Ok(true)
-    }
-
-    /// Waits for the loop, or for the monitor; whether it was the monitor.
-    fn wait(&self, client: Option<&Client>, ms: u64) -> bool {
-        let wake = self.slot.wake();
-        let mut watched = [
-            PollFd::from_borrowed_fd(wake, PollFlags::IN),
-            match client {
-                Some(client) => PollFd::new(client, PollFlags::IN),
-                None => PollFd::from_borrowed_fd(wake, PollFlags::empty()),
-            },
-        ];
-        let ms = i64::try_from(ms).unwrap_or(i64::MAX);
-        let timeout = Timespec { tv_sec: ms / 1000, tv_nsec: ms % 1000 * 1_000_000 };
-        // Woken for nothing is as good as woken by a signal.
-        let _ = poll(&mut watched, Some(&timeout));
-        let [wake, monitor] = watched.map(|fd| fd.revents());
-        if !wake.is_empty() {
-            self.slot.awake();
-        }
-        client.is_some() && !monitor.is_empty()
     }
 
     fn set_link(&self, link: Link) {
@@ -291,59 +224,5 @@ fn link_of(error: &AttachError) -> Link {
             Link::Gone(short(&error.to_string()))
         }
         _ => Link::Down(short(&error.to_string())),
-    }
-}
-
-/// Counts how often the monitor wakes this thread, and its events.
-#[derive(Debug, Default)]
-struct Rate {
-    second: u64,
-    wakes: u32,
-    events: u32,
-}
-
-impl Rate {
-    fn woken(&mut self, now_ms: u64) -> Result<(), AttachError> {
-        self.count(now_ms, 1, 0)
-    }
-
-    fn event(&mut self, now_ms: u64) -> Result<(), AttachError> {
-        self.count(now_ms, 0, 1)
-    }
-
-    fn count(&mut self, now_ms: u64, wakes: u32, events: u32) -> Result<(), AttachError> {
-        let second = now_ms / 1000;
-        if self.second != second {
-            *self = Self { second, wakes: 0, events: 0 };
-        }
-        self.wakes += wakes;
-        self.events += events;
-        if self.wakes <= MAX_WAKES && self.events <= MAX_EVENTS {
-            return Ok(());
-        }
-        let text = "its monitor sends without end and was cut off";
-        Err(AttachError::Unfit(text.to_owned()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_monitor_that_floods_is_cut_off_and_one_that_is_busy_is_not() {
-        let mut rate = Rate::default();
-        for second in 0..5 {
-            for _ in 0..MAX_WAKES {
-                rate.woken(second * 1000).unwrap();
-            }
-            for _ in 0..MAX_EVENTS {
-                rate.event(second * 1000 + 999).unwrap();
-            }
-        }
-        let mut other = Rate { second: 4, wakes: 0, events: MAX_EVENTS };
-        for error in [rate.woken(4999), other.event(4999)] {
-            assert!(error.unwrap_err().to_string().contains("cut off"));
-        }
     }
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -26,6 +27,9 @@ const MAX_KEPT_EVENTS: usize = 1024;
 /// The longest event kept, in bytes of its data; QEMU's longest have a few hundred. The server may
 /// be anyone's and must not fill this process's memory.
 const MAX_KEPT_EVENT_BYTES: usize = 16 << 10;
+
+/// As much is read at a time.
+const READ_BYTES: usize = 4 << 10;
 
 /// The most answers in a row that may be late: as many as anybody has commands under way.
 const MAX_LATE_ANSWERS: u32 = 1000;
@@ -171,7 +175,7 @@ impl ClientError {
 }
 
 /// Becomes readable when the server sends something. The client may hold events that have arrived
-/// already: take all by [`Client::next_event`] before you wait.
+/// already: take them by [`Client::events_at_hand`] or [`Client::next_event`] before you wait.
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
@@ -303,6 +307,33 @@ impl Client {
         Err(self.not_qmp("answers that nobody asked for"))
     }
 
+    /// The events at hand: those kept, and those that one read brings, which waits for nothing. Answers that
+    /// came too late are skipped.
+    ///
+    /// However much a server sends, one call takes little of it and little time. This is for programs
+    /// that wait for many servers at a time; what a call leaves makes the client readable again.
+    ///
+    /// # Errors
+    /// The server closed the connection, or sends what is no QMP.
+    pub fn events_at_hand(&mut self) -> Result<Vec<ReceivedEvent>, ClientError> {
+        let mut events = Vec::from(mem::take(&mut self.events));
+        self.take_framed(&mut events)?;
+        match self.fill(Duration::ZERO) {
+            // The last events come before the end, which the next call finds as well.
+            Err(error) if events.is_empty() => Err(error),
+            _ => self.take_framed(&mut events).map(|()| events),
+        }
+    }
+
+    fn take_framed(&mut self, events: &mut Vec<ReceivedEvent>) -> Result<(), ClientError> {
+        while let Some(value) = self.framed()? {
+            if let Message::Event(event) = self.sort(value)? {
+                events.push(event);
+            }
+        }
+        Ok(())
+    }
+
     fn greeting(&mut self) -> Result<VersionInfo, ClientError> {
         let deadline = Instant::now() + self.timeout;
         let Some(mut value) = self.receive_value(deadline)? else {
@@ -322,21 +353,21 @@ impl Client {
     }
 
     fn receive(&mut self, deadline: Instant) -> Result<Option<Message>, ClientError> {
-        let Some(mut value) = self.receive_value(deadline)? else {
-            return Ok(None);
-        };
-        if value.get("event").is_some() {
-            let event = ReceivedEvent::deserialize(&value);
-            return event
-                .map(|event| Some(Message::Event(event)))
-                .map_err(|_| self.not_qmp(&value.to_string()));
+        self.receive_value(deadline)?.map(|value| self.sort(value)).transpose()
+    }
+
+    /// Tells what a value is.
+    fn sort(&self, mut value: Value) -> Result<Message, ClientError> {
+        if let Some(Value::String(name)) = value.get_mut("event").map(Value::take) {
+            let data = value.get_mut("data").map(Value::take).unwrap_or_default();
+            return Ok(Message::Event(ReceivedEvent { name, data }));
         }
         let id = value.get_mut("id").map(Value::take).unwrap_or_default();
         if let Some(result) = value.get_mut("return").map(Value::take) {
-            return Ok(Some(Message::Answer { id, result: Ok(result) }));
+            return Ok(Message::Answer { id, result: Ok(result) });
         }
         match value.get("error").map(Failure::deserialize) {
-            Some(Ok(failure)) => Ok(Some(Message::Answer { id, result: Err(failure) })),
+            Some(Ok(failure)) => Ok(Message::Answer { id, result: Err(failure) }),
             _ => Err(self.not_qmp(&value.to_string())),
         }
     }
@@ -344,33 +375,49 @@ impl Client {
     /// The next value on the wire, or `None` once the deadline has passed. Then what is there is read all the
     /// same, but no more than one message can have: blanks are no message, and may come without end.
     fn receive_value(&mut self, deadline: Instant) -> Result<Option<Value>, ClientError> {
-        let mut buffer = [0; 16 * 1024];
         let mut late = 0_usize;
         loop {
-            if let Some(message) = self.framer.next_message() {
-                return message.map(Some).map_err(|error: FrameError| {
-                    self.not_qmp(&format!("something that is not JSON ({error})"))
-                });
+            if let Some(value) = self.framed()? {
+                return Ok(Some(value));
             }
             if late > self.max_message_bytes {
                 return Ok(None);
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            let read = match left.is_zero() {
-                true => recv(self.stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT)
-                    .map_err(io::Error::from),
-                false => self.wait_at_most(left).and_then(|()| self.stream.read(&mut buffer)),
-            };
-            match read {
-                Ok(0) => return Err(ClientError::Closed { path: self.path.clone() }),
-                Ok(count) => {
-                    self.framer.push(&buffer[..count]);
-                    late = late.saturating_add(if left.is_zero() { count } else { 0 });
+            let read = self.fill(left)?;
+            if left.is_zero() {
+                if read == 0 {
+                    return Ok(None);
                 }
-                Err(error) if is_timeout(&error) && left.is_zero() => return Ok(None),
-                Err(error) if is_timeout(&error) => {}
-                Err(error) => return Err(self.io_error(error)),
+                late = late.saturating_add(read);
             }
+        }
+    }
+
+    /// The next value of what was read.
+    fn framed(&mut self) -> Result<Option<Value>, ClientError> {
+        let message = self.framer.next_message().transpose();
+        message.map_err(|error: FrameError| {
+            self.not_qmp(&format!("something that is not JSON ({error})"))
+        })
+    }
+
+    /// Reads once, and waits for it at most `patience`. The number of bytes read.
+    fn fill(&mut self, patience: Duration) -> Result<usize, ClientError> {
+        let mut buffer = [0; READ_BYTES];
+        let read = match patience.is_zero() {
+            true => recv(self.stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT)
+                .map_err(io::Error::from),
+            false => self.wait_at_most(patience).and_then(|()| self.stream.read(&mut buffer)),
+        };
+        match read {
+            Ok(0) => Err(ClientError::Closed { path: self.path.clone() }),
+            Ok(count) => {
+                self.framer.push(&buffer[..count]);
+                Ok(count)
+            }
+            Err(error) if is_timeout(&error) => Ok(0),
+            Err(error) => Err(self.io_error(error)),
         }
     }
 

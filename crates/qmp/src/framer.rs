@@ -15,6 +15,9 @@ const MAX_DEPTH: usize = 64;
 /// Longest excerpt of invalid input that is quoted back to the client, in bytes.
 const MAX_QUOTED: usize = 40;
 
+/// Memory for the next value that is kept, in bytes.
+const KEPT_BYTES: usize = 4 << 10;
+
 /// Cuts bytes into values; see the module documentation.
 #[derive(Debug)]
 pub(crate) struct Framer {
@@ -181,14 +184,19 @@ impl Framer {
     }
 
     fn finish(&mut self) -> Result<Value, FrameError> {
-        let text = self.reset(State::Tokens);
-        serde_json::from_slice(&text).map_err(|error| {
+        let mut text = self.reset(State::Tokens);
+        let value = serde_json::from_slice(&text).map_err(|error| {
             if text.iter().all(u8::is_ascii_alphabetic) {
                 FrameError::Keyword(quotable(&text))
             } else {
                 FrameError::Syntax(error.to_string())
             }
-        })
+        });
+        // The next value is likely to be as long.
+        text.clear();
+        text.shrink_to(KEPT_BYTES);
+        self.text = text;
+        value
     }
 
     fn stray(&mut self, byte: u8) -> FrameError {

@@ -116,6 +116,37 @@ fn without_patience_what_has_arrived_is_read_and_half_a_message_is_kept() {
 }
 
 #[test]
+fn one_read_brings_what_is_at_hand_and_no_more() {
+    const EVENT: &str = r#"{"event": "X", "data": {"actual": 1}}"#;
+    const COUNT: usize = 1000;
+    let (_directory, path) = serve(move |mut stream| {
+        let kept = format!(r#"{GREETING}{{"event": "KEPT"}}{{"return": {{}}, "id": 1}}"#);
+        stream.get_mut().write_all(kept.as_bytes()).unwrap();
+        assert!(stream.read_line(&mut String::new()).unwrap() > 0);
+        let late = r#"{"return": {}, "id": 77}"#;
+        stream.get_mut().write_all(format!("{late}{}", EVENT.repeat(COUNT)).as_bytes()).unwrap();
+    });
+    let mut client = Client::connect(&path, PATIENCE).unwrap();
+    let mut rounds = 0;
+    let mut names = Vec::new();
+    let error = loop {
+        match client.events_at_hand() {
+            Ok(events) => {
+                rounds += usize::from(!events.is_empty());
+                names.extend(events.into_iter().map(|event| event.name));
+            }
+            Err(error) => break error,
+        }
+        std::thread::yield_now();
+    };
+    assert!(matches!(error, ClientError::Closed { .. }), "{error}");
+    assert_eq!((names[0].as_str(), names.len()), ("KEPT", COUNT + 1));
+    assert!(names[1..].iter().all(|name| name == "X"));
+    // It would be three or fewer if one call read on for as long as there is something.
+    assert!(rounds > COUNT * EVENT.len() / 4096, "{rounds} rounds");
+}
+
+#[test]
 fn a_server_that_only_sends_events_is_given_up_in_time() {
     let flood = |after: &'static str| {
         serve(move |mut stream| {

@@ -43,6 +43,23 @@ fn converse(mut stream: UnixStream, mut answer: impl FnMut(usize) -> Option<Stri
     }
 }
 
+/// Answers as one of our own monitors at rest, and once it has been read says the same without end.
+fn rest_and_say(stream: UnixStream, text: &'static str) {
+    say(&stream, GREETING);
+    let other = stream.try_clone().unwrap();
+    converse(stream, |line| {
+        let info = r#"{"state": "idle", "actual": 1073741824, "boot": 1073741824}"#;
+        let answer = if line == 1 { "{}" } else { info };
+        let answer = format!(r#"{{"return": {answer}, "id": {line}}}"#);
+        if line == 4 {
+            let other = other.try_clone().unwrap();
+            let text = text.repeat(100);
+            thread::spawn(move || while say(&other, &text) {});
+        }
+        Some(answer)
+    });
+}
+
 #[test]
 fn bad_monitors_are_named_and_delay_nobody() {
     let host = Host::new();
@@ -76,6 +93,12 @@ fn bad_monitors_are_named_and_delay_nobody() {
             Some(format!(r#"{{"return": {answer}, "id": {line}}}{events}"#))
         });
     });
+    serve(&socket("reports"), |stream| {
+        let data = r#"{"committed": 536870912, "available": 536870912}"#;
+        let report = format!(r#"{{"event": "HV_BALLOON_STATUS_REPORT", "data": {data}}}"#);
+        rest_and_say(stream, report.leak());
+    });
+    serve(&socket("blanks"), |stream| rest_and_say(stream, "          "));
     serve(&socket("absurd"), |stream| {
         say(&stream, GREETING);
         converse(stream, |line| {
@@ -99,6 +122,8 @@ fn bad_monitors_are_named_and_delay_nobody() {
         ("spaces", "no QMP greeting"),
         ("brackets", "JSON value is longer than"),
         ("events", "sends without end"),
+        ("reports", "sends without end"),
+        ("blanks", "sends without end"),
         ("absurd", "unexpected answer"),
     ] {
         eventually(&format!("{name}: {problem}"), || balance.problem(name).contains(problem));

@@ -1,0 +1,240 @@
+//! The watch over monitors of which nothing is wanted but reports: one thread for all of them.
+//!
+//! A VM's own thread attaches, asks and orders, which takes as long as the monitor likes. In between, it
+//! leaves its [`Visit`] here. The watch does only what takes no time: it reads the socket once, and
+//! notes what the report says if no command is needed for that. For anything else it calls the thread.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, Builder, JoinHandle};
+use std::time::Duration;
+
+use qmp::Client;
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+
+use crate::board::{Bell, Clock, Slot, lock};
+use crate::machine::{AttachError, Machine, Meaning};
+use crate::rate::Rate;
+
+/// A VM whose events are no reason to read it is read this often. Guests report each second, and each
+/// report is a reason.
+const PERIOD_MS: u64 = 1500;
+
+/// How often the watch looks whom it has not heard of for so long, in milliseconds.
+const SWEEP_MS: u32 = 250;
+
+/// Where monitors speak one after the other, the watch waits so long for the next ones: to wake up costs it
+/// more than to hear what they say.
+const PAUSE_MS: u64 = 10;
+
+/// At most so many monitors that have something to say are taken at a time.
+const BATCH: usize = 64;
+
+const STACK_BYTES: usize = 256 << 10;
+
+/// A connection to a machine.
+pub(crate) struct Visit {
+    pub(crate) client: Client,
+    pub(crate) machine: Machine,
+    rate: Rate,
+    /// When the machine is to be read at the latest.
+    read_at_ms: u64,
+}
+
+impl Visit {
+    /// Begins at a machine that has yet to be read.
+    pub(crate) fn new(client: Client, machine: Machine) -> Self {
+        Self { client, machine, rate: Rate::default(), read_at_ms: 0 }
+    }
+
+    /// Whether the machine is to be read.
+    pub(crate) const fn is_due(&self, now_ms: u64) -> bool {
+        now_ms >= self.read_at_ms
+    }
+
+    /// Has the machine read as soon as possible.
+    pub(crate) const fn hurry(&mut self) {
+        self.read_at_ms = 0;
+    }
+
+    /// The machine has been read.
+    pub(crate) const fn was_read(&mut self, now_ms: u64) {
+        self.read_at_ms = now_ms.saturating_add(PERIOD_MS);
+    }
+
+    /// Takes the events at hand; what the most important one means, and `None` if there are none.
+    pub(crate) fn take_events(&mut self, now_ms: u64) -> Result<Option<Meaning>, AttachError> {
+        let mut meaning = None;
+        for event in self.client.events_at_hand()? {
+            self.rate.event(now_ms)?;
+            meaning = meaning.max(Some(self.machine.take(&event, now_ms)));
+        }
+        Ok(meaning)
+    }
+}
+
+/// The watch. Its thread ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    poll: OwnedFd,
+    visits: Mutex<HashMap<u64, Watched>>,
+    last_token: AtomicU64,
+}
+
+/// When the watch does what.
+#[derive(Default)]
+struct Pace {
+    /// When it last heard of somebody.
+    heard_at_ms: u64,
+    /// Monitors speak one after the other.
+    is_brisk: bool,
+    sweep_at_ms: u64,
+}
+
+/// A visit that is watched over.
+struct Watched {
+    visit: Visit,
+    slot: Arc<Slot>,
+    /// What the VM's thread was called for.
+    outcome: Option<Result<Meaning, AttachError>>,
+}
+
+impl std::fmt::Debug for Watched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watched").field("client", &self.visit.client).finish_non_exhaustive()
+    }
+}
+
+impl Watch {
+    /// Starts the thread.
+    pub(crate) fn start(clock: Clock, bell: Arc<Bell>) -> io::Result<Self> {
+        let poll = epoll::create(CreateFlags::CLOEXEC)?;
+        let shared = Shared { poll, visits: Mutex::default(), last_token: AtomicU64::new(0) };
+        let shared = Arc::new(shared);
+        let seen = Arc::downgrade(&shared);
+        let builder = Builder::new().name("reports".to_owned()).stack_size(STACK_BYTES);
+        let thread = builder.spawn(move || {
+            let mut pace = Pace::default();
+            while let Some(shared) = seen.upgrade() {
+                shared.round(clock, &bell, &mut pace);
+            }
+        })?;
+        Ok(Self { shared, thread })
+    }
+
+    /// Whether there is no watch any more. It ends by itself only in a panic.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Watches over a visit until the VM's thread is called; what there is to do, if the call came from
+    /// the monitor.
+    pub(crate) fn over(
+        &self,
+        visit: Visit,
+        slot: &Arc<Slot>,
+    ) -> Result<(Visit, Meaning), AttachError> {
+        let shared = &self.shared;
+        let token = shared.last_token.fetch_add(1, Ordering::Relaxed);
+        let watched = Watched { visit, slot: Arc::clone(slot), outcome: None };
+        {
+            let mut visits = lock(&shared.visits);
+            let Watched { visit, .. } = visits.entry(token).or_insert(watched);
+            let added =
+                epoll::add(&shared.poll, &visit.client, EventData::new_u64(token), EventFlags::IN);
+            if let Err(error) = added {
+                visits.remove(&token);
+                return Err(AttachError::Unfit(format!("cannot wait for its monitor: {error}")));
+            }
+        }
+        slot.wait(None);
+        let watched = lock(&shared.visits).remove(&token);
+        let Some(Watched { visit, outcome, .. }) = watched else {
+            return Err(AttachError::Unfit("its monitor is not watched any more".to_owned()));
+        };
+        if outcome.is_none() {
+            shared.let_go(&visit);
+        }
+        Ok((visit, outcome.unwrap_or(Ok(Meaning::Nothing))?))
+    }
+}
+
+impl Shared {
+    /// Waits for monitors and takes what they say.
+    fn round(&self, clock: Clock, bell: &Bell, pace: &mut Pace) {
+        if pace.is_brisk {
+            thread::sleep(Duration::from_millis(PAUSE_MS));
+        }
+        let mut ready = Vec::with_capacity(BATCH);
+        let patience = Timespec { tv_sec: 0, tv_nsec: i64::from(SWEEP_MS) * 1_000_000 };
+        // Woken by a signal is woken for nothing.
+        let _ = epoll::wait(&self.poll, spare_capacity(&mut ready), Some(&patience));
+        let now_ms = clock.now_ms();
+        pace.is_brisk = now_ms.saturating_sub(pace.heard_at_ms) < 2 * PAUSE_MS;
+        pace.heard_at_ms = now_ms;
+        let mut visits = lock(&self.visits);
+        for event in ready {
+            // It may have been taken back meanwhile.
+            let Some(watched) = visits.get_mut(&event.data.u64()) else { continue };
+            match watched.take(now_ms, bell) {
+                Ok(Meaning::Nothing) => {}
+                outcome => self.call(watched, outcome),
+            }
+        }
+        if now_ms >= pace.sweep_at_ms {
+            pace.sweep_at_ms = now_ms.saturating_add(u64::from(SWEEP_MS));
+            for watched in visits.values_mut().filter(|watched| watched.visit.is_due(now_ms)) {
+                self.call(watched, Ok(Meaning::Read));
+            }
+        }
+    }
+
+    /// Calls the VM's thread.
+    fn call(&self, watched: &mut Watched, outcome: Result<Meaning, AttachError>) {
+        if watched.outcome.is_none() {
+            // What else the monitor says is the thread's affair.
+            self.let_go(&watched.visit);
+            watched.outcome = Some(outcome);
+            watched.slot.tell(|_| {});
+        }
+    }
+
+    fn let_go(&self, visit: &Visit) {
+        if let Err(error) = epoll::delete(&self.poll, &visit.client) {
+            tracing::error!("cannot stop waiting for a monitor: {error}");
+        }
+    }
+}
+
+impl Watched {
+    /// Takes what the monitor has said; what is left to do.
+    fn take(&mut self, now_ms: u64, bell: &Bell) -> Result<Meaning, AttachError> {
+        if self.outcome.is_some() {
+            return Ok(Meaning::Nothing);
+        }
+        let visit = &mut self.visit;
+        let Some(meaning) = visit.take_events(now_ms)? else {
+            visit.rate.empty(now_ms)?;
+            return Ok(Meaning::Nothing);
+        };
+        if meaning == Meaning::Read
+            && let Some(reading) = visit.machine.at_hand(now_ms)
+        {
+            visit.was_read(now_ms);
+            self.slot.publish(reading, bell);
+            return Ok(Meaning::Nothing);
+        }
+        Ok(meaning)
+    }
+}
