@@ -222,6 +222,25 @@ fn a_return_of_which_a_part_was_read_late_goes_on() {
 }
 
 #[test]
+fn a_new_target_gives_a_return_that_is_stuck_more_time_and_its_end_is_told_again() {
+    let mut driver = Driver::ready();
+    give_scattered(&mut driver, 1200);
+    driver.ring_is_full = true;
+    driver.set_target(RAM_PAGES);
+    driver.wait(UNBALLOON_TIMEOUT);
+    driver.notices.clear();
+    driver.set_target(RAM_PAGES);
+    driver.wait(UNBALLOON_TIMEOUT / 2);
+    assert_eq!(driver.notices, []);
+    driver.wait(UNBALLOON_TIMEOUT);
+    assert!(driver.notices.contains(&Notice::TimedOut(Transaction::Unballoon)));
+    assert_eq!(driver.state(), StateName::Unballooning);
+    driver.make_room();
+    let messages = [driver.returned(), driver.returned(), driver.returned()];
+    assert_eq!(messages.map(|(_, more)| more), [true, true, false]);
+}
+
+#[test]
 fn a_page_given_again_before_its_return_was_confirmed_is_taken_again() {
     let mut driver = Driver::with_ballooned(4096);
     driver.set_target(RAM_PAGES);

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use dynmem_protocol::HotAddResult;
 use hv_balloon::{
-    Config, Event, FIRST_RETRY_PAUSE, MAX_FAILURES, Prepare, Settle, StateName, StopReason,
+    Config, Event, FIRST_RETRY_PAUSE, HOT_ADD_TIMEOUT, HotAdd, MAX_FAILURES, Prepare, Settle,
+    StateName, StopReason,
 };
 
 use crate::driver::*;
@@ -23,6 +25,34 @@ fn driver() -> Driver {
 
 fn held(driver: &Driver) -> u64 {
     driver.device.snapshot().held.get()
+}
+
+/// One job must not overtake the other.
+#[test]
+fn what_a_late_answer_leaves_is_removed_after_a_preparation() {
+    let window = range(0x2_0000, 1 << 16);
+    let hot_add = HotAdd { window, capacity: pages(4096), least_alignment: pages(UNIT) };
+    let mut driver = Driver::with(Config {
+        boot_ram: ram(),
+        settle: Settle::Fixed(Duration::ZERO),
+        hot_add: Some(hot_add),
+        discard_unit: pages(UNIT),
+        ..Config::default()
+    });
+    driver.shake_hands_as(0, CAN_GROW);
+    driver.set_target(RAM_PAGES + 2 * UNIT);
+    driver.prepared(true);
+    let offer = driver.offered();
+    driver.wait(2 * HOT_ADD_TIMEOUT);
+    driver.set_target(RAM_PAGES - UNIT);
+    driver.give(&[range(0, UNIT)], false);
+    driver.finish_discards();
+    driver.set_target(RAM_PAGES);
+    assert_eq!(driver.preparing.len(), 1);
+    driver.added(UNIT, HotAddResult::SUCCESS);
+    assert!(driver.removed.is_empty());
+    driver.prepared(true);
+    assert_eq!(driver.removed, [range(offer.start().get() + UNIT, UNIT)]);
 }
 
 #[test]
