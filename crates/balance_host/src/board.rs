@@ -12,6 +12,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::reading::{Link, Reading};
 
+/// The stack of each thread that speaks with monitors.
+pub(crate) const STACK_BYTES: usize = 256 << 10;
+
 /// The daemon's clock: milliseconds since it began.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(Instant);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use crate::board::{Bell, Clock, Process, Slot};
+use crate::board::{Bell, Clock, Process, STACK_BYTES, Slot};
 use crate::machine::{AttachError, Machine, Meaning};
 use crate::reading::{Link, short};
 use crate::watch::{Visit, Watch};
@@ -24,8 +24,6 @@ const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// The pauses between attempts to connect double from the first to the last.
 const FIRST_PAUSE_MS: u64 = 250;
 const LAST_PAUSE_MS: u64 = 8000;
-
-const STACK_BYTES: usize = 256 << 10;
 
 /// A VM's thread and what it shares with the loop.
 #[derive(Debug)]

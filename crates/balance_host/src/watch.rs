@@ -17,7 +17,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
-use crate::board::{Bell, Clock, Slot, lock};
+use crate::board::{Bell, Clock, STACK_BYTES, Slot, lock};
 use crate::machine::{AttachError, Machine, Meaning};
 use crate::rate::Rate;
 
@@ -34,8 +34,6 @@ const PAUSE_MS: u64 = 10;
 
 /// At most so many monitors that have something to say are taken at a time.
 const BATCH: usize = 64;
-
-const STACK_BYTES: usize = 256 << 10;
 
 /// A connection to a machine.
 pub(crate) struct Visit {

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 
 use guest_ram::{GuestRam, HugePages, MemoryKind, RamConfig};
 use page_range::PageCount;
+use vmlinux::Vmlinux;
 use vmm::{BootError, load_linux};
+
+#[path = "images/vmlinux.rs"]
+mod vmlinux;
 
 const MIB: u64 = 1 << 20;
 
@@ -38,44 +42,6 @@ impl Kernel {
         put(0x258, &self.preferred_address.to_le_bytes());
         put(0x260, &self.init_size.to_le_bytes());
         image.extend([0x90; 4096]);
-        image
-    }
-}
-
-/// The smallest kernel in an ELF file (`elf(5)`): the header, one program header, and some code.
-struct Vmlinux {
-    class: u8,
-    machine: u16,
-    entry: u64,
-    address: u64,
-    memory_size: u64,
-}
-
-impl Default for Vmlinux {
-    fn default() -> Self {
-        let address = 0x10_0000;
-        Self { class: 2, machine: 62, entry: address, address, memory_size: 0x1_0000 }
-    }
-}
-
-impl Vmlinux {
-    fn bytes(&self) -> Vec<u8> {
-        const CODE: [u8; 4096] = [0x90; 4096];
-        let mut image = vec![0; 64 + 56];
-        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, &[0x7f, b'E', b'L', b'F', self.class, 1, 1]);
-        put(18, &self.machine.to_le_bytes());
-        put(24, &self.entry.to_le_bytes());
-        put(32, &64_u64.to_le_bytes());
-        put(54, &56_u16.to_le_bytes());
-        put(56, &1_u16.to_le_bytes());
-        // The program header: a part to load, its offset, its address, and its sizes.
-        put(64, &1_u32.to_le_bytes());
-        put(64 + 8, &120_u64.to_le_bytes());
-        put(64 + 24, &self.address.to_le_bytes());
-        put(64 + 32, &4096_u64.to_le_bytes());
-        put(64 + 40, &self.memory_size.to_le_bytes());
-        image.extend(CODE);
         image
     }
 }

@@ -6,6 +6,10 @@ use anyhow::{Result, ensure};
 use e2e::{MIB, Setup, Vm, VmConfig, wait_for};
 use qmp::Value;
 use serde_json::json;
+use vmlinux::Vmlinux;
+
+#[path = "../../../../crates/vmm/tests/images/vmlinux.rs"]
+mod vmlinux;
 
 const BOOT: u64 = 512 * MIB;
 const MOST: u64 = 1024 * MIB;
@@ -90,11 +94,9 @@ fn guest_keeps_its_size_above_and_below_that_at_boot() -> Result<()> {
     vm.power_off()
 }
 
-/// A kernel (`elf(5)`) of one loadable part, that sends INIT to its own processor: it enables the local APIC
-/// and writes 0x4500 to the low half of its command register, whose high half addresses APIC 0 (Intel SDM
+/// A kernel that sends INIT to its own processor: it enables the local APIC and writes 0x4500 to the low half of its command register, whose high half addresses APIC 0 (Intel SDM
 /// vol. 3, 10.6.1 and 10.9).
 fn kernel_that_sends_init() -> Vec<u8> {
-    const ADDRESS: u64 = 0x10_0000;
     const CODE: [u8; 27] = [
         0xb8, 0xff, 0x01, 0x00, 0x00, // mov eax, 0x1ff
         0xbf, 0xf0, 0x00, 0xe0, 0xfe, // mov edi, 0xfee000f0
@@ -105,21 +107,7 @@ fn kernel_that_sends_init() -> Vec<u8> {
         0xf4, // hlt
         0xeb, 0xfd, // jmp to the hlt
     ];
-    let mut image = vec![0; 64 + 56];
-    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &[0x7f, b'E', b'L', b'F', 2, 1, 1]);
-    put(18, &62_u16.to_le_bytes());
-    put(24, &ADDRESS.to_le_bytes());
-    put(32, &64_u64.to_le_bytes());
-    put(54, &56_u16.to_le_bytes());
-    put(56, &1_u16.to_le_bytes());
-    put(64, &1_u32.to_le_bytes());
-    put(72, &120_u64.to_le_bytes());
-    put(88, &ADDRESS.to_le_bytes());
-    put(96, &CODE.len().to_le_bytes());
-    put(104, &4096_u64.to_le_bytes());
-    image.extend(CODE);
-    image
+    Vmlinux { code: CODE.to_vec(), ..Vmlinux::default() }.bytes()
 }
 
 /// A PC has its firmware where a boot processor goes on after INIT. Here is none, so the machine starts anew.
