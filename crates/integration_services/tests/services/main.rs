@@ -12,6 +12,7 @@ use integration_services::{
     Contact, HeartbeatKind, NotReady, Notice, ShutdownKind, TimeSample, TimeSync, TimeSyncKind,
     Work,
 };
+use vmbus::protocol::VpIndex;
 use vmbus::{ChannelEvent, VmbusDevice};
 
 use pair::{Pair, seconds};
@@ -185,6 +186,15 @@ fn a_guest_that_leaves_the_offer_of_versions_unread_is_signalled_again() {
 }
 
 #[test]
+fn signals_go_to_the_vp_that_the_guest_named_last() {
+    let mut pair = Pair::<ShutdownKind>::ready();
+    pair.service.handle(seconds(1), ChannelEvent::SetTargetVp(VpIndex::new(1)));
+    pair.service.request_shutdown(seconds(1)).unwrap();
+    pair.take_outputs();
+    assert_eq!(pair.last_signal.map(|signal| signal.vp), Some(VpIndex::new(1)));
+}
+
+#[test]
 fn a_reset_leaves_a_service_that_the_next_guest_can_use() {
     let mut pair = Pair::<HeartbeatKind>::ready();
     pair.pass(seconds(3));
@@ -195,6 +205,24 @@ fn a_reset_leaves_a_service_that_the_next_guest_can_use() {
     pair.run();
     pair.pass(seconds(5));
     assert_eq!(pair.service.contact(), Contact::Ok);
+}
+
+#[test]
+fn notices_are_sentences_for_the_operator() {
+    let (framework, version) = (Version::new(3, 0), Version::new(3, 2));
+    for (notice, words) in [
+        (Notice::Ready { framework, version }, "ready, framework 3.0, version 3.2"),
+        (Notice::NoCommonVersion, "the guest has none of the versions offered"),
+        (Notice::ShutdownAnswered { status: STATUS_OK }, "the guest shuts down"),
+        (
+            Notice::ShutdownAnswered { status: STATUS_FAILED },
+            "the guest refuses to shut down, with status 0x80004005",
+        ),
+        (Notice::Contact(Contact::Ok), "heartbeat: OK"),
+        (Notice::Contact(Contact::LostCommunication), "heartbeat: Lost Communication"),
+    ] {
+        assert_eq!(notice.to_string(), words);
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use integration_services::{
 use page_range::Gpfn;
 use vmbus::protocol::{ConnectionId, Relid, VpIndex};
 use vmbus::ring::RingLayout;
-use vmbus::{ChannelEvent, ChannelOutput, OpenChannel, VmbusDevice};
+use vmbus::{ChannelEvent, ChannelOutput, GuestSignal, OpenChannel, VmbusDevice};
 
 pub(crate) type Memory = Arc<SharedMemory>;
 
@@ -67,6 +67,7 @@ pub(crate) struct Pair<K: Kind> {
     pub(crate) sample: Option<TimeSample>,
     pub(crate) asked_for_samples: u32,
     pub(crate) signals: u32,
+    pub(crate) last_signal: Option<GuestSignal>,
     pub(crate) work: Vec<Work>,
 }
 
@@ -88,6 +89,7 @@ impl<K: Sampled> Pair<K> {
             sample: None,
             asked_for_samples: 0,
             signals: 0,
+            last_signal: None,
             work: Vec::new(),
         };
         pair.open_channel();
@@ -143,7 +145,10 @@ impl<K: Sampled> Pair<K> {
     pub(crate) fn take_outputs(&mut self) {
         while let Some(output) = self.service.poll_output() {
             match output {
-                ChannelOutput::SignalGuest(_) => self.signals += 1,
+                ChannelOutput::SignalGuest(signal) => {
+                    self.signals += 1;
+                    self.last_signal = Some(signal);
+                }
                 ChannelOutput::Work(work) => {
                     if work == Work::Sample {
                         self.asked_for_samples += 1;

@@ -1,10 +1,10 @@
 //! Services that are saved and restored between any two steps.
 
 use guest_model::services::{Heard, ServiceDriver};
-use integration_services::protocol::{STATUS_OK, time_flags};
+use integration_services::protocol::{STATUS_OK, Version, time_flags};
 use integration_services::{
-    Contact, HeartbeatKind, Notice, SavedService, SavedState, Service, ShutdownKind, TimeSample,
-    TimeSync, TimeSyncKind,
+    Contact, HeartbeatKind, NotReady, Notice, SavedService, SavedState, Service, ShutdownKind,
+    TimeSample, TimeSync, TimeSyncKind,
 };
 use vmbus::ChannelEvent;
 use vmbus::VmbusDevice;
@@ -62,6 +62,30 @@ fn a_restored_guest_has_its_clock_set() {
         pair.heard(),
         [Heard::Time { host: 1, reference: Some(2), flags: time_flags::SYNC }]
     );
+}
+
+#[test]
+fn a_guest_without_a_common_version_stays_one() {
+    let mut pair = Pair::<ShutdownKind>::open(ServiceDriver::new(&[Version::new(2, 0)]));
+    pair.run();
+    move_on(&mut pair, Service::new());
+    assert_eq!(pair.service.request_shutdown(seconds(1)), Err(NotReady::NoCommonVersion));
+    pair.pass(seconds(9));
+    assert_eq!(pair.heard(), [Heard::NoVersion], "asked once");
+}
+
+#[test]
+fn a_closed_channel_stays_closed_until_it_is_opened_again() {
+    let mut pair = Pair::<HeartbeatKind>::ready();
+    pair.service.handle(seconds(1), ChannelEvent::Close);
+    pair.take_outputs();
+    let bytes = pair.service.save(seconds(1)).to_bytes();
+    let saved = SavedService::from_bytes(&bytes).unwrap();
+    pair.service = Service::new().restored(&saved, None, seconds(1)).unwrap();
+    assert_eq!((pair.service.contact(), pair.service.poll_timeout()), (Contact::NoContact, None));
+    pair.reopen();
+    pair.pass(seconds(2));
+    assert_eq!(pair.service.contact(), Contact::Ok);
 }
 
 #[test]
