@@ -67,7 +67,7 @@ struct Books {
 }
 
 /// Books that no event has changed are asked for this often.
-const BOOKS_MS: u64 = 10_000;
+const BOOKS_MS: u64 = 30_000;
 
 impl Books {
     /// Whether nothing is under way. From here on, each change of the size is told by an event; what else
@@ -394,8 +394,8 @@ mod tests {
         let facts = Facts { boot_kib: 4 << 20, maximum_kib: 4 << 20 };
         let info = DynamicMemoryInfo { actual: 4 << 30, ..DynamicMemoryInfo::default() };
         let books = |info: &DynamicMemoryInfo| Books { info: info.clone(), asked_ms: 1000 };
-        assert!(books(&info).are_settled() && books(&info).hold(10_999));
-        assert!(!books(&info).hold(11_000));
+        assert!(books(&info).are_settled() && books(&info).hold(1000 + BOOKS_MS - 1));
+        assert!(!books(&info).hold(1000 + BOOKS_MS));
         for change in [
             DynamicMemoryInfo { target: Some(2 << 30), ..info.clone() },
             DynamicMemoryInfo { in_flight: 4096, ..info.clone() },

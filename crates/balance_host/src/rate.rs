@@ -8,7 +8,7 @@ const MAX_EMPTY: u32 = 50;
 
 /// The same for events. A monitor that shrinks its guest as fast as it can sends some fifty in a second, but
 /// those of a while may come at one time.
-const MAX_EVENTS: u32 = 4000;
+const MAX_EVENTS: u32 = 1000;
 
 /// Counts how often a monitor wakes the watch for nothing, and its events.
 #[derive(Debug, Default)]

@@ -1,12 +1,12 @@
 //! A blocking QMP client for our server and for QEMU's.
 
-use crate::framer::{FrameError, Framer};
+use crate::framer::{FrameError, Framer, parse};
 use crate::socket::{MAX_PATH_BYTES, connect_within};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt::PeerCredentials};
 use qapi_qmp::VersionInfo;
 use qapi_spec::{Command, ErrorClass};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -188,6 +188,33 @@ enum Message {
     Answer { id: Value, result: Result<Value, Failure> },
 }
 
+/// What is made of a text.
+type Form<T> = fn(&[u8]) -> Result<T, Unfit>;
+
+/// What a server must not say.
+enum Unfit {
+    NotJson(FrameError),
+    NotQmp(Value),
+}
+
+/// A line as it came, without what nobody needs.
+#[derive(Deserialize)]
+struct Line {
+    event: Option<String>,
+    #[serde(default)]
+    data: Value,
+    #[serde(default)]
+    id: Value,
+    #[serde(rename = "return", default, deserialize_with = "present")]
+    answer: Option<Value>,
+    error: Option<Failure>,
+}
+
+/// Tells an answer of null from none.
+fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(value).map(Some)
+}
+
 #[derive(Deserialize)]
 struct Failure {
     class: Value,
@@ -267,7 +294,7 @@ impl Client {
         let deadline = Instant::now() + self.timeout;
         self.stream.write_all(format!("{request}\n").as_bytes()).map_err(|e| self.io_error(e))?;
         loop {
-            match self.receive(deadline)? {
+            match self.receive(deadline, message)? {
                 None => return Err(self.timed_out(command)),
                 // A late answer carries the id of an older command; a parse error carries none.
                 Some(Message::Answer { id, result }) if id == wanted || id.is_null() => {
@@ -298,7 +325,7 @@ impl Client {
         }
         let deadline = Instant::now() + timeout;
         for _ in 0..MAX_LATE_ANSWERS {
-            match self.receive(deadline)? {
+            match self.receive(deadline, message)? {
                 None => return Ok(None),
                 Some(Message::Event(event)) => return Ok(Some(event)),
                 Some(Message::Answer { .. }) => {}
@@ -326,8 +353,8 @@ impl Client {
     }
 
     fn take_framed(&mut self, events: &mut Vec<ReceivedEvent>) -> Result<(), ClientError> {
-        while let Some(value) = self.framed()? {
-            if let Message::Event(event) = self.sort(value)? {
+        while let Some(message) = self.framed(message)? {
+            if let Message::Event(event) = message {
                 events.push(event);
             }
         }
@@ -336,7 +363,7 @@ impl Client {
 
     fn greeting(&mut self) -> Result<VersionInfo, ClientError> {
         let deadline = Instant::now() + self.timeout;
-        let Some(mut value) = self.receive_value(deadline)? else {
+        let Some(mut value) = self.receive(deadline, value)? else {
             let path = self.path.clone();
             return Err(ClientError::NoGreeting { path, timeout: self.timeout });
         };
@@ -352,32 +379,12 @@ impl Client {
         }
     }
 
-    fn receive(&mut self, deadline: Instant) -> Result<Option<Message>, ClientError> {
-        self.receive_value(deadline)?.map(|value| self.sort(value)).transpose()
-    }
-
-    /// Tells what a value is.
-    fn sort(&self, mut value: Value) -> Result<Message, ClientError> {
-        if let Some(Value::String(name)) = value.get_mut("event").map(Value::take) {
-            let data = value.get_mut("data").map(Value::take).unwrap_or_default();
-            return Ok(Message::Event(ReceivedEvent { name, data }));
-        }
-        let id = value.get_mut("id").map(Value::take).unwrap_or_default();
-        if let Some(result) = value.get_mut("return").map(Value::take) {
-            return Ok(Message::Answer { id, result: Ok(result) });
-        }
-        match value.get("error").map(Failure::deserialize) {
-            Some(Ok(failure)) => Ok(Message::Answer { id, result: Err(failure) }),
-            _ => Err(self.not_qmp(&value.to_string())),
-        }
-    }
-
     /// The next value on the wire, or `None` once the deadline has passed. Then what is there is read all the
     /// same, but no more than one message can have: blanks are no message, and may come without end.
-    fn receive_value(&mut self, deadline: Instant) -> Result<Option<Value>, ClientError> {
+    fn receive<T>(&mut self, deadline: Instant, form: Form<T>) -> Result<Option<T>, ClientError> {
         let mut late = 0_usize;
         loop {
-            if let Some(value) = self.framed()? {
+            if let Some(value) = self.framed(form)? {
                 return Ok(Some(value));
             }
             if late > self.max_message_bytes {
@@ -395,11 +402,14 @@ impl Client {
     }
 
     /// The next value of what was read.
-    fn framed(&mut self) -> Result<Option<Value>, ClientError> {
-        let message = self.framer.next_message().transpose();
-        message.map_err(|error: FrameError| {
-            self.not_qmp(&format!("something that is not JSON ({error})"))
-        })
+    fn framed<T>(&mut self, form: Form<T>) -> Result<Option<T>, ClientError> {
+        let Some(text) = self.framer.next_text() else { return Ok(None) };
+        let said = match text.map_err(Unfit::NotJson).and_then(form) {
+            Ok(value) => return Ok(Some(value)),
+            Err(Unfit::NotJson(error)) => format!("something that is not JSON ({error})"),
+            Err(Unfit::NotQmp(value)) => value.to_string(),
+        };
+        Err(self.not_qmp(&said))
     }
 
     /// Reads once, and waits for it at most `patience`. The number of bytes read.
@@ -464,6 +474,22 @@ impl Client {
             }
             _ => ClientError::Io { path, source },
         }
+    }
+}
+
+fn value(text: &[u8]) -> Result<Value, Unfit> {
+    parse(text).map_err(Unfit::NotJson)
+}
+
+/// What a line from a server is.
+fn message(text: &[u8]) -> Result<Message, Unfit> {
+    match serde_json::from_slice(text) {
+        Ok(Line { event: Some(name), data, .. }) => {
+            Ok(Message::Event(ReceivedEvent { name, data }))
+        }
+        Ok(Line { id, answer: Some(answer), .. }) => Ok(Message::Answer { id, result: Ok(answer) }),
+        Ok(Line { id, error: Some(error), .. }) => Ok(Message::Answer { id, result: Err(error) }),
+        _ => Err(Unfit::NotQmp(value(text)?)),
     }
 }
 

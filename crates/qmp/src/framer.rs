@@ -28,6 +28,8 @@ pub(crate) struct Framer {
     taken: usize,
     /// The value being collected, with all quotes converted to double quotes.
     text: Vec<u8>,
+    /// The value in `text` is whole, and was handed out.
+    is_whole: bool,
     /// Open brackets of either kind in `text`.
     depth: usize,
     state: State,
@@ -72,7 +74,8 @@ pub(crate) enum FrameError {
 impl Framer {
     /// A framer that accepts values of at most `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { limit, input: vec![], taken: 0, text: vec![], depth: 0, state: State::Tokens }
+        let (input, text) = (Vec::new(), Vec::new());
+        Self { limit, input, taken: 0, text, is_whole: false, depth: 0, state: State::Tokens }
     }
 
     /// Adds bytes from the stream. Take all messages before the next call.
@@ -83,16 +86,28 @@ impl Framer {
 
     /// The next value or error, or `None` when more bytes are needed.
     pub(crate) fn next_message(&mut self) -> Option<Result<Value, FrameError>> {
+        Some(self.next_text()?.and_then(parse))
+    }
+
+    /// The text of the next value, of which no more is known than that its brackets balance, or an
+    /// error; `None` when more bytes are needed.
+    pub(crate) fn next_text(&mut self) -> Option<Result<&[u8], FrameError>> {
+        if mem::take(&mut self.is_whole) {
+            self.text.clear();
+            self.text.shrink_to(KEPT_BYTES);
+        }
         while let Some(&byte) = self.input.get(self.taken) {
             self.taken += 1;
-            if let Some(result) = self.step(byte) {
-                return Some(result);
+            match self.step(byte) {
+                None => {}
+                Some(Ok(())) => return Some(Ok(&self.text)),
+                Some(Err(error)) => return Some(Err(error)),
             }
         }
         None
     }
 
-    fn step(&mut self, byte: u8) -> Option<Result<Value, FrameError>> {
+    fn step(&mut self, byte: u8) -> Option<Result<(), FrameError>> {
         match self.state {
             State::Tokens => self.in_tokens(byte),
             State::Word => self.in_word(byte),
@@ -110,7 +125,7 @@ impl Framer {
         }
     }
 
-    fn in_tokens(&mut self, byte: u8) -> Option<Result<Value, FrameError>> {
+    fn in_tokens(&mut self, byte: u8) -> Option<Result<(), FrameError>> {
         match byte {
             b' ' | b'\t' | b'\r' | b'\n' if self.depth == 0 => None,
             b' ' | b'\t' | b'\r' | b'\n' => self.keep(byte),
@@ -138,7 +153,7 @@ impl Framer {
         }
     }
 
-    fn in_word(&mut self, byte: u8) -> Option<Result<Value, FrameError>> {
+    fn in_word(&mut self, byte: u8) -> Option<Result<(), FrameError>> {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.') {
             return self.keep(byte);
         }
@@ -147,7 +162,7 @@ impl Framer {
         Some(self.finish())
     }
 
-    fn in_text(&mut self, byte: u8, quote: u8, escaped: bool) -> Option<Result<Value, FrameError>> {
+    fn in_text(&mut self, byte: u8, quote: u8, escaped: bool) -> Option<Result<(), FrameError>> {
         self.state = State::Text { quote, escaped: !escaped && byte == b'\\' };
         match byte {
             0..0x20 | 0xFE | 0xFF => {
@@ -171,7 +186,7 @@ impl Framer {
         }
     }
 
-    fn keep(&mut self, byte: u8) -> Option<Result<Value, FrameError>> {
+    fn keep(&mut self, byte: u8) -> Option<Result<(), FrameError>> {
         if self.text.len() >= self.limit {
             return Some(Err(self.give_up(FrameError::TooLong(self.limit))));
         }
@@ -179,24 +194,15 @@ impl Framer {
         None
     }
 
-    fn finish_if_balanced(&mut self) -> Option<Result<Value, FrameError>> {
+    fn finish_if_balanced(&mut self) -> Option<Result<(), FrameError>> {
         (self.depth == 0).then(|| self.finish())
     }
 
-    fn finish(&mut self) -> Result<Value, FrameError> {
-        let mut text = self.reset(State::Tokens);
-        let value = serde_json::from_slice(&text).map_err(|error| {
-            if text.iter().all(u8::is_ascii_alphabetic) {
-                FrameError::Keyword(quotable(&text))
-            } else {
-                FrameError::Syntax(error.to_string())
-            }
-        });
-        // The next value is likely to be as long.
-        text.clear();
-        text.shrink_to(KEPT_BYTES);
-        self.text = text;
-        value
+    fn finish(&mut self) -> Result<(), FrameError> {
+        self.state = State::Tokens;
+        self.depth = 0;
+        self.is_whole = true;
+        Ok(())
     }
 
     fn stray(&mut self, byte: u8) -> FrameError {
@@ -223,6 +229,17 @@ impl Framer {
         self.depth = 0;
         mem::take(&mut self.text)
     }
+}
+
+/// The value in a text.
+pub(crate) fn parse(text: &[u8]) -> Result<Value, FrameError> {
+    serde_json::from_slice(text).map_err(|error| {
+        if text.iter().all(u8::is_ascii_alphabetic) {
+            FrameError::Keyword(quotable(text))
+        } else {
+            FrameError::Syntax(error.to_string())
+        }
+    })
 }
 
 /// Bytes at which a valid value may begin again after an error.
