@@ -34,6 +34,9 @@ pub(crate) struct SoakArgs {
     /// The backing of the guest's memory.
     #[arg(long, value_parser = ["off", "thp"], default_value = "thp")]
     hugepages: String,
+    /// Gives the machine a disk and a network card, which the guest uses all the time.
+    #[arg(long)]
+    devices: bool,
 }
 
 /// Builds what is needed, runs the soak where KVM has Hyper-V, and returns its exit status. The
@@ -54,6 +57,7 @@ pub(crate) fn main(args: &SoakArgs) -> Result<ExitCode> {
     rig.args(["rig", "--timeout", &(seconds + MORE_TIME).to_string(), "--", &soak]);
     rig.args([seconds.to_string(), seed.to_string()]);
     rig.args([if args.keep_size { "keep-size" } else { "boot-size" }, &args.hugepages]);
+    rig.arg(if args.devices { "devices" } else { "none" });
     rig.env("HVB_BIN", hvb).envs(guest.environment()?);
     let status = run(rig)?;
     Ok(ExitCode::from(status))

@@ -1,6 +1,6 @@
 //! The soak, run by `cargo xtask soak`.
 //!
-//! `soak SECONDS SEED boot-size|keep-size off|thp`. A line `stop` on standard input ends it early.
+//! `soak SECONDS SEED boot-size|keep-size off|thp devices|none`. A line `stop` on standard input ends it early.
 
 use std::io;
 use std::process::ExitCode;
@@ -28,14 +28,15 @@ fn main() -> ExitCode {
 }
 
 fn plan(arguments: &[String]) -> Result<Plan> {
-    let [seconds, seed, on_reset, hugepages] = arguments else {
-        bail!("give seconds, seed, size after a reset and huge pages; or run cargo xtask soak")
+    let [seconds, seed, on_reset, hugepages, devices] = arguments else {
+        bail!("wrong number of arguments: run cargo xtask soak")
     };
     Ok(Plan {
         seed: seed.parse()?,
         limit: Limit::Time(Duration::from_secs(seconds.parse()?)),
         keep_size: on_reset == "keep-size",
         hugepages: Some(if hugepages == "off" { "off" } else { "thp" }),
+        devices: devices == "devices",
         progress: true,
     })
 }

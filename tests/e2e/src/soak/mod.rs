@@ -9,9 +9,11 @@
 //! - the checker in the guest has verified all its memory and its file;
 //! - the device's books add up, the guest's `MemTotal` agrees with them, and no fault was counted;
 //! - the host provides no more memory for the guest than the books say;
+//! - with devices, the guest has answered pings and read from its disk what it had stored;
 //! - no machine was reset unexpectedly, `hvb` has logged no problem, and its own memory,
 //!   descriptors, threads and mappings are no more than at the start.
 
+mod devices;
 mod dice;
 mod footprint;
 mod session;
@@ -66,6 +68,8 @@ pub struct Plan {
     pub keep_size: bool,
     /// The backing of the guest's memory, as in [`VmConfig`](crate::VmConfig).
     pub hugepages: Option<&'static str>,
+    /// Whether the machine has a disk and a network card, which the guest uses all the time.
+    pub devices: bool,
     /// Whether to print progress reports.
     pub progress: bool,
 }
@@ -91,6 +95,9 @@ impl Plan {
         }
         if let Some(kind) = self.hugepages {
             command += &format!(" --hugepages {kind}");
+        }
+        if self.devices {
+            command += " --devices";
         }
         command
     }
@@ -150,7 +157,11 @@ impl Soak {
 
     fn step(&mut self, session: &mut Session) -> Result<()> {
         let number = self.next;
-        let step = Step::choose(&mut Dice::new(self.plan.seed, number), session.is_worn_out());
+        let step = Step::choose(
+            &mut Dice::new(self.plan.seed, number),
+            session.is_worn_out(),
+            self.plan.devices,
+        );
         let at = self.begin.elapsed().as_secs_f64();
         if self.trail.len() == TRAIL {
             self.trail.pop_front();
@@ -189,14 +200,15 @@ impl Soak {
         let time = self.begin.elapsed().as_secs();
         format!(
             "soak of {}:{:02} minutes, seed {}: a guest of 2 vCPUs, {} MiB at boot, {} to {} MiB, {} \
-             after a reset",
+             after a reset{}",
             time / 60,
             time % 60,
             self.plan.seed,
             BOOT / MIB,
             LEAST / MIB,
             MOST / MIB,
-            if self.plan.keep_size { "its own size" } else { "boot size" }
+            if self.plan.keep_size { "its own size" } else { "boot size" },
+            if self.plan.devices { ", with a disk and a network card" } else { "" }
         )
     }
 }
@@ -206,7 +218,7 @@ mod tests {
     use super::*;
 
     fn plan(limit: Limit) -> Plan {
-        Plan { seed: 7, limit, keep_size: false, hugepages: None, progress: false }
+        Plan { seed: 7, limit, keep_size: false, hugepages: None, devices: false, progress: false }
     }
 
     #[test]
@@ -228,8 +240,9 @@ mod tests {
     fn the_command_that_repeats_has_all_of_the_plan() {
         assert_eq!(plan(Limit::Steps(20)).command(), "cargo xtask soak --seed 7");
         let mut plan = plan(Limit::Time(Duration::from_secs(600)));
-        (plan.keep_size, plan.hugepages) = (true, Some("off"));
-        let command = "cargo xtask soak --seed 7 --minutes 10 --keep-size --hugepages off";
+        (plan.keep_size, plan.hugepages, plan.devices) = (true, Some("off"), true);
+        let command =
+            "cargo xtask soak --seed 7 --minutes 10 --keep-size --hugepages off --devices";
         assert_eq!(plan.command(), command);
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use qmp::{Client, DynamicMemoryInfo};
 
+use super::devices::Devices;
 use super::footprint::{Footprint, descriptors_and_threads, threads_named};
 use super::steps::{ResetBy, Step};
 use super::tally::Tally;
@@ -52,6 +53,7 @@ const APPEND: &str = "init_on_alloc=0 oops=panic";
 
 pub(super) struct Session {
     vm: Vm,
+    devices: Option<Devices>,
     keep_size: bool,
     seed: u64,
     clients: Vec<Client>,
@@ -66,7 +68,8 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn start(plan: &Plan) -> Result<Self> {
-        let vm = Vm::start(&VmConfig {
+        let devices = plan.devices.then(Devices::new).transpose()?;
+        let mut config = VmConfig {
             cpus: 2,
             memory: BOOT,
             max_memory: Some(MOST),
@@ -75,9 +78,13 @@ impl Session {
             status_report: true,
             append: APPEND,
             ..VmConfig::default()
-        })?;
+        };
+        if let Some(devices) = &devices {
+            devices.give(&mut config);
+        }
         Ok(Self {
-            vm,
+            vm: Vm::start(&config)?,
+            devices,
             keep_size: plan.keep_size,
             seed: plan.seed,
             clients: Vec::new(),
@@ -143,12 +150,16 @@ impl Session {
 
     /// Makes the guest power off, which must be clean.
     pub(super) fn end(self) -> Result<()> {
-        self.vm.power_off()
+        self.vm.power_off()?;
+        self.devices.map_or(Ok(()), Devices::end)
     }
 
     /// Takes one step and makes all checks.
     pub(super) fn take(&mut self, step: &Step, number: u64, tally: &mut Tally) -> Result<()> {
         self.act(step, number, tally)?;
+        if let Some(devices) = &self.devices {
+            devices.check(&mut self.vm)?;
+        }
         self.settle(tally)?;
         self.verify(tally)?;
         self.read_events(tally)?;

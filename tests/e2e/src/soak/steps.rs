@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::devices::MOST_STORED;
 use super::dice::Dice;
 use super::{LEAST, MOST};
 use crate::MIB;
@@ -30,6 +31,9 @@ pub(super) enum Step {
     Reload { midway: Option<u64> },
     /// The machine is reset, with or without a request under way.
     Reset { how: ResetBy, midway: Option<u64> },
+    /// Something else is stored on the disk, and the network is used, perhaps while the guest's size
+    /// changes.
+    Devices { seed: u64, mib: u64, midway: Option<u64> },
 }
 
 /// A client's behaviour.
@@ -68,8 +72,9 @@ impl ResetBy {
     }
 }
 
-/// The kinds of steps, each with its weight and its name in the report.
-const KINDS: [(u64, Kind, &str); 10] = [
+/// The kinds of steps, each with its weight and its name in the report. The last one is for machines with
+/// devices.
+const KINDS: [(u64, Kind, &str); 11] = [
     (34, Kind::Resize, "resize"),
     (16, Kind::ChangeOfMind, "change of mind"),
     (8, Kind::Touch, "touch of free memory"),
@@ -80,6 +85,7 @@ const KINDS: [(u64, Kind, &str); 10] = [
     (9, Kind::Clients, "clients"),
     (5, Kind::Reload, "driver reload"),
     (5, Kind::Reset, "reset"),
+    (15, Kind::Devices, "disk and network"),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,14 +100,16 @@ enum Kind {
     Clients,
     Reload,
     Reset,
+    Devices,
 }
 
 impl Step {
     /// The step that these dice choose. If the guest has lost much memory to drivers that left, it
     /// is a reset, the only useful step for such a guest.
-    pub(super) fn choose(dice: &mut Dice, worn_out: bool) -> Self {
+    pub(super) fn choose(dice: &mut Dice, worn_out: bool, devices: bool) -> Self {
         let kinds = KINDS.map(|(weight, kind, _)| (weight, kind));
-        let kind = dice.weighted(&kinds);
+        let count = kinds.len() - usize::from(!devices);
+        let kind = dice.weighted(&kinds[..count]);
         match if worn_out { Kind::Reset } else { kind } {
             Kind::Resize => Self::Resize { target: target(dice), watched: dice.one_in(4) },
             Kind::ChangeOfMind => {
@@ -126,6 +134,11 @@ impl Step {
                 let ways = [0, 1, 2].map(|n| (weights[n], ResetBy::ALL[n]));
                 Self::Reset { how: dice.weighted(&ways), midway: sometimes(dice) }
             }
+            Kind::Devices => Self::Devices {
+                seed: dice.between(1, 1000),
+                mib: dice.between(1, MOST_STORED),
+                midway: sometimes(dice),
+            },
         }
     }
 
@@ -142,6 +155,7 @@ impl Step {
             Self::Clients(_) => Kind::Clients,
             Self::Reload { .. } => Kind::Reload,
             Self::Reset { .. } => Kind::Reset,
+            Self::Devices { .. } => Kind::Devices,
         };
         KINDS.iter().find(|(_, found, _)| *found == kind).map_or("", |(_, _, name)| name)
     }
@@ -197,6 +211,9 @@ impl fmt::Display for Step {
             Self::Clients(visit) => write!(f, "clients: {visit:?}"),
             Self::Reload { midway } => write!(f, "driver reload{}", Midway(*midway)),
             Self::Reset { how, midway } => write!(f, "{}{}", how.name(), Midway(*midway)),
+            Self::Devices { seed, mib, midway } => {
+                write!(f, "store {mib} MiB of {seed}{}", Midway(*midway))
+            }
             Self::Touch(bytes) => write!(f, "touch of {} MiB", bytes / MIB),
             Self::Queries | Self::Report | Self::BadTargets => f.write_str(self.name()),
         }
@@ -218,13 +235,13 @@ impl fmt::Display for Midway {
 mod tests {
     use super::*;
 
-    fn steps(worn_out: bool) -> Vec<Step> {
-        (0..2000).map(|n| Step::choose(&mut Dice::new(5, n), worn_out)).collect()
+    fn steps(worn_out: bool, devices: bool) -> Vec<Step> {
+        (0..2000).map(|n| Step::choose(&mut Dice::new(5, n), worn_out, devices)).collect()
     }
 
     #[test]
     fn every_kind_of_step_comes_and_so_do_both_ends_of_the_sizes() {
-        let steps = steps(false);
+        let steps = steps(false, true);
         for name in Step::names() {
             assert!(steps.iter().any(|step| step.name() == name), "no {name}");
         }
@@ -239,7 +256,12 @@ mod tests {
     }
 
     #[test]
+    fn what_needs_devices_comes_with_devices_only() {
+        assert!(!steps(false, false).iter().any(|step| matches!(step, Step::Devices { .. })));
+    }
+
+    #[test]
     fn a_worn_out_guest_is_reset() {
-        assert!(steps(true).iter().all(|step| matches!(step, Step::Reset { .. })));
+        assert!(steps(true, true).iter().all(|step| matches!(step, Step::Reset { .. })));
     }
 }

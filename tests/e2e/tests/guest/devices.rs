@@ -3,35 +3,19 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use e2e::debian::{open_qcow2, qcow2};
+use e2e::disk::{ext4, run};
 use e2e::{MIB, Vm, VmConfig, is_long_run};
 use guest_agent::agent::storage::{RECORD, record};
 use rustix::process::Resource;
-use tempfile::TempDir;
 
 /// A guest with disks, whose drivers are loaded.
 fn boot(disks: &[String]) -> Result<Vm> {
     let mut vm = Vm::start(&VmConfig { disks: disks.to_vec(), ..VmConfig::default() })?;
     vm.agent.ask("load devices")?;
     Ok(vm)
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(program).args(arguments).output().context(program.to_owned())?;
-    ensure!(output.status.success(), "{program} {arguments:?}: {output:?}");
-    Ok(())
-}
-
-/// A directory with a raw image of `mib` MiB that holds an empty ext4.
-fn ext4(mib: u64) -> Result<(TempDir, PathBuf)> {
-    let dir = tempfile::tempdir()?;
-    let image = dir.path().join("disk.img");
-    File::create(&image)?.set_len(mib * MIB)?;
-    run("mke2fs", &["-q", "-t", "ext4", &text(&image)])?;
-    Ok((dir, image))
 }
 
 /// The disk in a qcow2 image, as a raw image beside it.

@@ -2,33 +2,20 @@
 //! end of the link, and speaks to the guest's kernel in the few messages that it answers by itself: ICMPv6.
 
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, SocketAddrV6};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use e2e::ping::{ECHO, ECHO_REPLY, GUESTS, MAC, Pinger, link_local, set_up};
 use e2e::tap::Interface;
 use e2e::{MIB, NO_CLEARING, Vm, VmConfig, wait_for};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket};
 
 const OURS: [u8; 6] = [0x52, 0x48, 0, 0, 0, 0x99];
-const GUESTS: [u8; 6] = [0x52, 0x48, 0, 0, 0, 1];
-const MAC: &str = "52:48:00:00:00:01";
 
-/// Types of ICMPv6 messages (RFC 4443, RFC 4861).
-const ECHO: u8 = 128;
-const ECHO_REPLY: u8 = 129;
+/// Types of ICMPv6 messages (RFC 4861).
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 const ICMPV6: u8 = 58;
-
-/// The address that a card has without being told: fe80, and what follows from its Ethernet address
-/// (RFC 4291, appendix A).
-fn link_local([a, b, c, d, e, f]: [u8; 6]) -> [u8; 16] {
-    [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]
-}
 
 /// An Ethernet frame to the guest with an ICMPv6 message.
 fn frame(to: [u8; 16], to_mac: [u8; 6], kind: u8, body: &[u8]) -> Result<Vec<u8>> {
@@ -87,14 +74,6 @@ impl Peer {
     }
 }
 
-/// Switches the guest's card on.
-fn set_up(vm: &mut Vm) -> Result<()> {
-    vm.agent.ask("load devices")?;
-    let mac = vm.agent.ask("cat /sys/class/net/eth0/address")?.lines;
-    ensure!(mac == [MAC], "{mac:?}");
-    vm.agent.ask("write /sys/class/net/eth0/flags 0x1003").map(drop)
-}
-
 /// Finds the guest by its address, and has it answer pings of many sizes.
 fn ping(vm: &mut Vm, peer: &mut Peer) -> Result<()> {
     set_up(vm)?;
@@ -127,44 +106,6 @@ fn the_guest_answers_pings_before_and_after_a_reset() -> Result<()> {
     })?;
     vm.agent.ask("ping")?;
     vm.power_off_after_complaints("its link is gone")
-}
-
-/// The host's end of a tap interface, with which its kernel pings the guest.
-struct Pinger {
-    socket: OwnedFd,
-    guest: SocketAddrV6,
-}
-
-impl Pinger {
-    fn new(tap: &Interface) -> Result<Self> {
-        let socket = socket(AddressFamily::INET6, SocketType::RAW, Some(ipproto::ICMPV6))?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(1)))?;
-        let guest = SocketAddrV6::new(Ipv6Addr::from(link_local(GUESTS)), 0, 0, tap.number()?);
-        Ok(Self { socket, guest })
-    }
-
-    /// Has the guest answer pings of many sizes.
-    fn ping(&self) -> Result<()> {
-        for len in (0..=1400).step_by(200) {
-            let body: Vec<u8> = (0..=255).cycle().take(4 + len).collect();
-            // The kernel computes the checksum.
-            let question = [&[ECHO, 0, 0, 0][..], &body].concat();
-            wait_for("an answer from the guest", || {
-                // No way to the guest before its address and the interface's are known.
-                let _ = sendto(&self.socket, &question, SendFlags::empty(), &self.guest);
-                let mut answer = [0; 2000];
-                while let Ok((received, _)) =
-                    recv(&self.socket, &mut answer[..], RecvFlags::empty())
-                {
-                    if answer[0] == ECHO_REPLY && answer[4..received] == body {
-                        return Ok(Some(()));
-                    }
-                }
-                Ok(None)
-            })?;
-        }
-        Ok(())
-    }
 }
 
 /// Waits for what is told when an interface is gone.

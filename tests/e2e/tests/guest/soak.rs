@@ -56,6 +56,7 @@ fn some_steps_of_the_long_soak_leave_nothing_wrong() -> Result<()> {
         limit: Limit::Steps(14),
         keep_size: false,
         hugepages: None,
+        devices: true,
         progress: false,
     };
     soak::run(&plan, &AtomicBool::new(false))

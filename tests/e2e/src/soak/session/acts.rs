@@ -39,6 +39,14 @@ impl Session {
                 }
                 self.reset(*how, *midway, tally)
             }
+            Step::Devices { seed, mib, midway } => {
+                if let Some(target) = midway {
+                    self.vm.set_target(*target)?;
+                    self.pause(LOOK, tally)?;
+                }
+                let devices = self.devices.as_mut().context("a step for devices")?;
+                devices.store(&mut self.vm, *seed, *mib)
+            }
         }
     }
 
@@ -46,6 +54,9 @@ impl Session {
     pub(super) fn settle_in(&mut self, tally: &mut Tally) -> Result<()> {
         self.seen = DynamicMemoryInfo::default();
         self.settle(tally)?;
+        if let Some(devices) = &self.devices {
+            devices.set_up(&mut self.vm)?;
+        }
         tally.checks.begin_anew();
         self.lost = 0;
         let total = self.vm.agent.meminfo()?.total;
