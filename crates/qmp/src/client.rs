@@ -1,6 +1,7 @@
 //! A blocking QMP client for our server and for QEMU's.
 
 use crate::framer::{FrameError, Framer, parse};
+use crate::kept::KeptEvents;
 use crate::socket::{MAX_PATH_BYTES, connect_within};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt::PeerCredentials};
@@ -8,9 +9,7 @@ use qapi_qmp::VersionInfo;
 use qapi_spec::{Command, ErrorClass};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
-use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -20,13 +19,6 @@ use std::time::{Duration, Instant};
 /// The longest message accepted from a server, in bytes. QEMU's schema, the longest of all, has
 /// about 250 KB.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
-
-/// The most events kept until they are asked for; the oldest are dropped first.
-const MAX_KEPT_EVENTS: usize = 1024;
-
-/// The longest event kept, in bytes of its data; QEMU's longest have a few hundred. The server may
-/// be anyone's and must not fill this process's memory.
-const MAX_KEPT_EVENT_BYTES: usize = 16 << 10;
 
 /// As much is read at a time.
 const READ_BYTES: usize = 4 << 10;
@@ -41,7 +33,9 @@ pub struct Client {
     stream: UnixStream,
     framer: Framer,
     max_message_bytes: usize,
-    events: VecDeque<ReceivedEvent>,
+    events: KeptEvents,
+    /// Why nothing more can be read, after events that came before.
+    fault: Option<ClientError>,
     version: VersionInfo,
     timeout: Duration,
     /// How long a read of the stream waits.
@@ -207,7 +201,7 @@ struct Line {
     id: Value,
     #[serde(rename = "return", default, deserialize_with = "present")]
     answer: Option<Value>,
-    error: Option<Failure>,
+    error: Option<Value>,
 }
 
 /// Tells an answer of null from none.
@@ -248,7 +242,8 @@ impl Client {
             stream,
             framer: Framer::new(max_message_bytes),
             max_message_bytes,
-            events: VecDeque::new(),
+            events: KeptEvents::default(),
+            fault: None,
             version: VersionInfo { qemu: triple(0, 0, 0), package: String::new() },
             timeout,
             waits: timeout,
@@ -305,7 +300,7 @@ impl Client {
                     });
                 }
                 Some(Message::Answer { .. }) => {}
-                Some(Message::Event(event)) => self.keep(event),
+                Some(Message::Event(event)) => self.events.keep(event),
             }
             // A server that says something else all the time has not answered either.
             if Instant::now() >= deadline {
@@ -320,7 +315,7 @@ impl Client {
     /// # Errors
     /// The server closed the connection, or answers what nobody asked.
     pub fn next_event(&mut self, timeout: Duration) -> Result<Option<ReceivedEvent>, ClientError> {
-        if let Some(event) = self.events.pop_front() {
+        if let Some(event) = self.events.pop() {
             return Ok(Some(event));
         }
         let deadline = Instant::now() + timeout;
@@ -337,19 +332,28 @@ impl Client {
     /// The events at hand: those kept, and those that one read brings, which waits for nothing. Answers that
     /// came too late are skipped.
     ///
-    /// However much a server sends, one call takes little of it and little time. This is for programs
-    /// that wait for many servers at a time; what a call leaves makes the client readable again.
+    /// However much a server sends, one call reads little of it. This is for programs that wait for many
+    /// servers at a time; what a call leaves makes the client readable again.
     ///
     /// # Errors
-    /// The server closed the connection, or sends what is no QMP.
+    /// The server closed the connection, or sends what is no QMP. The events before that come first.
     pub fn events_at_hand(&mut self) -> Result<Vec<ReceivedEvent>, ClientError> {
-        let mut events = Vec::from(mem::take(&mut self.events));
-        self.take_framed(&mut events)?;
-        match self.fill(Duration::ZERO) {
-            // The last events come before the end, which the next call finds as well.
-            Err(error) if events.is_empty() => Err(error),
-            _ => self.take_framed(&mut events).map(|()| events),
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
         }
+        let mut events = Vec::new();
+        match self.take_at_hand(&mut events) {
+            Err(fault) if events.is_empty() => return Err(fault),
+            outcome => self.fault = outcome.err(),
+        }
+        Ok(events)
+    }
+
+    fn take_at_hand(&mut self, events: &mut Vec<ReceivedEvent>) -> Result<(), ClientError> {
+        events.extend(std::iter::from_fn(|| self.events.pop()));
+        self.take_framed(events)?;
+        self.fill(Duration::ZERO)?;
+        self.take_framed(events)
     }
 
     fn take_framed(&mut self, events: &mut Vec<ReceivedEvent>) -> Result<(), ClientError> {
@@ -443,16 +447,6 @@ impl Client {
         Ok(())
     }
 
-    fn keep(&mut self, event: ReceivedEvent) {
-        if event.name.len() + event.data.to_string().len() > MAX_KEPT_EVENT_BYTES {
-            return;
-        }
-        if self.events.len() == MAX_KEPT_EVENTS {
-            self.events.pop_front();
-        }
-        self.events.push_back(event);
-    }
-
     fn not_qmp(&self, said: &str) -> ClientError {
         let said = said.chars().take(80).collect();
         ClientError::NotQmp { path: self.path.clone(), said }
@@ -483,12 +477,19 @@ fn value(text: &[u8]) -> Result<Value, Unfit> {
 
 /// What a line from a server is.
 fn message(text: &[u8]) -> Result<Message, Unfit> {
-    match serde_json::from_slice(text) {
-        Ok(Line { event: Some(name), data, .. }) => {
+    // An array would do for the form of a line, too.
+    let line = text.starts_with(b"{").then(|| serde_json::from_slice(text));
+    match line {
+        Some(Ok(Line { event: Some(name), data, .. })) => {
             Ok(Message::Event(ReceivedEvent { name, data }))
         }
-        Ok(Line { id, answer: Some(answer), .. }) => Ok(Message::Answer { id, result: Ok(answer) }),
-        Ok(Line { id, error: Some(error), .. }) => Ok(Message::Answer { id, result: Err(error) }),
+        Some(Ok(Line { id, answer: Some(answer), .. })) => {
+            Ok(Message::Answer { id, result: Ok(answer) })
+        }
+        Some(Ok(Line { id, error: Some(error), .. })) => match Failure::deserialize(&error) {
+            Ok(failure) => Ok(Message::Answer { id, result: Err(failure) }),
+            Err(_) => Err(Unfit::NotQmp(value(text)?)),
+        },
         _ => Err(Unfit::NotQmp(value(text)?)),
     }
 }

@@ -25,6 +25,7 @@ mod dynamic_memory;
 mod event;
 mod framer;
 mod hmp;
+mod kept;
 mod machine;
 mod memory_device;
 mod outbox;

@@ -147,6 +147,36 @@ fn one_read_brings_what_is_at_hand_and_no_more() {
 }
 
 #[test]
+fn events_before_something_bad_come_before_the_error() {
+    for (bad, words) in [
+        ("", "the connection ended"),
+        ("}", "not JSON"),
+        (r#"["X", null, 1, {}, null]"#, r#"["X",null"#),
+        (r#"{"event": 5}"#, r#"{"event":5}"#),
+        (r#"{"id": 7, "error": "x"}"#, r#""error":"x""#),
+    ] {
+        let (_directory, path) = serve(move |mut stream| {
+            let said = format!(r#"{GREETING}{{"return": {{}}, "id": 1}}"#);
+            stream.get_mut().write_all(said.as_bytes()).unwrap();
+            assert!(stream.read_line(&mut String::new()).unwrap() > 0);
+            let said = format!(r#"{{"event": "LAST"}}{bad}"#);
+            stream.get_mut().write_all(said.as_bytes()).unwrap();
+        });
+        let mut client = Client::connect(&path, PATIENCE).unwrap();
+        let mut names = Vec::new();
+        let error = loop {
+            match client.events_at_hand() {
+                Ok(events) => names.extend(events.into_iter().map(|event| event.name)),
+                Err(error) => break error,
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(names, ["LAST"], "{bad}");
+        assert!(error.to_string().contains(words), "{bad}: {error}");
+    }
+}
+
+#[test]
 fn a_server_that_only_sends_events_is_given_up_in_time() {
     let flood = |after: &'static str| {
         serve(move |mut stream| {
