@@ -284,6 +284,13 @@ mod tests {
         // With memory of the pool, the whole is read each time.
         write("900 500", "VmRSS:\t 2000 kB\nHugetlbPages:\t 4096 kB\n");
         assert_eq!(rss(), Some(4096));
+        // So it is where memory was swapped.
+        let swapped = |swap: u32| format!("VmRSS:\t 2000 kB\nVmSwap:\t {swap} kB\n");
+        let mut swap = || Some(reader.read(&[Some(7)]).processes.pop()??.sample.swapped_kib);
+        write("900 499", &swapped(80));
+        assert_eq!(swap(), Some(80));
+        write("900 499", &swapped(70));
+        assert_eq!(swap(), Some(70));
         assert_eq!(reader.read(&[]).processes, []);
         end();
         write("900 750", "VmRSS:\t 3000 kB\n");

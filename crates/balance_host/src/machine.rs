@@ -75,7 +75,12 @@ impl Books {
     fn are_settled(&self) -> bool {
         let info = &self.info;
         let is_there = info.target.is_none_or(|target| target == info.actual);
-        is_there && info.in_flight == 0 && info.held == 0 && info.undiscarded == 0
+        // What the device waits for may be over at any time.
+        is_there
+            && info.waiting.is_none()
+            && info.in_flight == 0
+            && info.held == 0
+            && info.undiscarded == 0
     }
 
     /// Whether they are new enough for a report to need no others.
@@ -401,6 +406,10 @@ mod tests {
             DynamicMemoryInfo { in_flight: 4096, ..info.clone() },
             DynamicMemoryInfo { held: 4096, ..info.clone() },
             DynamicMemoryInfo { undiscarded: 4096, ..info.clone() },
+            DynamicMemoryInfo {
+                waiting: Some("the guest has just booted".to_owned()),
+                ..info.clone()
+            },
         ] {
             assert!(!books(&change).are_settled(), "{change:?}");
         }

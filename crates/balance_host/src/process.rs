@@ -75,15 +75,18 @@ impl Watched {
     /// Reads it; `None` if the process has ended.
     ///
     /// The kernel composes `status` of many things, which takes it several times as long as `statm`, whose few
-    /// numbers change when memory comes, goes or is swapped, unless it is of the pool.
+    /// numbers change when memory comes or goes. Memory of the pool and swapped memory are not among them.
     pub(crate) fn read(&mut self, directory: &Path) -> Option<Figures> {
         let mut buffer = [0; 256];
         let count = self.statm.read_at(&mut buffer, 0).ok()?;
         let statm = buffer.get(..count)?;
         let is_whole = self.reads.is_multiple_of(WHOLE_READS);
         self.reads = self.reads.wrapping_add(1);
-        let is_same =
-            |last: &&Last| !is_whole && last.statm == statm && last.figures.pool == Pool::Ordinary;
+        let is_same = |last: &&Last| {
+            let Figures { sample, pool, .. } = &last.figures;
+            let shows_all = sample.swapped_kib == 0 && *pool == Pool::Ordinary;
+            !is_whole && shows_all && last.statm == statm
+        };
         if let Some(last) = self.last.as_ref().filter(is_same) {
             return Some(last.figures.clone());
         }

@@ -4,7 +4,7 @@ use crate::machine::AttachError;
 
 /// A monitor that wakes the watch without an event more often than this in a second is cut off: with blanks, or
 /// with answers to nothing. Of an honest one, half an event may come first.
-const MAX_EMPTY: u32 = 50;
+const MAX_EMPTY: u32 = 20;
 
 /// The same for events. A monitor that shrinks its guest as fast as it can sends some fifty in a second, but
 /// those of a while may come at one time.

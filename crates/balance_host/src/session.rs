@@ -1,7 +1,7 @@
 //! One VM's monitor, on a thread of its own.
 //!
 //! The thread connects, asks and orders; in between, the [watch](crate::watch) takes the guest's reports. Whatever
-//! the monitor does, it costs this thread only: an answer has a time limit, a message a length, and messages a rate.
+//! the monitor does, nobody waits but this thread: an answer has a time limit, a message a length, messages a rate.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use qmp::{Client, ClientError};
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// The longest message accepted. The longest needed, QEMU's list of devices, has a few KB.
-const MAX_MESSAGE_BYTES: usize = 1 << 20;
+const MAX_MESSAGE_BYTES: usize = 256 << 10;
 
 /// The pauses between attempts to connect double from the first to the last.
 const FIRST_PAUSE_MS: u64 = 250;

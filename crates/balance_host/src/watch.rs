@@ -25,8 +25,8 @@ use crate::rate::Rate;
 /// report is a reason.
 const PERIOD_MS: u64 = 1500;
 
-/// How often the watch looks whom it has not heard of for so long, in milliseconds.
-const SWEEP_MS: u32 = 250;
+/// At least so long lies between two looks for those who have not been heard of for that time.
+const SWEEP_MS: u64 = 250;
 
 /// Where monitors speak one after the other, the watch waits so long for the next ones: to wake up costs it
 /// more than to hear what they say.
@@ -91,13 +91,25 @@ struct Shared {
 }
 
 /// When the watch does what.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Pace {
-    /// When it last heard of somebody.
+    /// When somebody last spoke.
     heard_at_ms: u64,
     /// Monitors speak one after the other.
     is_brisk: bool,
+    /// When to look for those who have not been heard of.
     sweep_at_ms: u64,
+}
+
+impl Pace {
+    /// So many spoke now. A pause that brought no more than one was in vain.
+    const fn heard(&mut self, count: usize, now_ms: u64) {
+        let is_close = now_ms.saturating_sub(self.heard_at_ms) < PAUSE_MS;
+        self.is_brisk = count > 1 || (count == 1 && is_close && !self.is_brisk);
+        if count > 0 {
+            self.heard_at_ms = now_ms;
+        }
+    }
 }
 
 /// A visit that is watched over.
@@ -175,12 +187,12 @@ impl Shared {
             thread::sleep(Duration::from_millis(PAUSE_MS));
         }
         let mut ready = Vec::with_capacity(BATCH);
-        let patience = Timespec { tv_sec: 0, tv_nsec: i64::from(SWEEP_MS) * 1_000_000 };
+        let patience_ms = pace.sweep_at_ms.saturating_sub(clock.now_ms()).min(PERIOD_MS);
+        let patience = Timespec::try_from(Duration::from_millis(patience_ms)).ok();
         // Woken by a signal is woken for nothing.
-        let _ = epoll::wait(&self.poll, spare_capacity(&mut ready), Some(&patience));
+        let _ = epoll::wait(&self.poll, spare_capacity(&mut ready), patience.as_ref());
         let now_ms = clock.now_ms();
-        pace.is_brisk = now_ms.saturating_sub(pace.heard_at_ms) < 2 * PAUSE_MS;
-        pace.heard_at_ms = now_ms;
+        pace.heard(ready.len(), now_ms);
         let mut visits = lock(&self.visits);
         for event in ready {
             // It may have been taken back meanwhile.
@@ -191,10 +203,15 @@ impl Shared {
             }
         }
         if now_ms >= pace.sweep_at_ms {
-            pace.sweep_at_ms = now_ms.saturating_add(u64::from(SWEEP_MS));
-            for watched in visits.values_mut().filter(|watched| watched.visit.is_due(now_ms)) {
-                self.call(watched, Ok(Meaning::Read));
+            let mut next_ms = now_ms.saturating_add(PERIOD_MS);
+            for watched in visits.values_mut() {
+                if watched.visit.is_due(now_ms) {
+                    self.call(watched, Ok(Meaning::Read));
+                } else {
+                    next_ms = next_ms.min(watched.visit.read_at_ms);
+                }
             }
+            pace.sweep_at_ms = next_ms.max(now_ms.saturating_add(SWEEP_MS));
         }
     }
 
@@ -234,5 +251,41 @@ impl Watched {
             return Ok(Meaning::Nothing);
         }
         Ok(meaning)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of so many reports a second, evenly spread, the number of times that the watch wakes up.
+    fn wakes(reports: u64) -> u64 {
+        let at = |report: u64| report * 1000 / reports;
+        let (mut pace, mut taken, mut wakes, mut now) = (Pace::default(), 0, 0, 0);
+        while taken < reports {
+            if pace.is_brisk {
+                now += PAUSE_MS;
+                wakes += 1;
+            }
+            if at(taken) > now {
+                now = at(taken);
+                wakes += 1;
+            }
+            let before = taken;
+            while taken < reports && at(taken) <= now {
+                taken += 1;
+            }
+            pace.heard(usize::try_from(taken - before).unwrap(), now);
+        }
+        wakes
+    }
+
+    #[test]
+    fn many_reports_are_taken_together_and_few_cost_no_more_than_one_wake_each() {
+        assert!(wakes(1) <= 1 && wakes(20) <= 20 && wakes(50) <= 50, "{}", wakes(50));
+        for reports in [60, 70, 100] {
+            assert!(wakes(reports) <= reports + reports / 2, "{reports}: {}", wakes(reports));
+        }
+        assert!(wakes(200) <= 75 && wakes(900) <= 75, "{} {}", wakes(200), wakes(900));
     }
 }

@@ -78,7 +78,7 @@ pub(super) fn run(args: DaemonArgs) -> Result<()> {
     Ok(())
 }
 
-/// A VM takes five descriptors, and the usual limit is made for programs that use `select`.
+/// A VM takes four descriptors, and the usual limit is made for programs that use `select`.
 pub(crate) fn allow_descriptors() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {

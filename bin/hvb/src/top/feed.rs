@@ -1,10 +1,10 @@
 //! Where the figures come from: a balancer that runs, or the machines' monitors.
 
 use std::path::PathBuf;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use balance_host::{Daemon, HostReader, OnExit, Operator, Setup, Status, View, VmStatus};
 use balance_top::Source;
 
@@ -23,7 +23,7 @@ pub(super) enum Feed {
     /// A balancer. The connection is made anew after it failed.
     Balancer { control: PathBuf, connection: Option<Box<Operator>> },
     /// A balancer within this process that decides and changes nothing.
-    Monitors(View),
+    Monitors { view: View, thread: JoinHandle<()> },
 }
 
 impl Feed {
@@ -61,14 +61,14 @@ impl Feed {
         let view = daemon.view();
         // It holds nothing that would have to be given back, so it may end with the process.
         let thread = thread::Builder::new().name("watch".to_owned());
-        thread.spawn(move || daemon.run(|_| {})).context("cannot start a thread")?;
-        Ok(Self::Monitors(view))
+        let thread = thread.spawn(move || daemon.run(|_| {})).context("cannot start a thread")?;
+        Ok(Self::Monitors { view, thread })
     }
 
     pub(super) fn source(&self) -> Source {
         match self {
             Self::Balancer { .. } => Source::Balancer,
-            Self::Monitors(_) => Source::Monitors,
+            Self::Monitors { .. } => Source::Monitors,
         }
     }
 
@@ -76,7 +76,12 @@ impl Feed {
     pub(super) fn status(&mut self) -> Result<Status> {
         match self {
             Self::Balancer { .. } => self.ask(|balancer| Ok(balancer.status()?)),
-            Self::Monitors(view) => loop {
+            Self::Monitors { view, thread } => loop {
+                // It has no end but a panic, whose text is on the standard error.
+                ensure!(
+                    !thread.is_finished(),
+                    "the machines are not asked any more: a defect of hvb"
+                );
                 let status = view.status();
                 if status.decisions > 0 {
                     return Ok(status);
@@ -89,7 +94,7 @@ impl Feed {
     /// Waits for the guests' first reports, where the machines themselves are asked: they come once a
     /// second, and without them no demand is known.
     pub(super) fn settle(&mut self) -> Result<()> {
-        let Self::Monitors(_) = self else { return Ok(()) };
+        let Self::Monitors { .. } = self else { return Ok(()) };
         let deadline = Instant::now() + REPORTS;
         while Instant::now() < deadline {
             let status = self.status()?;
