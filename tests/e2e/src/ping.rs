@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recvfrom, sendto, socket,
+};
 
 use crate::tap::Interface;
 use crate::{Vm, wait_for};
@@ -75,10 +77,15 @@ impl Pinger {
                 // No way to the guest before its address and the interface's are known.
                 let _ = sendto(&self.socket, &question, SendFlags::empty(), &self.guest);
                 let mut answer = [0; 2000];
-                while let Ok((received, _)) =
-                    recv(&self.socket, &mut answer[..], RecvFlags::empty())
+                while let Ok((received, _, from)) =
+                    recvfrom(&self.socket, &mut answer[..], RecvFlags::empty())
                 {
-                    if answer[0] == ECHO_REPLY && answer[4..received] == body {
+                    // The socket receives whatever comes to this host.
+                    let from = from.and_then(|from| SocketAddrV6::try_from(from).ok());
+                    let is_guest = from.is_some_and(|from| {
+                        (from.ip(), from.scope_id()) == (self.guest.ip(), self.guest.scope_id())
+                    });
+                    if is_guest && answer[0] == ECHO_REPLY && answer[4..received] == body {
                         return Ok(Some(()));
                     }
                 }

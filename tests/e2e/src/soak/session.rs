@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use qmp::{Client, DynamicMemoryInfo};
 
-use super::devices::Devices;
+use super::devices::{Devices, MOST_STORED};
 use super::footprint::{Footprint, descriptors_and_threads, threads_named};
 use super::steps::{ResetBy, Step};
 use super::tally::Tally;
@@ -99,6 +99,10 @@ impl Session {
     /// of later steps are compared.
     pub(super) fn warm_up(&mut self, tally: &mut Tally) -> Result<()> {
         self.settle_in(tally)?;
+        if self.devices.is_some() {
+            let step = Step::Devices { seed: self.seed, mib: MOST_STORED, midway: None };
+            self.take(&step, 0, tally).with_context(|| step.to_string())?;
+        }
         for step in [
             Step::Resize { target: MOST, watched: true },
             Step::Touch(128 * MIB),

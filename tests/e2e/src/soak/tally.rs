@@ -196,7 +196,7 @@ impl Tally {
             ("descriptors", (|f| f.descriptors) as fn(&Footprint) -> u64),
             ("threads", |f| f.threads),
             ("mappings", |f| f.mappings),
-            ("mappings for the guest", |f| f.guest_mappings),
+            ("mappings, guest", |f| f.guest_mappings),
         ] {
             let (start, end, most) = (of(&start), of(&end), of(&host.most));
             row(&format!("hvb's {name}"), format!("start {start}, end {end}, most {most}"))?;
