@@ -30,7 +30,7 @@ const SWEEP_MS: u64 = 250;
 
 /// Where monitors speak one after the other, the watch waits so long for the next ones: to wake up costs it
 /// more than to hear what they say.
-const PAUSE_MS: u64 = 14;
+const PAUSE_MS: u64 = 12;
 
 /// At most so many monitors that have something to say are taken at a time.
 const BATCH: usize = 64;
@@ -286,6 +286,6 @@ mod tests {
         for reports in [60, 70, 100] {
             assert!(wakes(reports) <= reports + reports / 2, "{reports}: {}", wakes(reports));
         }
-        assert!(wakes(200) <= 75 && wakes(900) <= 75, "{} {}", wakes(200), wakes(900));
+        assert!(wakes(200) <= 90 && wakes(900) <= 90, "{} {}", wakes(200), wakes(900));
     }
 }
