@@ -96,7 +96,9 @@ impl Framer {
             self.text.clear();
             self.text.shrink_to(KEPT_BYTES);
         }
-        while let Some(&byte) = self.input.get(self.taken) {
+        loop {
+            self.take_plain();
+            let &byte = self.input.get(self.taken)?;
             self.taken += 1;
             match self.step(byte) {
                 None => {}
@@ -104,7 +106,18 @@ impl Framer {
                 Some(Err(error)) => return Some(Err(error)),
             }
         }
-        None
+    }
+
+    /// Takes at once what stands in a string and means only itself, within the limit.
+    fn take_plain(&mut self) {
+        if !matches!(self.state, State::Text { escaped: false, .. }) {
+            return;
+        }
+        let rest = self.input.get(self.taken..).unwrap_or_default();
+        let room = self.limit.saturating_sub(self.text.len());
+        let plain = rest.iter().take(room).take_while(|byte| is_plain(**byte)).count();
+        self.text.extend(rest.iter().take(plain));
+        self.taken += plain;
     }
 
     fn step(&mut self, byte: u8) -> Option<Result<(), FrameError>> {
@@ -229,6 +242,11 @@ impl Framer {
         self.depth = 0;
         mem::take(&mut self.text)
     }
+}
+
+/// Whether a byte in a string neither ends it nor is treated in any other way.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, 0x20..0xFE) && !matches!(byte, b'"' | b'\'' | b'\\')
 }
 
 /// The value in a text.

@@ -14,6 +14,7 @@ use crate::event::{Event, EventSender};
 use crate::machine::Machine;
 use crate::outbox::{Outbox, Queued};
 use crate::socket::{Listener, ServerError};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 use serde_json::json;
 use std::io::{self, Read, Write};
@@ -379,6 +380,7 @@ fn read_loop(connection: &Connection, mut conversation: Conversation) {
     }
     let mut buffer = [0; 4096];
     loop {
+        wait_for_input(&connection.stream);
         match (&connection.stream).read(&mut buffer) {
             Ok(0) => return,
             Ok(count) => conversation.push(&buffer[..count]),
@@ -391,6 +393,14 @@ fn read_loop(connection: &Connection, mut conversation: Conversation) {
             }
         }
     }
+}
+
+/// Waits until there is something to read. A thread that waits in a read would also be woken each time the
+/// client takes something that was written to it.
+fn wait_for_input(stream: &UnixStream) {
+    let mut watched = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    // The read finds out what is wrong.
+    let _ = poll(&mut watched, PollTimeout::NONE);
 }
 
 fn write_loop(connection: &Connection) -> io::Result<()> {

@@ -240,7 +240,7 @@ fn qmp_accept() -> Rules {
 /// Executes commands: they go to other threads. The dump of the flight recorder asks the vCPUs.
 fn qmp_read() -> Rules {
     // The figures for `resident` are in a file.
-    reads_a_socket().and(&kicks_vcpus()).allow([Sysno::pread64, Sysno::shutdown])
+    reads_a_socket().and(&kicks_vcpus()).allow([Sysno::poll, Sysno::pread64, Sysno::shutdown])
 }
 
 fn qmp_write() -> Rules {
