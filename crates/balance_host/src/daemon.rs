@@ -32,9 +32,6 @@ const FIND_MS: u64 = 2000;
 /// is not known yet looks free.
 const MEET_MS: u64 = 2000;
 
-/// Reports that arrive within this time are answered by one decision.
-const PAUSE: Duration = Duration::from_millis(2);
-
 /// How long the end waits for VMs to be told their last size.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -216,12 +213,7 @@ impl Daemon {
         let mut find_at_ms = 0_u64;
         loop {
             let left_ms = next_ms.saturating_sub(self.clock.now_ms());
-            let mut calls = self.bell.wait(Duration::from_millis(left_ms));
-            if calls.decide && !calls.end {
-                thread::sleep(PAUSE);
-                let more = self.bell.wait(Duration::ZERO);
-                (calls.reload, calls.end) = (calls.reload || more.reload, calls.end || more.end);
-            }
+            let calls = self.bell.wait(Duration::from_millis(left_ms));
             if calls.end {
                 break;
             }

@@ -279,8 +279,8 @@ mod tests {
         assert_eq!(rss(), Some(2000));
         // A change that `statm` does not show is seen with the next reading of the whole.
         write("900 500", "VmRSS:\t 2000 kB\nHugetlbPages:\t 2048 kB\n");
-        let seen: Vec<_> = std::iter::from_fn(&mut rss).take(20).collect();
-        assert_eq!((seen[0], seen[19]), (2000, 2048));
+        let seen: Vec<_> = std::iter::from_fn(&mut rss).take(40).collect();
+        assert_eq!((seen[0], seen[39]), (2000, 2048));
         // With memory of the pool, the whole is read each time.
         write("900 500", "VmRSS:\t 2000 kB\nHugetlbPages:\t 4096 kB\n");
         assert_eq!(rss(), Some(4096));

@@ -63,7 +63,7 @@ struct Last {
 }
 
 /// A process is read whole as often as every so many times, even if its `statm` says that nothing has changed.
-const WHOLE_READS: u32 = 10;
+const WHOLE_READS: u32 = 20;
 
 impl Watched {
     /// Begins with what is in the directory of a process; `None` if it has ended.
