@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
-use std::{fs, io, thread};
+use std::time::Duration;
+use std::{io, thread};
 
 use balancer::HostSample;
 use qmp::{Server, ServerError};
@@ -12,12 +12,13 @@ use qmp::{Server, ServerError};
 use crate::board::{Bell, Clock, lock};
 use crate::control::Control;
 use crate::core::{Core, Order, VmInput};
-use crate::finder::{BadPattern, Found, find};
+use crate::finder::{BadPattern, Finder, Found, find};
 use crate::host::HostReader;
 use crate::process::Figures;
 use crate::reading::{Link, Stamped};
 use crate::record::{RecordError, Recorder};
 use crate::session::{Common, Session};
+use crate::stamp::FileStamp;
 use crate::view::View;
 use crate::watch::Watch;
 use crate::wish::Configuration;
@@ -106,6 +107,7 @@ pub struct Daemon {
     file: Option<PathBuf>,
     stamp: Option<FileStamp>,
     patterns: Vec<String>,
+    finder: Finder,
     dry_run: bool,
     on_exit: OnExit,
     reader: HostReader,
@@ -141,18 +143,6 @@ impl Handle {
     }
 }
 
-/// What changes when a file does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileStamp(Option<SystemTime>, u64, u64);
-
-impl FileStamp {
-    fn of(file: &Path) -> Option<Self> {
-        use std::os::unix::fs::MetadataExt;
-        let data = fs::metadata(file).ok()?;
-        Some(Self(data.modified().ok(), data.len(), data.ino()))
-    }
-}
-
 impl Daemon {
     /// Reads the configuration and listens on the control socket, if there is to be one.
     ///
@@ -181,6 +171,7 @@ impl Daemon {
             file,
             stamp,
             patterns,
+            finder: Finder::default(),
             dry_run,
             on_exit,
             reader: host,
@@ -258,6 +249,7 @@ impl Daemon {
         match loaded {
             Ok(configuration) => {
                 self.patterns.clone_from(&configuration.patterns);
+                self.finder = Finder::default();
                 lock(&self.core).configure(configuration);
                 tracing::info!("the configuration was read again");
             }
@@ -269,8 +261,10 @@ impl Daemon {
 
     /// Attaches to new sockets, and lets go of those that are gone.
     fn find(&mut self) {
-        let found = match find(&self.patterns) {
-            Ok(found) => found,
+        self.vms.retain(|_, vm| !vm.session.has_ended());
+        let found = match self.finder.look(&self.patterns) {
+            Ok(Some(found)) => found,
+            Ok(None) => return,
             // It was checked when it was read.
             Err(error) => return tracing::error!("{error}"),
         };
@@ -284,7 +278,6 @@ impl Daemon {
                 Some(_) => {}
             }
         }
-        self.vms.retain(|_, vm| !vm.session.has_ended());
         for (socket, found) in found {
             if let Some(vm) = self.vms.get_mut(&socket) {
                 // Another socket may have made its name ambiguous.

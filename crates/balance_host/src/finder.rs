@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 use std::{fs, iter};
+
+use crate::stamp::FileStamp;
 
 /// The most VMs of a host. Each has a thread.
 const MAX_VMS: usize = 4096;
@@ -28,6 +31,47 @@ pub struct Found {
 pub struct BadPattern {
     pattern: String,
     reason: &'static str,
+}
+
+/// Looks for sockets again and again, and only where something may have changed.
+#[derive(Debug, Default)]
+pub(crate) struct Finder {
+    /// The patterns' directories at the last look.
+    seen: Option<Vec<FileStamp>>,
+    looks: u32,
+}
+
+/// As often as every so many times, the finder looks whatever the directories say: what a symbolic link leads to
+/// changes elsewhere.
+const WHOLE_LOOKS: u32 = 5;
+
+/// A directory that changed less than this ago may change again within the same time stamp.
+const REST: Duration = Duration::from_secs(1);
+
+impl Finder {
+    /// As [`find`]; `None` if nothing has changed since the last call.
+    pub(crate) fn look(
+        &mut self,
+        patterns: &[String],
+    ) -> Result<Option<BTreeMap<PathBuf, Found>>, BadPattern> {
+        let is_whole = self.looks.is_multiple_of(WHOLE_LOOKS);
+        self.looks = self.looks.wrapping_add(1);
+        let seen: Option<Vec<_>> = patterns.iter().map(|pattern| stamp(pattern)).collect();
+        if !is_whole && seen.is_some() && seen == self.seen {
+            return Ok(None);
+        }
+        self.seen = seen;
+        find(patterns).map(Some)
+    }
+}
+
+/// That of the directory of a pattern, unless it is a pattern as well, does not exist or has just changed.
+fn stamp(pattern: &str) -> Option<FileStamp> {
+    let (directory, _) = pattern.rsplit_once('/')?;
+    if directory.is_empty() || directory.contains(WILD) {
+        return None;
+    }
+    FileStamp::of(Path::new(directory)).filter(|stamp| stamp.has_rested(REST))
 }
 
 /// The sockets that match any of the patterns, by path.
@@ -136,6 +180,7 @@ mod tests {
     use std::ffi::OsStr;
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
+    use std::time::SystemTime;
 
     #[test]
     fn names_are_what_stands_for_the_wildcards() {
@@ -165,6 +210,32 @@ mod tests {
         assert_eq!(names(&[pattern("*.sock"), pattern("a.*")]), ["sock", "b"], "the last names");
         let both = names(&[pattern("*.sock"), pattern("sub/*.sock")]);
         assert_eq!(both, [pattern("a.sock"), "b".to_owned(), pattern("sub/a.sock")]);
+    }
+
+    #[test]
+    fn a_directory_that_rests_is_not_read_again_before_it_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let _socket = UnixListener::bind(at("a.sock")).unwrap();
+        let patterns = [at("*.sock").to_str().unwrap().to_owned()];
+        let mut finder = Finder::default();
+        let mut count = || finder.look(&patterns).unwrap().map(|found| found.len());
+        assert_eq!([count(), count(), count()], [Some(1); 3], "it has just changed");
+        let rests = || {
+            let then = SystemTime::now() - 2 * REST;
+            fs::File::open(directory.path()).unwrap().set_modified(then).unwrap();
+        };
+        rests();
+        let counts: Vec<_> =
+            std::iter::repeat_with(&mut count).take(3 * WHOLE_LOOKS as usize).collect();
+        assert_eq!(counts[0], Some(1));
+        assert_eq!(counts.iter().flatten().count(), 4, "and each fifth time");
+        let _other = UnixListener::bind(at("b.sock")).unwrap();
+        assert_eq!(count(), Some(2));
+
+        let anywhere = [at("../*/*.sock").to_str().unwrap().to_owned()];
+        let mut finder = Finder::default();
+        assert!((0..9).all(|_| finder.look(&anywhere).unwrap().is_some()));
     }
 
     #[test]

@@ -32,6 +32,7 @@ mod reading;
 mod record;
 mod replay;
 mod session;
+mod stamp;
 mod status;
 mod view;
 mod watch;

@@ -67,7 +67,7 @@ struct Books {
 }
 
 /// Books that no event has changed are asked for this often.
-const BOOKS_MS: u64 = 30_000;
+const BOOKS_MS: u64 = 60_000;
 
 impl Books {
     /// Whether nothing is under way. From here on, each change of the size is told by an event; what else
