@@ -30,7 +30,7 @@ const SWEEP_MS: u64 = 250;
 
 /// Where monitors speak one after the other, the watch waits so long for the next ones: to wake up costs it
 /// more than to hear what they say.
-const PAUSE_MS: u64 = 16;
+const PAUSE_MS: u64 = 14;
 
 /// At most so many monitors that have something to say are taken at a time.
 const BATCH: usize = 64;
