@@ -183,7 +183,10 @@ impl SlotState {
         let (used_kib, actual_kib) = usage(&reading);
         let is_urgent = self.seen_kib.is_none_or(|(seen_used, seen_actual)| {
             let worth = worth_kib(actual_kib);
-            used_kib.saturating_sub(seen_used) >= worth || actual_kib.abs_diff(seen_actual) >= worth
+            let more_kib = used_kib.saturating_sub(seen_used);
+            // What it needs beyond the last page does not show, so little more may be much more.
+            let is_at_its_end = more_kib > 0 && used_kib >= actual_kib - actual_kib / 16;
+            is_at_its_end || more_kib >= worth || actual_kib.abs_diff(seen_actual) >= worth
         });
         let last = self.reading.replace(reading).and_then(|reading| reading.report);
         let report = self.reading.as_ref().and_then(|reading| reading.report);
@@ -280,6 +283,15 @@ mod tests {
         assert!(state.publish(reading(2 * GIB, GIB / 2, 0)), "nobody has looked");
         state.seen();
         assert!(state.publish(reading(GIB, GIB / 2, 0)), "memory was freed");
+        state.seen();
+        let little = 32 << 10;
+        assert!(state.publish(reading(little, little / 4, 0)), "its size changed");
+        state.seen();
+        assert!(!state.publish(reading(little, little / 5, 0)));
+        assert!(state.publish(reading(little, little / 20, 0)), "little is left of little");
+        state.seen();
+        assert!(!state.publish(reading(little, little / 20, 0)), "as before");
+        state.publish(reading(GIB, GIB / 2, 0));
         state.seen();
         assert!(state.publish(reading(GIB, GIB / 2, 1)), "the guest pages");
     }

@@ -33,6 +33,9 @@ const FIND_MS: u64 = 2000;
 /// is not known yet looks free.
 const MEET_MS: u64 = 2000;
 
+/// At least so long lies between two decisions. One that follows others in a hurry is for all that came meanwhile.
+const GAP_MS: u64 = 5;
+
 /// How long the end waits for VMs to be told their last size.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -202,9 +205,16 @@ impl Daemon {
         notify(Notice::Ready);
         let mut next_ms = 0_u64;
         let mut find_at_ms = 0_u64;
+        let mut decided_at_ms = 0_u64;
         loop {
             let left_ms = next_ms.saturating_sub(self.clock.now_ms());
-            let calls = self.bell.wait(Duration::from_millis(left_ms));
+            let mut calls = self.bell.wait(Duration::from_millis(left_ms));
+            let gap_ms = decided_at_ms.saturating_add(GAP_MS).saturating_sub(self.clock.now_ms());
+            if calls.decide && !calls.end && gap_ms > 0 {
+                thread::sleep(Duration::from_millis(gap_ms));
+                let more = self.bell.wait(Duration::ZERO);
+                (calls.reload, calls.end) = (calls.reload || more.reload, calls.end || more.end);
+            }
             if calls.end {
                 break;
             }
@@ -228,6 +238,7 @@ impl Daemon {
             }
             if now_ms >= MEET_MS || self.has_met_all() {
                 self.decide();
+                decided_at_ms = self.clock.now_ms();
             }
         }
         notify(Notice::Ending);
