@@ -142,6 +142,7 @@ mod tests {
             ("proc/pressure/memory", "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"),
             ("proc/7/comm", "qemu-system-x86\n"),
             ("proc/7/status", "Name:\tqemu\nVmRSS:\t 1 kB\n"),
+            ("proc/7/statm", "1 1 1 1 0 1 0\n"),
             ("proc/7/cgroup", "0::/machine.slice/a\n"),
             ("proc/8/comm", "bash\n"),
             ("sys/fs/cgroup/cgroup.controllers", "memory\n"),
