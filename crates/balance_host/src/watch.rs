@@ -157,16 +157,12 @@ impl Watch {
     ) -> Result<(Visit, Meaning), AttachError> {
         let shared = &self.shared;
         let token = shared.last_token.fetch_add(1, Ordering::Relaxed);
-        let watched = Watched { visit, slot: Arc::clone(slot), outcome: None };
         {
+            // Whatever the monitor says from here on is looked for under the token.
             let mut visits = lock(&shared.visits);
-            let Watched { visit, .. } = visits.entry(token).or_insert(watched);
-            let added =
-                epoll::add(&shared.poll, &visit.client, EventData::new_u64(token), EventFlags::IN);
-            if let Err(error) = added {
-                visits.remove(&token);
-                return Err(AttachError::Unfit(format!("cannot wait for its monitor: {error}")));
-            }
+            epoll::add(&shared.poll, &visit.client, EventData::new_u64(token), EventFlags::IN)
+                .map_err(|e| AttachError::Unfit(format!("cannot wait for its monitor: {e}")))?;
+            visits.insert(token, Watched { visit, slot: Arc::clone(slot), outcome: None });
         }
         slot.wait(None);
         let watched = lock(&shared.visits).remove(&token);
@@ -235,9 +231,6 @@ impl Shared {
 impl Watched {
     /// Takes what the monitor has said; what is left to do.
     fn take(&mut self, now_ms: u64, bell: &Bell) -> Result<Meaning, AttachError> {
-        if self.outcome.is_some() {
-            return Ok(Meaning::Nothing);
-        }
         let visit = &mut self.visit;
         let Some(meaning) = visit.take_events(now_ms)? else {
             visit.rate.empty(now_ms)?;
