@@ -197,14 +197,20 @@ fn a_return_nobody_confirms_counts_as_done() {
     assert!(driver.ring.is_empty());
 }
 
-/// A guest that stands still finds the request as it was.
-#[test]
-fn a_return_of_which_a_part_was_read_late_goes_on() {
+/// A driver whose guest has not read all of a return in time.
+fn stuck_return() -> Driver {
     let mut driver = Driver::ready();
     give_scattered(&mut driver, 1200);
     driver.ring_is_full = true;
     driver.set_target(RAM_PAGES);
     driver.wait(UNBALLOON_TIMEOUT);
+    driver
+}
+
+/// A guest that stands still finds the request as it was.
+#[test]
+fn a_return_of_which_a_part_was_read_late_goes_on() {
+    let mut driver = stuck_return();
     assert_eq!(
         (driver.state(), driver.actual()),
         (StateName::Unballooning, RAM_PAGES - 692),
@@ -223,11 +229,7 @@ fn a_return_of_which_a_part_was_read_late_goes_on() {
 
 #[test]
 fn a_new_target_gives_a_return_that_is_stuck_more_time_and_its_end_is_told_again() {
-    let mut driver = Driver::ready();
-    give_scattered(&mut driver, 1200);
-    driver.ring_is_full = true;
-    driver.set_target(RAM_PAGES);
-    driver.wait(UNBALLOON_TIMEOUT);
+    let mut driver = stuck_return();
     driver.notices.clear();
     driver.set_target(RAM_PAGES);
     driver.wait(UNBALLOON_TIMEOUT / 2);
