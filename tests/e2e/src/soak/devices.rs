@@ -1,6 +1,6 @@
 //! A disk and a network card, for a soak with devices.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::config::VmConfig;
@@ -21,7 +21,8 @@ const FILE: &str = "/disk/file";
 pub(super) struct Devices {
     tap: Interface,
     pinger: Pinger,
-    dir: TempDir,
+    /// With the image, and deleted with this.
+    _dir: TempDir,
     image: String,
     /// The seed and the size in MiB of what the guest has safe on its disk.
     stored: Option<(u64, u64)>,
@@ -33,7 +34,7 @@ impl Devices {
         let (dir, image) = disk::ext4(DISK)?;
         let tap = Interface::new("hvbsoak")?;
         let pinger = Pinger::new(&tap)?;
-        Ok(Self { tap, pinger, dir, image: image.display().to_string(), stored: None })
+        Ok(Self { tap, pinger, _dir: dir, image: image.display().to_string(), stored: None })
     }
 
     /// Gives them to a machine.
@@ -55,7 +56,7 @@ impl Devices {
         self.stored = None;
         vm.agent.ask(&format!("store {FILE} {seed} {mib}"))?;
         self.stored = Some((seed, mib));
-        self.check(vm)
+        Ok(())
     }
 
     /// The guest answers pings, and reads from its disk what it stored.
@@ -70,8 +71,6 @@ impl Devices {
     /// The file system is whole, after the end of the machine.
     pub(super) fn end(self) -> Result<()> {
         disk::run("e2fsck", &["-p", "-E", "journal_only", &self.image])?;
-        disk::run("e2fsck", &["-fn", &self.image])?;
-        ensure!(self.dir.path().exists(), "the disk is gone");
-        Ok(())
+        disk::run("e2fsck", &["-fn", &self.image])
     }
 }
